@@ -1,0 +1,53 @@
+# Every target works alone in a fresh clone: it installs what it needs first, and only when the lists changed.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := .venv/.installed-run
+DEV := .venv/.installed-dev
+SOURCES := packages/sie-sdk/src packages/sie-server/src
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench parity quality clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+install: $(RUN) ## fill .venv with the server, the client and the demo
+	@echo "Installed. Next: make demo"
+
+demo: $(RUN) ## rerank keyword search results with a local server
+	@$(BIN)/python examples/demo/demo.py $(ARGS)
+
+test: $(DEV) ## run all tests (ARGS="-k name" picks some)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV) ## formatting, lint, types and import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+
+format: $(DEV) ## format the code and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(DEV) ## measure latency and throughput
+	$(BIN)/python bench/speed.py $(ARGS)
+
+parity: $(DEV) ## compare scores with the reference implementations
+	$(BIN)/python -m pytest tests/parity $(ARGS)
+
+quality: $(DEV) ## measure ranking quality on the evaluation sets
+	$(BIN)/python bench/quality.py $(ARGS)
+
+clean: ## remove caches and build outputs; .venv stays
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache bench/out packages/*/dist packages/*/build
+	find packages examples tests bench training scripts -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examples/demo/requirements.txt scripts/install scripts/install_torch.py
+	@PYTHON="$(PYTHON)" scripts/install run
+	@touch $@
+
+$(DEV): $(RUN) requirements-dev.txt
+	@PYTHON="$(PYTHON)" scripts/install dev
+	@touch $@
