@@ -1,0 +1,226 @@
+"""The endpoints: for each, the request to send and how to read its answer. Pure; used by both clients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+from urllib.parse import quote
+
+from sie_sdk.codec import JSON, MSGPACK, CodecError, decode_body, encode_body
+from sie_sdk.errors import ProtocolError, RequestError
+from sie_sdk.flow import Reply, Request
+from sie_sdk.types import EncodeResult, ItemLike, ModelInfo, OutputDtype, OutputType, ScoreResult
+
+T = TypeVar("T")
+log = logging.getLogger("sie_sdk")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A request and the reader of its 200 answer, which raises ProtocolError.
+
+    timeout, deadline: seconds for this call only; None takes the client's.
+    """
+
+    request: Request
+    read: Callable[[Reply], T]
+    timeout: float | None = None
+    deadline: float | None = None
+
+
+def score(
+    model: str,
+    query: ItemLike,
+    items: Sequence[ItemLike],
+    *,
+    instruction: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    deadline: float | None = None,
+) -> Call[ScoreResult]:
+    """POST /v1/score/{model}. Raises RequestError for what can be told before sending."""
+    body: dict[str, Any] = {"query": _item(query, "query"), "items": _items(items)}
+    body |= _present(instruction=instruction, options=None if options is None else dict(options))
+    return Call(_post("score", model, body), _read_score, timeout, deadline)
+
+
+def encode(
+    model: str,
+    items: ItemLike | Sequence[ItemLike],
+    *,
+    output_types: Sequence[OutputType] | None = None,
+    output_dtype: OutputDtype | None = None,
+    instruction: str | None = None,
+    is_query: bool | None = None,
+    options: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    deadline: float | None = None,
+) -> Call[list[EncodeResult]]:
+    """POST /v1/encode/{model}; one result per item, in order. Raises RequestError as `score` does."""
+    wanted = [items] if isinstance(items, Mapping) else items
+    if isinstance(output_types, str):
+        raise RequestError(f"output_types is a string; pass a list: [{output_types!r}]", code="INVALID_INPUT")
+    params = _present(
+        output_types=None if output_types is None else list(output_types),
+        output_dtype=output_dtype,
+        instruction=instruction,
+        options=dict(options or {}) | _present(is_query=is_query) or None,
+    )
+    body: dict[str, Any] = {"items": _items(wanted)} | _present(params=params or None)
+    count = len(body["items"])
+    return Call(_post("encode", model, body), lambda reply: _read_encode(reply, count), timeout, deadline)
+
+
+def list_models(*, timeout: float | None = None, deadline: float | None = None) -> Call[list[ModelInfo]]:
+    """GET /v1/models."""
+    return Call(Request("GET", "/v1/models", JSON), _read_models, timeout, deadline)
+
+
+def get_model(model: str, *, timeout: float | None = None, deadline: float | None = None) -> Call[ModelInfo]:
+    """GET /v1/models/{model}."""
+    return Call(Request("GET", f"/v1/models/{_model_path(model)}", JSON), _read_model, timeout, deadline)
+
+
+# ── requests ────────────────────────────────────────────────────────────────────────────────
+
+
+def _post(verb: str, model: str, body: Mapping[str, Any]) -> Request:
+    path = f"/v1/{verb}/{_model_path(model)}"
+    try:
+        return Request("POST", path, MSGPACK, encode_body(body), MSGPACK)
+    except CodecError as exc:
+        raise RequestError(f"the request cannot be sent: {exc}", code="INVALID_INPUT") from exc
+
+
+def _model_path(model: str) -> str:
+    """Slashes stay, as in `org/name`; `:` names an adapter."""
+    if not isinstance(model, str):
+        raise RequestError(f"model is a {type(model).__name__}; pass its id, a string", code="INVALID_INPUT")
+    if any(part in ("", ".", "..") for part in model.split("/")):
+        raise RequestError(
+            f"{model!r} is not a model id", code="INVALID_INPUT"
+        )  # it would reach another route
+    return quote(model, safe="/:", errors="replace")
+
+
+def _items(items: Iterable[ItemLike]) -> list[dict[str, Any]]:
+    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+        raise RequestError(
+            f"items is a {type(items).__name__}; pass a list: [Item(text=...), ...]", code="INVALID_INPUT"
+        )
+    checked = [_item(item, f"items[{index}]") for index, item in enumerate(items)]
+    if not checked:
+        raise RequestError("items is empty; pass at least one Item(text=...)", code="INVALID_INPUT")
+    return checked
+
+
+def _item(item: Any, where: str) -> dict[str, Any]:
+    if isinstance(item, Mapping):
+        return dict(item)
+    raise RequestError(f"{where} is a {type(item).__name__}; pass Item(text=...)", code="INVALID_INPUT")
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    """Without the ones that are None: on the wire, nil and absent are equal."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# ── answers ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _body(reply: Reply, media_type: str) -> dict[str, Any]:
+    try:
+        value = decode_body(reply.body, media_type)
+    except CodecError as exc:
+        found = reply.headers.get("content-type", "none")
+        raise _broken(
+            reply, f"the answer is not valid {media_type} ({exc}); its content type: {found}"
+        ) from exc
+    if not isinstance(value, dict):
+        raise _broken(reply, f"the answer is a {type(value).__name__}, not a map")
+    return value
+
+
+def _broken(reply: Reply, message: str) -> ProtocolError:
+    return ProtocolError(message, status=reply.status, request_id=reply.request_id)
+
+
+def _get(reply: Reply, mapping: Any, key: str, kinds: tuple[type, ...], where: str = "") -> Any:
+    """`mapping[key]`, of one of `kinds`. A bool is not a number here."""
+    if not isinstance(mapping, dict):
+        raise _broken(reply, f"`{where.rstrip('.')}` is a {type(mapping).__name__}, not a map")
+    if key not in mapping:
+        raise _broken(reply, f"the answer has no `{where}{key}`")
+    value = mapping[key]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise _broken(reply, f"`{where}{key}` is a {type(value).__name__}, not {names}")
+    return value
+
+
+def _read_score(reply: Reply) -> ScoreResult:
+    body = _body(reply, MSGPACK)
+    _get(reply, body, "model", (str,))
+    for index, entry in enumerate(_get(reply, body, "scores", (list,))):
+        where = f"scores[{index}]."
+        _get(reply, entry, "item_id", (str, type(None)), where)
+        _get(reply, entry, "score", (float, int), where)
+        _get(reply, entry, "rank", (int,), where)
+    return cast(ScoreResult, body | _present(request_id=reply.request_id))
+
+
+def _read_encode(reply: Reply, count: int) -> list[EncodeResult]:
+    body = _body(reply, MSGPACK)
+    items = _get(reply, body, "items", (list,))
+    if len(items) != count:
+        raise _broken(reply, f"{len(items)} results for {count} items")
+    for warning in body.get("warnings") or ():
+        log.warning("encode: %s", warning)  # the results are bare vectors and have no place for it
+    return [_read_vectors(reply, item, f"items[{index}].") for index, item in enumerate(items)]
+
+
+def _read_vectors(reply: Reply, item: Any, where: str) -> EncodeResult:
+    """Each `{"dims", "dtype", "values"}` becomes its values."""
+    if not isinstance(item, dict):
+        raise _broken(reply, f"`{where.rstrip('.')}` is a {type(item).__name__}, not a map")
+    result = item | _present(request_id=reply.request_id)
+    for kind, parts, ndim in (
+        ("dense", ("values",), 1),
+        ("multivector", ("values",), 2),
+        ("sparse", ("indices", "values"), 1),
+    ):
+        if item.get(kind) is None:
+            result.pop(kind, None)
+            continue
+        vector = _get(reply, item, kind, (dict,), where)
+        arrays = {part: _array(reply, vector, part, f"{where}{kind}.", ndim) for part in parts}
+        result[kind] = arrays if kind == "sparse" else arrays["values"]
+    return cast(EncodeResult, result)
+
+
+def _array(reply: Reply, vector: dict[str, Any], part: str, where: str, ndim: int) -> Any:
+    import numpy as np
+
+    array = _get(reply, vector, part, (np.ndarray,), where)
+    if array.ndim != ndim:
+        raise _broken(reply, f"`{where}{part}` has shape {array.shape}; expected {ndim} dimensions")
+    return array
+
+
+def _read_model(reply: Reply) -> ModelInfo:
+    return _checked_model(reply, _body(reply, JSON), "")
+
+
+def _read_models(reply: Reply) -> list[ModelInfo]:
+    models = _get(reply, _body(reply, JSON), "models", (list,))
+    return [_checked_model(reply, model, f"models[{index}].") for index, model in enumerate(models)]
+
+
+def _checked_model(reply: Reply, model: Any, where: str) -> ModelInfo:
+    _get(reply, model, "name", (str,), where)
+    _get(reply, model, "loaded", (bool,), where)
+    _get(reply, model, "inputs", (list,), where)
+    _get(reply, model, "outputs", (list,), where)
+    return cast(ModelInfo, model)

@@ -1,0 +1,129 @@
+"""Where the server is and how long to wait: arguments first, then the environment, then defaults."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+from sie_sdk.version import __version__
+
+log = logging.getLogger("sie_sdk")
+
+DEFAULT_BASE_URL = "http://localhost:8080"
+DEFAULT_TIMEOUT = 150.0  # seconds of silence in one attempt
+DEFAULT_DEADLINE = 900.0  # seconds for a call with all its retries: large models take minutes to load
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One client's frozen settings. `timeout` and `deadline` in seconds."""
+
+    base_url: str
+    timeout: float
+    deadline: float
+    headers: Mapping[str, str]
+
+    @property
+    def shown_url(self) -> str:
+        """The base URL without a password that may be in it, for messages."""
+        parts = urlsplit(self.base_url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def resolve(
+    base_url: str | None = None,
+    *,
+    api_key: str | None = None,
+    timeout: float | None = None,
+    deadline: float | None = None,
+    machine_profile: str | None = None,
+    pool: str | None = None,
+) -> Settings:
+    """Arguments and environment → Settings. Raises ValueError for a value that cannot work."""
+    api_key = api_key or os.environ.get("SIE_API_KEY", "").strip() or None
+    timeout = seconds("timeout", timeout) or _timeout_from_environment() or DEFAULT_TIMEOUT
+    headers = {"User-Agent": f"sie-sdk/{__version__}", "X-SIE-SDK-Version": __version__}
+    optional = {
+        "Authorization": f"Bearer {api_key}" if api_key else None,
+        "X-SIE-MACHINE-PROFILE": machine_profile,
+        "X-SIE-Pool": pool,
+    }
+    for name, value in optional.items():
+        if value is None:
+            continue
+        if not re.fullmatch(r"[\x20-\x7e]+", value):
+            raise ValueError(
+                f"the value for {name} has characters that no HTTP header can carry"
+            )  # not shown: a key
+        headers[name] = value
+    return Settings(
+        base_url=_checked_url(base_url or os.environ.get("SIE_BASE_URL", "").strip() or DEFAULT_BASE_URL),
+        timeout=timeout,
+        # A caller who allows a longer single attempt means the whole call, too.
+        deadline=seconds("deadline", deadline) or max(DEFAULT_DEADLINE, timeout),
+        headers=headers,
+    )
+
+
+def seconds(name: str, value: float | None) -> float | None:
+    """`value` if it is a usable number of seconds or None. Raises ValueError."""
+    if value is None:
+        return None
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not (math.isfinite(value) and value > 0)
+    ):
+        raise ValueError(f"{name} is {value!r}, not a positive number of seconds")
+    return float(value)
+
+
+def _timeout_from_environment() -> float | None:
+    text = os.environ.get("SIE_TIMEOUT", "").strip()
+    if not text:
+        return None
+    try:
+        return seconds("SIE_TIMEOUT", float(text))
+    except ValueError:
+        raise ValueError(f"SIE_TIMEOUT is {text!r}, not a positive number of seconds") from None
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url is {url!r}; it starts with http:// or https:// and names a host")
+    _ = parts.port  # raises ValueError when it is not a number in range
+    if parts.query or parts.fragment:
+        raise ValueError(f"base_url is {url!r}; it takes no query and no fragment")
+    return url.rstrip("/")
+
+
+class SkewWatch:
+    """Logs once per client when client and server are more than one minor version apart; refuses nothing."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def see(self, headers: Mapping[str, str]) -> None:
+        """Look at an answer's headers (lower-case names)."""
+        server = headers.get("x-sie-server-version")
+        if server is None or self._warned or not skewed(__version__, server):
+            return
+        self._warned = True
+        log.warning(
+            "sie-sdk %s talks to a server of version %s; some features may differ", __version__, server
+        )
+
+
+def skewed(ours: str, theirs: str) -> bool:
+    """True when two versions differ in the major or by more than one minor; False when one cannot be read."""
+    found = [re.match(r"v?(\d+)\.(\d+)", version) for version in (ours, theirs)]
+    if found[0] is None or found[1] is None:
+        return False
+    (major, minor), (other_major, other_minor) = (tuple(map(int, match.groups())) for match in found if match)
+    return major != other_major or abs(minor - other_minor) > 1

@@ -1,0 +1,316 @@
+"""The protocol driven by hand: what is sent when, how long is waited, and what is raised. Nothing sleeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from sie_sdk import errors
+from sie_sdk.flow import Clock, Failure, Patience, Reply, Request, Send, Sleep, exchange
+
+REQUEST = Request("POST", "/v1/score/org/name", "application/msgpack", b"body", "application/msgpack")
+OK = Reply(200, {}, b"fine")
+EPOCH = 1_750_000_000.0  # Sun, 15 Jun 2025 15:06:40 GMT
+
+
+@dataclass
+class Run:
+    """One flow carried out with made-up answers; `took` is what each Send lasts, in seconds."""
+
+    outcomes: Iterable[Reply | Failure]
+    timeout: float = 150.0
+    deadline: float = 900.0
+    took: float = 0.0
+    chance: float = 0.5
+    oversleep: float = 0.0
+    now: float = 1000.0
+    sends: list[Send] = field(default_factory=list)
+    sleeps: list[float] = field(default_factory=list)
+
+    def result(self) -> Reply:
+        start = self.now
+        clock = Clock(lambda: self.now, lambda: EPOCH + self.now - start, lambda: self.chance)
+        flow = exchange(REQUEST, Patience(self.timeout, self.deadline, "http://host:8080"), clock)
+        answers = iter(self.outcomes)
+        step: Any = next(flow)
+        try:
+            while True:
+                if isinstance(step, Sleep):
+                    self.sleeps.append(step.seconds)
+                    self.now += step.seconds + self.oversleep
+                    step = flow.send(None)
+                else:
+                    self.sends.append(step)
+                    self.now += self.took
+                    step = flow.send(next(answers))
+        except StopIteration as done:
+            return done.value
+
+    def error(self) -> errors.SIEError:
+        with pytest.raises(errors.SIEError) as caught:
+            self.result()
+        return caught.value
+
+
+def refusal(status: int, code: str | None = None, retry_after: str | None = None, **more: Any) -> Reply:
+    """An answer as section 8 of the contract has it."""
+    error = {"code": code, "message": f"about {code}", **more}
+    headers = {"x-sie-request-id": "req-1"} | ({} if retry_after is None else {"retry-after": retry_after})
+    return Reply(status, headers, json.dumps({"detail": error, "error": error, "code": code}).encode())
+
+
+def always(outcome: Reply | Failure) -> Iterable[Reply | Failure]:
+    return iter(lambda: outcome, None)
+
+
+LOADING = refusal(503, "MODEL_LOADING", "5")
+
+
+def test_an_answer_at_once_is_one_send_with_the_full_timeout() -> None:
+    run = Run([OK])
+    assert run.result() is OK
+    assert run.sends == [Send(REQUEST, 150.0)]
+    assert run.sleeps == []
+
+
+@pytest.mark.parametrize(
+    "status_code", [(503, "MODEL_LOADING"), (503, "QUEUE_FULL"), (429, "RATE_LIMITED"), (429, None)]
+)
+def test_passing_conditions_are_retried_until_the_answer(status_code: tuple[int, str | None]) -> None:
+    run = Run([refusal(*status_code, retry_after="7")] * 20 + [OK])
+    assert run.result() is OK
+    assert run.sleeps == [7.0] * 20
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (503, "MODEL_LOADING", errors.ModelLoadingError),
+        (503, "QUEUE_FULL", errors.QueueFullError),
+        (429, "RATE_LIMITED", errors.RateLimitedError),
+    ],
+)
+def test_they_raise_when_the_next_try_would_be_past_the_deadline(status: int, code: str, kind: type) -> None:
+    run = Run(always(refusal(status, code, "100")))
+    error = run.error()
+    assert type(error) is kind
+    assert run.sleeps == [100.0] * 8  # a ninth would end at 900 s
+    assert run.now == 1800.0
+    assert error.retryable
+    assert error.message == f"about {code} [gave up after 9 tries in 800.0 s]"
+
+
+def test_a_retry_after_beyond_the_deadline_is_not_slept_through() -> None:
+    run = Run(always(LOADING), deadline=4.0)
+    assert isinstance(run.error(), errors.ModelLoadingError)
+    assert run.sleeps == []
+
+
+def test_a_sleep_that_took_too_long_ends_the_call() -> None:
+    run = Run(always(LOADING), deadline=6.0, oversleep=10.0)
+    assert isinstance(run.error(), errors.ModelLoadingError)
+    assert len(run.sends) == 1
+
+
+def test_an_attempt_never_waits_beyond_the_deadline() -> None:
+    run = Run([LOADING, LOADING, OK], deadline=20.0, took=4.0)
+    run.result()
+    assert [send.timeout for send in run.sends] == [20.0, 11.0, 2.0]
+
+
+def test_resource_exhausted_is_retried_three_times() -> None:
+    run = Run(always(refusal(503, "RESOURCE_EXHAUSTED", "1")))
+    error = run.error()
+    assert isinstance(error, errors.ResourceExhaustedError)
+    assert run.sleeps == [1.0] * 3
+    assert "4 tries" in error.message
+    assert Run([refusal(503, "RESOURCE_EXHAUSTED", "1")] * 3 + [OK]).result() is OK
+
+
+def test_loading_in_between_does_not_renew_the_three_retries() -> None:
+    exhausted = refusal(503, "RESOURCE_EXHAUSTED", "1")
+    run = Run([exhausted, exhausted, LOADING, exhausted, exhausted, OK])
+    assert isinstance(run.error(), errors.ResourceExhaustedError)
+    assert len(run.sends) == 5
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (refusal(400, "INVALID_INPUT"), errors.RequestError),
+        (refusal(400, "INPUT_TOO_LONG"), errors.InputTooLongError),
+        (refusal(413, "INPUT_TOO_LONG"), errors.InputTooLongError),
+        (refusal(413), errors.InputTooLongError),
+        (refusal(401, "UNAUTHORIZED"), errors.AuthError),
+        (refusal(403, "FORBIDDEN"), errors.AuthError),
+        (refusal(404, "MODEL_NOT_FOUND"), errors.ModelNotFoundError),
+        (refusal(404), errors.RequestError),
+        (refusal(422), errors.RequestError),
+        (refusal(500, "INFERENCE_ERROR"), errors.InferenceError),
+        (refusal(500, "ELSE"), errors.ServerError),
+        (refusal(502, "MODEL_LOAD_FAILED", "1"), errors.ModelLoadFailedError),
+        (refusal(502, None, "1"), errors.ServerError),
+        (refusal(503, "LORA_LOADING", "1"), errors.ServerError),
+        (refusal(503, None, "1"), errors.ServerError),
+        (refusal(500, "MODEL_LOADING", "1"), errors.ServerError),
+        (refusal(504, None, "1"), errors.ServerError),
+        (refusal(204), errors.ProtocolError),
+        (refusal(307), errors.ProtocolError),
+    ],
+)
+def test_everything_else_raises_at_once(reply: Reply, kind: type) -> None:
+    run = Run([reply])
+    error = run.error()
+    assert type(error) is kind
+    assert (error.status, error.request_id) == (reply.status, "req-1")
+    assert not error.retryable
+    assert "gave up" not in error.message
+    assert run.sleeps == []
+
+
+# ── waiting ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("5", 5.0),
+        ("0.25", 0.25),
+        ("600", 600.0),
+        ("Sun, 15 Jun 2025 15:07:10 GMT", 30.0),
+        ("Sun, 15 Jun 2025 17:07:10 +0200", 30.0),
+    ],
+)
+def test_retry_after_is_honoured_verbatim(header: str, seconds: float) -> None:
+    run = Run([refusal(503, "QUEUE_FULL", header), OK], chance=0.9)
+    run.result()
+    assert run.sleeps == [seconds]
+
+
+@pytest.mark.parametrize(
+    "header", [None, "soon", "-3", "nan", "inf", "0", "", "Sun, 15 Jun 2025 15:06:00 GMT"]
+)
+def test_without_a_usable_one_backoff_decides(header: str | None) -> None:
+    run = Run([refusal(503, "QUEUE_FULL", header), OK], chance=0.5)
+    run.result()
+    assert run.sleeps == [0.1875]  # 0.25 s × (0.5 + 0.5 · 0.5)
+
+
+def test_backoff_doubles_to_a_ceiling() -> None:
+    run = Run([refusal(503, "QUEUE_FULL")] * 8 + [OK], chance=0.0)
+    run.result()
+    assert run.sleeps == [0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+def test_backoff_is_jittered_over_its_upper_half() -> None:
+    for chance, seconds in ((0.0, 0.125), (0.5, 0.1875), (0.999, 0.249875)):
+        run = Run([refusal(503, "QUEUE_FULL"), OK], chance=chance)
+        run.result()
+        assert run.sleeps == [pytest.approx(seconds)]
+
+
+def test_backoff_survives_thousands_of_retries() -> None:
+    run = Run([refusal(503, "QUEUE_FULL")] * 3000 + [OK], deadline=1e6)
+    assert run.result() is OK
+    assert max(run.sleeps) <= 8.0
+
+
+# ── no answer ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["connect", "dropped"])
+def test_no_connection_is_tried_three_times(kind: Any) -> None:
+    run = Run(always(Failure(kind, "refused")))
+    error = run.error()
+    assert type(error) is errors.SIEConnectionError
+    assert len(run.sends) == 3
+    assert run.sleeps == [0.1875, 0.375]
+    assert error.retryable
+    assert error.status is None
+    assert "http://host:8080" in error.message
+    assert "refused" in error.message
+    assert Run([Failure(kind, "")] * 2 + [OK]).result() is OK
+
+
+def test_a_server_that_answered_gets_its_tries_anew() -> None:
+    down = Failure("connect", "refused")
+    run = Run([down, down, LOADING, down, down, OK])
+    assert run.result() is OK
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("timeout", errors.SIETimeoutError), ("broken", errors.SIEConnectionError)]
+)
+def test_timeouts_and_broken_answers_are_never_retried(kind: Any, error: type) -> None:
+    run = Run([Failure(kind, "why")])
+    raised = run.error()
+    assert type(raised) is error
+    assert not raised.retryable
+    assert "POST http://host:8080/v1/score/org/name" in raised.message
+    assert "why" in raised.message
+
+
+# ── error bodies ────────────────────────────────────────────────────────────────────────────
+
+
+def body(value: Any) -> Reply:
+    return Reply(400, {}, value if isinstance(value, bytes) else json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    ("value", "message", "code"),
+    [
+        (
+            {"error": {"code": "A", "message": "a"}, "detail": {"code": "B", "message": "b"}, "code": "C"},
+            "a",
+            "A",
+        ),
+        ({"detail": {"code": "B", "message": "b"}, "code": "C"}, "b", "B"),
+        ({"detail": {"message": "b"}, "code": "C"}, "b", "C"),
+        ({"code": "C", "message": "c"}, "c", "C"),
+        ({"detail": "Not Found"}, "Not Found", None),
+        ({"detail": [{"loc": ["body"], "msg": "missing"}]}, "[{'loc': ['body'], 'msg': 'missing'}]", None),
+        ({"error": {"code": 7, "message": "m"}}, "m", None),
+    ],
+)
+def test_message_and_code_are_found(value: Any, message: str, code: str | None) -> None:
+    error = Run([body(value)]).error()
+    assert (error.message, error.code) == (message, code)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"<html>Bad  Gateway</html>", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000, b"{}"]
+)
+def test_bodies_of_other_programs_still_make_an_error_with_the_address(raw: bytes) -> None:
+    error = Run([body(raw)]).error()
+    assert type(error) is errors.RequestError
+    assert "POST http://host:8080/v1/score/org/name was answered with status 400" in error.message
+    assert len(error.message) < 400
+
+
+def test_the_code_may_be_in_the_header_alone() -> None:
+    reply = Reply(503, {"x-sie-error-code": "QUEUE_FULL", "retry-after": "1"}, b"")
+    assert Run([reply, OK]).result() is OK
+
+
+def test_load_failures_carry_what_the_server_knows() -> None:
+    reply = refusal(502, "MODEL_LOAD_FAILED", error_class="OSError", permanent=False, attempts=2)
+    error = Run([reply]).error()
+    assert isinstance(error, errors.ModelLoadFailedError)
+    assert (error.error_class, error.permanent, error.attempts, error.retryable) == (
+        "OSError",
+        False,
+        2,
+        True,
+    )
+    assert str(error) == "about MODEL_LOAD_FAILED (502 MODEL_LOAD_FAILED, request req-1)"
+
+
+def test_a_request_id_with_other_than_visible_ascii_is_dropped() -> None:
+    for value in ("a b", "a\u00e4", "", "a\x1b[31m"):
+        assert Reply(400, {"x-sie-request-id": value}, b"").request_id is None
+    assert Reply(400, {"x-sie-request-id": "01J-x_y"}, b"").request_id == "01J-x_y"

@@ -1,0 +1,89 @@
+"""The distribution: fast to import, alone, and documented truthfully."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import sie_sdk
+
+ROOT = Path(__file__).parents[3] / "packages" / "sie-sdk"
+PROBE = """
+import sys, time
+start = time.perf_counter()
+import sie_sdk
+took = time.perf_counter() - start
+print(took, *sorted({"torch", "sie_server", "numpy", "httpx", "asyncio"} & sys.modules.keys()))
+"""
+
+
+def test_import_is_fast_and_loads_nothing_heavy() -> None:
+    runs = [
+        subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    fields = [run.stdout.split() for run in runs]
+    assert min(float(took) for took, *_ in fields) < 0.2
+    assert [loaded for _, *loaded in fields] == [[]] * 3
+
+
+def test_a_text_only_call_needs_no_numpy() -> None:
+    code = """
+import sys, httpx, sie_sdk
+from sie_sdk.codec import encode_body
+body = encode_body({"model": "m", "scores": []})
+network = httpx.MockTransport(lambda request: httpx.Response(200, content=body))
+with sie_sdk.SIEClient(transport=network) as client:
+    client.score("m", {"text": "q"}, [{"text": "a"}])
+sys.exit("numpy" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_exist_and_are_sorted_once() -> None:
+    assert len(set(sie_sdk.__all__)) == len(sie_sdk.__all__)
+    assert all(hasattr(sie_sdk, name) for name in sie_sdk.__all__)
+    assert (Path(sie_sdk.__file__).parent / "py.typed").exists()
+
+
+def test_metadata_says_what_is_true() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == sie_sdk.__version__
+    names = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    assert names == {"httpx", "msgpack", "numpy"}
+    for requirement in project["dependencies"]:
+        assert ">=" in requirement
+        assert "<" in requirement
+    for name in names:
+        assert importlib.metadata.version(name)
+
+
+def test_source_imports_nothing_else() -> None:
+    allowed = {"httpx", "msgpack", "numpy", "sie_sdk"} | set(sys.stdlib_module_names)
+    for file in (ROOT / "src").rglob("*.py"):
+        found = re.findall(r"^\s*(?:from|import)\s+(\w+)", file.read_text(), re.MULTILINE)
+        assert set(found) <= allowed, file.name
+
+
+@pytest.mark.parametrize("document", ["README.md"])
+def test_the_readme_example_runs(document: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from sie_sdk.codec import encode_body
+
+    body = encode_body(
+        {"model": "m", "query_id": None, "scores": [{"item_id": "a", "score": 0.9314, "rank": 0}]}
+    )
+    network = httpx.MockTransport(lambda request: httpx.Response(200, content=body))
+    example = re.search(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    assert example is not None
+    plain = sie_sdk.SIEClient
+    monkeypatch.setattr(sie_sdk, "SIEClient", lambda url: plain(url, transport=network))
+    exec(compile(example[1], document, "exec"), {})  # noqa: S102  our own README
+    assert capsys.readouterr().out == "0 a 0.931\n"
