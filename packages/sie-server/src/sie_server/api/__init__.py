@@ -1,0 +1,1 @@
+"""HTTP: bytes → wire types → `serving.Service` → wire types → bytes."""

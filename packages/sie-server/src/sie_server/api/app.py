@@ -1,0 +1,155 @@
+"""The ASGI application: routes, lifespan, request ids, and the one handler that turns errors into bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import swagger_ui_bundle
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sie_server import __version__
+from sie_server.api import routes
+from sie_server.api.codec import JSON
+from sie_server.config import ServerConfig
+from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError
+from sie_server.serving.metrics import RequestTiming
+from sie_server.serving.service import Service
+
+log = logging.getLogger("sie_server.api")
+OnStartFailure = Callable[[SIEError], None]
+REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
+
+
+def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = None) -> Starlette:
+    """The server as an ASGI app. `on_start_failure` is told when a model named at start cannot be loaded."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.service = service = Service(config)
+        preload = asyncio.create_task(_preload(app, service, on_start_failure))
+        yield
+        preload.cancel()
+        await service.close()
+
+    app = Starlette(
+        routes=[
+            Route("/v1/score/{model:path}", routes.score, methods=["POST"]),
+            Route("/v1/encode/{model:path}", routes.encode, methods=["POST"]),
+            Route("/v1/models", routes.list_models),
+            Route("/v1/models/{model:path}", routes.get_model),
+            Route("/healthz", routes.alive),
+            Route("/livez", routes.alive),
+            Route("/readyz", routes.ready),
+            Route("/metrics", routes.metrics),
+            Route("/openapi.json", routes.openapi_json),
+            Route("/docs", routes.docs),
+            Mount("/docs/static", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path)),
+        ],
+        exception_handlers={SIEError: on_error, HTTPException: on_error},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # an unknown route is a 404 with an error body
+    app.state.ready = app.state.draining = False
+    app.add_middleware(RequestFrame, state=app.state)
+    return app
+
+
+async def _preload(app: Starlette, service: Service, on_failure: OnStartFailure | None) -> None:
+    try:
+        await service.registry.preload()
+        app.state.ready = True
+    except SIEError as error:
+        if on_failure:
+            on_failure(error)
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Any exception → the error body of the wire contract; internals never leak."""
+    known = _as_known(request, error)
+    headers = {"X-SIE-Error-Code": known.code}
+    if known.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
+    detail = {"code": known.code, "message": known.message, **known.details}
+    body = msgspec.json.encode({"detail": detail, "error": detail, "code": known.code})
+    return Response(body, known.status, headers, media_type=JSON)
+
+
+def _as_known(request: Request, error: Exception) -> SIEError:
+    if isinstance(error, SIEError):
+        return error
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return NotFound(f"no route {request.url.path}; see /docs")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}")
+    log.error("unexpected error", exc_info=error)
+    return SIEError("internal error; the server's log has the details")
+
+
+class RequestFrame:
+    """Around every request: an id, version and timing headers, metrics, and a refusal while shutting down."""
+
+    def __init__(self, app: ASGIApp, state: object) -> None:
+        self._app, self._state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        timing = request.state.timing = RequestTiming()
+        asked_id = request.headers.get("x-sie-request-id", "")
+        request_id = asked_id if REQUEST_ID.match(asked_id) else uuid.uuid4().hex
+        status, started = 500, False
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                frame = {
+                    b"x-sie-request-id": request_id.encode(),
+                    b"x-sie-server-version": __version__.encode(),
+                }
+                message["headers"] = [*message["headers"], *frame.items()]
+            await send(message)
+
+        try:
+            await self._refuse_or_run(scope, receive, send_framed)
+        except Exception as error:
+            if started:  # too late for an error body; the connection breaks off
+                raise
+            await (await on_error(request, error))(scope, receive, send_framed)
+        finally:
+            self._count(scope, status, timing)
+
+    async def _refuse_or_run(
+        self, scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        if self._state.draining and scope["method"] == "POST":  # type: ignore[attr-defined]
+            refusal = QueueFull("the server is shutting down; another one will answer", retry_after_s=1)
+            await (await on_error(Request(scope), refusal))(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
+        path, service = scope["path"], getattr(self._state, "service", None)
+        route = next((name for name in ("score", "encode") if path.startswith(f"/v1/{name}/")), None)
+        if service is None or route is None:
+            return
+        model = path.removeprefix(f"/v1/{route}/")
+        # labels only for known ids: a caller must not be able to grow the metrics
+        service.metrics.done(route, model if model in service.registry else "unknown", status, timing)
+        if status == ClientGone.status:
+            service.metrics.cancelled.inc()

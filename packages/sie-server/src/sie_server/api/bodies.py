@@ -1,0 +1,67 @@
+"""Reading a body without reading too much of it, and noticing that the caller has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from sie_server.errors import ClientGone, InputTooLong, InvalidInput
+
+Result = TypeVar("Result")
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes; a declared length above it is refused before anything is read.
+
+    Raises:
+        InputTooLong, InvalidInput, ClientGone
+    """
+    declared = request.headers.get("content-length")
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise _too_long(limit)
+    chunks, size = [], 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise _too_long(limit)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise ClientGone("the caller hung up while sending") from None
+    if not size:
+        raise InvalidInput("the body is empty; send a JSON or msgpack object")
+    return b"".join(chunks)
+
+
+def _too_long(limit: int) -> InputTooLong:
+    return InputTooLong(
+        f"the body is larger than {math.ceil(limit / 2**20)} MiB; send fewer items per request "
+        "or raise the server's max_body_mb"
+    )
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do the work, but cancel it when the caller hangs up meanwhile.
+
+    Raises:
+        ClientGone: and whatever the work raises.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the caller hung up")
+        return task.result()
+    finally:
+        watch.cancel()
+        task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,93 @@
+"""The OpenAPI document, made from the structs that decode the requests, and a page that renders it offline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sie_server import __version__, wire
+from sie_server.api.codec import JSON, MSGPACK
+
+REF = "#/components/schemas/{name}"
+
+
+def document() -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    kinds = [
+        wire.ScoreRequest,
+        wire.ScoreResponse,
+        wire.EncodeRequest,
+        wire.EncodeResponse,
+        wire.ModelList,
+        wire.ModelInfo,
+        wire.Options,
+        wire.ErrorBody,
+    ]
+    _, components = msgspec.json.schema_components(kinds, ref_template=REF)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "SIE", "version": __version__, "description": "Reranking and encoding over HTTP."},
+        "paths": {
+            "/v1/score/{model}": {"post": _posted("Rank candidates by relevance to a query", "Score")},
+            "/v1/encode/{model}": {"post": _posted("Turn texts into vectors", "Encode")},
+            "/v1/models": {"get": _got("All models the server knows", "ModelList")},
+            "/v1/models/{model}": {"get": _got("One model", "ModelInfo", with_model=True)},
+        },
+        "components": {"schemas": components},
+    }
+
+
+def _model_parameter() -> dict[str, Any]:
+    return {
+        "name": "model",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": "Model id; its slash may be sent raw or as %2F",
+        "example": "sie/mini-en",
+    }
+
+
+def _posted(summary: str, kind: str) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "parameters": [_model_parameter()],
+        "requestBody": {"required": True, "content": _content(f"{kind}Request")},
+        "responses": {"200": {"description": "OK", "content": _content(f"{kind}Response")}, **_errors()},
+    }
+
+
+def _got(summary: str, kind: str, *, with_model: bool = False) -> dict[str, Any]:
+    answer = {"description": "OK", "content": {JSON: {"schema": {"$ref": REF.format(name=kind)}}}}
+    return {
+        "summary": summary,
+        "parameters": [_model_parameter()] if with_model else [],
+        "responses": {"200": answer, **_errors()},
+    }
+
+
+def _content(kind: str) -> dict[str, Any]:
+    schema = {"schema": {"$ref": REF.format(name=kind)}}
+    return {JSON: schema, MSGPACK: schema}
+
+
+def _errors() -> dict[str, Any]:
+    content = {JSON: {"schema": {"$ref": REF.format(name="ErrorBody")}}}
+    meanings = {
+        "400": "Bad input",
+        "404": "Unknown model",
+        "413": "Body too large",
+        "500": "Model error",
+        "502": "Model cannot be loaded",
+        "503": "Busy or loading; see Retry-After",
+    }
+    return {status: {"description": text, "content": content} for status, text in meanings.items()}
+
+
+DOCS_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>SIE API</title>
+<link rel="stylesheet" href="/docs/static/swagger-ui.css"></head>
+<body><div id="ui"></div><script src="/docs/static/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui"})</script></body></html>
+"""

@@ -1,0 +1,86 @@
+"""The routes: decode, hand to the service, encode. Steps ① and ⑨ of a request's life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
+from sie_server.api import codec, openapi
+from sie_server.api.bodies import read_body, unless_gone
+from sie_server.serving.metrics import RequestTiming
+from sie_server.serving.service import Service
+from sie_server.wire import EncodeRequest, ModelList, ScoreRequest
+
+Run = Callable[[str, Any, RequestTiming], Coroutine[Any, Any, Any]]
+
+
+async def score(request: Request) -> Response:
+    """POST /v1/score/{model}"""
+    return await _answer(request, ScoreRequest, service_of(request).score)
+
+
+async def encode(request: Request) -> Response:
+    """POST /v1/encode/{model}"""
+    return await _answer(request, EncodeRequest, service_of(request).encode)
+
+
+async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
+    timing: RequestTiming = request.state.timing
+    service, model = service_of(request), request.path_params["model"]
+    body = await read_body(request, service.config.max_body_mb * 2**20)
+    decoded = codec.decode(body, codec.request_media(request.headers.get("content-type")), kind)
+    result = await unless_gone(request, run(model, decoded, timing))
+    media = codec.response_media(request.headers.get("accept"))
+    return Response(codec.encode(result, media), media_type=media, headers=timing.headers())
+
+
+async def list_models(request: Request) -> Response:
+    """GET /v1/models"""
+    infos = service_of(request).registry.infos()
+    data = [{"id": info.name, "object": "model", "owned_by": info.name.split("/")[0]} for info in infos]
+    return _json(ModelList(infos, data))
+
+
+async def get_model(request: Request) -> Response:
+    """GET /v1/models/{model}"""
+    return _json(service_of(request).registry.info(request.path_params["model"]))
+
+
+async def alive(request: Request) -> Response:
+    """GET /healthz, /livez"""
+    return PlainTextResponse("ok")
+
+
+async def ready(request: Request) -> Response:
+    """GET /readyz: 503 until the models named at start are loaded, and again while shutting down."""
+    is_ready = request.app.state.ready and not request.app.state.draining
+    return PlainTextResponse("ok" if is_ready else "not ready", 200 if is_ready else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics"""
+    return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def openapi_json(request: Request) -> Response:
+    """GET /openapi.json"""
+    return _json(openapi.document())
+
+
+async def docs(request: Request) -> Response:
+    """GET /docs"""
+    return HTMLResponse(openapi.DOCS_PAGE)
+
+
+def service_of(request: Request) -> Service:
+    """The one service of this app."""
+    service: Service = request.app.state.service
+    return service
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type=codec.JSON)

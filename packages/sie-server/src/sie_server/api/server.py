@@ -1,0 +1,92 @@
+"""Running the app: bind, serve, and on SIGTERM stop accepting, finish what was taken, exit 0."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from sie_server.api.app import create_app
+from sie_server.config import ConfigError, ServerConfig
+from sie_server.errors import SIEError
+
+
+class StartFailed(ConfigError):
+    """The server cannot start; one line for the user."""
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, told by signals to drain; uvicorn's own handler would end the process by the signal, not with 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.drain)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def drain(self) -> None:
+        """Refuse new work and finish the rest; a second signal does not wait."""
+        self.config.app.state.draining = True  # type: ignore[union-attr]
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def serve(config: ServerConfig) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        StartFailed: the port is taken, or a model named at start cannot be loaded.
+    """
+    listener = bind(config.host, config.port)
+    failures: list[SIEError] = []
+
+    def on_start_failure(error: SIEError) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(config, on_start_failure)
+    server = DrainingServer(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, int(config.drain_s)),
+        )
+    )
+    try:
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+    if failures:
+        raise StartFailed(failures[0].message)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, before any model is loaded, so that a taken port is known at once.
+
+    Raises:
+        StartFailed: with the reason.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartFailed(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --port"
+        ) from None
+    listener.set_inheritable(True)
+    return listener

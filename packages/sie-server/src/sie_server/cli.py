@@ -1,0 +1,217 @@
+"""The command line: `serve` runs the server, `score` reranks without one, `models` lists what can be served.
+
+Flags come from the fields of `ServerConfig`. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import IO, Any, get_args, get_origin
+
+import click
+import msgspec
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from sie_server import __version__
+from sie_server.catalog import known_models
+from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, load_config
+from sie_server.errors import SIEError
+from sie_server.wire import Item, ScoreRequest, ScoreResponse
+
+Command = Callable[..., Any]
+ENGINE_FIELDS = ("device", "dtype", "offline", "threads")  # of use without a server, too
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}  # texts are printed as they are
+errors = Console(stderr=True, **PLAIN)
+
+
+def config_options(*fields: str) -> Callable[[Command], Command]:
+    """A flag per configuration field, all of them when none is named."""
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(msgspec.structs.fields(ServerConfig)):
+            if not fields or field.name in fields:
+                command = _option(field)(command)
+        return click.option(
+            "--config", "config_file", envvar="SIE_CONFIG", help="TOML file with any of these keys"
+        )(command)
+
+    return decorate
+
+
+def _option(field: msgspec.structs.FieldInfo) -> Callable[[Command], Command]:
+    kind, meta = field.type, next((m for m in get_args(field.type) if isinstance(m, msgspec.Meta)), None)
+    kind = get_args(kind)[0] if meta else kind
+    shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+    flag = f"--{field.name.replace('_', '-')}"
+    text = (meta.description or "") if meta else ""
+    text += (
+        f"  [SIE_{field.name.upper()}; default: {shown}]"
+        if shown is not None
+        else f"  [SIE_{field.name.upper()}]"
+    )
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", field.name, default=None, help=text)
+    if get_origin(kind) is tuple:
+        return click.option(flag, field.name, multiple=True, default=None, metavar="ID[=SOURCE]", help=text)
+    choices = [str(c) for c in get_args(kind)] if all(isinstance(c, str) for c in get_args(kind)) else []
+    parameter = (
+        click.Choice(choices) if choices else {int: click.INT, float: click.FLOAT}.get(kind, click.STRING)
+    )
+    return click.option(flag, field.name, type=parameter, default=None, help=text)
+
+
+def _config(config_file: str | None, flags: dict[str, Any]) -> ServerConfig:
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    return load_config(given, os.environ, config_file)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="sie-server")
+def cli() -> None:
+    """SIE: a self-hosted inference engine for reranking."""
+
+
+@cli.command()
+@config_options()
+def serve(config_file: str | None, **flags: Any) -> None:
+    """Answer score and encode requests over HTTP until told to stop."""
+    config = _config(config_file, flags)
+    known_models(config.model, config.models_dir)  # a wrong id is an error before anything heavy is imported
+    _log_to_stderr(config.log_level)
+    from sie_server.api.server import serve as run
+
+    run(config)
+
+
+@cli.command()
+@click.option("--query", "-q", required=True, help="What the texts should be relevant to")
+@click.argument("file", type=click.File("r", encoding="utf-8"), default="-", metavar="[FILE.jsonl|-]")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="ID, ID=DIRECTORY or ID=HUB_ID")
+@click.option("--top-n", type=click.IntRange(1), help="Show only the best N")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as the server would send it")
+@config_options(*ENGINE_FIELDS)
+def score(
+    query: str,
+    file: IO[str],
+    model: str,
+    top_n: int | None,
+    as_json: bool,
+    config_file: str | None,
+    **flags: Any,
+) -> None:
+    """Rerank texts without a server: one JSON object per line, {"id": …, "text": …}; `id` is optional."""
+    config = msgspec.structs.replace(_config(config_file, flags), model=(model,))
+    try:
+        items = [_read_item(line, i) for i, line in enumerate(file, 1) if line.strip()]
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"the input is not UTF-8: {error.reason}") from None
+    if not items:
+        raise click.ClickException("no texts: the input has no lines")
+    _log_to_stderr("error")
+    request = ScoreRequest(Item(text=query), items, options={"top_n": top_n} if top_n else None)
+    with errors.status(f"scoring {len(items)} texts with {model.partition('=')[0]} …"):
+        response = asyncio.run(_score_once(config, request))
+    if as_json:
+        click.echo(msgspec.json.encode(response).decode())
+    else:
+        _print_scores(response, items)
+
+
+async def _score_once(config: ServerConfig, request: ScoreRequest) -> ScoreResponse:
+    from sie_server.serving.metrics import RequestTiming
+    from sie_server.serving.service import Service
+
+    service = Service(config)
+    try:
+        await service.registry.preload()
+        return await service.score(config.model[0].partition("=")[0], request, RequestTiming())
+    finally:
+        await service.close()
+
+
+def _read_item(line: str, number: int) -> Item:
+    try:
+        item = msgspec.json.decode(line, type=Item)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise click.ClickException(f'line {number}: {error}; expected {{"id": "…", "text": "…"}}') from None
+    if item.text is None:
+        raise click.ClickException(f"line {number}: missing required field `text`")
+    return item
+
+
+def _print_scores(response: ScoreResponse, items: list[Item]) -> None:
+    texts = {item.id if item.id is not None else f"item-{i}": item.text for i, item in enumerate(items)}
+    table = Table("rank", "score", "id", "text", title=response.model, title_justify="left")
+    for entry in response.scores:
+        text = " ".join((texts[entry.item_id] or "").split())
+        table.add_row(str(entry.rank), f"{entry.score:.4f}", entry.item_id, text[:100])
+    Console(**PLAIN).print(table)
+    for warning in response.warnings or []:
+        errors.print(f"note: {warning}")
+
+
+@cli.command()
+@click.option("--models-dir", help="Directory whose subdirectories with a config.json become models")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
+def models(models_dir: str | None, as_json: bool) -> None:
+    """List the models that can be served without further configuration."""
+    known = known_models((), models_dir)
+    rows = [
+        {
+            "id": name,
+            "source": "embedded"
+            if model.entry and model.entry.source.startswith("embedded:")
+            else model.source,
+            "outputs": model.entry.outputs if model.entry else None,
+            "max_seq_length": model.entry.max_seq_length if model.entry else None,
+            "license": model.entry.license if model.entry else None,
+            "description": model.entry.description if model.entry else None,
+        }
+        for name, model in sorted(known.items())
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("id", "gives", "tokens", "licence", "description")
+    for row in rows:
+        gives = ", ".join(row["outputs"] or ["?"])  # type: ignore[arg-type]
+        table.add_row(
+            str(row["id"]), gives, *(str(row[k] or "?") for k in ("max_seq_length", "license", "description"))
+        )
+    Console(**PLAIN).print(table)
+
+
+def _log_to_stderr(level: str) -> None:
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        handler = RichHandler(console=errors, show_path=False)
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    for chatty in ("httpx", "httpcore", "filelock", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Entry point: an error the user can act on is one line, and exit status 1 (2 for a wrong command line)."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError) and len(sys.argv) > 1:
+            error.ctx = None  # otherwise click puts two lines about usage before the error
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except (ConfigError, SIEError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)

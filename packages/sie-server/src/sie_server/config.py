@@ -1,0 +1,133 @@
+"""One frozen configuration, layered once: defaults < file < environment < flags. An unknown key is an error.
+
+Flags, `SIE_*` variables, file keys and the documentation of all three come from the fields of `ServerConfig`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+DEFAULT_MODEL = "sie/mini-en"
+# variables of the SDK, which may well be set in the same shell
+SDK_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
+
+
+class ConfigError(Exception):
+    """A key, value or file the server cannot start with; the message is what the user sees."""
+
+
+Port = Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 picks a free one")]
+
+
+class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that can be set; each field is a flag, a `SIE_*` variable and a key of the file."""
+
+    host: Annotated[str, Meta(description="Address to listen on")] = "127.0.0.1"
+    port: Port = 8080
+    model: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Model to load at start: ID, or ID=DIRECTORY or ID=HUB_ID; may be given several times"
+        ),
+    ] = (DEFAULT_MODEL,)
+    models_dir: Annotated[
+        str | None, Meta(description="Directory whose subdirectories with a config.json become models")
+    ] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="Where models run")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Meta(
+            description="Number format of the encoder; auto: bfloat16 where the hardware multiplies it fast"
+        ),
+    ] = "auto"
+    offline: Annotated[
+        bool, Meta(description="Never ask the model hub; use directories and the hub's cache")
+    ] = False
+    threads: Annotated[int, Meta(ge=0, description="CPU threads of the device thread; 0: one per core")] = 0
+    tokenizer_threads: Annotated[int, Meta(ge=1, description="Threads that tokenise")] = 4
+    batch_tokens: Annotated[
+        int, Meta(ge=0, description="Tokens in one forward pass; 0: measured when the model loads")
+    ] = 0
+    max_queue_tokens: Annotated[
+        int, Meta(ge=1, description="Tokens that may wait before requests are answered with QUEUE_FULL")
+    ] = 4_000_000
+    max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MiB")] = 64
+    load_wait_s: Annotated[
+        float, Meta(ge=0, description="How long a request waits for its model to load before MODEL_LOADING")
+    ] = 20.0
+    drain_s: Annotated[float, Meta(ge=0, description="How long a shutdown waits for accepted requests")] = (
+        60.0
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severe message to log")
+    ] = "info"
+
+
+def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: str | None) -> ServerConfig:
+    """Layer the sources; `flags` holds only what was given.
+
+    Raises:
+        ConfigError: unknown key, wrong type or unreadable file; one line that names it.
+    """
+    layers = {"file": _read_file(file), "environment": _read_environment(environment), "flag": dict(flags)}
+    merged: dict[str, Any] = {}
+    for source, layer in layers.items():
+        _check_layer(layer, source, file)
+        merged.update(layer)
+    return msgspec.convert(merged, ServerConfig, strict=False)
+
+
+def _check_layer(layer: dict[str, Any], source: str, file: str | None) -> None:
+    """Check a layer by itself, so that the message can say where the wrong value stands."""
+    where = f"{file}: " if source == "file" else "environment: " if source == "environment" else ""
+    for key in layer:
+        if key not in ServerConfig.__struct_fields__:
+            raise ConfigError(
+                f"{where}unknown option {_spell(key, source)}{suggest(key, ServerConfig.__struct_fields__)}"
+            )
+    try:
+        msgspec.convert(layer, ServerConfig, strict=source == "file")
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$.")
+        raise ConfigError(f"{where}{_spell(path.rstrip('`'), source)}: {reason}") from None
+
+
+def _spell(key: str, source: str) -> str:
+    name = key.split("[")[0]
+    return {"environment": f"SIE_{name.upper()}", "flag": f"--{name.replace('_', '-')}"}.get(
+        source, repr(name)
+    )
+
+
+def suggest(wrong: str, known: tuple[str, ...] | list[str]) -> str:
+    """`; did you mean …?`, or nothing."""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(wrong.lower(), list(lower), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(lower[c]) for c in close)}?" if close else ""
+
+
+def _read_file(file: str | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the configuration file {file}: {error}") from error
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in environment.items():
+        if name.startswith("SIE_") and name not in SDK_VARIABLES:
+            key = name.removeprefix("SIE_").lower()
+            values[key] = (
+                [part.strip() for part in value.split(",") if part.strip()] if key == "model" else value
+            )
+    return values

@@ -1,0 +1,143 @@
+"""One loaded model: text in, jobs out; works in, results out. All that serving ever sees of a model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sie_server.engine.device import pick_device, pick_dtype
+from sie_server.engine.job import QUERY, Job, Work, build_job
+from sie_server.engine.readout import LogitReader, Reader, VectorReader
+from sie_server.engine.source import failed
+from sie_server.engine.tokenize import TextTokenizer
+from sie_server.engine.weights import CheckpointWeights
+from sie_server.errors import InvalidInput
+from sie_server.models.packed import Tokens, pack
+from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint, read_spec
+from sie_server.models.table import build_classifier, build_encoder
+
+CPU_ALIGN = 16  # see models.packed
+
+
+class Engine:
+    """A checkpoint on a device. `tokenize_*` may be called from any thread, `run` from one at a time."""
+
+    def __init__(
+        self, directory: Path, *, device: str = "auto", dtype: str = "auto", max_seq_length: int | None = None
+    ):
+        """Load a checkpoint directory.
+
+        `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default.
+
+        Raises:
+            ModelLoadFailed: the checkpoint is missing something, has something left over, or is of another kind.
+        """
+        try:
+            self.device = pick_device(device)
+        except ValueError as error:
+            raise failed(str(error), "ValueError") from error
+        self.dtype = pick_dtype(dtype, self.device)
+        try:
+            self._load(directory)
+        except UnsupportedCheckpoint as error:
+            raise failed(f"cannot load {directory}: {error}", "UnsupportedCheckpoint") from error
+        self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.encoder.max_length)
+        self.batch_tokens = 2048
+        self.tokens_per_second = 10_000.0
+
+    def _load(self, directory: Path) -> None:
+        self.spec: ModelSpec = read_spec(directory)
+        encoder = self.spec.encoder
+        weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
+        self._encoder = build_encoder(self.spec, weights)
+        self._reader = self._build_reader(weights)
+        weights.finish()
+        self._tokenizer = TextTokenizer(
+            directory, token_types=encoder.type_rows > 1 and encoder.position_offset == 0
+        )
+        if self._tokenizer.vocab_size > encoder.vocab_size:
+            raise UnsupportedCheckpoint(
+                f"tokenizer.json has {self._tokenizer.vocab_size} tokens, the embedding table {encoder.vocab_size} rows"
+            )
+
+    def _build_reader(self, weights: CheckpointWeights) -> Reader:
+        head = self.spec.head
+        if isinstance(head, EmbeddingSpec):
+            scorer = weights.at("scorer") if head.dense_weight is not None else None
+            vocabulary = self.spec.encoder.vocab_size
+            table = scorer.take("token_weights", vocabulary, dtype=torch.float32) if scorer else None
+            return VectorReader(head, table)
+        classifier = build_classifier(self.spec, weights)
+        assert classifier is not None  # the spec has a classifier head
+        return LogitReader(classifier)
+
+    def limit(self, asked: int | None) -> int:
+        """Tokens per text or pair: what was asked for, as far as the model's positions reach.
+
+        Raises:
+            InvalidInput: more than the model can read, or too few for any text.
+        """
+        most, least = self.spec.encoder.max_length, 8
+        if asked is not None and not least <= asked <= most:
+            raise InvalidInput(
+                f"max_seq_length is {asked}, this model takes {least} to {most} - at `$.options.max_seq_length`"
+            )
+        return asked or self.max_seq_length
+
+    def tokenize_score(self, query: str, documents: list[str], max_seq_length: int) -> Job:
+        """The work of ranking `documents`; results will be logits, or late-interaction scores."""
+        if isinstance(self.spec.head, EmbeddingSpec):
+            [query_tokens], [query_cut] = self._tokenizer.singles([query], max_seq_length)
+            sequences, cut = self._tokenizer.singles(documents, max_seq_length)
+            job = build_job(("score",), sequences, cut)
+            job.work.insert(0, Work(query_tokens, QUERY, job))
+        else:
+            sequences, cut, query_cut = self._tokenizer.pairs(query, documents, max_seq_length)
+            job = build_job(("score",), sequences, cut)
+        job.query_truncated = query_cut
+        return job
+
+    def tokenize_encode(self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int) -> Job:
+        """The work of turning `texts` into vectors."""
+        return build_job(outputs, *self._tokenizer.singles(texts, max_seq_length))
+
+    @torch.inference_mode()
+    def run(self, works: list[Work]) -> list[Any]:
+        """One forward pass over any mix of works; one result per work, in order (None for a query)."""
+        batch = pack(
+            [work.tokens for work in works],
+            pad_id=self.spec.encoder.pad_token_id,
+            align=CPU_ALIGN,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        hidden = self._encoder.forward(batch, first_token_only=self._reader.first_token_only)
+        return self._reader.read(hidden, batch, works)
+
+    def calibrate(self, seconds: float = 1.0) -> None:
+        """Find the batch size, in tokens, from which on this machine gains nothing more from larger batches.
+
+        Doubles it for as long as that raises the rate by 3 % and `seconds` last. The first pass of each size warms up.
+        """
+        end = time.perf_counter() + seconds
+        best = 0.0
+        for size in (512, 1024, 2048, 4096, 8192, 16384):
+            rate = max(self._measure(size) for _ in range(2))
+            if rate > best:
+                self.tokens_per_second = rate
+            if rate < best * 1.03 or time.perf_counter() > end:
+                break
+            best, self.batch_tokens = rate, size
+
+    def _measure(self, tokens: int) -> float:
+        length = min(128, self.max_seq_length)
+        job = build_job(("dense",) if isinstance(self.spec.head, EmbeddingSpec) else ("score",), [], [])
+        sequence = Tokens(np.full(length, self.spec.encoder.pad_token_id, np.int32), length)
+        works = [Work(sequence, 0, job) for _ in range(max(1, tokens // length))]
+        start = time.perf_counter()
+        self.run(works)
+        return len(works) * length / (time.perf_counter() - start)

@@ -1,0 +1,146 @@
+"""Text → token ids exactly as the checkpoint's tokenizer reads it, the query once per request.
+
+Over-long text is cut on the document's side *before* it is tokenised, so that a document of megabytes costs no more
+than one that just fits; what was cut is reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from sie_server.models.packed import Ids, Tokens
+from sie_server.models.spec import UnsupportedCheckpoint
+
+# A window of this many characters per wanted token is tokenised first; English has about 5, and a window that turns
+# out too short is doubled.
+CHARS_PER_TOKEN = 16
+# Tokens at the end of a window cut inside a word may differ from those of the whole text; this many are not trusted.
+EDGE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Template:
+    """Special tokens around and between texts, as the tokenizer's own post-processor puts them."""
+
+    prefix: Ids
+    middle: Ids
+    suffix: Ids
+    typed: bool  # the second text (and what follows it) has token type 1
+
+    @property
+    def size(self) -> int:
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+
+class TextTokenizer:
+    """One checkpoint's tokenizer. Safe to call from several threads."""
+
+    def __init__(self, directory: Path, *, token_types: bool) -> None:
+        path = directory / "tokenizer.json"
+        if not path.exists():
+            raise UnsupportedCheckpoint(f"tokenizer.json is missing in {directory}")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception
+            raise UnsupportedCheckpoint(f"{path} is not a tokenizer: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
+        self._single = _probe(self._tokenizer, pair=False, typed=token_types)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def pairs(self, query: str, documents: list[str], limit: int) -> tuple[list[Tokens], list[bool], bool]:
+        """Cross-encoder input `[CLS] query [SEP] document [SEP]`, at most `limit` tokens each.
+
+        Only the document is cut, to what the query leaves. A query that takes more than three quarters of the limit
+        is cut to that (the cap of FlagEmbedding's rerankers), so that documents always keep a share.
+        Returns the sequences, which documents were cut, and whether the query was.
+        """
+        template = self._pair
+        [query_ids], [query_cut] = self._encode(
+            [query], max(1, min(limit * 3 // 4, limit - template.size - 1))
+        )
+        head = np.concatenate((template.prefix, query_ids, template.middle))
+        room = max(0, limit - template.size - len(query_ids))
+        documents_ids, cut = self._encode(documents, room)
+        # with token types, type 1 starts at the document
+        ids = [np.concatenate((head, document, template.suffix)) for document in documents_ids]
+        return [Tokens(i, len(head) if template.typed else len(i)) for i in ids], cut, query_cut
+
+    def singles(self, texts: list[str], limit: int) -> tuple[list[Tokens], list[bool]]:
+        """Encoder input `[CLS] text [SEP]`, at most `limit` tokens each, and which texts were cut."""
+        template = self._single
+        texts_ids, cut = self._encode(texts, max(0, limit - template.size))
+        ids = [np.concatenate((template.prefix, text, template.suffix)) for text in texts_ids]
+        return [Tokens(i, len(i)) for i in ids], cut
+
+    def _encode(self, texts: list[str], limit: int) -> tuple[list[Ids], list[bool]]:
+        """Ids without special tokens, at most `limit` each, and which texts have more."""
+        ids: list[Ids] = [np.empty(0, np.int32)] * len(texts)
+        cut = [False] * len(texts)
+        todo, width = list(range(len(texts))), max(256, limit * CHARS_PER_TOKEN)
+        while todo:
+            windows = [_window(texts[i], width) for i in todo]
+            encodings = self._tokenizer.encode_batch_fast([w.text for w in windows], add_special_tokens=False)
+            again = []
+            for i, window, encoding in zip(todo, windows, encodings, strict=True):
+                if not window.whole and len(encoding.ids) <= limit + window.edge:
+                    again.append(i)
+                    continue
+                cut[i] = not window.whole or len(encoding.ids) > limit
+                ids[i] = np.array(encoding.ids[:limit], dtype=np.int32)
+            todo, width = again, width * 4
+        return ids, cut
+
+
+@dataclass(frozen=True)
+class _Window:
+    text: str
+    whole: bool
+    edge: int  # tokens at the end that may differ from those of the whole text
+
+
+def _window(text: str, width: int) -> _Window:
+    """The first `width` characters, ending between two words where there is such a place."""
+    if len(text) <= width:
+        return _Window(text, True, 0)
+    end = max(text.rfind(" ", width // 2, width), text.rfind("\n", width // 2, width))
+    return _Window(text[:end], False, 0) if end > 0 else _Window(text[:width], False, EDGE_TOKENS)
+
+
+def _probe(tokenizer: Tokenizer, *, pair: bool, typed: bool) -> Template:
+    """Find out what the post-processor adds, by letting it work on two words it cannot confuse."""
+    first, second = "a", "b"
+    words = [
+        tokenizer.encode(w, add_special_tokens=False).ids for w in ((first, second) if pair else (first,))
+    ]
+    done: Encoding = tokenizer.encode(first, second) if pair else tokenizer.encode(first)
+    start = _find(done.ids, words[0], 0)
+    after = start + len(words[0])
+    if not pair:
+        return Template(_ids(done.ids[:start]), _ids([]), _ids(done.ids[after:]), False)
+    second_start = _find(done.ids, words[1], after)
+    second_end = second_start + len(words[1])
+    typed = typed and done.type_ids[second_start] == 1
+    return Template(
+        _ids(done.ids[:start]), _ids(done.ids[after:second_start]), _ids(done.ids[second_end:]), typed
+    )
+
+
+def _find(ids: list[int], word: list[int], start: int) -> int:
+    for at in range(start, len(ids) - len(word) + 1):
+        if word and ids[at : at + len(word)] == word:
+            return at
+    raise UnsupportedCheckpoint("tokenizer.json's post-processor does not keep the texts in order")
+
+
+def _ids(values: list[int]) -> Ids:
+    return np.array(values, dtype=np.int32)

@@ -1,0 +1,79 @@
+"""The parts transformer families are assembled from; plain callables over tensors, no training state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+class Weights(Protocol):
+    """Where a model's parts take their tensors from: by name, with the shape they must have."""
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor `name`, on the model's device and in its dtype unless another is asked for."""
+        ...
+
+    def at(self, prefix: str) -> Weights:
+        """The same source, with `prefix.` before every name."""
+        ...
+
+
+class Linear:
+    """x · Wᵀ + b, with W [outputs, inputs]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    @classmethod
+    def load(
+        cls, weights: Weights, name: str, outputs: int, inputs: int, dtype: torch.dtype | None = None
+    ) -> Linear:
+        part = weights.at(name)
+        return cls(part.take("weight", outputs, inputs, dtype=dtype), part.take("bias", outputs, dtype=dtype))
+
+    @classmethod
+    def fused(cls, weights: Weights, names: list[str], outputs: int, inputs: int) -> Linear:
+        """Several projections of one input as a single product, in the order of `names`."""
+        parts = [cls.load(weights, name, outputs, inputs) for name in names]
+        return cls(
+            torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts if p.bias is not None])
+        )
+
+    def split(self, outputs: int) -> tuple[Linear, Linear]:
+        """The first `outputs` outputs and the others, as views of the same weights."""
+        w, b = self.weight, self.bias
+        head, tail = slice(None, outputs), slice(outputs, None)
+        return Linear(w[head], None if b is None else b[head]), Linear(
+            w[tail], None if b is None else b[tail]
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class LayerNorm:
+    """Normalisation over the last dimension; the statistics are computed in fp32 by the kernel."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        self.weight, self.bias, self.eps = weight, bias, eps
+
+    @classmethod
+    def load(cls, weights: Weights, name: str, size: int, eps: float) -> LayerNorm:
+        part = weights.at(name)
+        return cls(part.take("weight", size), part.take("bias", size), eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

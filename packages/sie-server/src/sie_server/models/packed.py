@@ -1,0 +1,116 @@
+"""A batch as the device sees it: sequences laid one after the other, built once on the host, copied once.
+
+Rows are tokens. A sequence occupies a *slot* of consecutive rows; on a CPU slots are rounded up to 16 rows, because
+attention kernels take twice as long at lengths that are no multiple of 16 (measured: 105 rows 6.7 ms, 112 rows 3.5 ms
+per 4,096 tokens), while at most 15 spare rows cost less in the products than copying into a padded layout and back.
+Spare rows are masked as keys and never read. Sequences are sorted by length, so equal slots lie next to each other
+and form *groups* that attention sees as one dense block without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One sequence: token ids and, from `type_boundary` on, token type 1 (0 before)."""
+
+    ids: Ids  # [length]
+    type_boundary: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring sequences with slots of one size."""
+
+    rows: slice  # of the batch
+    sequences: slice  # in packed order
+    count: int
+    slot: int
+    mask: Tensor | None  # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: no spare rows
+    valid: Tensor | None  # [count, slot] bool; None: all rows are tokens
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Inputs of one forward pass. `order[p]` is the caller's index of the p-th packed sequence."""
+
+    ids: Tensor  # [rows] int32
+    positions: Tensor  # [rows] int32, counted from 0 in each sequence
+    types: Tensor  # [rows] int32
+    first_rows: Tensor  # [sequences] int64, the row of each sequence's first token
+    starts: tuple[int, ...]  # the same on the host
+    lengths: tuple[int, ...]  # real tokens per packed sequence
+    order: tuple[int, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def count(self) -> int:
+        return len(self.order)
+
+
+def slot_rows(length: int, align: int) -> int:
+    """Rows a sequence of `length` tokens occupies."""
+    return -(-length // align) * align
+
+
+def pack(
+    sequences: Sequence[Tokens], *, pad_id: int, align: int, device: torch.device, dtype: torch.dtype
+) -> PackedBatch:
+    """Lay `sequences` out, the longest first; `dtype` is that of the attention mask."""
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    lengths = [len(sequences[i]) for i in order]
+    slots = [slot_rows(n, align) for n in lengths]
+    starts = np.concatenate(([0], np.cumsum(slots))).tolist()
+    table = np.zeros((3, starts[-1]), dtype=np.int32)  # ids, positions, types
+    table[0] = pad_id
+    for start, length, index in zip(starts, lengths, order, strict=False):
+        tokens, end = sequences[index], start + length
+        table[0, start:end] = tokens.ids
+        table[1, start:end] = np.arange(length)
+        table[2, start + tokens.type_boundary : end] = 1
+    on_device = torch.from_numpy(table).to(device)
+    return PackedBatch(
+        ids=on_device[0],
+        positions=on_device[1],
+        types=on_device[2],
+        first_rows=torch.tensor(starts[:-1], dtype=torch.int64).to(device),
+        starts=tuple(starts[:-1]),
+        lengths=tuple(lengths),
+        order=tuple(order),
+        groups=_groups(lengths, slots, starts, device, dtype),
+    )
+
+
+def _groups(
+    lengths: list[int], slots: list[int], starts: list[int], device: torch.device, dtype: torch.dtype
+) -> tuple[Group, ...]:
+    groups = []
+    for slot, members in groupby(range(len(slots)), key=slots.__getitem__):
+        indices = list(members)
+        first, last = indices[0], indices[-1]
+        mask = valid = None
+        if any(lengths[i] != slot for i in indices):
+            valid_host = torch.arange(slot)[None, :] < torch.tensor([lengths[i] for i in indices])[:, None]
+            mask_host = torch.zeros(valid_host.shape, dtype=dtype).masked_fill_(~valid_host, float("-inf"))
+            mask, valid = mask_host[:, None, None, :].to(device), valid_host.to(device)
+        rows = slice(starts[first], starts[last] + slot)
+        groups.append(Group(rows, slice(first, last + 1), len(indices), slot, mask, valid))
+    return tuple(groups)

@@ -1,0 +1,74 @@
+"""What happened, for operators: Prometheus metrics, and one `Timing` per request for its headers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass
+class RequestTiming:
+    """Where one request's time went, in milliseconds."""
+
+    started: float = field(default_factory=time.perf_counter)
+    tokenization_ms: float = 0.0
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+
+    @property
+    def total_ms(self) -> float:
+        return (time.perf_counter() - self.started) * 1e3
+
+    def headers(self) -> dict[str, str]:
+        """The contract's timing headers."""
+        return {
+            "X-Queue-Time": f"{self.queue_ms:.2f}",
+            "X-Tokenization-Time": f"{self.tokenization_ms:.2f}",
+            "X-Inference-Time": f"{self.inference_ms:.2f}",
+            "X-Total-Time": f"{self.total_ms:.2f}",
+        }
+
+
+class Metrics:
+    """The server's counters; one instance per server, so that two in one process do not collide."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ["route", "model"]
+        self.requests = Counter(
+            "sie_requests", "Requests answered", [*labels, "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "sie_request_seconds", "Request time", labels, buckets=SECONDS, registry=self.registry
+        )
+        self.stages = Histogram(
+            "sie_stage_seconds", "Time in a stage", ["stage"], buckets=SECONDS, registry=self.registry
+        )
+        self.tokens = Counter("sie_tokens", "Tokens put through a model", ["model"], registry=self.registry)
+        self.batch_tokens = Histogram(
+            "sie_batch_tokens", "Tokens per forward pass", buckets=TOKENS, registry=self.registry
+        )
+        self.queue_tokens = Gauge("sie_queue_tokens", "Tokens waiting for the device", registry=self.registry)
+        self.cancelled = Counter("sie_cancelled", "Requests whose caller hung up", registry=self.registry)
+        self.models = Gauge("sie_model_loaded", "1 while loaded", ["model"], registry=self.registry)
+
+    def done(self, route: str, model: str, status: int, timing: RequestTiming) -> None:
+        """Count one answered request."""
+        self.requests.labels(route, model, str(status)).inc()
+        self.seconds.labels(route, model).observe(timing.total_ms / 1e3)
+        stages = {
+            "queue": timing.queue_ms,
+            "tokenization": timing.tokenization_ms,
+            "inference": timing.inference_ms,
+        }
+        for stage, milliseconds in stages.items():
+            self.stages.labels(stage).observe(milliseconds / 1e3)
+
+    def text(self) -> bytes:
+        """The exposition format Prometheus scrapes."""
+        return generate_latest(self.registry)

@@ -1,0 +1,79 @@
+"""What must hold of a request beyond its types; every complaint names the field and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sie_server.errors import InvalidInput
+from sie_server.wire import Item, Options
+
+
+@dataclass(frozen=True)
+class ParsedOptions:
+    """Options of known names, and a warning for each of the others."""
+
+    known: Options
+    warnings: list[str]
+
+
+def parse_options(raw: dict[str, Any] | None, path: str) -> ParsedOptions:
+    """Check the options at `path`.
+
+    Raises:
+        InvalidInput: a known option of a wrong type or value, or a profile that does not exist.
+    """
+    raw = raw or {}
+    try:
+        known = msgspec.convert(raw, Options)
+    except msgspec.ValidationError as error:
+        reason, _, where = str(error).partition(" - at `$")
+        raise InvalidInput(f"{reason} - at `{path}{where or '`'}") from None
+    if known.profile not in (None, "default"):
+        raise InvalidInput(
+            f"this model has no profile {known.profile!r}, only 'default' - at `{path}.profile`"
+        )
+    unknown = sorted(set(raw) - set(Options.__struct_fields__))
+    return ParsedOptions(known, [f"option {name!r} is unknown and was ignored" for name in unknown])
+
+
+def refuse_instruction(*instructions: tuple[str | None, str]) -> None:
+    """None of the served families reads an instruction; ignoring one would give other scores than asked for."""
+    for instruction, path in instructions:
+        if instruction:
+            raise InvalidInput(f"this model takes no instruction; put it into the query's text - at `{path}`")
+
+
+def text_of(item: Item, path: str) -> str:
+    """The item's text; text models take nothing else.
+
+    Raises:
+        InvalidInput: no text, or another medium.
+    """
+    for medium in ("images", "audio", "video", "document", "multivector"):
+        if getattr(item, medium) is not None:
+            raise InvalidInput(f"this model reads text, not {medium} - at `{path}.{medium}`")
+    if item.text is None:
+        raise InvalidInput(f"missing required field `text` (an empty string is allowed) - at `{path}.text`")
+    return item.text
+
+
+def texts_of(items: Sequence[Item]) -> list[str]:
+    """The texts of `$.items`."""
+    return [text_of(item, f"$.items[{i}]") for i, item in enumerate(items)]
+
+
+def cut_warning(truncated: Sequence[bool], query_truncated: bool, limit: int) -> list[str]:
+    """What was cut, in words."""
+    warnings = []
+    if query_truncated:
+        warnings.append(f"the query is longer than the model reads (max_seq_length {limit}) and was cut")
+    if any(truncated):
+        count = sum(truncated)
+        warnings.append(
+            f"{count} of {len(truncated)} texts are longer than max_seq_length {limit} and were cut at the end"
+        )
+    return warnings

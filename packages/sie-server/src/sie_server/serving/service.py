@@ -1,0 +1,170 @@
+"""The life of a request between decoding and encoding: lease, tokenise, queue, forward, read out, rank.
+
+Steps ④ to ⑦ (queue, pack, forward, head) happen inside `worker.run`, on the device thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import TypeVar
+
+from msgspec import UNSET
+
+from sie_server.catalog import ModelConfig, known_models
+from sie_server.config import ServerConfig
+from sie_server.engine.engine import Engine
+from sie_server.engine.job import Job, Vectors
+from sie_server.engine.source import fetch
+from sie_server.errors import InvalidInput
+from sie_server.models.spec import ClassifierSpec
+from sie_server.serving import requests, vectors
+from sie_server.serving.metrics import Metrics, RequestTiming
+from sie_server.serving.rank import rank
+from sie_server.serving.registry import Registry
+from sie_server.serving.worker import DeviceWorker
+from sie_server.wire import (
+    EncodedItem,
+    EncodeParams,
+    EncodeRequest,
+    EncodeResponse,
+    Item,
+    ScoreRequest,
+    ScoreResponse,
+    Timing,
+    Usage,
+)
+
+Result = TypeVar("Result")
+
+
+class Service:
+    """Everything the server can do, without HTTP. Create and use it on one event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        # one thread per text batch: the pool shares cores between requests, the library's own threads would not
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.config = config
+        self.metrics = Metrics()
+        self.worker = DeviceWorker(config.max_queue_tokens, config.threads, self.metrics)
+        models = known_models(config.model, config.models_dir)
+        self.registry = Registry(models, self._load, config.load_wait_s, self.metrics)
+        self._tokenizers = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="sie-tokenize")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="sie-load")
+
+    async def score(self, model: str, request: ScoreRequest, timing: RequestTiming) -> ScoreResponse:
+        """Put the candidates in order of relevance to the query.
+
+        Raises:
+            SIEError: any of its kinds but the HTTP ones.
+        """
+        options = requests.parse_options(request.options, "$.options")
+        requests.refuse_instruction(
+            (request.instruction, "$.instruction"), (options.known.instruction, "$.options.instruction")
+        )
+        query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
+        async with self.registry.lease(model) as engine:
+            _require(engine, "score", model)
+            limit = engine.limit(options.known.max_seq_length)
+            job = await self._tokenize(lambda: engine.tokenize_score(query, texts, limit), timing)
+            await self._run(model, engine, job, timing)
+            head = engine.spec.head
+        activation = head.activation if isinstance(head, ClassifierSpec) else "identity"
+        scores = rank(
+            request.items, job.results, job.truncated, activation=activation, top_n=options.known.top_n
+        )
+        warnings = options.warnings + requests.cut_warning(job.truncated, job.query_truncated, limit)
+        return ScoreResponse(model, request.query.id, scores, Usage(job.tokens), warnings or UNSET)
+
+    async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
+        """Turn texts into vectors.
+
+        Raises:
+            SIEError: any of its kinds but the HTTP ones.
+        """
+        params = request.params or EncodeParams()
+        options = requests.parse_options(params.options, "$.params.options")
+        requests.refuse_instruction(
+            (params.instruction, "$.params.instruction"),
+            (options.known.instruction, "$.params.options.instruction"),
+        )
+        texts = requests.texts_of(request.items)
+        outputs = tuple(dict.fromkeys(params.output_types or ["dense"]))
+        async with self.registry.lease(model) as engine:
+            for output in outputs:
+                _require(engine, output, model)
+            limit = engine.limit(options.known.max_seq_length)
+            job = await self._tokenize(lambda: engine.tokenize_encode(texts, outputs, limit), timing)
+            await self._run(model, engine, job, timing)
+        dtype = params.output_dtype or "float32"
+        encoded = [_encoded(i, item, job, dtype) for i, item in enumerate(request.items)]
+        warnings = options.warnings + requests.cut_warning(job.truncated, False, limit)
+        return EncodeResponse(model, encoded, _wire_timing(timing), Usage(job.tokens), warnings or UNSET)
+
+    async def close(self) -> None:
+        """End all threads; requests still waiting fail."""
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.worker.close)
+
+    async def _tokenize(self, work: Callable[[], Result], timing: RequestTiming) -> Result:
+        start = perf_counter()
+        result = await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
+        timing.tokenization_ms += (perf_counter() - start) * 1e3
+        return result
+
+    async def _run(self, model: str, engine: Engine, job: Job, timing: RequestTiming) -> None:
+        await self.worker.run(engine, job, timing)
+        self.metrics.tokens.labels(model).inc(job.tokens)
+
+    async def _load(self, model: ModelConfig) -> Engine:
+        engine = await asyncio.get_running_loop().run_in_executor(
+            self._loader, load_engine, model, self.config
+        )
+        if self.config.batch_tokens:
+            engine.batch_tokens = self.config.batch_tokens
+        else:
+            await self.worker.call(engine.calibrate)
+        return engine
+
+
+def load_engine(model: ModelConfig, config: ServerConfig) -> Engine:
+    """Fetch and load one model; blocking.
+
+    Raises:
+        ModelLoadFailed: with what is wrong and what to do.
+    """
+    directory: Path = fetch(model.source, revision=model.revision, offline=config.offline)
+    return Engine(directory, device=config.device, dtype=config.dtype, max_seq_length=model.max_seq_length)
+
+
+def _require(engine: Engine, output: str, model: str) -> None:
+    given = engine.spec.outputs
+    if output not in given:
+        field = "" if output == "score" else " - at `$.params.output_types`"
+        raise InvalidInput(f"model {model!r} does not give {output!r}; it gives {', '.join(given)}{field}")
+
+
+def _encoded(index: int, item: Item, job: Job, dtype: str) -> EncodedItem:
+    given: Vectors = job.results[index]
+    for values in given.values():
+        vectors.check_finite(values, index)
+    return EncodedItem(
+        id=UNSET if item.id is None else item.id,
+        dense=vectors.dense(given["dense"], dtype) if "dense" in given else UNSET,
+        multivector=vectors.multivector(given["multivector"], dtype) if "multivector" in given else UNSET,
+        truncated=True if job.truncated[index] else UNSET,
+    )
+
+
+def _wire_timing(timing: RequestTiming) -> Timing:
+    return Timing(
+        round(timing.total_ms, 2),
+        round(timing.queue_ms, 2),
+        round(timing.tokenization_ms, 2),
+        round(timing.inference_ms, 2),
+    )

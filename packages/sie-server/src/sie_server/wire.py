@@ -1,0 +1,177 @@
+"""Everything that crosses the network, as typed structs: requests are decoded into these, answers encoded
+from these, and the OpenAPI document is generated from these.
+
+Unknown keys are ignored at every level of a request, except that unknown *options* are reported back in
+`warnings`. Null and absent are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+OutputType = Literal["dense", "sparse", "multivector"]
+OutputDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+ModelState = Literal["available", "loading", "loaded", "unloading", "failed"]
+
+
+class Item(Struct, frozen=True):
+    """A query or a candidate. Text models need `text`; the empty string is legal text."""
+
+    id: str | None = None
+    text: str | None = None
+    metadata: dict[str, Any] | None = None
+    multivector: Any = None
+    images: Any = None
+    audio: Any = None
+    video: Any = None
+    document: Any = None
+
+
+class Options(Struct, frozen=True):
+    """Options of one request. A key that is not listed here is ignored and reported in `warnings`."""
+
+    profile: str | None = None
+    instruction: str | None = None
+    max_seq_length: Annotated[int, Meta(ge=1, description="Tokens a model reads per text or pair")] | None = (
+        None
+    )
+    top_n: Annotated[int, Meta(ge=1, description="Return only the best n entries")] | None = None
+    is_query: bool | None = None
+
+
+class ScoreRequest(Struct, frozen=True):
+    """`POST /v1/score/{model}`: one query, the candidates to put in order."""
+
+    query: Item
+    items: Annotated[list[Item], Meta(min_length=1)]
+    instruction: str | None = None
+    options: dict[str, Any] | None = None
+
+
+class ScoreEntry(Struct, frozen=True):
+    """One candidate's place. `rank` counts from 0; ties keep the order of the request."""
+
+    item_id: str
+    score: float
+    rank: int
+    truncated: Annotated[bool | UnsetType, Meta(description="Present and true when the text was cut")] = UNSET
+
+
+class Usage(Struct, frozen=True):
+    """Tokens put through the model, without padding."""
+
+    input_tokens: int
+
+
+class ScoreResponse(Struct, frozen=True):
+    """Candidates in order of relevance, the best first."""
+
+    model: str
+    query_id: str | None
+    scores: list[ScoreEntry]
+    usage: Usage
+    warnings: list[str] | UnsetType = UNSET
+
+
+class EncodeParams(Struct, frozen=True):
+    """What `encode` should give."""
+
+    output_types: list[OutputType] | None = None
+    output_dtype: OutputDtype | None = None
+    instruction: str | None = None
+    is_query: bool | None = None
+    options: dict[str, Any] | None = None
+
+
+class EncodeRequest(Struct, frozen=True):
+    """`POST /v1/encode/{model}`: texts to turn into vectors."""
+
+    items: Annotated[list[Item], Meta(min_length=1)]
+    params: EncodeParams | None = None
+
+
+class DenseVector(Struct, frozen=True):
+    """One vector per text: `values` has shape [dims]."""
+
+    dims: int
+    dtype: str
+    values: Any
+
+
+class MultiVector(Struct, frozen=True):
+    """One vector per token: `values` has shape [num_tokens, token_dims]."""
+
+    token_dims: int
+    num_tokens: int
+    dtype: str
+    values: Any
+
+
+class EncodedItem(Struct, frozen=True):
+    """The vectors of one input, in input order."""
+
+    id: str | UnsetType = UNSET
+    dense: DenseVector | UnsetType = UNSET
+    multivector: MultiVector | UnsetType = UNSET
+    truncated: bool | UnsetType = UNSET
+
+
+class Timing(Struct, frozen=True):
+    """Milliseconds spent on a request, as the server saw it."""
+
+    total_ms: float
+    queue_ms: float
+    tokenization_ms: float
+    inference_ms: float
+
+
+class EncodeResponse(Struct, frozen=True):
+    """Exactly one result per input, in input order."""
+
+    model: str
+    items: list[EncodedItem]
+    timing: Timing
+    usage: Usage
+    warnings: list[str] | UnsetType = UNSET
+
+
+class ModelInfo(Struct, frozen=True):
+    """One model the server knows, loaded or not."""
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    dims: dict[str, int]
+    loaded: bool
+    state: ModelState
+    last_error: str | None
+    max_sequence_length: int | None
+    profiles: list[str]
+    revision: str | None
+    license: str | None = None
+    description: str | None = None
+
+
+class ModelList(Struct, frozen=True):
+    """`GET /v1/models`, for SIE clients (`models`) and OpenAI-shaped ones (`data`)."""
+
+    models: list[ModelInfo]
+    data: list[dict[str, Any]]
+    object: Literal["list"] = "list"
+
+
+class ErrorDetail(Struct, frozen=True):
+    """What went wrong, what to do."""
+
+    code: str
+    message: str
+
+
+class ErrorBody(Struct, frozen=True):
+    """Errors are always JSON; the same detail stands under two keys because clients read either."""
+
+    detail: ErrorDetail
+    error: ErrorDetail
+    code: str

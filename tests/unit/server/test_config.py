@@ -1,0 +1,87 @@
+"""Configuration: layers, unknown keys, helpful lines; and the catalog's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sie_server.catalog import catalog, known_models
+from sie_server.config import ConfigError, ServerConfig, load_config
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "sie.toml"
+    file.write_text('port = 1\nhost = "a"\ndevice = "cpu"\nmodel = ["x/y"]\n')
+    config = load_config({"port": 3}, {"SIE_PORT": "2", "SIE_HOST": "b", "PATH": "/"}, str(file))
+    assert (config.port, config.host, config.device, config.model) == (3, "b", "cpu", ("x/y",))
+    assert load_config({}, {}, None) == ServerConfig()
+
+
+def test_environment_values_are_text() -> None:
+    config = load_config({}, {"SIE_OFFLINE": "true", "SIE_MODEL": "a/b, c=/d", "SIE_DRAIN_S": "1.5"}, None)
+    assert (config.offline, config.model, config.drain_s) == (True, ("a/b", "c=/d"), 1.5)
+
+
+def test_variables_of_the_client_are_not_ours() -> None:
+    load_config({}, {"SIE_BASE_URL": "http://x", "SIE_API_KEY": "k", "SIE_TIMEOUT": "3"}, None)
+
+
+@pytest.mark.parametrize(
+    ("environment", "file", "message"),
+    [
+        ({"SIE_PROT": "1"}, "", r"environment: unknown option SIE_PROT; did you mean 'port'"),
+        ({}, "prot = 1", r"sie\.toml: unknown option 'prot'; did you mean 'port'"),
+        ({"SIE_PORT": "x"}, "", r"environment: SIE_PORT"),
+        ({"SIE_PORT": "70000"}, "", r"SIE_PORT.*65535"),
+        ({}, 'port = "1"', r"sie\.toml: 'port'"),
+        ({"SIE_DEVICE": "tpu"}, "", r"SIE_DEVICE.*tpu"),
+        ({}, "port = = 1", r"cannot read.*sie\.toml"),
+    ],
+)
+def test_a_wrong_value_says_where_it_stands(
+    tmp_path: Path, environment: dict[str, str], file: str, message: str
+) -> None:
+    path = tmp_path / "sie.toml"
+    path.write_text(file)
+    with pytest.raises(ConfigError, match=message):
+        load_config({}, environment, str(path))
+
+
+def test_a_missing_file_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load_config({}, {}, "nowhere.toml")
+
+
+def test_the_ids_users_write_are_known() -> None:
+    for name in (
+        "BAAI/bge-reranker-v2-m3",
+        "BAAI/bge-reranker-base",
+        "BAAI/bge-reranker-large",
+        "cross-encoder/ms-marco-MiniLM-L6-v2",
+        "cross-encoder/ms-marco-MiniLM-L-6-v2",
+        "cross-encoder/ms-marco-MiniLM-L12-v2",
+        "sie/mini-en",
+    ):
+        assert catalog()[name].entry is not None
+
+
+def test_model_values() -> None:
+    models = known_models(["mine=/some/dir", "org/name"], None)
+    assert (models["mine"].source, models["mine"].preload) == ("/some/dir", True)
+    assert models["org/name"].source == "org/name"
+    assert not models["BAAI/bge-reranker-base"].preload
+    for bad in ("=x", "x="):
+        with pytest.raises(ConfigError, match="ID=DIRECTORY"):
+            known_models([bad], None)
+
+
+def test_models_dir_finds_models_and_not_their_parts(tmp_path: Path) -> None:
+    for path in ("flat", "org/name", "flat/1_Pooling"):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    found = set(known_models([], str(tmp_path))) - set(catalog())
+    assert found == {"flat", "org/name"}
+    with pytest.raises(ConfigError, match="no such directory"):
+        known_models([], str(tmp_path / "missing"))

@@ -1,0 +1,86 @@
+"""Packing, attention, pooling and MaxSim against plain versions that do one sequence at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from sie_server.models.attention import attention
+from sie_server.models.heads import pool, unit
+from sie_server.models.late_interaction import QueryVectors, weighted_maxsim
+from sie_server.models.packed import PackedBatch, Tokens, pack
+
+CPU = torch.device("cpu")
+LENGTHS = [5, 16, 1, 33, 16, 48, 17, 5, 100]
+
+
+def packed(align: int, lengths: list[int] = LENGTHS) -> PackedBatch:
+    sequences = [Tokens(np.arange(1, n + 1, dtype=np.int32) + 100 * i, n // 2) for i, n in enumerate(lengths)]
+    return pack(sequences, pad_id=7, align=align, device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("align", [1, 16])
+def test_pack_lays_every_token_once(align: int) -> None:
+    batch = packed(align)
+    assert sorted(batch.order) == list(range(len(LENGTHS)))
+    assert list(batch.lengths) == sorted(LENGTHS, reverse=True)
+    used = np.zeros(batch.rows, bool)
+    for place, start, length in zip(batch.order, batch.starts, batch.lengths, strict=True):
+        rows = slice(start, start + length)
+        assert batch.ids[rows].tolist() == [100 * place + t for t in range(1, length + 1)]
+        assert batch.positions[rows].tolist() == list(range(length))
+        assert batch.types[rows].tolist() == [0] * (length // 2) + [1] * (length - length // 2)
+        assert not used[rows].any()
+        used[rows] = True
+    assert (batch.ids[~used] == 7).all()
+    assert batch.rows - sum(LENGTHS) <= len(LENGTHS) * (align - 1)
+    assert batch.first_rows.tolist() == list(batch.starts)
+
+
+@pytest.mark.parametrize("align", [1, 16])
+@pytest.mark.parametrize("one_query", [False, True])
+def test_attention_equals_one_sequence_at_a_time(align: int, one_query: bool) -> None:
+    torch.manual_seed(0)
+    batch = packed(align)
+    qkv = torch.randn(batch.rows, 3, 4, 8)
+    q, k, v = qkv.unbind(1)
+    asked = q[batch.first_rows] if one_query else q
+    ours = attention(asked, k, v, batch)
+    assert ours.shape == (asked.shape[0], 32)
+    for place, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
+        rows = slice(start, start + length)
+        alone = [x[rows].transpose(0, 1)[None] for x in (q, k, v)]
+        expected = scaled_dot_product_attention(*alone)[0].transpose(0, 1).flatten(1)
+        mine = ours[place : place + 1] if one_query else ours[rows]
+        torch.testing.assert_close(mine, expected[:1] if one_query else expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("align", [1, 16])
+@pytest.mark.parametrize("how", ["mean", "cls"])
+def test_pooling_sees_only_its_own_tokens(align: int, how: str) -> None:
+    batch = packed(align)
+    hidden = torch.randn(batch.rows, 6, dtype=torch.bfloat16)
+    pooled = pool(hidden, batch, how)  # type: ignore[arg-type]
+    assert pooled.dtype == torch.float32
+    for place, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
+        own = hidden[start : start + length].float()
+        torch.testing.assert_close(pooled[place], own.mean(0) if how == "mean" else own[0])
+
+
+@pytest.mark.parametrize("align", [1, 16])
+def test_maxsim_equals_the_formula(align: int) -> None:
+    batch = packed(align)
+    tokens, query = unit(torch.randn(batch.rows, 6)), unit(torch.randn(4, 6))
+    weights = torch.tensor([0.0, 1.0, 0.25, 3.0])
+    ours = weighted_maxsim(QueryVectors.build(query, weights, query[0]), tokens, batch)
+    for place, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
+        best = (query @ tokens[start : start + length].T).amax(1)
+        torch.testing.assert_close(ours[place], (weights * best).sum() / weights.sum())
+
+
+def test_a_query_without_weight_matches_nothing() -> None:
+    batch = packed(1)
+    query = QueryVectors.build(torch.ones(2, 6), torch.zeros(2), torch.ones(6))
+    assert weighted_maxsim(query, torch.ones(batch.rows, 6), batch).tolist() == [0.0] * batch.count

@@ -1,0 +1,111 @@
+"""Tokenisation: the reference's ids, and long texts cut before they cost anything."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from checkpoints import FAMILIES, SPECIAL_TOKENS, WORDS, bert_tokenizer, random_text, xlm_roberta_tokenizer
+from sie_server.engine.tokenize import TextTokenizer
+from sie_server.models.spec import UnsupportedCheckpoint
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TextTokenizer, Tokenizer]:
+    """Ours and the plain library over the same file."""
+    directory = tmp_path_factory.mktemp(request.param)
+    plain: Tokenizer = FAMILIES[request.param][2]()
+    plain.save(str(directory / "tokenizer.json"))
+    return TextTokenizer(directory, token_types=request.param == "bert"), plain
+
+
+@pytest.mark.parametrize("limit", [16, 64, 128])
+def test_cutting_early_gives_the_ids_of_cutting_late(
+    both: tuple[TextTokenizer, Tokenizer], limit: int
+) -> None:
+    ours, plain = both
+    rng = random.Random(limit)
+    texts = [random_text(rng, n) for n in (0, 1, 10, limit, 400, 5000)]
+    texts += [
+        "東京" * 3000,
+        "x" * 20_000,
+        " " * 50_000 + "rain",
+        "rain " + " " * 50_000 + "falls " * 400,
+        "\n".join(WORDS * 50),
+    ]
+    tokens, cut = ours.singles(texts, limit)
+    for text, ids, was_cut in zip(texts, tokens, cut, strict=True):
+        whole = plain.encode(text).ids
+        room = limit - 2
+        inner = whole[1:-1]
+        assert ids.ids.tolist() == [whole[0], *inner[:room], whole[-1]]
+        assert was_cut == (len(inner) > room)
+
+
+def test_a_pair_is_cut_on_the_side_of_the_document(both: tuple[TextTokenizer, Tokenizer]) -> None:
+    ours, plain = both
+    query, long = "machine learning", random_text(random.Random(1), 500)
+    [tokens], [cut], query_cut = ours.pairs(query, [long], 50)
+    pair = plain.encode(query, "a")
+    query_ids = plain.encode(query, add_special_tokens=False).ids
+    assert cut and not query_cut and len(tokens) == 50
+    assert tokens.ids[: 1 + len(query_ids)].tolist() == pair.ids[: 1 + len(query_ids)]
+    assert tokens.ids[-1] == pair.ids[-1]
+
+
+def test_token_types_follow_the_checkpoint(tmp_path: Path) -> None:
+    plain = bert_tokenizer()
+    plain.save(str(tmp_path / "tokenizer.json"))
+    for typed in (True, False):
+        [tokens], _, _ = TextTokenizer(tmp_path, token_types=typed).pairs("rain", ["stars burn"], 50)
+        expected = plain.encode("rain", "stars burn")
+        first_one = expected.type_ids.index(1)
+        assert tokens.ids.tolist() == expected.ids
+        assert tokens.type_boundary == (first_one if typed else len(tokens))
+
+
+def test_a_query_beyond_its_cap_is_cut_and_reported(both: tuple[TextTokenizer, Tokenizer]) -> None:
+    ours, _ = both
+    [tokens], [cut], query_cut = ours.pairs(random_text(random.Random(4), 5000), ["rain falls " * 20], 64)
+    assert query_cut and cut and len(tokens) == 64
+
+
+def test_a_huge_text_is_never_tokenised_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    xlm_roberta_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer(tmp_path, token_types=False)
+    seen: list[int] = []
+    inner = tokenizer._tokenizer
+
+    class Counting:
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> object:
+            seen.extend(map(len, texts))
+            return inner.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "_tokenizer", Counting())
+    tokenizer.singles(["rain falls over the harbour " * 80_000], 512)
+    assert sum(seen) < 20_000
+
+
+def test_special_tokens_around_a_text_come_from_the_file(both: tuple[TextTokenizer, Tokenizer]) -> None:
+    ours, plain = both
+    [tokens], _ = ours.singles(["rain"], 32)
+    assert tokens.ids.tolist() == plain.encode("rain").ids
+    assert tokens.ids.dtype == np.int32
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"version": "1.0"}'])
+def test_a_bad_tokenizer_file_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UnsupportedCheckpoint, match="tokenizer"):
+        TextTokenizer(tmp_path, token_types=False)
+
+
+def test_every_family_has_its_special_tokens() -> None:
+    assert set(SPECIAL_TOKENS) == set(FAMILIES)

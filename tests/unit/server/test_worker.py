@@ -1,0 +1,111 @@
+"""The device thread: one request's failure never costs another its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sie_server.engine.job import Job, Work, build_job
+from sie_server.errors import InferenceError, QueueFull, ResourceExhausted
+from sie_server.models.packed import Tokens
+from sie_server.serving.metrics import Metrics, RequestTiming
+from sie_server.serving.worker import DeviceWorker
+
+
+class LengthEngine:
+    """Scores a sequence by its length; fails on length 13, and has memory for `memory` tokens."""
+
+    tokens_per_second = 1000.0
+
+    def __init__(self, memory: int = 10_000, batch_tokens: int = 100) -> None:
+        self.memory, self.batch_tokens = memory, batch_tokens
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, works: list[Work]) -> list[Any]:
+        self.gate.wait(10)
+        lengths = [len(work.tokens) for work in works]
+        self.batches.append(lengths)
+        if 13 in lengths:
+            raise ValueError("unlucky")
+        if sum(lengths) > self.memory:
+            raise MemoryError
+        return lengths
+
+
+def job_of(*lengths: int) -> Job:
+    return build_job(("score",), [Tokens(np.zeros(n, np.int32), n) for n in lengths], [False] * len(lengths))
+
+
+@pytest.fixture
+async def worker() -> Any:
+    worker = DeviceWorker(max_queue_tokens=1000, cpu_threads=1, metrics=Metrics())
+    yield worker
+    await asyncio.to_thread(worker.close)
+
+
+async def run(worker: DeviceWorker, engine: Any, job: Job) -> list[Any]:
+    await worker.run(engine, job, RequestTiming())
+    return job.results
+
+
+async def test_results_come_back_in_the_order_of_the_request(worker: DeviceWorker) -> None:
+    assert await run(worker, LengthEngine(), job_of(3, 90, 1, 50)) == [3, 90, 1, 50]
+
+
+async def test_only_the_failing_request_fails(worker: DeviceWorker) -> None:
+    engine = LengthEngine()
+    engine.gate.clear()
+    first = asyncio.create_task(
+        run(worker, engine, job_of(99))
+    )  # keeps the device busy while the others queue up
+    await asyncio.sleep(0.05)
+    others = [asyncio.create_task(run(worker, engine, job_of(n))) for n in (5, 13, 7)]
+    await asyncio.sleep(0.05)
+    engine.gate.set()
+    done = await asyncio.gather(first, *others, return_exceptions=True)
+    assert sorted(engine.batches[1]) == [5, 7, 13]  # they did share a batch
+    assert done[0] == [99] and done[1] == [5] and done[3] == [7]
+    assert isinstance(done[2], InferenceError)
+    assert "unlucky" not in str(done[2])  # internals stay in the log
+
+
+async def test_a_batch_that_does_not_fit_is_halved(worker: DeviceWorker) -> None:
+    engine = LengthEngine(memory=30)
+    assert await run(worker, engine, job_of(20, 20, 20, 20)) == [20, 20, 20, 20]
+
+
+async def test_a_single_text_that_does_not_fit_is_an_answer(worker: DeviceWorker) -> None:
+    with pytest.raises(ResourceExhausted):
+        await run(worker, LengthEngine(memory=30), job_of(40))
+    assert await run(worker, LengthEngine(), job_of(4)) == [4]
+
+
+async def test_a_cancelled_request_leaves_the_queue(worker: DeviceWorker) -> None:
+    engine = LengthEngine(batch_tokens=10)
+    engine.gate.clear()
+    task = asyncio.create_task(run(worker, engine, job_of(*[10] * 50)))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    engine.gate.set()
+    assert await run(worker, engine, job_of(3)) == [3]
+    assert len(engine.batches) <= 3
+
+
+async def test_a_call_runs_between_batches_and_its_error_comes_back(worker: DeviceWorker) -> None:
+    assert await worker.call(lambda: threading.current_thread().name) == "sie-device"
+    with pytest.raises(ZeroDivisionError):
+        await worker.call(lambda: 1 // 0)
+
+
+async def test_a_closed_worker_takes_nothing(worker: DeviceWorker) -> None:
+    await asyncio.to_thread(worker.close)
+    with pytest.raises(QueueFull):
+        await run(worker, LengthEngine(), job_of(3))
