@@ -21,11 +21,12 @@ demo: $(RUN) ## rerank keyword search results with a local server
 test: $(DEV) ## run all tests (ARGS="-k name" picks some)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(DEV) ## formatting, lint, types and import rules
+check: $(DEV) ## formatting, lint, types, import rules and generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_docs.py --check
 
 format: $(DEV) ## format the code and fix what can be fixed
 	$(BIN)/ruff format .

@@ -167,6 +167,11 @@ class ErrorDetail(Struct, frozen=True):
 
     code: str
     message: str
+    error_class: Annotated[
+        str | UnsetType, Meta(description="Only with MODEL_LOAD_FAILED, as what follows")
+    ] = UNSET
+    permanent: bool | UnsetType = UNSET
+    attempts: int | UnsetType = UNSET
 
 
 class ErrorBody(Struct, frozen=True):

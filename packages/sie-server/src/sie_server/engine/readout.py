@@ -62,9 +62,9 @@ class VectorReader:
                 for packed, place in places:
                     results[place] = scores[packed]
             else:
-                vectors = _to_host(pooled), _to_host(tokens)
+                vectors = _Vectors(job.outputs, pooled, tokens)
                 for packed, place in places:
-                    results[place] = _vectors(job, packed, batch, *vectors)
+                    results[place] = vectors.of(packed, batch)
         return results
 
     def _keep_queries(self, pooled: Tensor, tokens: Tensor, batch: PackedBatch, works: list[Work]) -> None:
@@ -93,11 +93,22 @@ def _by_job(batch: PackedBatch, works: list[Work]) -> dict[Job, list[tuple[int, 
     return jobs
 
 
-def _vectors(job: Job, packed: int, batch: PackedBatch, pooled: Floats, tokens: Floats) -> Vectors:
-    rows = slice(batch.starts[packed], batch.starts[packed] + batch.lengths[packed])
-    # copies: a view would keep the whole batch alive for as long as one answer is being written
-    given = {"dense": lambda: pooled[packed].copy(), "multivector": lambda: tokens[rows].copy()}
-    return {name: given[name]() for name in job.outputs}
+class _Vectors:
+    """What one encode job asked for of a batch, on the host."""
+
+    def __init__(self, outputs: tuple[str, ...], pooled: Tensor, tokens: Tensor) -> None:
+        self._dense = _to_host(pooled) if "dense" in outputs else None
+        self._tokens = _to_host(tokens) if "multivector" in outputs else None
+
+    def of(self, packed: int, batch: PackedBatch) -> Vectors:
+        """Copies: a view would keep the whole batch alive for as long as one answer is being written."""
+        vectors: Vectors = {}
+        if self._dense is not None:
+            vectors["dense"] = self._dense[packed].copy()
+        if self._tokens is not None:
+            start = batch.starts[packed]
+            vectors["multivector"] = self._tokens[start : start + batch.lengths[packed]].copy()
+        return vectors
 
 
 def _to_host(tensor: Tensor) -> Floats:

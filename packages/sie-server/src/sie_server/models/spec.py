@@ -148,6 +148,7 @@ def _encoder_spec(config: dict[str, Any], layout: str) -> EncoderSpec:
         )
     try:
         pad = config.get("pad_token_id", 0 if layout == "bert" else 1)
+        _check_numbers(config, pad)
         return EncoderSpec(
             vocab_size=config["vocab_size"],
             hidden_size=config["hidden_size"],
@@ -163,6 +164,24 @@ def _encoder_spec(config: dict[str, Any], layout: str) -> EncoderSpec:
         )
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
+
+
+def _check_numbers(config: dict[str, Any], pad: Any) -> None:
+    """Refuse sizes that would fail only when the first text comes."""
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for name in (*sizes, "max_position_embeddings", "type_vocab_size"):
+        if type(config[name]) is not int or config[name] < 1:
+            raise UnsupportedCheckpoint(
+                f"config.json: {name} is {config[name]!r}, not a whole number above 0"
+            )
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise UnsupportedCheckpoint("config.json: hidden_size is not a multiple of num_attention_heads")
+    if type(pad) is not int or not 0 <= pad < config["vocab_size"]:
+        raise UnsupportedCheckpoint(f"config.json: pad_token_id is {pad!r}, not a row of the embedding table")
+    if type(config.get("layer_norm_eps", 1e-12)) not in (int, float):
+        raise UnsupportedCheckpoint(
+            f"config.json: layer_norm_eps is {config['layer_norm_eps']!r}, not a number"
+        )
 
 
 def _classifier_spec(config: dict[str, Any], layout: Literal["bert", "roberta"]) -> ClassifierSpec:
@@ -218,15 +237,19 @@ def _sentence_transformers_spec(directory: Path, encoder: EncoderSpec) -> tuple[
     pooling: Pooling | None = None
     normalize = False
     for module in _read_json(directory / "modules.json", list):
-        kind = str(module["type"]).rsplit(".", 1)[-1]
+        try:
+            name, folder = str(module["type"]), directory / module["path"]
+        except (KeyError, TypeError) as error:
+            raise UnsupportedCheckpoint(
+                f"modules.json has an entry without type and path: {error!r}"
+            ) from error
+        kind = name.rsplit(".", 1)[-1]
         if kind == "Pooling":
-            pooling = _pooling_module(_read_json(directory / module["path"] / "config.json"))
+            pooling = _pooling_module(_read_json(folder / "config.json"))
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
-            raise UnsupportedCheckpoint(
-                f"modules.json names {module['type']!r}, which this version does not serve"
-            )
+            raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
     limits = directory / "sentence_bert_config.json"

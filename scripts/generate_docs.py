@@ -1,0 +1,86 @@
+"""Write the pages of docs/ that are made from code; `--check` only says whether they are current.
+
+.venv/bin/python scripts/generate_docs.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from sie_server.catalog import CatalogEntry, catalog
+from sie_server.config import ServerConfig
+
+DOCS = Path(__file__).parents[1] / "docs"
+HEAD = "<!-- Made by scripts/generate_docs.py; edit {source} instead. -->\n\n"
+
+
+def configuration() -> str:
+    """Every option: flag, variable, key, default, meaning."""
+    lines = [
+        HEAD.format(source="sie_server/config.py"),
+        "# Configuration of `sie-server serve`\n\n",
+        "Sources, later ones win: defaults, a TOML file (`--config FILE` or `SIE_CONFIG`), `SIE_*` variables, flags.\n",
+        "An unknown key is an error. Lists in a variable are separated by commas.\n\n",
+        "| flag | variable | key in the file | default | meaning |\n|---|---|---|---|---|\n",
+    ]
+    for field in msgspec.structs.fields(ServerConfig):
+        cells = (
+            f"`--{field.name.replace('_', '-')}`",
+            f"`SIE_{field.name.upper()}`",
+            f"`{field.name}`",
+            f"`{_toml(field.default)}`" if field.default is not None else "–",
+            _description(field),
+        )
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def models() -> str:
+    """The catalog."""
+    lines = [
+        HEAD.format(source="the YAML files in sie_server/catalog"),
+        "# Models known without configuration\n\n",
+        "A known model is fetched and loaded when it is first asked for. Any other checkpoint of a served\n",
+        "architecture (BERT, RoBERTa, XLM-R sequence classification with one label; BERT-like encoders with a\n",
+        "`modules.json`) is served with `--model ID=DIRECTORY`, `--model ID=HUB_ID` or from `--models-dir`.\n\n",
+        "| id | gives | tokens | licence | |\n|---|---|---|---|---|\n",
+    ]
+    entries: dict[str, CatalogEntry] = {m.entry.id: m.entry for m in catalog().values() if m.entry}
+    for entry in sorted(entries.values(), key=lambda e: e.id.lower()):
+        aliases = "".join(f"<br>`{alias}`" for alias in entry.aliases)
+        gives = ", ".join(entry.outputs)
+        lines.append(
+            f"| `{entry.id}`{aliases} | {gives} | {entry.max_seq_length} | {entry.license} | {entry.description} |\n"
+        )
+    return "".join(lines)
+
+
+def _toml(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _description(field: msgspec.structs.FieldInfo) -> str:
+    meta = next((m for m in get_args(field.type) if isinstance(m, msgspec.Meta)), None)
+    return (meta.description or "") if meta else ""
+
+
+def main() -> int:
+    """0 when everything is current (or was written), 1 when `--check` found a stale page."""
+    stale = False
+    for name, text in {"configuration.md": configuration(), "models.md": models()}.items():
+        path = DOCS / name
+        if "--check" in sys.argv:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                print(f"docs/{name} is stale: run scripts/generate_docs.py")
+                stale = True
+        else:
+            path.write_text(text, encoding="utf-8")
+    return int(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
