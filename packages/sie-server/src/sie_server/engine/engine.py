@@ -16,9 +16,10 @@ from sie_server.engine.source import failed
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
+from sie_server.models.checkpoint import read_spec
 from sie_server.models.packed import Tokens, pack
-from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint, read_spec
-from sie_server.models.table import build_classifier, build_encoder
+from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.table import build_backbone, build_classifier
 
 CPU_ALIGN = 16  # see models.packed
 BATCH_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # tokens
@@ -46,35 +47,32 @@ class Engine:
             self._load(directory)
         except UnsupportedCheckpoint as error:
             raise failed(f"cannot load {directory}: {error}", "UnsupportedCheckpoint") from error
-        self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.encoder.max_length)
+        self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.backbone.max_length)
         self.batch_tokens = 2048
         self.tokens_per_second = 10_000.0
 
     def _load(self, directory: Path) -> None:
         self.spec: ModelSpec = read_spec(directory)
-        encoder = self.spec.encoder
+        backbone = self.spec.backbone
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
-        self._encoder = build_encoder(self.spec, weights)
+        self._backbone = build_backbone(self.spec, weights)
         self._reader = self._build_reader(weights)
         weights.finish()
-        self._tokenizer = TextTokenizer(
-            directory, token_types=encoder.type_rows > 1 and encoder.position_offset == 0
-        )
-        if self._tokenizer.vocab_size > encoder.vocab_size:
+        self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
+        if self._tokenizer.vocab_size > backbone.vocab_size:
             raise UnsupportedCheckpoint(
-                f"tokenizer.json has {self._tokenizer.vocab_size} tokens, the embedding table {encoder.vocab_size} rows"
+                f"tokenizer.json has {self._tokenizer.vocab_size} tokens, "
+                f"the embedding table {backbone.vocab_size} rows"
             )
 
     def _build_reader(self, weights: CheckpointWeights) -> Reader:
         head = self.spec.head
         if isinstance(head, EmbeddingSpec):
             scorer = weights.at("scorer") if head.dense_weight is not None else None
-            vocabulary = self.spec.encoder.vocab_size
+            vocabulary = self.spec.backbone.vocab_size
             table = scorer.take("token_weights", vocabulary, dtype=torch.float32) if scorer else None
             return VectorReader(head, table)
-        classifier = build_classifier(self.spec, weights)
-        assert classifier is not None  # the spec has a classifier head
-        return LogitReader(classifier)
+        return LogitReader(build_classifier(self.spec, weights))
 
     def limit(self, asked: int | None) -> int:
         """Tokens per text or pair: what was asked for, as far as the model's positions reach.
@@ -82,7 +80,7 @@ class Engine:
         Raises:
             InvalidInput: more than the model can read, or too few for any text.
         """
-        most, least = self.spec.encoder.max_length, 8
+        most, least = self.spec.backbone.max_length, 8
         if asked is not None and not least <= asked <= most:
             raise InvalidInput(
                 f"max_seq_length is {asked}, this model takes {least} to {most} - at `$.options.max_seq_length`"
@@ -111,12 +109,12 @@ class Engine:
         """One forward pass over any mix of works; one result per work, in order (None for a query)."""
         batch = pack(
             [work.tokens for work in works],
-            pad_id=self.spec.encoder.pad_token_id,
+            pad_id=self.spec.backbone.pad_token_id,
             align=CPU_ALIGN,
             device=self.device,
             dtype=self.dtype,
         )
-        hidden = self._encoder.forward(batch, first_token_only=self._reader.first_token_only)
+        hidden = self._backbone.forward(batch, first_token_only=self._reader.first_token_only)
         return self._reader.read(hidden, batch, works)
 
     def calibrate(self, seconds: float = 1.0) -> None:
@@ -136,7 +134,7 @@ class Engine:
     def _measure(self, tokens: int) -> float:
         length = min(128, self.max_seq_length)
         job = build_job(("dense",) if isinstance(self.spec.head, EmbeddingSpec) else ("score",), [], [])
-        sequence = Tokens(np.full(length, self.spec.encoder.pad_token_id, np.int32), length)
+        sequence = Tokens(np.full(length, self.spec.backbone.pad_token_id, np.int32), length)
         works = [Work(sequence, 0, job) for _ in range(max(1, tokens // length))]
         start = time.perf_counter()
         self.run(works)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sie_server.engine.job import QUERY, Job, Vectors, Work
-from sie_server.models.heads import ClassifierHead, pool, unit
+from sie_server.models.heads import Classifier, pool, unit
 from sie_server.models.late_interaction import QueryVectors, weighted_maxsim
 from sie_server.models.packed import PackedBatch
 from sie_server.models.spec import EmbeddingSpec
@@ -32,7 +32,7 @@ class LogitReader:
 
     first_token_only = True
 
-    def __init__(self, head: ClassifierHead) -> None:
+    def __init__(self, head: Classifier) -> None:
         self._head = head
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:

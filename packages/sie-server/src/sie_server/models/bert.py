@@ -5,23 +5,77 @@ The three differ in what the spec says: position offset, token-type rows, names 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.attention import attention
 from sie_server.models.layers import ACTIVATIONS, LayerNorm, Linear, Weights
 from sie_server.models.packed import PackedBatch
-from sie_server.models.spec import EncoderSpec, UnsupportedCheckpoint
+from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertSpec(BackboneSpec):
+    """Post-norm encoder with learned absolute positions."""
+
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    hidden_act: str
+    layer_norm_eps: float
+    position_rows: int  # rows of the position table
+    position_offset: int  # row of the first token's position
+    type_rows: int  # rows of the token-type table
+
+
+def read_bert(config: dict[str, Any]) -> BertSpec:
+    """BERT: positions from row 0, token types as the tokenizer gives them."""
+    return _read(config, 0, token_types=config["type_vocab_size"] > 1)
+
+
+def read_roberta(config: dict[str, Any]) -> BertSpec:
+    """RoBERTa and XLM-R: positions from the row after the padding token's, one token type."""
+    return _read(config, config.get("pad_token_id", 1) + 1, token_types=False)
+
+
+def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec:
+    position_type = config.get("position_embedding_type", "absolute")
+    if position_type != "absolute":
+        raise UnsupportedCheckpoint(
+            f"position_embedding_type {position_type!r} is not served, only 'absolute'"
+        )
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise UnsupportedCheckpoint(
+            "the checkpoint is configured as a decoder; its attention would be causal"
+        )
+    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
+        raise UnsupportedCheckpoint(
+            f"hidden_act {config['hidden_act']!r} is not served; served: {', '.join(ACTIVATIONS)}"
+        )
+    return BertSpec(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        max_length=config["max_position_embeddings"] - offset,
+        pad_token_id=config.get("pad_token_id", 0),
+        token_types=token_types,
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        intermediate_size=config["intermediate_size"],
+        hidden_act=config.get("hidden_act", "gelu"),
+        layer_norm_eps=config.get("layer_norm_eps", 1e-12),
+        position_rows=config["max_position_embeddings"],
+        position_offset=offset,
+        type_rows=config["type_vocab_size"],
+    )
 
 
 class BertEncoder:
     """Packed batch → hidden states."""
 
-    def __init__(self, spec: EncoderSpec, weights: Weights) -> None:
-        if spec.hidden_act not in ACTIVATIONS:
-            raise UnsupportedCheckpoint(
-                f"hidden_act {spec.hidden_act!r} is not served; served: {', '.join(ACTIVATIONS)}"
-            )
+    def __init__(self, spec: BertSpec, weights: Weights) -> None:
         self.spec = spec
         table, size = weights.at("embeddings"), spec.hidden_size
         self.words = table.take("word_embeddings.weight", spec.vocab_size, size)
@@ -51,7 +105,7 @@ class BertEncoder:
 class BertLayer:
     """Attention and feed-forward, each followed by residual and layer norm."""
 
-    def __init__(self, spec: EncoderSpec, weights: Weights) -> None:
+    def __init__(self, spec: BertSpec, weights: Weights) -> None:
         size, eps = spec.hidden_size, spec.layer_norm_eps
         self.heads = spec.num_heads
         self.qkv = Linear.fused(weights.at("attention.self"), ["query", "key", "value"], size, size)

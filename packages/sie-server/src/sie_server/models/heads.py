@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.layers import Linear, Weights
 from sie_server.models.packed import PackedBatch
-from sie_server.models.spec import ClassifierSpec, Pooling
+from sie_server.models.spec import Pooling
 
 
-class ClassifierHead:
-    """First token → dense → tanh → one logit."""
+class Classifier(Protocol):
+    """The head of a cross-encoder."""
 
-    def __init__(self, spec: ClassifierSpec, size: int, weights: Weights) -> None:
-        # BERT keeps the dense layer in its pooler, RoBERTa in the classification head
-        dense, out = {
-            "bert": ("bert.pooler.dense", "classifier"),
-            "roberta": ("classifier.dense", "classifier.out_proj"),
-        }[spec.layout]
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[sequences, hidden] of the first tokens → [sequences] fp32."""
+        ...
+
+
+class TanhClassifier:
+    """Dense → tanh → one logit, in fp32."""
+
+    def __init__(self, size: int, weights: Weights, dense: str, out: str) -> None:
         self.dense = Linear.load(weights, dense, size, size, dtype=torch.float32)
         self.out = Linear.load(weights, out, 1, size, dtype=torch.float32)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[sequences, hidden] of the first tokens → [sequences] fp32."""
         return self.out(torch.tanh(self.dense(hidden.float()))).squeeze(1)
+
+
+def bert_classifier(size: int, weights: Weights) -> Classifier:
+    """BERT keeps the dense layer in its pooler."""
+    return TanhClassifier(size, weights, "bert.pooler.dense", "classifier")
+
+
+def roberta_classifier(size: int, weights: Weights) -> Classifier:
+    """RoBERTa keeps the dense layer in the classification head."""
+    return TanhClassifier(size, weights, "classifier.dense", "classifier.out_proj")
 
 
 def pool(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:

@@ -1,28 +1,64 @@
-"""Architecture → class: the one place that knows which encoder and which head a checkpoint is made of."""
+"""Architecture → family: the one place that knows which parts a checkpoint is made of.
+
+An architecture that is not here is refused with the list of those that are; no class is guessed from a name.
+"""
 
 from __future__ import annotations
 
-from sie_server.models.bert import BertEncoder
-from sie_server.models.heads import ClassifierHead
-from sie_server.models.layers import Weights
-from sie_server.models.spec import ClassifierSpec, ModelSpec
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-# where the encoder's tensors stand in a checkpoint; bare encoders have no prefix
-PREFIXES = {
-    "BertForSequenceClassification": "bert",
-    "RobertaForSequenceClassification": "roberta",
-    "XLMRobertaForSequenceClassification": "roberta",
+from torch import Tensor
+
+from sie_server.models.bert import BertEncoder, read_bert, read_roberta
+from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
+from sie_server.models.layers import Weights
+from sie_server.models.packed import PackedBatch
+from sie_server.models.spec import BackboneSpec, ModelSpec
+
+
+class Backbone(Protocol):
+    """A family's forward pass."""
+
+    def forward(self, batch: PackedBatch, *, first_token_only: bool) -> Tensor:
+        """Last hidden states: [rows, hidden], or [sequences, hidden] of the first tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to read, build and read out one architecture."""
+
+    read: Callable[[dict[str, Any]], BackboneSpec]
+    build: Callable[[Any, Weights], Backbone]  # its own BackboneSpec, weights
+    prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
+    classifier: Callable[[int, Weights], Classifier] | None = None  # hidden size, weights
+
+
+ARCHITECTURES = {
+    "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
+    "BertModel": Family(read_bert, BertEncoder),
+    "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "RobertaModel": Family(read_roberta, BertEncoder),
+    "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "XLMRobertaModel": Family(read_roberta, BertEncoder),
 }
 
 
-def build_encoder(spec: ModelSpec, weights: Weights) -> BertEncoder:
+def known_architectures() -> str:
+    """For messages."""
+    return ", ".join(sorted(ARCHITECTURES))
+
+
+def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
     """The forward pass of the checkpoint's family, filled with its weights."""
-    prefix = PREFIXES.get(spec.architecture)
-    return BertEncoder(spec.encoder, weights.at(prefix) if prefix else weights)
+    family = ARCHITECTURES[spec.architecture]
+    return family.build(spec.backbone, weights.at(family.prefix) if family.prefix else weights)
 
 
-def build_classifier(spec: ModelSpec, weights: Weights) -> ClassifierHead | None:
-    """The head of a cross-encoder, or None for a checkpoint that gives vectors."""
-    if isinstance(spec.head, ClassifierSpec):
-        return ClassifierHead(spec.head, spec.encoder.hidden_size, weights)
-    return None
+def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
+    """The head of a cross-encoder."""
+    build = ARCHITECTURES[spec.architecture].classifier
+    assert build is not None  # the spec was read as a classifier
+    return build(spec.backbone.hidden_size, weights)

@@ -1,0 +1,135 @@
+"""A checkpoint directory → `ModelSpec`: its own configuration files are read, nothing is guessed.
+
+`read_spec` is called once per load (`engine.engine`), and everything after it works from the frozen result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sie_server.models.spec import (
+    Activation,
+    BackboneSpec,
+    ClassifierSpec,
+    EmbeddingSpec,
+    ModelSpec,
+    Pooling,
+    UnsupportedCheckpoint,
+    read_json,
+)
+from sie_server.models.table import ARCHITECTURES, known_architectures
+
+
+def read_spec(directory: Path) -> ModelSpec:
+    """Read a checkpoint directory's configuration.
+
+    Raises:
+        UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
+    """
+    config = read_json(directory / "config.json")
+    architecture = str((config.get("architectures") or ["(none)"])[0])
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedCheckpoint(
+            f"config.json names the architecture {architecture!r}, which this version does not serve. "
+            f"Served architectures: {known_architectures()}"
+        )
+    family = ARCHITECTURES[architecture]
+    try:
+        backbone = family.read(config)
+    except KeyError as missing:
+        raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
+    if family.classifier is None:
+        head, limit = _embedding_spec(directory, backbone)
+        return ModelSpec(architecture, backbone, head, limit)
+    return ModelSpec(architecture, backbone, _classifier_spec(config), _tokenizer_limit(directory, backbone))
+
+
+def _classifier_spec(config: dict[str, Any]) -> ClassifierSpec:
+    labels = config.get("num_labels") or len(config.get("id2label") or {0: "", 1: ""})
+    if labels != 1:
+        raise UnsupportedCheckpoint(f"the classifier has {labels} labels; a reranker has exactly one")
+    return ClassifierSpec(_activation(config))
+
+
+def _activation(config: dict[str, Any]) -> Activation:
+    """Which function turns the logit into the score.
+
+    The rule of sentence-transformers: `sentence_transformers.activation_fn`, else
+    `sbert_ce_default_activation_function`, else sigmoid for one label.
+    """
+    named = (config.get("sentence_transformers") or {}).get("activation_fn")
+    named = named or config.get("sbert_ce_default_activation_function")
+    if named is None:
+        return "sigmoid"
+    known: dict[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
+    name = str(named).rsplit(".", 1)[-1]
+    if name not in known:
+        raise UnsupportedCheckpoint(f"config.json names the activation {named!r}; served: {', '.join(known)}")
+    return known[name]
+
+
+def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
+    """Tokens per pair: the tokenizer's own limit where it has a real one, never beyond the positions."""
+    path = directory / "tokenizer_config.json"
+    named = read_json(path).get("model_max_length") if path.exists() else None
+    # transformers writes int(1e30) for "no limit"
+    if isinstance(named, int | float) and 0 < named < 1e9:
+        return min(int(named), backbone.max_length)
+    return backbone.max_length
+
+
+def _embedding_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingSpec, int]:
+    """An encoder without classifier: our own `sie_scorer.json`, or the sentence-transformers layout."""
+    scorer = directory / "sie_scorer.json"
+    if scorer.exists():
+        recipe = read_json(scorer)
+        head = EmbeddingSpec(_pooling(recipe["pooling"]), True, True, float(recipe["dense_weight"]))
+        return head, min(int(recipe["max_seq_length"]), backbone.max_length)
+    if not (directory / "modules.json").exists():
+        raise UnsupportedCheckpoint(
+            "the checkpoint is an encoder without a head (no classifier, no modules.json): it can neither score "
+            "nor embed. A classifier that is not in the checkpoint is never made up"
+        )
+    return _sentence_transformers_spec(directory, backbone)
+
+
+def _sentence_transformers_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingSpec, int]:
+    pooling: Pooling | None = None
+    normalize = False
+    for module in read_json(directory / "modules.json", list):
+        try:
+            name, folder = str(module["type"]), directory / module["path"]
+        except (KeyError, TypeError) as error:
+            raise UnsupportedCheckpoint(
+                f"modules.json has an entry without type and path: {error!r}"
+            ) from error
+        kind = name.rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooling = _pooling_module(read_json(folder / "config.json"))
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
+    if pooling is None:
+        raise UnsupportedCheckpoint("modules.json has no Pooling module")
+    limits = directory / "sentence_bert_config.json"
+    limit = read_json(limits).get("max_seq_length") if limits.exists() else None
+    return EmbeddingSpec(pooling, normalize), min(limit or backbone.max_length, backbone.max_length)
+
+
+def _pooling_module(config: dict[str, Any]) -> Pooling:
+    """Newer files name the mode (`pooling_mode: mean`), older ones switch it on (`pooling_mode_mean_tokens: true`)."""
+    on = [
+        key.removeprefix("pooling_mode_")
+        for key, value in config.items()
+        if value is True and "_mode_" in key
+    ]
+    name = str(config.get("pooling_mode") or "+".join(on))
+    return _pooling(name.removesuffix("_tokens").removesuffix("_token"))
+
+
+def _pooling(name: str) -> Pooling:
+    if name == "cls" or name == "mean":
+        return name  # type: ignore[return-value]
+    raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: cls, mean")
