@@ -83,6 +83,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)  # two sockets may be bound to one port, but only one can listen
     except OSError as error:
         listener.close()
         raise StartFailed(

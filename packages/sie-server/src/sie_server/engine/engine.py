@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from sie_server.engine.device import pick_device, pick_dtype
-from sie_server.engine.job import QUERY, Job, Work, build_job
+from sie_server.engine.inputs import LateInteractionInput, PairInput, ScoreInput
+from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.source import failed
 from sie_server.engine.tokenize import TextTokenizer
@@ -59,6 +60,8 @@ class Engine:
         self._reader = self._build_reader(weights)
         weights.finish()
         self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
+        embeds = isinstance(self.spec.head, EmbeddingSpec)
+        self._input: ScoreInput = (LateInteractionInput if embeds else PairInput)(self._tokenizer)
         if self._tokenizer.vocab_size > backbone.vocab_size:
             raise UnsupportedCheckpoint(
                 f"tokenizer.json has {self._tokenizer.vocab_size} tokens, "
@@ -89,16 +92,7 @@ class Engine:
 
     def tokenize_score(self, query: str, documents: list[str], max_seq_length: int) -> Job:
         """The work of ranking `documents`; results will be logits, or late-interaction scores."""
-        if isinstance(self.spec.head, EmbeddingSpec):
-            [query_tokens], [query_cut] = self._tokenizer.singles([query], max_seq_length)
-            sequences, cut = self._tokenizer.singles(documents, max_seq_length)
-            job = build_job(("score",), sequences, cut)
-            job.work.insert(0, Work(query_tokens, QUERY, job))
-        else:
-            sequences, cut, query_cut = self._tokenizer.pairs(query, documents, max_seq_length)
-            job = build_job(("score",), sequences, cut)
-        job.query_truncated = query_cut
-        return job
+        return self._input.score_job(query, documents, max_seq_length)
 
     def tokenize_encode(self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int) -> Job:
         """The work of turning `texts` into vectors."""
@@ -114,7 +108,7 @@ class Engine:
             device=self.device,
             dtype=self.dtype,
         )
-        hidden = self._backbone.forward(batch, first_token_only=self._reader.first_token_only)
+        hidden = self._backbone.forward(batch, self._reader.readout)
         return self._reader.read(hidden, batch, works)
 
     def calibrate(self, seconds: float = 1.0) -> None:

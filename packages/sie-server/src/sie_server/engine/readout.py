@@ -11,7 +11,7 @@ from torch import Tensor
 from sie_server.engine.job import QUERY, Job, Vectors, Work
 from sie_server.models.heads import Classifier, pool, unit
 from sie_server.models.late_interaction import QueryVectors, weighted_maxsim
-from sie_server.models.packed import PackedBatch
+from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import EmbeddingSpec
 
 Floats = npt.NDArray[np.float32]
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 class Reader(Protocol):
     """Reads a forward pass out."""
 
-    first_token_only: bool
+    readout: Readout
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
         """One result per work, in the order of `works`."""
@@ -30,7 +30,7 @@ class Reader(Protocol):
 class LogitReader:
     """Cross-encoders: one raw logit per pair."""
 
-    first_token_only = True
+    readout: Readout = "first"
 
     def __init__(self, head: Classifier) -> None:
         self._head = head
@@ -45,7 +45,7 @@ class LogitReader:
 class VectorReader:
     """Encoders: pooled vectors, token vectors, and late-interaction scores from both."""
 
-    first_token_only = False
+    readout: Readout = "all"
 
     def __init__(self, spec: EmbeddingSpec, token_weights: Tensor | None) -> None:
         self._spec, self._token_weights = spec, token_weights  # weights: [vocabulary] fp32

@@ -1,4 +1,4 @@
-"""The one attention function: every token of a sequence sees every token of the same sequence and no other."""
+"""The one attention function: tokens see tokens of their own sequence and no other."""
 
 from __future__ import annotations
 

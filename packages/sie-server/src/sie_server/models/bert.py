@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sie_server.models.attention import attention
 from sie_server.models.layers import ACTIVATIONS, LayerNorm, Linear, Weights
-from sie_server.models.packed import PackedBatch
+from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 
 
@@ -84,8 +84,8 @@ class BertEncoder:
         self.norm = LayerNorm.load(table, "LayerNorm", size, spec.layer_norm_eps)
         self.layers = [BertLayer(spec, weights.at(f"encoder.layer.{i}")) for i in range(spec.num_layers)]
 
-    def forward(self, batch: PackedBatch, *, first_token_only: bool) -> Tensor:
-        """Hidden states of the last layer: [rows, hidden], or [sequences, hidden] of the first tokens.
+    def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
+        """Hidden states of the last layer: [rows, hidden], or [sequences, hidden] of the read-out tokens.
 
         In the second case the last layer computes nothing but what those tokens need: same values, 1/layers of the
         feed-forward work saved.
@@ -99,7 +99,7 @@ class BertEncoder:
         )
         for layer in self.layers[:-1]:
             x = layer(x, batch)
-        return self.layers[-1](x, batch, first_token_only=first_token_only)
+        return self.layers[-1](x, batch, asking=batch.rows_of(readout))
 
 
 class BertLayer:
@@ -116,17 +116,16 @@ class BertLayer:
         self.down = Linear.load(weights, "output.dense", size, spec.intermediate_size)
         self.norm = LayerNorm.load(weights, "output.LayerNorm", size, eps)
 
-    def __call__(self, x: Tensor, batch: PackedBatch, *, first_token_only: bool = False) -> Tensor:
-        q, k, v, x = self._first_token_qkv(x, batch) if first_token_only else (*self._qkv(x), x)
+    def __call__(self, x: Tensor, batch: PackedBatch, asking: Tensor | None = None) -> Tensor:
+        """`asking` are the rows whose output is wanted, one per sequence; None: all."""
+        if asking is None:
+            q, k, v = (
+                self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
+            )  # each [rows, heads, dim], views
+        else:
+            only_q, both_kv = self.qkv.split(x.shape[1])
+            k, v = both_kv(x).unflatten(1, (2, self.heads, -1)).unbind(1)
+            x = x[asking]
+            q = only_q(x).unflatten(1, (self.heads, -1))
         x = self.attention_norm(x + self.out(attention(q, k, v, batch)))
         return self.norm(x + self.down(self.activation(self.up(x))))
-
-    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # each [rows, heads, dim], views
-        return q, k, v
-
-    def _first_token_qkv(self, x: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries of the first tokens only, keys and values of all; and the first tokens' rows of `x`."""
-        asking, (only_q, both_kv) = x[batch.first_rows], self.qkv.split(x.shape[1])
-        k, v = both_kv(x).unflatten(1, (2, self.heads, -1)).unbind(1)
-        return only_q(asking).unflatten(1, (self.heads, -1)), k, v, asking

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 Ids = npt.NDArray[np.int32]
+Readout = Literal["first", "last", "all"]  # the tokens whose last hidden states are wanted
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class PackedBatch:
     positions: Tensor  # [rows] int32, counted from 0 in each sequence
     types: Tensor  # [rows] int32
     first_rows: Tensor  # [sequences] int64, the row of each sequence's first token
+    last_rows: Tensor  # [sequences] int64, and of its last
     starts: tuple[int, ...]  # the same on the host
     lengths: tuple[int, ...]  # real tokens per packed sequence
     order: tuple[int, ...]
@@ -64,6 +67,10 @@ class PackedBatch:
     @property
     def count(self) -> int:
         return len(self.order)
+
+    def rows_of(self, readout: Readout) -> Tensor | None:
+        """[sequences] int64, or None when all rows are wanted."""
+        return {"first": self.first_rows, "last": self.last_rows, "all": None}[readout]
 
 
 def slot_rows(length: int, align: int) -> int:
@@ -87,11 +94,14 @@ def pack(
         table[1, start:end] = np.arange(length)
         table[2, start + tokens.type_boundary : end] = 1
     on_device = torch.from_numpy(table).to(device)
+    first = np.array(starts[:-1], dtype=np.int64)
+    ends = torch.from_numpy(np.stack((first, first + lengths - 1))).to(device)
     return PackedBatch(
         ids=on_device[0],
         positions=on_device[1],
         types=on_device[2],
-        first_rows=torch.tensor(starts[:-1], dtype=torch.int64).to(device),
+        first_rows=ends[0],
+        last_rows=ends[1],
         starts=tuple(starts[:-1]),
         lengths=tuple(lengths),
         order=tuple(order),

@@ -14,15 +14,15 @@ from torch import Tensor
 from sie_server.models.bert import BertEncoder, read_bert, read_roberta
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
-from sie_server.models.packed import PackedBatch
+from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import BackboneSpec, ModelSpec
 
 
 class Backbone(Protocol):
     """A family's forward pass."""
 
-    def forward(self, batch: PackedBatch, *, first_token_only: bool) -> Tensor:
-        """Last hidden states: [rows, hidden], or [sequences, hidden] of the first tokens."""
+    def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
+        """Last hidden states: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
         ...
 
 

@@ -67,8 +67,12 @@ class DeviceWorker:
             await ticket.done
         except asyncio.CancelledError:
             with self._wake:
-                self._queue.drop(ticket)
+                self._drop(ticket)
             raise
+
+    def _drop(self, ticket: Ticket) -> None:
+        self._queue.drop(ticket)
+        self._metrics.queue_tokens.set(self._queue.tokens_waiting)
 
     async def call(self, function: Callable[[], Result]) -> Result:
         """Run `function` on the device thread, between two batches."""
@@ -118,7 +122,7 @@ class DeviceWorker:
         with self._wake:
             for ticket in batch.tickets:
                 if ticket.job in failures:
-                    self._queue.drop(ticket)
+                    self._drop(ticket)
         self._loop.call_soon_threadsafe(_deliver, batch, failures, start, end)
 
 
