@@ -61,7 +61,10 @@ def roberta_tokenizer() -> Tokenizer:
 def xlm_roberta_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    # as in the published files of the XLM-R rerankers
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="<unk>")
     tokenizer.train_from_iterator(_corpus(), trainer)

@@ -172,3 +172,22 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
         short = case.engine._backbone.forward(batch, "first")
         whole = case.engine._backbone.forward(batch, "all")[batch.first_rows]
     torch.testing.assert_close(short, whole, atol=1e-5, rtol=0)
+
+
+def test_a_padding_token_inside_a_text_counts_as_the_reference_counts_it(case: Case) -> None:
+    """(XLM-)RoBERTa give it no position of its own; every later token's position shifts."""
+    pad = "[PAD]" if "[PAD]" in case.engine._tokenizer._tokenizer.get_vocab() else "<pad>"
+    documents = [f"rain {pad} falls over {pad}{pad} the harbour", "rain falls over the harbour", pad]
+    ids, logits = reference(case.directory, case.query, documents)
+    ours = logits_of(case.engine, case.query, documents)
+    np.testing.assert_allclose(ours, logits, atol=TOLERANCE, rtol=0)
+    assert ids[0] != ids[1]
+
+
+def test_the_same_text_twice_is_computed_once_and_ties(case: Case) -> None:
+    job = case.engine.tokenize_score(case.query, case.documents[5:9] * 3, MAX_LENGTH)
+    assert len(job.work) == 4
+    for work, result in zip(job.work, case.engine.run(job.work), strict=True):
+        job.put(work.index, result)
+    assert job.results[:4] == job.results[4:8] == job.results[8:]
+    np.testing.assert_allclose(job.results[:4], case.logits[5:9], atol=TOLERANCE, rtol=0)

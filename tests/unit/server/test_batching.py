@@ -20,7 +20,7 @@ class Model:
 
 
 def job_of(*lengths: int) -> Job:
-    sequences = [Tokens(np.zeros(n, np.int32), n) for n in lengths]
+    sequences = [Tokens(np.full(n, i, np.int32), n) for i, n in enumerate(lengths)]
     return build_job(("score",), sequences, [False] * len(lengths))
 
 

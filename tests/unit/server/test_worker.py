@@ -39,7 +39,11 @@ class LengthEngine:
 
 
 def job_of(*lengths: int) -> Job:
-    return build_job(("score",), [Tokens(np.zeros(n, np.int32), n) for n in lengths], [False] * len(lengths))
+    return build_job(
+        ("score",),
+        [Tokens(np.full(n, i, np.int32), n) for i, n in enumerate(lengths)],
+        [False] * len(lengths),
+    )
 
 
 @pytest.fixture

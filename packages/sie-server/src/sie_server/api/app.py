@@ -30,6 +30,7 @@ from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
 OnStartFailure = Callable[[SIEError], None]
+SHUTTING_DOWN = QueueFull("the server is shutting down; another one will answer", retry_after_s=1)
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
 
@@ -127,10 +128,12 @@ class RequestFrame:
 
         try:
             await self._refuse_or_run(scope, receive, send_framed)
-        except Exception as error:
-            if started:  # too late for an error body; the connection breaks off
-                raise
-            await (await on_error(request, error))(scope, receive, send_framed)
+        except (Exception, asyncio.CancelledError) as error:
+            over = isinstance(error, asyncio.CancelledError)  # a shutdown has waited long enough
+            if started or (over and not self._state.draining):  # type: ignore[attr-defined]
+                raise  # too late for an error body; the connection breaks off
+            answer = await on_error(request, SHUTTING_DOWN if over else error)  # type: ignore[arg-type]
+            await answer(scope, receive, send_framed)
         finally:
             self._count(scope, status, timing)
 
@@ -138,8 +141,7 @@ class RequestFrame:
         self, scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]
     ) -> None:
         if self._state.draining and scope["method"] == "POST":  # type: ignore[attr-defined]
-            refusal = QueueFull("the server is shutting down; another one will answer", retry_after_s=1)
-            await (await on_error(Request(scope), refusal))(scope, receive, send)
+            await (await on_error(Request(scope), SHUTTING_DOWN))(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

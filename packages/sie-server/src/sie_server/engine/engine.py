@@ -101,9 +101,11 @@ class Engine:
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
         """One forward pass over any mix of works; one result per work, in order (None for a query)."""
+        backbone = self.spec.backbone
         batch = pack(
             [work.tokens for work in works],
-            pad_id=self.spec.backbone.pad_token_id,
+            pad_id=backbone.pad_token_id,
+            skip_id=backbone.pad_token_id if backbone.skip_padding_positions else None,
             align=CPU_ALIGN,
             device=self.device,
             dtype=self.dtype,

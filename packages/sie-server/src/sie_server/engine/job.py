@@ -39,6 +39,12 @@ class Job:
     query_truncated: bool = False
     query_vectors: QueryVectors | None = None
     work: list[Work] = field(default_factory=list)  # in the order it should be done
+    copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
+
+    def put(self, index: int, result: Any) -> None:
+        """Note a result, also for the texts that are the same sequence."""
+        for i in (index, *self.copies.get(index, ())):
+            self.results[i] = result
 
     @property
     def tokens(self) -> int:
@@ -47,8 +53,17 @@ class Job:
 
 
 def build_job(outputs: tuple[str, ...], sequences: list[Tokens], truncated: list[bool]) -> Job:
-    """A job over `sequences`, the longest first so that slices of it are of even length."""
+    """A job over `sequences`, the longest first so that slices of it are of even length.
+
+    Equal sequences are put through the model once: the last bits of a result depend on the place in the batch, and the
+    same text twice must tie all the same.
+    """
     job = Job(outputs, [None] * len(sequences), truncated)
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    job.work = [Work(sequences[i], i, job) for i in order]
+    first: dict[tuple[bytes, int], int] = {}
+    for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
+        same = first.setdefault((sequences[i].ids.tobytes(), sequences[i].type_boundary), i)
+        if same == i:
+            job.work.append(Work(sequences[i], i, job))
+        else:
+            job.copies.setdefault(same, []).append(i)
     return job

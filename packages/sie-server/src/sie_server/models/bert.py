@@ -38,7 +38,27 @@ def read_bert(config: dict[str, Any]) -> BertSpec:
 
 def read_roberta(config: dict[str, Any]) -> BertSpec:
     """RoBERTa and XLM-R: positions from the row after the padding token's, one token type."""
-    return _read(config, config.get("pad_token_id", 1) + 1, token_types=False)
+    pad = config.get("pad_token_id", 1)
+    return _read(config, pad + 1 if type(pad) is int else 0, token_types=False)
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Refuse numbers that would fail only when the first text comes."""
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for name in (*sizes, "max_position_embeddings", "type_vocab_size"):
+        if type(config[name]) is not int or config[name] < 1:
+            raise UnsupportedCheckpoint(
+                f"config.json: {name} is {config[name]!r}, not a whole number above 0"
+            )
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise UnsupportedCheckpoint("config.json: hidden_size is not a multiple of num_attention_heads")
+    pad = config.get("pad_token_id", 0)
+    if type(pad) is not int or not 0 <= pad < config["vocab_size"]:
+        raise UnsupportedCheckpoint(f"config.json: pad_token_id is {pad!r}, not a row of the embedding table")
+    if not isinstance(config.get("layer_norm_eps", 0.0), float):
+        raise UnsupportedCheckpoint(
+            f"config.json: layer_norm_eps is {config['layer_norm_eps']!r}, not a number"
+        )
 
 
 def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec:
@@ -51,6 +71,7 @@ def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec
         raise UnsupportedCheckpoint(
             "the checkpoint is configured as a decoder; its attention would be causal"
         )
+    _check(config)
     if config.get("hidden_act", "gelu") not in ACTIVATIONS:
         raise UnsupportedCheckpoint(
             f"hidden_act {config['hidden_act']!r} is not served; served: {', '.join(ACTIVATIONS)}"
@@ -61,6 +82,7 @@ def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec
         max_length=config["max_position_embeddings"] - offset,
         pad_token_id=config.get("pad_token_id", 0),
         token_types=token_types,
+        skip_padding_positions=offset > 0,  # (XLM-)RoBERTa count the positions of other tokens only
         num_layers=config["num_hidden_layers"],
         num_heads=config["num_attention_heads"],
         intermediate_size=config["intermediate_size"],

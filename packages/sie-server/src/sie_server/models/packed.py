@@ -79,9 +79,18 @@ def slot_rows(length: int, align: int) -> int:
 
 
 def pack(
-    sequences: Sequence[Tokens], *, pad_id: int, align: int, device: torch.device, dtype: torch.dtype
+    sequences: Sequence[Tokens],
+    *,
+    pad_id: int,
+    align: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    skip_id: int | None = None,
 ) -> PackedBatch:
-    """Lay `sequences` out, the longest first; `dtype` is that of the attention mask."""
+    """Lay `sequences` out, the longest first; `dtype` is that of the attention mask.
+
+    Tokens `skip_id` are not counted as positions and have position -1.
+    """
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     lengths = [len(sequences[i]) for i in order]
     slots = [slot_rows(n, align) for n in lengths]
@@ -91,7 +100,9 @@ def pack(
     for start, length, index in zip(starts, lengths, order, strict=False):
         tokens, end = sequences[index], start + length
         table[0, start:end] = tokens.ids
-        table[1, start:end] = np.arange(length)
+        table[1, start:end] = (
+            np.arange(length) if skip_id is None else _positions_without(tokens.ids, skip_id)
+        )
         table[2, start + tokens.type_boundary : end] = 1
     on_device = torch.from_numpy(table).to(device)
     first = np.array(starts[:-1], dtype=np.int64)
@@ -107,6 +118,12 @@ def pack(
         order=tuple(order),
         groups=_groups(lengths, slots, starts, device, dtype),
     )
+
+
+def _positions_without(ids: Ids, skipped: int) -> npt.NDArray[np.int64]:
+    """Positions that do not count `skipped`, which itself stands before the first: -1."""
+    counted = ids != skipped
+    return np.where(counted, np.cumsum(counted) - 1, -1)
 
 
 def _groups(

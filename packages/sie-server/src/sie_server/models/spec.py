@@ -24,6 +24,7 @@ class BackboneSpec:
     max_length: int  # tokens; the longest sequence it has positions for
     pad_token_id: int
     token_types: bool = False  # the second text of a pair is marked with token type 1
+    skip_padding_positions: bool = False  # a padding token inside a text has no position of its own
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
     try:
         for work, result in zip(works, engine.run(works), strict=True):
             if work.index != QUERY:
-                work.job.results[work.index] = result
+                work.job.put(work.index, result)
         return {}
     except Exception as error:
         jobs = list(dict.fromkeys(work.job for work in works))

@@ -1,0 +1,239 @@
+"""Real `sie-server` processes on the loopback interface, the checkpoints they serve, and how tests talk to them.
+
+Nothing here knows the server's code: it is started as a user starts it and seen through its port, its log and its
+exit status. No process started here can reach a model hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgpack
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import checkpoints
+
+JSON, MSGPACK = "application/json", "application/msgpack"
+START_S = 120.0  # generous: the machine may be shared
+NOBODY = "http://127.0.0.1:9"  # the discard port, where nobody listens
+
+
+@dataclass
+class Server:
+    """One running process."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log_path: Path
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """Everything it has written so far."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def post(
+        self,
+        path: str,
+        body: Any,
+        *,
+        content_type: str | None = JSON,
+        accept: str | None = JSON,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        """POST `body`: bytes as they are, anything else encoded as `content_type` says."""
+        sent = {"content-type": content_type, "accept": accept, **(headers or {})}
+        if not isinstance(body, bytes):
+            body = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
+        with httpx.Client(timeout=120) as client:
+            request = client.build_request("POST", self.base_url + path, content=body)
+            request.headers.pop("accept")  # httpx would add its own
+            for name, value in sent.items():
+                if value is not None:
+                    request.headers[name] = value
+            return client.send(request)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.base_url + path, timeout=60)
+
+    def score(self, model: str, query: str, texts: list[str], **body: Any) -> dict[str, Any]:
+        """The answer to a plain JSON request, which must be a 200."""
+        sent = {"query": {"text": query}, "items": [{"text": text} for text in texts], **body}
+        answer = self.post(f"/v1/score/{model}", sent)
+        assert answer.status_code == 200, answer.text
+        answered: dict[str, Any] = answer.json()
+        return answered
+
+    def scores(self, model: str, query: str, texts: list[str], **options: Any) -> list[float]:
+        """Scores in the order of `texts`."""
+        entries = self.score(model, query, texts, options=options)["scores"]
+        by_id = {entry["item_id"]: entry["score"] for entry in entries}
+        return [by_id[f"item-{i}"] for i in range(len(texts))]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of /metrics; 0 when it is not there yet."""
+        for line in self.get("/metrics").text.splitlines():
+            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+            if match and dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")) == labels:
+                return float(match[2])
+        return 0.0
+
+    def raw(self) -> socket.socket:
+        """A bare connection, for what no HTTP client would send."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def signal_and_wait(self, number: int = signal.SIGTERM, within: float = 60) -> int:
+        """Send a signal; the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(within)
+
+
+@contextlib.contextmanager
+def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """`sie-server serve` with `args`, ready to serve; at the end it must stop on SIGTERM with status 0.
+
+    A test may stop the process itself and look at the status.
+    """
+    port = free_port()
+    log_path = folder / f"server-{port}.log"
+    command = [sys.executable, "-m", "sie_server", "serve", "--port", str(port), *args]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment(folder, env)
+        )
+    server = Server(process, port, log_path)
+    try:
+        _wait_until_ready(server)
+        yield server
+        if process.poll() is None:
+            status = server.signal_and_wait()
+            assert status == 0, f"exit status {status} after SIGTERM\n{server.log[-3000:]}"
+        assert "Traceback" not in server.log, server.log[-5000:]
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(30)
+
+
+def environment(folder: Path, more: dict[str, str] | None = None) -> dict[str, str]:
+    """This process's environment with a hub that nobody answers for, on the CPU, else without settings of ours."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIE_", "HF_", "TRANSFORMERS_"))}
+    return {
+        **kept,
+        "SIE_DEVICE": "cpu",
+        "HF_ENDPOINT": NOBODY,
+        "HF_HOME": str(folder / "hub"),
+        **(more or {}),
+    }
+
+
+def _wait_until_ready(server: Server) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server ended with {server.process.returncode}\n{server.log[-3000:]}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.base_url}/readyz", timeout=10).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"not ready after {START_S} s\n{server.log[-3000:]}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def command_line(
+    folder: Path, *args: str, env: dict[str, str] | None = None, stdin: str | None = None, within: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run `sie-server` with `args` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "sie_server", *args],
+        env=environment(folder, env),
+        input=stdin,
+        stdin=None if stdin is not None else subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=within,
+        check=False,
+    )
+
+
+# ── checkpoints ──
+
+
+def make_encoder(directory: Path, *, pooling: str = "mean") -> Path:
+    """A random BertModel in the sentence-transformers layout: it gives dense vectors and cannot score."""
+    checkpoints.make_cross_encoder(directory, "bert", seed=3)  # for its tokenizer
+    vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
+    (directory / "model.safetensors").unlink()
+    torch.manual_seed(3)
+    config = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=128,
+    )
+    transformers.BertModel(config, add_pooling_layer=False).eval().save_pretrained(directory)
+    kind = "sentence_transformers.models"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{kind}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{kind}.Normalize"},
+    ]
+    write_json(directory / "modules.json", modules)
+    (directory / "1_Pooling").mkdir()
+    write_json(
+        directory / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": 48, f"pooling_mode_{pooling}_tokens": True},
+    )
+    return directory
+
+
+def poison(directory: Path, source: Path) -> Path:
+    """A copy of `source` whose first attention weight is NaN."""
+    shutil.copytree(source, directory)
+    edit_weights(directory, lambda w: w[next(n for n in w if n.endswith("query.weight"))].fill_(float("nan")))
+    return directory
+
+
+def edit_weights(directory: Path, edit: Any) -> None:
+    """Load the tensors of a checkpoint, let `edit` change the table, write them back."""
+    path = directory / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    edit(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file; None removes one."""
+    content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    write_json(path, {key: value for key, value in content.items() if value is not None})
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,35 @@
+"""One server with models of every kind, shared by the whole folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import checkpoints
+import servers
+from servers import Server
+
+MAX_BODY_MB = 8
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for --models-dir: org/name below it."""
+    root = tmp_path_factory.mktemp("models")
+    checkpoints.make_cross_encoder(root / "toy/bert", "bert")
+    checkpoints.make_cross_encoder(root / "toy/roberta", "roberta", seed=1)
+    checkpoints.make_cross_encoder(root / "toy/xlm-roberta", "xlm-roberta", seed=2)
+    servers.make_encoder(root / "toy/encoder")
+    servers.poison(root / "toy/nan", root / "toy/bert")
+    servers.poison(root / "toy/nan-encoder", root / "toy/encoder")
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
+    """Serves `models` and sie/mini-en in fp32."""
+    args = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
+    with servers.running(tmp_path_factory.mktemp("server"), *args, "--max-body-mb", str(MAX_BODY_MB)) as it:
+        yield it

@@ -1,0 +1,552 @@
+"""What callers should not send: every complaint says where, and nobody else's answer suffers from it.
+
+While this module runs, a bystander keeps asking the same question; each of its answers must be the known one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgpack
+import pytest
+import torch
+import transformers
+
+from servers import JSON, MSGPACK, Server
+
+BERT = "toy/bert"
+ITEMS = [{"text": "rain falls"}]
+GOOD: dict[str, Any] = {"query": {"text": "rain"}, "items": ITEMS}
+MAX_BODY = 8 * 2**20  # as in conftest
+DEEP = 5_000
+
+
+class Bystander(threading.Thread):
+    """Asks one question again and again and notes every answer that is not the first one."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(daemon=True)
+        texts = ["machine learning learns patterns", "rain falls", "", "stars burn hydrogen"]
+        self.body = {"query": {"text": "rain tomorrow"}, "items": [{"text": text} for text in texts]}
+        self.url = f"{server.base_url}/v1/score/{BERT}"
+        self.expected = server.post(f"/v1/score/{BERT}", self.body).json()["scores"]
+        self.begun = self.answered = 0
+        self.failures: list[str] = []
+        self.enough = threading.Event()
+
+    def run(self) -> None:
+        with httpx.Client(timeout=60, headers={"accept": JSON}) as client:
+            while not self.enough.is_set():
+                self.begun += 1
+                try:
+                    answer = client.post(self.url, json=self.body)
+                    if answer.status_code != 200 or not self._is_right(answer.json()["scores"]):
+                        self.failures.append(f"{answer.status_code} {answer.text[:500]}")
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+                self.answered += 1
+                self.enough.wait(0.005)
+
+    def _is_right(self, scores: list[dict[str, Any]]) -> bool:
+        # the products of a forward pass may differ in the last bits with the company a text is in
+        return [(e["item_id"], e["rank"]) for e in scores] == [
+            (e["item_id"], e["rank"]) for e in self.expected
+        ] and [e["score"] for e in scores] == pytest.approx([e["score"] for e in self.expected], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def bystander(server: Server) -> Iterator[Bystander]:
+    thread = Bystander(server)
+    thread.start()
+    yield thread
+    thread.enough.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert thread.failures == []
+    assert thread.answered > 50
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_suffers(bystander: Bystander) -> Iterator[None]:
+    """After each test: a question asked after the test's last one was answered, and rightly."""
+    yield
+    asked, end = bystander.begun + 1, time.monotonic() + 60
+    while bystander.answered < asked and time.monotonic() < end:
+        time.sleep(0.005)
+    assert bystander.answered >= asked, "the bystander gets no answers any more"
+    assert bystander.failures == []
+
+
+def refused(answer: httpx.Response, status: int, code: str, *words: str) -> dict[str, Any]:
+    """The error map, after checking that it stands in all the places clients read."""
+    assert answer.status_code == status, answer.text[:500]
+    assert answer.headers["content-type"] == JSON
+    body = answer.json()
+    assert list(body) == ["detail", "error", "code"]
+    assert body["detail"] == body["error"]
+    assert body["code"] == body["error"]["code"] == answer.headers["x-sie-error-code"] == code
+    for word in words:
+        assert word in body["error"]["message"]
+    assert "Traceback" not in answer.text and ".py" not in answer.text
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def with_options(**options: Any) -> dict[str, Any]:
+    return {**GOOD, "options": options}
+
+
+# ── well-formed, but not what is asked for ──
+
+WRONG_SHAPES: list[tuple[Any, str]] = [
+    ({**GOOD, "items": []}, "$.items"),
+    ({**GOOD, "items": {}}, "$.items"),
+    ({**GOOD, "items": None}, "$.items"),
+    ({**GOOD, "items": "rain falls"}, "$.items"),
+    ({"query": GOOD["query"]}, "`items`"),
+    ({"items": ITEMS}, "`query`"),
+    ({}, "`query`"),
+    ({**GOOD, "query": None}, "$.query"),
+    ({**GOOD, "query": "rain"}, "$.query"),
+    ({**GOOD, "query": ["rain"]}, "$.query"),
+    ({**GOOD, "query": {}}, "$.query.text"),
+    ({**GOOD, "query": {"text": None}}, "$.query.text"),
+    ({**GOOD, "query": {"text": 5}}, "$.query.text"),
+    ({**GOOD, "query": {"text": "rain", "id": 5}}, "$.query.id"),
+    ({**GOOD, "query": {"text": "rain", "metadata": "x"}}, "$.query.metadata"),
+    ({**GOOD, "items": ["rain falls"]}, "$.items[0]"),
+    ({**GOOD, "items": [*ITEMS * 3, "rain falls"]}, "$.items[3]"),
+    ({**GOOD, "items": [*ITEMS * 3, {"text": 5}]}, "$.items[3].text"),
+    ({**GOOD, "items": [*ITEMS * 3, {"text": ["a"]}]}, "$.items[3].text"),
+    ({**GOOD, "items": [*ITEMS * 3, {"id": "x"}]}, "$.items[3].text"),
+    ({**GOOD, "items": [*ITEMS * 3, {}]}, "$.items[3].text"),
+    ({**GOOD, "items": [*ITEMS * 3, None]}, "$.items[3]"),
+    ({**GOOD, "items": [*ITEMS * 3, {"text": "a", "id": True}]}, "$.items[3].id"),
+    ({**GOOD, "instruction": 5}, "$.instruction"),
+    ({**GOOD, "options": []}, "$.options"),
+    ({**GOOD, "options": "top_n"}, "$.options"),
+    ([GOOD], "`object`"),
+    (None, "`object`"),
+    ("query", "`object`"),
+    (7, "`object`"),
+]
+
+
+@pytest.mark.parametrize("media", [JSON, MSGPACK])
+@pytest.mark.parametrize(("body", "where"), WRONG_SHAPES)
+def test_a_wrong_shape_is_named_with_its_path(server: Server, body: Any, where: str, media: str) -> None:
+    answer = server.post(f"/v1/score/{BERT}", body, content_type=media)
+    refused(answer, 400, "INVALID_INPUT", where)
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"top_n": 0}, "$.options.top_n"),
+        ({"top_n": -1}, "$.options.top_n"),
+        ({"top_n": "3"}, "$.options.top_n"),
+        ({"top_n": True}, "$.options.top_n"),
+        ({"top_n": 1.5}, "$.options.top_n"),
+        ({"max_seq_length": 0}, "$.options.max_seq_length"),
+        ({"max_seq_length": 1}, "$.options.max_seq_length"),
+        ({"max_seq_length": 129}, "$.options.max_seq_length"),
+        ({"max_seq_length": 10**12}, "$.options.max_seq_length"),
+        ({"max_seq_length": "64"}, "$.options.max_seq_length"),
+        ({"max_seq_length": [64]}, "$.options.max_seq_length"),
+        ({"profile": 5}, "$.options.profile"),
+        ({"profile": "fast"}, "$.options.profile"),
+        ({"is_query": 1}, "$.options.is_query"),
+        ({"instruction": {}}, "$.options.instruction"),
+        ({"instruction": "Find what helps"}, "$.options.instruction"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_path(server: Server, options: Any, where: str) -> None:
+    for media in (JSON, MSGPACK):
+        answer = server.post(f"/v1/score/{BERT}", with_options(**options), content_type=media)
+        refused(answer, 400, "INVALID_INPUT", where)
+    encode = {"items": ITEMS, "params": {"options": options}}
+    refused(server.post("/v1/encode/toy/encoder", encode), 400, "INVALID_INPUT", where.split(".")[-1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite_in_options(server: Server, value: float) -> None:
+    for name in ("top_n", "max_seq_length"):
+        answer = server.post(f"/v1/score/{BERT}", with_options(**{name: value}), content_type=MSGPACK)
+        refused(answer, 400, "INVALID_INPUT", f"$.options.{name}")
+    odd = server.post(f"/v1/score/{BERT}", with_options(temperature=value), content_type=MSGPACK)
+    assert odd.status_code == 200 and "'temperature'" in odd.json()["warnings"][0]
+
+
+def test_an_instruction_to_a_model_that_takes_none(server: Server) -> None:
+    answer = server.post(f"/v1/score/{BERT}", {**GOOD, "instruction": "Find what helps"})
+    refused(answer, 400, "INVALID_INPUT", "$.instruction", "takes no instruction")
+    body = {"items": ITEMS, "params": {"instruction": "Find what helps"}}
+    refused(server.post("/v1/encode/toy/encoder", body), 400, "INVALID_INPUT", "$.params.instruction")
+
+
+@pytest.mark.parametrize("medium", ["images", "audio", "video", "document", "multivector"])
+def test_other_media_than_text(server: Server, medium: str) -> None:
+    item = {"text": "rain", medium: [[0.5, 0.5]]}
+    for where, body in (
+        ("$.query", {"query": item, "items": ITEMS}),
+        ("$.items[1]", {"query": GOOD["query"], "items": [*ITEMS, item]}),
+    ):
+        for media in (JSON, MSGPACK):
+            answer = server.post(f"/v1/score/{BERT}", body, content_type=media)
+            refused(answer, 400, "INVALID_INPUT", f"{where}.{medium}", f"not {medium}")
+    refused(server.post("/v1/encode/toy/encoder", {"items": [item]}), 400, "INVALID_INPUT", medium)
+
+
+def test_an_array_sent_as_a_multivector(server: Server) -> None:
+    array = {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [1, 2], b"data": bytes(8)}
+    body = {"query": {"text": "q"}, "items": [{"text": "a", "multivector": array}]}
+    answer = server.post(f"/v1/score/{BERT}", body, content_type=MSGPACK)
+    refused(answer, 400, "INVALID_INPUT", "$.items[0].multivector")
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"output_types": ["sparse"]}, ("'sparse'", "$.params.output_types", "dense")),
+        ({"output_types": ["dense", "multivector"]}, ("'multivector'", "$.params.output_types")),
+        ({"output_types": ["dense", "colbert"]}, ("'colbert'", "$.params.output_types[1]")),
+        ({"output_types": "dense"}, ("$.params.output_types",)),
+        ({"output_dtype": "float128"}, ("'float128'", "$.params.output_dtype")),
+        ({"output_dtype": "uint8"}, ("'uint8'", "$.params.output_dtype")),
+        ({"is_query": "yes"}, ("$.params.is_query",)),
+        ([], ("$.params",)),
+    ],
+)
+def test_vectors_that_cannot_be_given(server: Server, params: Any, words: tuple[str, ...]) -> None:
+    answer = server.post("/v1/encode/toy/encoder", {"items": ITEMS, "params": params})
+    refused(answer, 400, "INVALID_INPUT", *words)
+
+
+def test_a_model_is_asked_for_what_it_does_not_do(server: Server) -> None:
+    answer = server.post("/v1/score/toy/encoder", GOOD)
+    refused(answer, 400, "INVALID_INPUT", "'toy/encoder'", "'score'", "dense")
+    answer = server.post(f"/v1/encode/{BERT}", {"items": ITEMS})
+    refused(answer, 400, "INVALID_INPUT", f"'{BERT}'", "'dense'", "score")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("toy/bort", "did you mean 'toy/bert'"),
+        ("TOY/BERT", "did you mean 'toy/bert'"),
+        ("toy/bert/", "did you mean 'toy/bert'"),
+        ("%00", "'\\x00'"),
+        ("toy/bert%00", "'toy/bert\\x00'"),
+        ("..", "'..'"),
+        ("../../etc/passwd", "'../../etc/passwd'"),
+        ("toy/../toy/bert", "'toy/../toy/bert'"),
+        ("%2e%2e%2f%2e%2e%2fetc%2fpasswd", "'../../etc/passwd'"),
+        ("/etc/passwd", "'/etc/passwd'"),
+        ("", "''"),
+        ("%ff%fe", "not known"),
+        ("toy/bert%20", "'toy/bert '"),
+        ("x" * 8000, "not known"),
+    ],
+)
+def test_an_unknown_model(server: Server, path: str, shown: str) -> None:
+    for method, url, body in (
+        ("POST", f"/v1/score/{path}", GOOD),
+        ("POST", f"/v1/encode/{path}", {"items": ITEMS}),
+        ("GET", f"/v1/models/{path}", None),
+    ):
+        answer = send_unchanged(server, method, url, None if body is None else json.dumps(body).encode())
+        refused(answer, 404, "MODEL_NOT_FOUND", shown)
+
+
+def send_unchanged(server: Server, method: str, url: str, body: bytes | None) -> httpx.Response:
+    """Send `url` as it is; httpx would resolve its dots."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        connection.request(method, url, body)
+        answer = connection.getresponse()
+        return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+    finally:
+        connection.close()
+
+
+# ── bytes that are no message ──
+
+
+def json_text(text: bytes) -> bytes:
+    return b'{"query": {"text": "q"}, "items": [{"text": %s}]}' % text
+
+
+def nested(*, key: str, media: str) -> bytes:
+    if media == JSON:
+        inner = b"[" * DEEP + b"]" * DEEP
+        return b'{"query": {"text": "q", "%s": {"a": %s}}, "items": [{"text": "a"}]}' % (key.encode(), inner)
+    inner = b"\x81\xa1a" + b"\x91" * DEEP + b"\x90"
+    return b"\x82\xa5query\x82\xa4text\xa1q" + msgpack.packb(key) + inner + b"\xa5items\x91\x81\xa4text\xa1a"
+
+
+WHOLE_JSON, WHOLE_MSGPACK = json.dumps(GOOD).encode(), msgpack.packb(GOOD)
+SURROGATE = "\ud800".encode("utf-8", "surrogatepass")
+BAD_BYTES: dict[str, tuple[str, bytes, str]] = {
+    "cut JSON": (JSON, WHOLE_JSON[:-5], "not valid JSON"),
+    "one brace": (JSON, b"{", "not valid JSON"),
+    "two commas": (JSON, b'{"query": {"text": "q"},, "items": []}', "not valid JSON"),
+    "single quotes": (JSON, b"{'query': {'text': 'q'}}", "not valid JSON"),
+    "JSON and more": (JSON, WHOLE_JSON + b"x", "trailing"),
+    "JSON twice": (JSON, WHOLE_JSON * 2, "trailing"),
+    "a byte order mark": (JSON, b"\xef\xbb\xbf" + WHOLE_JSON, "not valid JSON"),
+    "UTF-16": (JSON, json.dumps(GOOD).encode("utf-16"), "not valid JSON"),
+    "NaN": (JSON, b'{"query": {"text": "q"}, "items": [{"text": "a"}], "options": {"x": NaN}}', "not valid JSON"),
+    "Infinity": (JSON, json_text(b"Infinity"), "not valid JSON"),
+    "-Infinity": (JSON, json_text(b"-Infinity"), "not valid JSON"),
+    "a number beyond float64": (JSON, json.dumps(with_options(x=0)).replace("0}", "1e999}").encode(), "$.options"),
+    "a number of 5,000 digits": (JSON, b'{"query": {"text": "q", "metadata": {"x": %s}}}' % (b"1" * 5000), "metadata"),
+    "an escaped lone high surrogate": (JSON, json_text(rb'"a\ud800"'), "not valid JSON"),
+    "an escaped lone surrogate and more": (JSON, json_text(rb'"a\ud800 and more"'), "surrogate"),
+    "an escaped lone low surrogate": (JSON, json_text(rb'"\udc00 a"'), "surrogate"),
+    "a raw lone surrogate": (JSON, json_text(b'"' + SURROGATE + b'"'), "UTF-8"),
+    "a raw lone surrogate in msgpack": (MSGPACK, WHOLE_MSGPACK.replace(b"\xa4rain", b"\xa4a" + SURROGATE), "UTF-8"),
+    "invalid UTF-8": (JSON, json_text(b'"a\xff"'), "UTF-8"),
+    "invalid UTF-8 in msgpack": (MSGPACK, WHOLE_MSGPACK.replace(b"\xa4rain", b"\xa4r\xffin"), "UTF-8"),
+    "an overlong encoding": (JSON, json_text(b'"\xc0\xaf"'), "UTF-8"),
+    "a raw control character": (JSON, json_text(b'"a\x00b"'), "not valid JSON"),
+    "cut msgpack": (MSGPACK, WHOLE_MSGPACK[:-5], "not valid msgpack"),
+    "msgpack and more": (MSGPACK, WHOLE_MSGPACK + b"\x00", "trailing"),
+    "a byte msgpack never uses": (MSGPACK, b"\xc1", "not valid msgpack"),
+    "a map of four billion keys": (MSGPACK, b"\xdf\xff\xff\xff\xff", "not valid msgpack"),
+    "a string of four gigabytes": (MSGPACK, b"\x81\xa5query\xdb\xff\xff\xff\xff", "msgpack"),
+    "keys that are bytes": (MSGPACK, msgpack.packb({b"query": {"text": "q"}}), "`key`"),
+    "keys that are numbers": (MSGPACK, msgpack.packb({1: 2}), "`key`"),
+    "text that is bytes": (MSGPACK, msgpack.packb({**GOOD, "query": {"text": b"q"}}), "$.query.text"),
+    "deep under a known key": (JSON, nested(key="metadata", media=JSON), "nested too deeply"),
+    "deep under an unknown key": (JSON, nested(key="unknown", media=JSON), "nested too deeply"),
+    "deep msgpack under a known key": (MSGPACK, nested(key="metadata", media=MSGPACK), "nested too deeply"),
+    "deep msgpack under an unknown key": (MSGPACK, nested(key="unknown", media=MSGPACK), "nested too deeply"),
+    "an open end": (JSON, b'{"unknown": ' + b"[" * 100_000, "nested too deeply"),
+    "msgpack called JSON": (JSON, WHOLE_MSGPACK, "Content-Type: application/msgpack"),
+    "JSON called msgpack": (MSGPACK, WHOLE_JSON, "`object`"),
+    "compressed": (JSON, b"\x1f\x8b\x08\x00" + bytes(20), "not valid JSON"),
+    "nothing": (JSON, b"", "empty"),
+    "nothing in msgpack": (MSGPACK, b"", "empty"),
+    "blanks": (JSON, b"  \n", "not valid JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_BYTES)
+def test_bytes_that_are_no_message(server: Server, name: str) -> None:
+    media, body, word = BAD_BYTES[name]
+    answer = server.post(f"/v1/score/{BERT}", body, content_type=media, accept=MSGPACK)
+    refused(answer, 400, "INVALID_INPUT", word)
+
+
+@pytest.mark.parametrize(
+    "name", ["cut JSON", "cut msgpack", "NaN", "an open end", "nothing", "invalid UTF-8"]
+)
+def test_bytes_that_are_no_message_to_encode(server: Server, name: str) -> None:
+    media, body, word = BAD_BYTES[name]
+    answer = server.post("/v1/encode/toy/encoder", body, content_type=media, accept=MSGPACK)
+    refused(answer, 400, "INVALID_INPUT", word)
+
+
+def test_plain_text_with_json_in_it_is_json(server: Server) -> None:
+    answer = server.post(f"/v1/score/{BERT}", WHOLE_JSON, content_type="text/plain")
+    assert answer.status_code == 200
+
+
+def test_what_is_left_of_the_connection_after_an_error_still_works(server: Server) -> None:
+    with httpx.Client(base_url=server.base_url, timeout=60) as client:
+        for _ in range(3):
+            assert client.post(f"/v1/score/{BERT}", content=b"{").status_code == 400
+            assert client.post(f"/v1/score/{BERT}", json=GOOD).status_code == 200
+
+
+# ── too much ──
+
+
+def read_answer(connection: socket.socket) -> httpx.Response:
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+
+
+@pytest.mark.parametrize("length", [MAX_BODY + 1, 10**12])
+@pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
+def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: Server, length: int, expect: str) -> None:
+    with server.raw() as connection:
+        head = f"POST /v1/score/{BERT} HTTP/1.1\r\nHost: x\r\n{expect}Content-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode())
+        refused(read_answer(connection), 413, "INPUT_TOO_LONG", "8 MiB", "max_body_mb")
+
+
+def test_a_body_over_the_limit_without_a_length(server: Server) -> None:
+    """In chunks; the answer comes when the limit is passed, though the body never ends."""
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    with server.raw() as connection:
+        head = f"POST /v1/score/{BERT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        try:
+            for _ in range(MAX_BODY // 0x10000 + 1):
+                connection.sendall(chunk)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the server need not listen to the end
+        refused(read_answer(connection), 413, "INPUT_TOO_LONG", "8 MiB")
+
+
+def test_a_body_just_below_the_limit_is_read(server: Server) -> None:
+    body = WHOLE_JSON + b" " * (MAX_BODY - len(WHOLE_JSON))
+    assert server.post(f"/v1/score/{BERT}", body).status_code == 200
+    refused(server.post(f"/v1/score/{BERT}", body + b" "), 413, "INPUT_TOO_LONG")
+
+
+def test_a_chunked_body_below_the_limit_is_read(server: Server) -> None:
+    chunks = (WHOLE_JSON[i : i + 7] for i in range(0, len(WHOLE_JSON), 7))
+    answer = httpx.post(f"{server.base_url}/v1/score/{BERT}", content=chunks, headers={"accept": JSON})
+    assert answer.json() == server.post(f"/v1/score/{BERT}", GOOD).json()
+
+
+# ── a model that is broken ──
+
+
+def test_a_score_is_never_nan(server: Server) -> None:
+    for accept in (JSON, MSGPACK):
+        answer = server.post("/v1/score/toy/nan", {**GOOD, "items": ITEMS * 3}, accept=accept)
+        refused(answer, 500, "INFERENCE_ERROR", "$.items[0]", "weights")
+
+
+def test_a_vector_is_never_nan(server: Server) -> None:
+    for accept in (JSON, MSGPACK):
+        answer = server.post("/v1/encode/toy/nan-encoder", {"items": ITEMS * 3}, accept=accept)
+        refused(answer, 500, "INFERENCE_ERROR", "$.items[0]", "weights")
+
+
+# ── nasty, and legal ──
+
+
+@pytest.fixture(scope="module")
+def reference(models: Path) -> Any:
+    """The score that transformers gives."""
+    loaded: dict[str, Any] = {}
+
+    def score(name: str, query: str, text: str) -> float:
+        if name not in loaded:
+            folder = models / name
+            loaded[name] = (
+                # not AutoTokenizer: it makes its own idea of the family out of half of the file
+                transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")),
+                transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval(),
+            )
+        tokenizer, model = loaded[name]
+        pair = [[query, text]]
+        inputs = tokenizer(
+            pair, truncation="only_second", max_length=128, return_token_type_ids=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            return float(torch.sigmoid(model(**inputs).logits.double())[0, 0])
+
+    return score
+
+
+NASTY = {
+    "NUL": "rain\x00falls \x00",
+    "only NUL": "\x00\x00",
+    "blanks": " \t\n\u00a0\u2003 ",
+    "emoji": "🌧️👩‍👩‍👧‍👦🇪🇺😀",
+    "control characters": "".join(map(chr, [*range(1, 32), 127, 0x85, 0x200B, 0x202E, 0xFEFF])),
+    "noncharacters": "\uffff\U0010ffff\ufdd0",
+    "combining marks": "e" + "\u0301" * 200,
+    "special tokens": "[CLS] rain [SEP] falls [PAD] <s> </s> <mask> [MASK]",
+    "right to left": "مطر غدا על הנמל",
+    "one long word": "x" * 5000,
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("model", ["toy/bert", "toy/roberta", "toy/xlm-roberta"])
+@pytest.mark.parametrize("name", NASTY)
+def test_odd_texts_score_as_in_transformers(server: Server, reference: Any, model: str, name: str) -> None:
+    text = NASTY[name]
+    expected = reference(model, "rain falls tomorrow", text)
+    assert server.scores(model, "rain falls tomorrow", [text, "company"])[0] == pytest.approx(
+        expected, abs=1e-4
+    )
+    packed = server.post(
+        f"/v1/score/{model}",
+        {"query": {"text": "rain falls tomorrow"}, "items": [{"text": text}]},
+        content_type=MSGPACK,
+    )
+    assert packed.json()["scores"][0]["score"] == pytest.approx(expected, abs=1e-4)
+    if len(text) < 100:
+        asked = server.scores(model, text, ["rain falls tomorrow"])[0]
+        assert asked == pytest.approx(reference(model, text, "rain falls tomorrow"), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_odd_texts_have_vectors(server: Server, name: str) -> None:
+    body = {"items": [{"text": NASTY[name]}], "params": {"output_types": ["dense", "multivector"]}}
+    [item] = server.post("/v1/encode/sie/mini-en", body).json()["items"]
+    assert sum(value**2 for value in item["dense"]["values"]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("model", ["toy/bert", "toy/roberta", "toy/xlm-roberta", "sie/mini-en"])
+@pytest.mark.parametrize("unit", ["rain falls tomorrow ", "x", " ", "東京", "\x00"])
+def test_a_document_of_two_megabytes(server: Server, model: str, unit: str) -> None:
+    text = unit * (2_000_000 // len(unit.encode()))
+    body = {"query": {"text": "rain"}, "items": [{"text": text}, {"text": "rain falls"}]}
+    response = server.post(f"/v1/score/{model}", body, content_type=MSGPACK)
+    assert response.status_code == 200, response.text[:500]
+    answer = response.json()
+    assert len(answer["scores"]) == 2
+    [entry] = [entry for entry in answer["scores"] if entry["item_id"] == "item-0"]
+    assert all(0 <= entry["score"] <= 1.5 for entry in answer["scores"])
+    if unit.startswith("rain"):
+        assert entry["truncated"] is True and "1 of 2 texts" in answer["warnings"][0]
+        limit = 128 if model.startswith("toy") else 256
+        assert answer["usage"]["input_tokens"] <= 2 * limit + 8
+        short = server.scores(model, "rain", [unit * 400])[0]  # what is read of it is the same
+        assert entry["score"] == pytest.approx(short, abs=1e-5)
+    else:
+        assert entry.get("truncated", False) == any("1 of 2 texts" in w for w in answer.get("warnings", []))
+
+
+def test_others_are_answered_while_a_document_of_two_megabytes_is_read(
+    server: Server, bystander: Bystander
+) -> None:
+    before = bystander.answered
+    for _ in range(5):
+        server.score(BERT, "rain", ["rain falls tomorrow " * 100_000])
+    assert bystander.answered > before
+
+
+@pytest.mark.parametrize("model", ["toy/bert", "toy/xlm-roberta", "sie/mini-en"])
+def test_a_query_of_one_megabyte(server: Server, model: str) -> None:
+    answer = server.score(model, "rain falls tomorrow " * 50_000, ["rain falls", "stars burn"])
+    assert len(answer["scores"]) == 2
+    [warning] = answer["warnings"]
+    assert "query" in warning and "cut" in warning
+
+
+def test_ten_thousand_candidates(server: Server) -> None:
+    texts = [f"{'rain' if i % 2 else 'stars'} number {i % 100}" for i in range(10_000)]
+    scores = server.score(BERT, "rain", texts)["scores"]
+    assert [entry["rank"] for entry in scores] == list(range(10_000))
+    assert {entry["item_id"] for entry in scores} == {f"item-{i}" for i in range(10_000)}
+    by_id = {entry["item_id"]: entry["score"] for entry in scores}
+    alone = server.scores(BERT, "rain", texts[:100])
+    for i in (0, 1, 57, 99):
+        assert [by_id[f"item-{i + 100 * k}"] for k in range(100)] == pytest.approx([alone[i]] * 100, abs=1e-6)
+
+
+def test_ten_thousand_candidates_that_are_all_the_same(server: Server) -> None:
+    body = {"query": {"text": "rain"}, "items": [{"id": "same", "text": "rain"}] * 10_000}
+    answer = server.post(f"/v1/score/{BERT}", body, content_type=MSGPACK, accept=MSGPACK)
+    entries = msgpack.unpackb(answer.content)["scores"]
+    assert len(entries) == 10_000
+    assert {entry["item_id"] for entry in entries} == {"same"}
+    assert max(e["score"] for e in entries) - min(e["score"] for e in entries) < 1e-6
