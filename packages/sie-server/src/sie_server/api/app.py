@@ -80,7 +80,7 @@ async def _preload(app: Starlette, service: Service, on_failure: OnStartFailure 
 async def on_error(request: Request, error: Exception) -> Response:
     """Any exception → the error body of the wire contract; internals never leak."""
     known = _as_known(request, error)
-    headers = {"X-SIE-Error-Code": known.code}
+    headers = {"X-SIE-Error-Code": known.code, **(getattr(error, "headers", None) or {})}  # Allow, for a 405
     if known.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
     detail = {"code": known.code, "message": known.message, **known.details}

@@ -84,6 +84,8 @@ def _embedding_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingS
     scorer = directory / "sie_scorer.json"
     if scorer.exists():
         recipe = read_json(scorer)
+        if missing := {"pooling", "dense_weight", "max_seq_length"} - recipe.keys():
+            raise UnsupportedCheckpoint(f"sie_scorer.json lacks {', '.join(sorted(missing))}")
         head = EmbeddingSpec(_pooling(recipe["pooling"]), True, True, float(recipe["dense_weight"]))
         return head, min(int(recipe["max_seq_length"]), backbone.max_length)
     if not (directory / "modules.json").exists():
