@@ -81,8 +81,8 @@ def _cached(source: str, revision: str | None) -> Path | None:
 def _not_fetched(source: str, error: Exception) -> ModelLoadFailed:
     reason = (str(error).strip().splitlines() or [""])[0][:200]
     return failed(
-        f"{source!r} is no local directory and could not be fetched ({type(error).__name__}: {reason}) and is not in the hub's cache. "
-        f"Give a local directory instead (--model {source}=/path/to/checkpoint), "
+        f"{source!r} is no local directory, not in the hub's cache, and could not be fetched "
+        f"({type(error).__name__}: {reason}). Give a local directory instead (--model {source}=/path/to/checkpoint), "
         "or use the embedded model 'sie/mini-en'",
         type(error).__name__,
         permanent=False,
