@@ -30,14 +30,13 @@ class Reader(Protocol):
 class LogitReader:
     """Cross-encoders: one raw logit per pair."""
 
-    readout: Readout = "first"
-
     def __init__(self, head: Classifier) -> None:
         self._head = head
+        self.readout: Readout = head.readout
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
         results: list[Any] = [None] * len(works)
-        for place, logit in zip(batch.order, self._head.logits(hidden).tolist(), strict=True):
+        for place, logit in zip(batch.order, self._head.logits(hidden, batch).tolist(), strict=True):
             results[place] = logit
         return results
 

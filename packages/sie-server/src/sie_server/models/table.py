@@ -14,6 +14,7 @@ from torch import Tensor
 from sie_server.models.bert import BertEncoder, read_bert, read_roberta
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import BackboneSpec, ModelSpec
 
@@ -33,12 +34,16 @@ class Family:
     read: Callable[[dict[str, Any]], BackboneSpec]
     build: Callable[[Any, Weights], Backbone]  # its own BackboneSpec, weights
     prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
-    classifier: Callable[[int, Weights], Classifier] | None = None  # hidden size, weights
+    classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
 
 
 ARCHITECTURES = {
     "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
     "BertModel": Family(read_bert, BertEncoder),
+    "ModernBertForSequenceClassification": Family(
+        read_modernbert, ModernBertEncoder, "model", modernbert_classifier
+    ),
+    "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
     "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
     "RobertaModel": Family(read_roberta, BertEncoder),
     "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
@@ -61,4 +66,4 @@ def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
     """The head of a cross-encoder."""
     build = ARCHITECTURES[spec.architecture].classifier
     assert build is not None  # the spec was read as a classifier
-    return build(spec.backbone.hidden_size, weights)
+    return build(spec.backbone, weights)
