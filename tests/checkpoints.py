@@ -95,9 +95,7 @@ def _modernbert(**config: Any) -> tuple[Any, Any, Any, Any, int]:
         transformers.ModernBertForSequenceClassification,
         modernbert_tokenizer,
         # as the published tokenizers say: no token types
-        partial(
-            transformers.PreTrainedTokenizerFast, model_input_names=["input_ids", "attention_mask"]
-        ),
+        partial(transformers.PreTrainedTokenizerFast, model_input_names=["input_ids", "attention_mask"]),
         0,
     )
 

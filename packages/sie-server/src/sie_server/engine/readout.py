@@ -11,6 +11,7 @@ from torch import Tensor
 from sie_server.engine.job import QUERY, Job, Vectors, Work
 from sie_server.models.heads import Classifier, pool, unit
 from sie_server.models.late_interaction import QueryVectors, weighted_maxsim
+from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import EmbeddingSpec
 
@@ -46,11 +47,12 @@ class VectorReader:
 
     readout: Readout = "all"
 
-    def __init__(self, spec: EmbeddingSpec, token_weights: Tensor | None) -> None:
+    def __init__(self, spec: EmbeddingSpec, token_weights: Tensor | None, modules: ModuleStack) -> None:
         self._spec, self._token_weights = spec, token_weights  # weights: [vocabulary] fp32
+        self._modules = modules
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
-        pooled = pool(hidden, batch, self._spec.pooling)
+        pooled = self._modules(pool(hidden, batch, self._spec.pooling))
         pooled = unit(pooled) if self._spec.normalize else pooled
         tokens = unit(hidden.float()) if self._spec.token_vectors else hidden
         self._keep_queries(pooled, tokens, batch, works)

@@ -30,6 +30,10 @@ class Weights(Protocol):
         """The same source, with `prefix.` before every name."""
         ...
 
+    def folder(self, name: str) -> Weights:
+        """The weights in a folder of the checkpoint that has its own file."""
+        ...
+
 
 class Linear:
     """x · Wᵀ + b, with W [outputs, inputs]."""
@@ -93,7 +97,9 @@ class LayerNorm:
     ) -> LayerNorm:
         part = weights.at(name)
         return cls(
-            part.take("weight", size, dtype=dtype), part.take("bias", size, dtype=dtype) if bias else None, eps
+            part.take("weight", size, dtype=dtype),
+            part.take("bias", size, dtype=dtype) if bias else None,
+            eps,
         )
 
     def __call__(self, x: Tensor) -> Tensor:

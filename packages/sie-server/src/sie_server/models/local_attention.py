@@ -46,7 +46,8 @@ class LocalAttention:
         return out.flatten(1)
 
     def _blocked(self, group: Group) -> bool:
-        return group.slot > 3 * self._block
+        # blocks copy keys and values; with a reach of 64 that pays from about 400 (fp32) to 700 (bf16) rows on a CPU
+        return group.slot > 4 * self._block
 
     def _mask(self, group: Group) -> Tensor | None:
         """[count or 1, 1, slot, slot], or [count · blocks, 1, block, block + 2 · reach] of a blocked group."""
@@ -69,7 +70,9 @@ class LocalAttention:
         if valid is not None:
             # a spare row sees itself: a softmax over nothing would be NaN, and spread from there
             seen = (seen & valid) | (distance == 0)
-        mask = torch.zeros(seen.shape, dtype=self._dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+        mask = torch.zeros(seen.shape, dtype=self._dtype, device=seen.device).masked_fill_(
+            ~seen, float("-inf")
+        )
         return mask if mask.ndim == 4 else mask[None, None]
 
     def _one_query_mask(self, group: Group, asking: Tensor) -> Tensor:
@@ -83,14 +86,16 @@ class LocalAttention:
         """[count, slot, …] → [count, blocks, …, block + 2 · reach]: the keys of each block of queries."""
         spare = -x.shape[1] % self._block
         padding = (0, 0) * (x.ndim - 2) + (self._reach, self._reach + spare)
-        return F.pad(x, padding).unfold(1, self._block + 2 * self._reach, self._block)
+        windows: Tensor = F.pad(x, padding).unfold(1, self._block + 2 * self._reach, self._block)
+        return windows
 
     def _attend_in_blocks(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         count, slot = q.shape[:2]
         blocks = F.pad(q, (0, 0, 0, 0, 0, -slot % self._block)).unflatten(1, (-1, self._block)).flatten(0, 1)
         keys, values = (self._windows(x).movedim(-1, 2).flatten(0, 1) for x in (k, v))
         mixed = _attend(blocks, keys, values, mask)  # [count · blocks, block, heads, dim]
-        return mixed.unflatten(0, (count, -1)).flatten(1, 2)[:, :slot]
+        rows: Tensor = mixed.unflatten(0, (count, -1)).flatten(1, 2)
+        return rows[:, :slot]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

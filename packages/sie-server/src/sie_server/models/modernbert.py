@@ -52,9 +52,7 @@ def read_modernbert(config: dict[str, Any]) -> ModernBertSpec:
     acts = {key: config.get(key, "gelu") for key in ("hidden_activation", "classifier_activation")}
     for key, name in acts.items():
         if name not in ACTIVATIONS:
-            raise UnsupportedCheckpoint(
-                f"{key} {name!r} is not served; served: {', '.join(ACTIVATIONS)}"
-            )
+            raise UnsupportedCheckpoint(f"{key} {name!r} is not served; served: {', '.join(ACTIVATIONS)}")
     pooling = config.get("classifier_pooling", "cls")
     if pooling not in ("cls", "mean"):
         raise UnsupportedCheckpoint(f"classifier_pooling {pooling!r} is not served; served: cls, mean")
@@ -94,7 +92,7 @@ def _thetas(config: dict[str, Any]) -> dict[str, float]:
     """Rotary base of each layer type, from `rope_parameters` where they stand there, else from the older names."""
     if config.get("rope_scaling"):
         raise UnsupportedCheckpoint(f"rope_scaling {config['rope_scaling']!r} is not served for ModernBERT")
-    thetas = {}
+    thetas: dict[str, float] = {}
     for kind, older in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
         named = (config.get("rope_parameters") or {}).get(kind) or {}
         if named.get("rope_type", "default") != "default":
@@ -136,7 +134,9 @@ class ModernBertEncoder:
         asking = batch.rows_of(readout)
         for i, (layer, kind) in enumerate(zip(self.layers, self.spec.layer_types, strict=True)):
             rows = asking if i == len(self.layers) - 1 else None
-            attend = partial(local, asking=rows) if local and kind == LOCAL else partial(attention, batch=batch)
+            attend = (
+                partial(local, asking=rows) if local and kind == LOCAL else partial(attention, batch=batch)
+            )
             x = layer(x, rotaries[kind], attend, rows)
         return self.final_norm(x)
 
@@ -155,7 +155,11 @@ class ModernBertLayer:
         self.down = Linear.load(weights, "mlp.Wo", size, inner, bias=spec.mlp_bias)
 
     def __call__(
-        self, x: Tensor, rotary: Rotary, attend: Callable[[Tensor, Tensor, Tensor], Tensor], asking: Tensor | None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        asking: Tensor | None,
     ) -> Tensor:
         """`asking` are the rows whose output is wanted, one per sequence; None: all."""
         normed = self.attention_norm(x) if self.attention_norm else x

@@ -15,8 +15,9 @@ from sie_server.models.bert import BertEncoder, read_bert, read_roberta
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
+from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
-from sie_server.models.spec import BackboneSpec, ModelSpec
+from sie_server.models.spec import BackboneSpec, ClassifierSpec, ModelSpec
 
 
 class Backbone(Protocol):
@@ -64,6 +65,8 @@ def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
 
 def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
     """The head of a cross-encoder."""
+    if isinstance(spec.head, ClassifierSpec) and spec.head.modules:
+        return ModularClassifier(spec.head, weights)
     build = ARCHITECTURES[spec.architecture].classifier
     assert build is not None  # the spec was read as a classifier
     return build(spec.backbone, weights)
