@@ -36,7 +36,7 @@ def read_spec(directory: Path) -> ModelSpec:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
     """
     config = read_json(directory / "config.json")
-    architecture = str((config.get("architectures") or ["(none)"])[0])
+    architecture = _architecture(config)
     if architecture not in ARCHITECTURES:
         raise UnsupportedCheckpoint(
             f"config.json names the architecture {architecture!r}, which this version does not serve. "
@@ -53,6 +53,18 @@ def read_spec(directory: Path) -> ModelSpec:
     return ModelSpec(
         architecture, backbone, _classifier_spec(directory, config), _tokenizer_limit(directory, backbone)
     )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """The first of `architectures`.
+
+    A repository with code of its own may call it as a library's class; it is told apart by its configuration class, as
+    `models.table` lists it. The code itself is never loaded.
+    """
+    name = str((config.get("architectures") or ["(none)"])[0])
+    own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
+    variant = f"{name} ({own})"
+    return variant if variant in ARCHITECTURES else name
 
 
 def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sie_server.models.bert import BertEncoder, read_bert, read_roberta
+from sie_server.models.bert_relatives import new_classifier, read_new, read_xlm_roberta_flash
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
@@ -45,9 +46,13 @@ ARCHITECTURES = {
         read_modernbert, ModernBertEncoder, "model", modernbert_classifier
     ),
     "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
+    "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
     "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
     "RobertaModel": Family(read_roberta, BertEncoder),
     "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "XLMRobertaForSequenceClassification (XLMRobertaFlashConfig)": Family(
+        read_xlm_roberta_flash, BertEncoder, "roberta", roberta_classifier
+    ),
     "XLMRobertaModel": Family(read_roberta, BertEncoder),
 }
 
