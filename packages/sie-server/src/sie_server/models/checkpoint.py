@@ -26,7 +26,7 @@ from sie_server.models.spec import (
     UnsupportedCheckpoint,
     read_json,
 )
-from sie_server.models.table import ARCHITECTURES, known_architectures
+from sie_server.models.table import ARCHITECTURES, COMPAT, family_of
 
 
 def read_spec(directory: Path) -> ModelSpec:
@@ -37,12 +37,7 @@ def read_spec(directory: Path) -> ModelSpec:
     """
     config = read_json(directory / "config.json")
     architecture = _architecture(config)
-    if architecture not in ARCHITECTURES:
-        raise UnsupportedCheckpoint(
-            f"config.json names the architecture {architecture!r}, which this version does not serve. "
-            f"Served architectures: {known_architectures()}"
-        )
-    family = ARCHITECTURES[architecture]
+    family = family_of(architecture)
     try:
         backbone = family.read(config)
     except KeyError as missing:
@@ -50,8 +45,9 @@ def read_spec(directory: Path) -> ModelSpec:
     if family.classifier is None:
         head, limit = _embedding_spec(directory, backbone, config)
         return ModelSpec(architecture, backbone, head, limit)
+    limit = _tokenizer_limit(directory, backbone)
     return ModelSpec(
-        architecture, backbone, _classifier_spec(directory, config), _tokenizer_limit(directory, backbone)
+        architecture, backbone, _classifier_spec(directory, config), limit, compat=family is COMPAT
     )
 
 

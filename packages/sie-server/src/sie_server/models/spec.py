@@ -88,6 +88,7 @@ class ModelSpec:
     backbone: BackboneSpec
     head: ClassifierSpec | EmbeddingSpec
     max_seq_length: int  # default limit, tokens per text or pair including special tokens
+    compat: bool = False  # runs through transformers: right, but padded and slower
 
     @property
     def scores(self) -> bool:

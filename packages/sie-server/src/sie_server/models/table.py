@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from sie_server.models import compat
 from sie_server.models.bert import BertEncoder, read_bert, read_roberta
 from sie_server.models.bert_relatives import new_classifier, read_new, read_xlm_roberta_flash
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
@@ -18,7 +19,7 @@ from sie_server.models.layers import Weights
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
-from sie_server.models.spec import BackboneSpec, ClassifierSpec, ModelSpec
+from sie_server.models.spec import BackboneSpec, ClassifierSpec, ModelSpec, UnsupportedCheckpoint
 
 
 class Backbone(Protocol):
@@ -57,6 +58,25 @@ ARCHITECTURES = {
 }
 
 
+COMPAT = Family(compat.read, compat.CompatModel, None, compat.classifier)
+
+
+def family_of(architecture: str) -> Family:
+    """The parts of an architecture; one that is not ours but that transformers classifies with runs as `COMPAT`.
+
+    Raises:
+        UnsupportedCheckpoint: nobody serves it.
+    """
+    if architecture in ARCHITECTURES:
+        return ARCHITECTURES[architecture]
+    if compat.serves(architecture):
+        return COMPAT
+    raise UnsupportedCheckpoint(
+        f"config.json names the architecture {architecture!r}, which this version does not serve. "
+        f"Served architectures: {known_architectures()}{compat.hint(architecture)}"
+    )
+
+
 def known_architectures() -> str:
     """For messages."""
     return ", ".join(sorted(ARCHITECTURES))
@@ -64,7 +84,7 @@ def known_architectures() -> str:
 
 def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
     """The forward pass of the checkpoint's family, filled with its weights."""
-    family = ARCHITECTURES[spec.architecture]
+    family = family_of(spec.architecture)
     return family.build(spec.backbone, weights.at(family.prefix) if family.prefix else weights)
 
 
@@ -72,6 +92,6 @@ def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
     """The head of a cross-encoder."""
     if isinstance(spec.head, ClassifierSpec) and spec.head.modules:
         return ModularClassifier(spec.head, weights)
-    build = ARCHITECTURES[spec.architecture].classifier
+    build = family_of(spec.architecture).classifier
     assert build is not None  # the spec was read as a classifier
     return build(spec.backbone, weights)
