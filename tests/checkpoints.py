@@ -6,6 +6,7 @@ Tokenizers are trained here on a few sentences with the real models, pre-tokenis
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,34 @@ def xlm_roberta_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def modernbert_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        _corpus(), trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return tokenizer
+
+
+def _modernbert(**config: Any) -> tuple[Any, Any, Any, Any, int]:
+    return (
+        partial(transformers.ModernBertConfig, local_attention=16, **config),
+        transformers.ModernBertForSequenceClassification,
+        modernbert_tokenizer,
+        # as the published tokenizers say: no token types
+        partial(transformers.PreTrainedTokenizerFast, model_input_names=["input_ids", "attention_mask"]),
+        0,
+    )
+
+
 # family → config class, model class, tokenizer, transformers' tokenizer class, position rows beyond the length
 FAMILIES: dict[str, tuple[Any, Any, Any, Any, int]] = {
     "bert": (
@@ -97,6 +126,14 @@ FAMILIES: dict[str, tuple[Any, Any, Any, Any, int]] = {
         transformers.XLMRobertaTokenizerFast,
         2,
     ),
+    "modernbert": _modernbert(),
+    "modernbert-mean": _modernbert(
+        classifier_pooling="mean",
+        classifier_bias=True,
+        norm_bias=True,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
 }
 SPECIAL_TOKENS = {
     "bert": {
@@ -117,6 +154,7 @@ SPECIAL_TOKENS = {
     },
 }
 SPECIAL_TOKENS["xlm-roberta"] = SPECIAL_TOKENS["roberta"]
+SPECIAL_TOKENS["modernbert"] = SPECIAL_TOKENS["modernbert-mean"] = SPECIAL_TOKENS["bert"]
 
 
 def make_cross_encoder(
@@ -139,7 +177,7 @@ def make_cross_encoder(
         config_class(
             vocab_size=tokenizer.get_vocab_size(),
             max_position_embeddings=max_length + extra_positions,
-            pad_token_id=tokenizer.token_to_id("[PAD]" if family == "bert" else "<pad>"),
+            pad_token_id=tokenizer.token_to_id(SPECIAL_TOKENS[family]["pad_token"]),
             **shape,
         )
     )
@@ -148,7 +186,7 @@ def make_cross_encoder(
     ) in model.parameters():  # the default initialisation is so flat that wrong code would agree too
         torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
     for name, parameter in model.named_parameters():
-        if "LayerNorm.weight" in name:
+        if name.lower().endswith("norm.weight"):
             parameter.data += 1.0
     directory.mkdir(parents=True, exist_ok=True)
     model.eval().save_pretrained(directory)

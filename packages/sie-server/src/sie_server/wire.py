@@ -152,6 +152,9 @@ class ModelInfo(Struct, frozen=True):
     revision: str | None
     license: str | None = None
     description: str | None = None
+    compat: Annotated[
+        bool, Meta(description="Runs through the transformers library: right, but padded and slower")
+    ] = False
 
 
 class ModelList(Struct, frozen=True):

@@ -35,6 +35,7 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     revision: str | None = None
     dims: dict[str, int] = {}
     aliases: tuple[str, ...] = ()
+    compat: bool = False  # needs the extra of that name
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
 from sie_server.models.checkpoint import read_spec
+from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import Tokens, pack
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.models.table import build_backbone, build_classifier
@@ -74,7 +75,7 @@ class Engine:
             scorer = weights.at("scorer") if head.dense_weight is not None else None
             vocabulary = self.spec.backbone.vocab_size
             table = scorer.take("token_weights", vocabulary, dtype=torch.float32) if scorer else None
-            return VectorReader(head, table)
+            return VectorReader(head, table, ModuleStack(head.modules, weights))
         return LogitReader(build_classifier(self.spec, weights))
 
     def limit(self, asked: int | None) -> int:

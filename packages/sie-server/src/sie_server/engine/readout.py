@@ -11,6 +11,7 @@ from torch import Tensor
 from sie_server.engine.job import QUERY, Job, Vectors, Work
 from sie_server.models.heads import Classifier, pool, unit
 from sie_server.models.late_interaction import QueryVectors, weighted_maxsim
+from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import EmbeddingSpec
 
@@ -30,14 +31,13 @@ class Reader(Protocol):
 class LogitReader:
     """Cross-encoders: one raw logit per pair."""
 
-    readout: Readout = "first"
-
     def __init__(self, head: Classifier) -> None:
         self._head = head
+        self.readout: Readout = head.readout
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
         results: list[Any] = [None] * len(works)
-        for place, logit in zip(batch.order, self._head.logits(hidden).tolist(), strict=True):
+        for place, logit in zip(batch.order, self._head.logits(hidden, batch).tolist(), strict=True):
             results[place] = logit
         return results
 
@@ -47,11 +47,12 @@ class VectorReader:
 
     readout: Readout = "all"
 
-    def __init__(self, spec: EmbeddingSpec, token_weights: Tensor | None) -> None:
+    def __init__(self, spec: EmbeddingSpec, token_weights: Tensor | None, modules: ModuleStack) -> None:
         self._spec, self._token_weights = spec, token_weights  # weights: [vocabulary] fp32
+        self._modules = modules
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
-        pooled = pool(hidden, batch, self._spec.pooling)
+        pooled = self._modules(pool(hidden, batch, self._spec.pooling))
         pooled = unit(pooled) if self._spec.normalize else pooled
         tokens = unit(hidden.float()) if self._spec.token_vectors else hidden
         self._keep_queries(pooled, tokens, batch, works)

@@ -14,9 +14,11 @@ FILES = [
     "sie_scorer.json",
     "modules.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "*/config.json",
     "*.safetensors",
     "*.safetensors.index.json",
+    "[0-9]_*/pytorch_model.bin",  # a module's weights; those of older repositories are not safetensors
 ]
 HUB_TIMEOUT_S = 10.0
 BIN_FILES = ["pytorch_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index.json"]

@@ -28,7 +28,9 @@ class CheckpointWeights:
     def __init__(self, directory: Path, *, device: torch.device, dtype: torch.dtype) -> None:
         self._read = _open_checkpoint(directory)
         self._device, self._dtype = device, dtype
+        self._directory = directory
         self._taken: set[str] = set()
+        self._folders: list[CheckpointWeights] = []
         self._prefix = ""
 
     def at(self, prefix: str) -> CheckpointWeights:
@@ -37,6 +39,12 @@ class CheckpointWeights:
         view.__dict__.update(self.__dict__)
         view._prefix = f"{self._prefix}{prefix}."
         return view
+
+    def folder(self, name: str) -> CheckpointWeights:
+        """The weights of a module with its own file; `finish` sees to them too."""
+        weights = CheckpointWeights(self._directory / name, device=self._device, dtype=self._dtype)
+        self._folders.append(weights)
+        return weights
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor `name` of exactly `shape`, on the device, in the model's dtype unless `dtype` is given."""
@@ -61,6 +69,9 @@ class CheckpointWeights:
                 f"the checkpoint has {len(left)} weights this architecture does not use: {_some(left)}. "
                 "Serving it would ignore them; check `architectures` in config.json"
             )
+
+        for folder in self._folders:
+            folder.finish()
 
     def _hint(self) -> str:
         unused = sorted(name for name in self._read if name not in self._taken)

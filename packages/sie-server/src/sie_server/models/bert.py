@@ -1,6 +1,7 @@
-"""BERT, RoBERTa and XLM-R encoders: one forward pass, post-norm, learned absolute positions.
+"""BERT, RoBERTa, XLM-R and their relatives: one forward pass, post-norm.
 
-The three differ in what the spec says: position offset, token-type rows, names of the prefix.
+The families differ in what the spec says: position offset or rotary positions, token-type rows, a gated feed-forward,
+and the names of the weights. `models.bert_relatives` reads those that are not in this file.
 """
 
 from __future__ import annotations
@@ -8,27 +9,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.attention import attention
 from sie_server.models.layers import ACTIVATIONS, LayerNorm, Linear, Weights
 from sie_server.models.packed import PackedBatch, Readout
+from sie_server.models.rotary import Rotary
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the weights stand; `qkv` is one fused projection or three."""
+
+    embedding_norm: str = "embeddings.LayerNorm"
+    layers: str = "encoder.layer"
+    qkv: tuple[str, ...] = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+    out: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    up: str = "intermediate.dense"
+    down: str = "output.dense"
+    norm: str = "output.LayerNorm"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BertSpec(BackboneSpec):
-    """Post-norm encoder with learned absolute positions."""
+    """Post-norm encoder."""
 
     num_layers: int
     num_heads: int
     intermediate_size: int
     hidden_act: str
     layer_norm_eps: float
-    position_rows: int  # rows of the position table
+    position_rows: int  # rows of the position table; 0: there is none
     position_offset: int  # row of the first token's position
-    type_rows: int  # rows of the token-type table
+    type_rows: int  # rows of the token-type table; 0: there is none
+    layout: Layout = Layout()
+    frequencies: tuple[
+        float, ...
+    ] = ()  # rotary, radians per position and pair of dimensions; none: not rotary
+    gated: bool = False  # feed-forward: activation(gate) * up, both of one product without bias
 
 
 def read_bert(config: dict[str, Any]) -> BertSpec:
@@ -99,12 +121,16 @@ class BertEncoder:
 
     def __init__(self, spec: BertSpec, weights: Weights) -> None:
         self.spec = spec
-        table, size = weights.at("embeddings"), spec.hidden_size
+        table, size, layout = weights.at("embeddings"), spec.hidden_size, spec.layout
         self.words = table.take("word_embeddings.weight", spec.vocab_size, size)
-        self.positions = table.take("position_embeddings.weight", spec.position_rows, size)
-        self.types = table.take("token_type_embeddings.weight", spec.type_rows, size)
-        self.norm = LayerNorm.load(table, "LayerNorm", size, spec.layer_norm_eps)
-        self.layers = [BertLayer(spec, weights.at(f"encoder.layer.{i}")) for i in range(spec.num_layers)]
+        self.positions = self.types = None
+        if spec.position_rows:
+            self.positions = table.take("position_embeddings.weight", spec.position_rows, size)
+        if spec.type_rows:
+            self.types = table.take("token_type_embeddings.weight", spec.type_rows, size)
+        self.norm = LayerNorm.load(weights, layout.embedding_norm, size, spec.layer_norm_eps)
+        self.layers = [BertLayer(spec, weights.at(f"{layout.layers}.{i}")) for i in range(spec.num_layers)]
+        self.frequencies = torch.tensor(spec.frequencies, device=self.words.device)
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
         """Hidden states of the last layer: [rows, hidden], or [sequences, hidden] of the read-out tokens.
@@ -112,33 +138,38 @@ class BertEncoder:
         In the second case the last layer computes nothing but what those tokens need: same values, 1/layers of the
         feed-forward work saved.
         """
-        x = F.embedding(batch.ids, self.words) + F.embedding(
-            batch.positions + self.spec.position_offset, self.positions
-        )
-        # (XLM-)RoBERTa has a single token type; BERT checkpoints with one row read every token as type 0 too
-        x = self.norm(
-            x + (F.embedding(batch.types, self.types) if self.spec.type_rows > 1 else self.types[0])
-        )
+        x = F.embedding(batch.ids, self.words)
+        if self.positions is not None:
+            x = x + F.embedding(batch.positions + self.spec.position_offset, self.positions)
+        if self.types is not None:
+            # (XLM-)RoBERTa has a single token type; BERT checkpoints with one row read every token as type 0 too
+            x = x + (F.embedding(batch.types, self.types) if self.spec.type_rows > 1 else self.types[0])
+        x = self.norm(x)
+        rotary = Rotary(batch.positions, self.frequencies) if self.spec.frequencies else None
         for layer in self.layers[:-1]:
-            x = layer(x, batch)
-        return self.layers[-1](x, batch, asking=batch.rows_of(readout))
+            x = layer(x, batch, rotary)
+        return self.layers[-1](x, batch, rotary, asking=batch.rows_of(readout))
 
 
 class BertLayer:
     """Attention and feed-forward, each followed by residual and layer norm."""
 
     def __init__(self, spec: BertSpec, weights: Weights) -> None:
-        size, eps = spec.hidden_size, spec.layer_norm_eps
-        self.heads = spec.num_heads
-        self.qkv = Linear.fused(weights.at("attention.self"), ["query", "key", "value"], size, size)
-        self.out = Linear.load(weights, "attention.output.dense", size, size)
-        self.attention_norm = LayerNorm.load(weights, "attention.output.LayerNorm", size, eps)
-        self.up = Linear.load(weights, "intermediate.dense", spec.intermediate_size, size)
+        size, inner, eps = spec.hidden_size, spec.intermediate_size, spec.layer_norm_eps
+        layout, self.heads, self.gated = spec.layout, spec.num_heads, spec.gated
+        self.qkv = Linear.fused(weights, list(layout.qkv), 3 * size // len(layout.qkv), size)
+        self.out = Linear.load(weights, layout.out, size, size)
+        self.attention_norm = LayerNorm.load(weights, layout.attention_norm, size, eps)
+        self.up = Linear.load(
+            weights, layout.up, 2 * inner if self.gated else inner, size, bias=not self.gated
+        )
         self.activation = ACTIVATIONS[spec.hidden_act]
-        self.down = Linear.load(weights, "output.dense", size, spec.intermediate_size)
-        self.norm = LayerNorm.load(weights, "output.LayerNorm", size, eps)
+        self.down = Linear.load(weights, layout.down, size, inner)
+        self.norm = LayerNorm.load(weights, layout.norm, size, eps)
 
-    def __call__(self, x: Tensor, batch: PackedBatch, asking: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, batch: PackedBatch, rotary: Rotary | None, asking: Tensor | None = None
+    ) -> Tensor:
         """`asking` are the rows whose output is wanted, one per sequence; None: all."""
         if asking is None:
             q, k, v = (
@@ -149,5 +180,13 @@ class BertLayer:
             k, v = both_kv(x).unflatten(1, (2, self.heads, -1)).unbind(1)
             x = x[asking]
             q = only_q(x).unflatten(1, (self.heads, -1))
+        if rotary is not None:
+            q, k = rotary.at(asking)(q), rotary(k)
         x = self.attention_norm(x + self.out(attention(q, k, v, batch)))
-        return self.norm(x + self.down(self.activation(self.up(x))))
+        return self.norm(x + self.down(self._inner(self.up(x))))
+
+    def _inner(self, x: Tensor) -> Tensor:
+        if not self.gated:
+            return self.activation(x)
+        up, gate = x.chunk(2, dim=-1)
+        return self.activation(gate) * up

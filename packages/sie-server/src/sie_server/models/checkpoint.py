@@ -8,17 +8,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sie_server.models.modules import (
+    MODULES,
+    check_modules,
+    is_cross_encoder,
+    library_config,
+    read_module,
+)
 from sie_server.models.spec import (
     Activation,
     BackboneSpec,
     ClassifierSpec,
     EmbeddingSpec,
     ModelSpec,
+    ModuleSpec,
     Pooling,
     UnsupportedCheckpoint,
     read_json,
 )
-from sie_server.models.table import ARCHITECTURES, known_architectures
+from sie_server.models.table import ARCHITECTURES, COMPAT, family_of
 
 
 def read_spec(directory: Path) -> ModelSpec:
@@ -28,44 +36,58 @@ def read_spec(directory: Path) -> ModelSpec:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
     """
     config = read_json(directory / "config.json")
-    architecture = str((config.get("architectures") or ["(none)"])[0])
-    if architecture not in ARCHITECTURES:
-        raise UnsupportedCheckpoint(
-            f"config.json names the architecture {architecture!r}, which this version does not serve. "
-            f"Served architectures: {known_architectures()}"
-        )
-    family = ARCHITECTURES[architecture]
+    architecture = _architecture(config)
+    family = family_of(architecture)
     try:
         backbone = family.read(config)
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
     if family.classifier is None:
-        head, limit = _embedding_spec(directory, backbone)
+        head, limit = _embedding_spec(directory, backbone, config)
         return ModelSpec(architecture, backbone, head, limit)
-    return ModelSpec(architecture, backbone, _classifier_spec(config), _tokenizer_limit(directory, backbone))
+    limit = _tokenizer_limit(directory, backbone)
+    return ModelSpec(
+        architecture, backbone, _classifier_spec(directory, config), limit, compat=family is COMPAT
+    )
 
 
-def _classifier_spec(config: dict[str, Any]) -> ClassifierSpec:
+def _architecture(config: dict[str, Any]) -> str:
+    """The first of `architectures`.
+
+    A repository with code of its own may call it as a library's class; it is told apart by its configuration class, as
+    `models.table` lists it. The code itself is never loaded.
+    """
+    name = str((config.get("architectures") or ["(none)"])[0])
+    own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
+    variant = f"{name} ({own})"
+    return variant if variant in ARCHITECTURES else name
+
+
+def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:
     labels = config.get("num_labels") or len(config.get("id2label") or {0: "", 1: ""})
     if labels != 1:
         raise UnsupportedCheckpoint(f"the classifier has {labels} labels; a reranker has exactly one")
-    return ClassifierSpec(_activation(config))
+    return ClassifierSpec(_activation(directory, config))
 
 
-def _activation(config: dict[str, Any]) -> Activation:
+def _activation(directory: Path, config: dict[str, Any]) -> Activation:
     """Which function turns the logit into the score.
 
-    The rule of sentence-transformers: `sentence_transformers.activation_fn`, else
-    `sbert_ce_default_activation_function`, else sigmoid for one label.
+    The rule of sentence-transformers: `activation_fn` in its own configuration file, else
+    `sentence_transformers.activation_fn` in config.json, else `sbert_ce_default_activation_function`, else sigmoid for
+    one label.
     """
-    named = (config.get("sentence_transformers") or {}).get("activation_fn")
+    named = library_config(directory).get("activation_fn")
+    named = named or (config.get("sentence_transformers") or {}).get("activation_fn")
     named = named or config.get("sbert_ce_default_activation_function")
     if named is None:
         return "sigmoid"
     known: dict[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
     name = str(named).rsplit(".", 1)[-1]
     if name not in known:
-        raise UnsupportedCheckpoint(f"config.json names the activation {named!r}; served: {', '.join(known)}")
+        raise UnsupportedCheckpoint(
+            f"the checkpoint names the activation {named!r}; served: {', '.join(known)}"
+        )
     return known[name]
 
 
@@ -79,7 +101,9 @@ def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
     return backbone.max_length
 
 
-def _embedding_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingSpec, int]:
+def _embedding_spec(
+    directory: Path, backbone: BackboneSpec, config: dict[str, Any]
+) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
     """An encoder without classifier: our own `sie_scorer.json`, or the sentence-transformers layout."""
     scorer = directory / "sie_scorer.json"
     if scorer.exists():
@@ -93,12 +117,15 @@ def _embedding_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingS
             "the checkpoint is an encoder without a head (no classifier, no modules.json): it can neither score "
             "nor embed. A classifier that is not in the checkpoint is never made up"
         )
-    return _sentence_transformers_spec(directory, backbone)
+    return _sentence_transformers_spec(directory, backbone, config)
 
 
-def _sentence_transformers_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingSpec, int]:
+def _sentence_transformers_spec(
+    directory: Path, backbone: BackboneSpec, config: dict[str, Any]
+) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
     pooling: Pooling | None = None
     normalize = False
+    modules: list[ModuleSpec] = []
     for module in read_json(directory / "modules.json", list):
         try:
             name, folder = str(module["type"]), directory / module["path"]
@@ -111,13 +138,24 @@ def _sentence_transformers_spec(directory: Path, backbone: BackboneSpec) -> tupl
             pooling = _pooling_module(read_json(folder / "config.json"))
         elif kind == "Normalize":
             normalize = True
+        elif kind in MODULES:
+            if normalize:
+                raise UnsupportedCheckpoint(
+                    f"modules.json lists {name!r} after Normalize, which is not served"
+                )
+            modules.append(read_module(directory, kind, str(module["path"])))
         elif kind != "Transformer":
             raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
     limits = directory / "sentence_bert_config.json"
+    # from version 6 on the limit stands only in the tokenizer's configuration
     limit = read_json(limits).get("max_seq_length") if limits.exists() else None
-    return EmbeddingSpec(pooling, normalize), min(limit or backbone.max_length, backbone.max_length)
+    limit = min(limit or _tokenizer_limit(directory, backbone), backbone.max_length)
+    check_modules(modules, backbone.hidden_size)
+    if is_cross_encoder(directory, modules):
+        return ClassifierSpec(_activation(directory, config), pooling, tuple(modules)), limit
+    return EmbeddingSpec(pooling, normalize, modules=tuple(modules)), limit
 
 
 def _pooling_module(config: dict[str, Any]) -> Pooling:

@@ -9,38 +9,52 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.layers import Linear, Weights
-from sie_server.models.packed import PackedBatch
-from sie_server.models.spec import Pooling
+from sie_server.models.packed import PackedBatch, Readout
+from sie_server.models.spec import BackboneSpec, Pooling
 
 
 class Classifier(Protocol):
-    """The head of a cross-encoder."""
+    """The head of a cross-encoder; `readout` says which hidden states it wants."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[sequences, hidden] of the first tokens → [sequences] fp32."""
+    readout: Readout
+
+    def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """[sequences, hidden] of the read-out tokens, or [rows, hidden] of all → [sequences] fp32."""
         ...
 
 
 class TanhClassifier:
     """Dense → tanh → one logit, in fp32."""
 
+    readout: Readout = "first"
+
     def __init__(self, size: int, weights: Weights, dense: str, out: str) -> None:
         self.dense = Linear.load(weights, dense, size, size, dtype=torch.float32)
         self.out = Linear.load(weights, out, 1, size, dtype=torch.float32)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """[sequences, hidden] of the first tokens → [sequences] fp32."""
         return self.out(torch.tanh(self.dense(hidden.float()))).squeeze(1)
 
 
-def bert_classifier(size: int, weights: Weights) -> Classifier:
+def bert_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
     """BERT keeps the dense layer in its pooler."""
-    return TanhClassifier(size, weights, "bert.pooler.dense", "classifier")
+    return TanhClassifier(spec.hidden_size, weights, "bert.pooler.dense", "classifier")
 
 
-def roberta_classifier(size: int, weights: Weights) -> Classifier:
+def roberta_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
     """RoBERTa keeps the dense layer in the classification head."""
-    return TanhClassifier(size, weights, "classifier.dense", "classifier.out_proj")
+    return TanhClassifier(spec.hidden_size, weights, "classifier.dense", "classifier.out_proj")
+
+
+def pooling_readout(how: Pooling) -> Readout:
+    """Which hidden states `pooled_states` needs: cls pooling spares the last layer all other rows."""
+    return "first" if how == "cls" else "all"
+
+
+def pooled_states(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
+    """The states that `pooling_readout` asked for → one vector per packed sequence, [sequences, hidden] fp32."""
+    return hidden.float() if how == "cls" else pool(hidden, batch, how)
 
 
 def pool(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:

@@ -30,6 +30,10 @@ class Weights(Protocol):
         """The same source, with `prefix.` before every name."""
         ...
 
+    def folder(self, name: str) -> Weights:
+        """The weights in a folder of the checkpoint that has its own file."""
+        ...
+
 
 class Linear:
     """x · Wᵀ + b, with W [outputs, inputs]."""
@@ -39,10 +43,20 @@ class Linear:
 
     @classmethod
     def load(
-        cls, weights: Weights, name: str, outputs: int, inputs: int, dtype: torch.dtype | None = None
+        cls,
+        weights: Weights,
+        name: str,
+        outputs: int,
+        inputs: int,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> Linear:
         part = weights.at(name)
-        return cls(part.take("weight", outputs, inputs, dtype=dtype), part.take("bias", outputs, dtype=dtype))
+        return cls(
+            part.take("weight", outputs, inputs, dtype=dtype),
+            part.take("bias", outputs, dtype=dtype) if bias else None,
+        )
 
     @classmethod
     def fused(cls, weights: Weights, names: list[str], outputs: int, inputs: int) -> Linear:
@@ -67,13 +81,26 @@ class Linear:
 class LayerNorm:
     """Normalisation over the last dimension; the statistics are computed in fp32 by the kernel."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
         self.weight, self.bias, self.eps = weight, bias, eps
 
     @classmethod
-    def load(cls, weights: Weights, name: str, size: int, eps: float) -> LayerNorm:
+    def load(
+        cls,
+        weights: Weights,
+        name: str,
+        size: int,
+        eps: float,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> LayerNorm:
         part = weights.at(name)
-        return cls(part.take("weight", size), part.take("bias", size), eps)
+        return cls(
+            part.take("weight", size, dtype=dtype),
+            part.take("bias", size, dtype=dtype) if bias else None,
+            eps,
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -28,10 +28,42 @@ class BackboneSpec:
 
 
 @dataclass(frozen=True)
+class DenseSpec:
+    """A linear layer and an activation in a folder of its own, as sentence-transformers saves them."""
+
+    folder: str
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str  # a name in `models.modules.ACTIVATIONS`
+    scores: bool  # its output is the cross-encoder's logit
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """A layer norm in a folder of its own."""
+
+    folder: str
+    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        return self.inputs
+
+
+ModuleSpec = DenseSpec | NormSpec
+
+
+@dataclass(frozen=True)
 class ClassifierSpec:
-    """A cross-encoder: one logit per pair, and the function that makes a score of it."""
+    """A cross-encoder: one logit per pair, and the function that makes a score of it.
+
+    With `modules` the head is a pooling and what `modules.json` lists after it; without, it is the architecture's own.
+    """
 
     activation: Activation
+    pooling: Pooling = "cls"
+    modules: tuple[ModuleSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +78,7 @@ class EmbeddingSpec:
     normalize: bool
     token_vectors: bool = False
     dense_weight: float | None = None
+    modules: tuple[ModuleSpec, ...] = ()  # between pooling and normalisation
 
 
 @dataclass(frozen=True)
@@ -56,6 +89,7 @@ class ModelSpec:
     backbone: BackboneSpec
     head: ClassifierSpec | EmbeddingSpec
     max_seq_length: int  # default limit, tokens per text or pair including special tokens
+    compat: bool = False  # runs through transformers: right, but padded and slower
 
     @property
     def scores(self) -> bool:
@@ -73,7 +107,10 @@ class ModelSpec:
     @property
     def dims(self) -> dict[str, int]:
         """Width of each vector output."""
-        return {name: self.backbone.hidden_size for name in self.outputs if name != "score"}
+        sizes = {name: self.backbone.hidden_size for name in self.outputs if name != "score"}
+        if "dense" in sizes and isinstance(self.head, EmbeddingSpec) and self.head.modules:
+            sizes["dense"] = self.head.modules[-1].outputs
+        return sizes
 
 
 def read_json(path: Path, kind: type = dict) -> Any:

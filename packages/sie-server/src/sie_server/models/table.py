@@ -11,11 +11,15 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from sie_server.models import compat
 from sie_server.models.bert import BertEncoder, read_bert, read_roberta
+from sie_server.models.bert_relatives import new_classifier, read_new, read_xlm_roberta_flash
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
+from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
-from sie_server.models.spec import BackboneSpec, ModelSpec
+from sie_server.models.spec import BackboneSpec, ClassifierSpec, ModelSpec, UnsupportedCheckpoint
 
 
 class Backbone(Protocol):
@@ -33,17 +37,44 @@ class Family:
     read: Callable[[dict[str, Any]], BackboneSpec]
     build: Callable[[Any, Weights], Backbone]  # its own BackboneSpec, weights
     prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
-    classifier: Callable[[int, Weights], Classifier] | None = None  # hidden size, weights
+    classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
 
 
 ARCHITECTURES = {
     "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
     "BertModel": Family(read_bert, BertEncoder),
+    "ModernBertForSequenceClassification": Family(
+        read_modernbert, ModernBertEncoder, "model", modernbert_classifier
+    ),
+    "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
+    "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
     "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
     "RobertaModel": Family(read_roberta, BertEncoder),
     "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "XLMRobertaForSequenceClassification (XLMRobertaFlashConfig)": Family(
+        read_xlm_roberta_flash, BertEncoder, "roberta", roberta_classifier
+    ),
     "XLMRobertaModel": Family(read_roberta, BertEncoder),
 }
+
+
+COMPAT = Family(compat.read, compat.CompatModel, None, compat.classifier)
+
+
+def family_of(architecture: str) -> Family:
+    """The parts of an architecture; one that is not ours but that transformers classifies with runs as `COMPAT`.
+
+    Raises:
+        UnsupportedCheckpoint: nobody serves it.
+    """
+    if architecture in ARCHITECTURES:
+        return ARCHITECTURES[architecture]
+    if compat.serves(architecture):
+        return COMPAT
+    raise UnsupportedCheckpoint(
+        f"config.json names the architecture {architecture!r}, which this version does not serve. "
+        f"Served architectures: {known_architectures()}{compat.hint(architecture)}"
+    )
 
 
 def known_architectures() -> str:
@@ -53,12 +84,14 @@ def known_architectures() -> str:
 
 def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
     """The forward pass of the checkpoint's family, filled with its weights."""
-    family = ARCHITECTURES[spec.architecture]
+    family = family_of(spec.architecture)
     return family.build(spec.backbone, weights.at(family.prefix) if family.prefix else weights)
 
 
 def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
     """The head of a cross-encoder."""
-    build = ARCHITECTURES[spec.architecture].classifier
+    if isinstance(spec.head, ClassifierSpec) and spec.head.modules:
+        return ModularClassifier(spec.head, weights)
+    build = family_of(spec.architecture).classifier
     assert build is not None  # the spec was read as a classifier
-    return build(spec.backbone.hidden_size, weights)
+    return build(spec.backbone, weights)

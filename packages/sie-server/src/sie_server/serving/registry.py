@@ -165,4 +165,5 @@ def _info(name: str, slot: Slot) -> ModelInfo:
         revision=slot.config.revision,
         license=entry.license if entry else None,
         description=entry.description if entry else None,
+        compat=spec.compat if spec else entry.compat if entry else False,
     )

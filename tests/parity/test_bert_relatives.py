@@ -1,0 +1,273 @@
+"""Architectures that are published with code of their own, against the same arithmetic in transformers.
+
+No weights and no remote code are at hand, so a checkpoint is written twice with one set of random weights: as the
+library's class saves it, for the reference, and under the names and configuration fields of the published repositories,
+for us. For the `new` architecture transformers has `Gte…`, for the rotary XLM-R `JinaEmbeddingsV3…` (both convert the
+published names themselves), and jina-reranker-v2-base-multilingual, whose configuration says absolute positions, is
+XLM-R under other names.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from checkpoints import SPECIAL_TOKENS, random_text, xlm_roberta_tokenizer
+from sie_server.engine.engine import Engine
+from sie_server.errors import ModelLoadFailed
+
+LIMIT, SIZE, HEADS, LAYERS = 200, 48, 4, 3
+FACTOR, THETA = 8.0, 20_000.0  # of gte-multilingual-reranker-base
+Tensors = dict[str, torch.Tensor]
+SHAPE: dict[str, Any] = {
+    "hidden_size": SIZE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 96,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+}
+
+
+@dataclass(frozen=True)
+class Relative:
+    """How one architecture is built in the library, and what the published repository calls it."""
+
+    model: Callable[..., Any]
+    config: Callable[..., Any]
+    options: dict[str, Any]  # of the library's configuration
+    published: dict[str, Any]  # config.json beyond SHAPE
+    rename: Callable[[Tensors], Tensors]  # as the library saves them → as published
+
+
+def new_names(tensors: Tensors) -> Tensors:
+    return {re.sub("^gte[.]", "new.", name): tensor for name, tensor in tensors.items()}
+
+
+def flash_names(tensors: Tensors) -> Tensors:
+    """XLM-R's names → those of jina's implementation: fused projections, flash-attention's module names."""
+    layer = re.compile(r"roberta[.]encoder[.]layer[.](\d+)[.](.*)[.](weight|bias)")
+    parts = {
+        "attention.output.dense": "mixer.out_proj",
+        "attention.output.LayerNorm": "norm1",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+        "output.LayerNorm": "norm2",
+    }
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        match = layer.fullmatch(name)
+        if match is None:
+            renamed[name.replace("embeddings.LayerNorm", "emb_ln")] = tensor
+            continue
+        number, part, kind = match.groups()
+        if part in parts:
+            renamed[f"roberta.encoder.layers.{number}.{parts[part]}.{kind}"] = tensor
+        elif part == "attention.self.query":
+            fused = [tensors[name.replace("query", other)] for other in ("query", "key", "value")]
+            renamed[f"roberta.encoder.layers.{number}.mixer.Wqkv.{kind}"] = torch.cat(fused)
+    return renamed
+
+
+def same(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+FLASH = {
+    "architectures": ["XLMRobertaForSequenceClassification"],
+    "auto_map": {
+        "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
+        "AutoModelForSequenceClassification": "modeling_xlm_roberta.XLMRobertaForSequenceClassification",
+    },
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": LIMIT + 2,
+    "use_flash_attn": True,
+    "emb_pooler": None,
+}
+NEW = {
+    "architectures": ["NewForSequenceClassification"],
+    "auto_map": {"AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig"},
+    "model_type": "new",
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "layer_norm_type": "layer_norm",
+    "max_position_embeddings": LIMIT,
+    "pack_qkv": True,
+    "position_embedding_type": "rope",
+    "logn_attention_clip1": False,
+    "logn_attention_scale": False,
+    "rope_theta": THETA,
+    "rope_scaling": {"factor": FACTOR, "type": "ntk"},
+    "unpad_inputs": False,
+    "use_memory_efficient_attention": False,
+}
+# base · f and all frequencies divided by f^(2 / dim), said in transformers' words
+NTK = {"rope_type": "linear", "factor": FACTOR ** (2 * HEADS / SIZE), "rope_theta": THETA * FACTOR}
+RELATIVES = {
+    "new": Relative(
+        transformers.GteForSequenceClassification,
+        transformers.GteConfig,
+        {"rope_parameters": NTK, "max_position_embeddings": LIMIT, "layer_norm_eps": 1e-12},
+        NEW,
+        new_names,
+    ),
+    "new-unscaled": Relative(
+        transformers.GteForSequenceClassification,
+        transformers.GteConfig,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "max_position_embeddings": LIMIT},
+        NEW | {"rope_scaling": None, "rope_theta": 500.0},
+        new_names,
+    ),
+    "xlm-roberta-flash": Relative(
+        transformers.XLMRobertaForSequenceClassification,
+        transformers.XLMRobertaConfig,
+        {"max_position_embeddings": LIMIT + 2, "layer_norm_eps": 1e-5},
+        FLASH | {"position_embedding_type": "absolute"},
+        flash_names,
+    ),
+    "xlm-roberta-flash-rotary": Relative(
+        transformers.JinaEmbeddingsV3ForSequenceClassification,
+        transformers.JinaEmbeddingsV3Config,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}, "layer_norm_eps": 1e-5},
+        FLASH | {"position_embedding_type": "rotary", "rotary_emb_base": 300.0},
+        same,
+    ),
+}
+
+
+@dataclass
+class Case:
+    directory: Path
+    reference: Any
+    tokenizer: Any
+    engine: Engine
+
+
+@pytest.fixture(scope="module", params=sorted(RELATIVES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make(tmp_path_factory.mktemp(request.param), RELATIVES[request.param])
+
+
+def make(root: Path, relative: Relative) -> Case:
+    tokenizer = xlm_roberta_tokenizer()
+    shape = SHAPE | {"vocab_size": tokenizer.get_vocab_size()}
+    torch.manual_seed(1)
+    model = relative.model(relative.config(num_labels=1, **shape, **relative.options)).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
+        if "norm" in name.lower() and name.endswith("weight"):
+            parameter.data += 1.0
+    model.save_pretrained(root / "library")
+    directory = root / "published"
+    directory.mkdir()
+    tensors = relative.rename(load_file(root / "library" / "model.safetensors"))
+    save_file(tensors, directory / "model.safetensors")
+    config = shape | relative.published | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    (directory / "config.json").write_text(json.dumps(config))
+    fast = transformers.XLMRobertaTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=LIMIT, **SPECIAL_TOKENS["xlm-roberta"]
+    )
+    fast.save_pretrained(directory)
+    return Case(directory, model, fast, Engine(directory, device="cpu", dtype="float32"))
+
+
+def documents() -> list[str]:
+    rng = random.Random(6)
+    return [
+        random_text(rng, n) for n in [*range(40), 70, 71, 72, 300, *(rng.randint(1, 90) for _ in range(60))]
+    ]
+
+
+def logits(engine: Engine, texts: list[str]) -> list[float]:
+    job = engine.tokenize_score("rain data", texts, LIMIT)
+    for work, result in zip(job.work, engine.run(job.work), strict=True):
+        job.results[work.index] = result
+    return job.results
+
+
+def encoded(case: Case) -> Any:
+    return case.tokenizer(
+        ["rain data"] * len(documents()),
+        documents(),
+        truncation="only_second",
+        max_length=LIMIT,
+        padding=True,
+        return_tensors="pt",
+    )
+
+
+def test_logits_equal_transformers(case: Case) -> None:
+    with torch.inference_mode():
+        expected = case.reference(**encoded(case)).logits[:, 0].numpy()
+    ours = logits(case.engine, documents())
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+    assert case.engine.max_seq_length == LIMIT
+    assert case.engine.spec.head.activation == "sigmoid"  # type: ignore[union-attr]
+
+
+def test_token_ids_equal_the_reference(case: Case) -> None:
+    inputs = encoded(case)
+    expected = [
+        row[mask].tolist() for row, mask in zip(inputs.input_ids, inputs.attention_mask.bool(), strict=True)
+    ]
+    job = case.engine.tokenize_score("rain data", documents(), LIMIT)
+    ours = {work.index: work.tokens.ids.tolist() for work in job.work}
+    assert [ours[i] for i in range(len(expected))] == expected
+    assert any(job.truncated)
+
+
+def test_alone_equals_batched_equals_permuted(case: Case) -> None:
+    some = documents()[::4]
+    batched = logits(case.engine, some)
+    np.testing.assert_allclose([logits(case.engine, [d])[0] for d in some], batched, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(case.engine, some[::-1]), batched[::-1], atol=1e-4, rtol=0)
+
+
+def test_scaling_changes_scores(tmp_path: Path) -> None:
+    """The fields of the configuration are read: without them the same weights give other logits."""
+    case = make(tmp_path, RELATIVES["new"])
+    scaled = np.array(logits(case.engine, documents()))
+    edit(case.directory, {"rope_scaling": None})
+    plain = logits(Engine(case.directory, device="cpu", dtype="float32"), documents())
+    assert np.abs(scaled - plain).max() > 0.01
+
+
+def edit(directory: Path, change: dict[str, Any]) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize(
+    ("relative", "change", "named"),
+    [
+        ("new", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling"),
+        ("new", {"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.6}}, "mixed_b"),
+        ("new", {"pack_qkv": False}, "pack_qkv"),
+        ("new", {"layer_norm_type": "rms_norm"}, "rms_norm"),
+        ("new", {"logn_attention_scale": True}, "logn_attention_scale"),
+        ("new", {"position_embedding_type": "absolute"}, "position_embedding_type"),
+        ("xlm-roberta-flash", {"position_embedding_type": "rotary"}, "position_embeddings.weight"),
+        ("xlm-roberta-flash", {"position_embedding_type": "alibi"}, "alibi"),
+        ("xlm-roberta-flash", {"auto_map": None}, "embeddings.LayerNorm.weight"),
+    ],
+)
+def test_what_cannot_be_served_is_named(
+    tmp_path: Path, relative: str, change: dict[str, Any], named: str
+) -> None:
+    directory = make(tmp_path, RELATIVES[relative]).directory
+    edit(directory, change)
+    with pytest.raises(ModelLoadFailed, match=named):
+        Engine(directory, device="cpu", dtype="float32")

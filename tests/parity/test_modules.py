@@ -1,0 +1,173 @@
+"""Checkpoints made of sentence-transformers modules, written by that library: rerankers with a modular head, and
+embedders with and without a projection."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import transformers
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling
+
+from checkpoints import FAMILIES, SPECIAL_TOKENS, random_text
+from sie_server.engine.engine import Engine
+from sie_server.errors import ModelLoadFailed
+
+LIMIT, SIZE = 200, 48
+MODELS = {"bert": transformers.BertModel, "modernbert": transformers.ModernBertModel}
+
+
+def make_encoder(directory: Path, family: str) -> Transformer:
+    """A random bare encoder and its tokenizer, as sentence-transformers loads them."""
+    config_class, _, build_tokenizer, tokenizer_class, _ = FAMILIES[family]
+    tokenizer = build_tokenizer()
+    torch.manual_seed(3)
+    config = config_class(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=SIZE,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=512,
+        pad_token_id=0,
+    )
+    model = shaken(MODELS[family](config))
+    model.save_pretrained(directory)
+    fast = tokenizer_class(tokenizer_object=tokenizer, model_max_length=LIMIT, **SPECIAL_TOKENS[family])
+    fast.save_pretrained(directory)
+    return Transformer(str(directory), transformer_task="feature-extraction")
+
+
+def shaken(module: Any) -> Any:
+    """Weights wide enough that wrong code would not agree by chance."""
+    for name, parameter in module.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
+        if name.lower().endswith("norm.weight"):
+            parameter.data += 1.0
+    return module.eval()
+
+
+def make_reranker(
+    tmp_path: Path, family: str = "modernbert", pooling: Any = "cls", activation: Any = None
+) -> tuple[Path, CrossEncoder]:
+    """The layout of the ettin rerankers: encoder, pooling, Dense without bias and GELU, LayerNorm, Dense to one."""
+    modules = [
+        make_encoder(tmp_path / "encoder", family),
+        Pooling(SIZE, pooling_mode=pooling),
+        Dense(SIZE, SIZE, bias=False, activation_function=torch.nn.GELU()),
+        LayerNorm(SIZE),
+        Dense(SIZE, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+    ]
+    for module in modules[2:]:
+        shaken(module)
+    model = CrossEncoder(modules=modules, activation_fn=activation or torch.nn.Identity(), device="cpu")
+    model.save_pretrained(str(tmp_path / "reranker"))
+    return tmp_path / "reranker", model
+
+
+def documents(words: int = 90) -> list[str]:
+    rng = random.Random(8)
+    return [random_text(rng, n) for n in [0, 1, 2, words, *(rng.randint(1, words) for _ in range(40))]]
+
+
+def results(engine: Engine, job: Any) -> list[Any]:
+    for work, result in zip(job.work, engine.run(job.work), strict=True):
+        job.results[work.index] = result
+    return job.results
+
+
+def logits(engine: Engine, texts: list[str]) -> list[float]:
+    return results(engine, engine.tokenize_score("rain data", texts, LIMIT))
+
+
+@pytest.mark.parametrize("family", sorted(MODELS))
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_modular_reranker_equals_cross_encoder(tmp_path: Path, family: str, pooling: str) -> None:
+    directory, model = make_reranker(tmp_path, family, pooling)
+    engine = Engine(directory, device="cpu", dtype="float32")
+    assert engine.spec.outputs == ["score"]
+    assert engine.max_seq_length == LIMIT  # stands only in tokenizer_config.json
+    expected = model.predict([("rain data", d) for d in documents()], show_progress_bar=False)
+    ours = logits(engine, documents())
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+    alone = [logits(engine, [d])[0] for d in documents()[:12]]
+    np.testing.assert_allclose(alone, ours[:12], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(engine, documents()[::-1]), ours[::-1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Identity(), torch.nn.Sigmoid()])
+def test_activation_comes_from_the_library_configuration(tmp_path: Path, activation: torch.nn.Module) -> None:
+    directory, _ = make_reranker(tmp_path, activation=activation)
+    engine = Engine(directory, device="cpu", dtype="float32")
+    assert engine.spec.head.activation == type(activation).__name__.lower()  # type: ignore[union-attr]
+    reloaded = CrossEncoder(str(directory), device="cpu")
+    assert type(reloaded.activation_fn) is type(activation)
+
+
+@pytest.mark.parametrize("family", sorted(MODELS))
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("project", [False, True])
+def test_embedder_equals_sentence_transformers(
+    tmp_path: Path, family: str, pooling: Any, project: bool
+) -> None:
+    modules: list[Any] = [make_encoder(tmp_path / "encoder", family), Pooling(SIZE, pooling_mode=pooling)]
+    modules += [shaken(Dense(SIZE, 20)), Normalize()] if project else [Normalize()]
+    model = SentenceTransformer(modules=modules, device="cpu")
+    model.save_pretrained(str(tmp_path / "embedder"))
+    engine = Engine(tmp_path / "embedder", device="cpu", dtype="float32")
+    assert engine.spec.outputs == ["dense"]
+    assert engine.spec.dims == {"dense": 20 if project else SIZE}
+    job = engine.tokenize_encode(documents(), ("dense",), engine.max_seq_length)
+    ours = np.stack([result["dense"] for result in results(engine, job)])
+    expected: npt.NDArray[np.float32] = model.encode(documents(), show_progress_bar=False)
+    assert ours.shape == expected.shape
+    np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0)
+
+
+def edit(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(change(content)))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "named"),
+    [
+        ("modules.json", lambda c: c[:4], "no module in modules.json gives 'scores'"),
+        ("modules.json", lambda c: [*c, c[3] | {"idx": 5}], "LayerNorm takes 48 numbers"),
+        ("modules.json", lambda c: [*c[:2], c[2] | {"path": "../encoder"}, *c[3:]], "outside the checkpoint"),
+        ("modules.json", lambda c: [*c, c[2] | {"type": "my.code.Module"}], "my.code.Module"),
+        ("2_Dense/config.json", lambda c: c | {"activation_function": "os.system"}, "os.system"),
+        ("2_Dense/config.json", lambda c: c | {"bias": True}, "linear.bias"),
+        ("2_Dense/config.json", lambda c: c | {"out_features": 47}, "takes 48 numbers"),
+        ("2_Dense/config.json", lambda c: c | {"module_input_name": "token_embeddings"}, "token_embeddings"),
+        ("2_Dense/config.json", lambda c: c | {"use_residual": True}, "use_residual"),
+        ("3_LayerNorm/config.json", lambda c: {}, "lacks 'dimension'"),
+        ("4_Dense/config.json", lambda c: c | {"bias": False}, "linear.bias"),
+        (
+            "config_sentence_transformers.json",
+            lambda c: c | {"activation_fn": "torch.nn.Softplus"},
+            "Softplus",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_named(tmp_path: Path, file: str, change: Any, named: str) -> None:
+    directory, _ = make_reranker(tmp_path)
+    edit(directory / file, change)
+    with pytest.raises(ModelLoadFailed, match=named):
+        Engine(directory, device="cpu", dtype="float32")
+
+
+def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
+    directory, _ = make_reranker(tmp_path)
+    (directory / "4_Dense" / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadFailed, match="4_Dense"):
+        Engine(directory, device="cpu", dtype="float32")
