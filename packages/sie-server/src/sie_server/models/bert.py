@@ -134,20 +134,14 @@ class BertLayer:
         self.out = Linear.load(weights, "attention.output.dense", size, size)
         self.attention_norm = LayerNorm.load(weights, "attention.output.LayerNorm", size, eps)
         self.up = Linear.load(weights, "intermediate.dense", spec.intermediate_size, size)
-        self.activation = ACTIVATIONS[spec.hidden_act]
+        self.activation = spec.hidden_act
         self.down = Linear.load(weights, "output.dense", size, spec.intermediate_size)
         self.norm = LayerNorm.load(weights, "output.LayerNorm", size, eps)
 
     def __call__(self, x: Tensor, batch: PackedBatch, asking: Tensor | None = None) -> Tensor:
         """`asking` are the rows whose output is wanted, one per sequence; None: all."""
-        if asking is None:
-            q, k, v = (
-                self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
-            )  # each [rows, heads, dim], views
-        else:
-            only_q, both_kv = self.qkv.split(x.shape[1])
-            k, v = both_kv(x).unflatten(1, (2, self.heads, -1)).unbind(1)
-            x = x[asking]
-            q = only_q(x).unflatten(1, (self.heads, -1))
-        x = self.attention_norm(x + self.out(attention(q, k, v, batch)))
-        return self.norm(x + self.down(self.activation(self.up(x))))
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # each [rows, heads, dim], views
+        if asking is not None:
+            x, q = x[asking], q[asking]
+        x = self.attention_norm(self.out(attention(q, k, v, batch), residual=x))
+        return self.norm(self.down(self.up(x, activation=self.activation), residual=x))
