@@ -33,13 +33,13 @@ format: $(DEV) ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 bench: $(DEV) ## measure latency and throughput
-	$(BIN)/python bench/speed.py $(ARGS)
+	$(BIN)/python -m bench $(ARGS)
 
 parity: $(DEV) ## compare scores with the reference implementations
 	$(BIN)/python -m pytest tests/parity $(ARGS)
 
 quality: $(DEV) ## measure ranking quality on the evaluation sets
-	$(BIN)/python bench/quality.py $(ARGS)
+	$(BIN)/python -m bench.quality $(ARGS)
 
 clean: ## remove caches and build outputs; .venv stays
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache bench/out packages/*/dist packages/*/build

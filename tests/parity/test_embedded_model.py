@@ -64,7 +64,7 @@ def engine() -> Engine:
 def vectors(engine: Engine, texts: list[str], output: str) -> list[npt.NDArray[np.float32]]:
     job = engine.tokenize_encode(texts, (output,), LIMIT)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.results[work.index] = result[output]
+        job.put(work.index, result[output])
     return job.results
 
 
@@ -72,7 +72,7 @@ def scores(engine: Engine, query: str, texts: list[str]) -> list[float]:
     job = engine.tokenize_score(query, texts, LIMIT)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
         if work.index >= 0:
-            job.results[work.index] = result
+            job.put(work.index, result)
     return job.results
 
 
@@ -130,7 +130,7 @@ def test_alone_equals_batched_and_mixed(engine: Engine, texts: list[str]) -> Non
     works = [*first.work, *second.work, *encode.work]
     for work, result in zip(works, engine.run(works), strict=True):
         if work.index >= 0:
-            work.job.results[work.index] = result
+            work.job.put(work.index, result)
     np.testing.assert_allclose(first.results, batched[:30], atol=1e-5)
     np.testing.assert_allclose(second.results, scores(engine, "stars", texts[:30]), atol=1e-5)
     np.testing.assert_allclose(encode.results[4]["dense"], vectors(engine, texts[:5], "dense")[4], atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from sie_server.engine.job import Job, build_job
 from sie_server.errors import QueueFull
 from sie_server.models.packed import Tokens
-from sie_server.serving.batching import Batch, Ticket, TokenQueue
+from sie_server.serving.batching import TURN_BATCHES, Batch, Ticket, TokenQueue
 
 
 @dataclass(eq=False)
@@ -91,14 +91,33 @@ def test_a_small_request_passes_a_bulk_request() -> None:
     assert batch is not None and batch.works[0].job is small.job
 
 
+def test_a_bulk_request_goes_back_in_line_after_every_turn() -> None:
+    """A small request that comes at any time waits for one turn of the bulk at most, not for all of it."""
+    model = Model()
+    bulk = Ticket(model, job_of(*[50] * 400))
+    queue = queue_of(bulk, max_tokens=100_000)
+    for _ in range(60):
+        queue.take()
+        small = Ticket(model, job_of(50))
+        queue.admit(small)
+        waited = 0
+        while not small.exhausted:
+            waited += sum(sizes(queue.take()))
+        assert waited <= (TURN_BATCHES + 1) * model.batch_tokens
+    assert not bulk.exhausted
+
+
 def test_a_bulk_request_is_never_starved() -> None:
-    """A stream of small requests, always one waiting: the bulk of B tokens is done after at most 2·B and a batch."""
+    """Always one small request beside it: the bulk of B tokens is done after at most 2·B and a batch."""
     model = Model()
     bulk = Ticket(model, job_of(*[100] * 20))
-    queue = queue_of(bulk)
+    small = Ticket(model, job_of(100))
+    queue = queue_of(bulk, small)
     work_done = 0
     while not bulk.exhausted:
-        queue.admit(Ticket(model, job_of(100)))
+        if small.exhausted:
+            small = Ticket(model, job_of(100))
+            queue.admit(small)
         work_done += sum(sizes(queue.take()))
     assert work_done <= 2 * 2000 + 100
 

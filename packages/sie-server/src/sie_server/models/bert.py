@@ -163,7 +163,7 @@ class BertLayer:
         self.up = Linear.load(
             weights, layout.up, 2 * inner if self.gated else inner, size, bias=not self.gated
         )
-        self.activation = ACTIVATIONS[spec.hidden_act]
+        self.activation = spec.hidden_act
         self.down = Linear.load(weights, layout.down, size, inner)
         self.norm = LayerNorm.load(weights, layout.norm, size, eps)
 
@@ -171,22 +171,16 @@ class BertLayer:
         self, x: Tensor, batch: PackedBatch, rotary: Rotary | None, asking: Tensor | None = None
     ) -> Tensor:
         """`asking` are the rows whose output is wanted, one per sequence; None: all."""
-        if asking is None:
-            q, k, v = (
-                self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
-            )  # each [rows, heads, dim], views
-        else:
-            only_q, both_kv = self.qkv.split(x.shape[1])
-            k, v = both_kv(x).unflatten(1, (2, self.heads, -1)).unbind(1)
-            x = x[asking]
-            q = only_q(x).unflatten(1, (self.heads, -1))
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # each [rows, heads, dim], views
+        if asking is not None:
+            x, q = x[asking], q[asking]
         if rotary is not None:
             q, k = rotary.at(asking)(q), rotary(k)
-        x = self.attention_norm(x + self.out(attention(q, k, v, batch)))
-        return self.norm(x + self.down(self._inner(self.up(x))))
+        x = self.attention_norm(self.out(attention(q, k, v, batch), residual=x))
+        return self.norm(self.down(self._inner(x), residual=x))
 
     def _inner(self, x: Tensor) -> Tensor:
         if not self.gated:
-            return self.activation(x)
-        up, gate = x.chunk(2, dim=-1)
-        return self.activation(gate) * up
+            return self.up(x, activation=self.activation)
+        up, gate = self.up(x).chunk(2, dim=-1)
+        return ACTIVATIONS[self.activation](gate) * up

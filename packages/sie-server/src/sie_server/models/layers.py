@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sie_server.models import onednn
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -36,10 +38,12 @@ class Weights(Protocol):
 
 
 class Linear:
-    """x · Wᵀ + b, with W [outputs, inputs]."""
+    """x · Wᵀ + b, with W [outputs, inputs]; where the processor has a kernel for it, in one pass with what follows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
+        self._packed: Tensor | None = None  # set at the first product, when nothing splits the weights
+        self._asked = False
 
     @classmethod
     def load(
@@ -74,8 +78,20 @@ class Linear:
             w[tail], None if b is None else b[tail]
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        """activation(x · Wᵀ + b), or x · Wᵀ + b + residual; x is [rows, inputs]."""
+        if not self._asked:
+            self._pack()
+        if self._packed is not None:
+            return onednn.linear(x, self._packed, self.bias, activation, residual)
+        y = F.linear(x, self.weight, self.bias)
+        y = ACTIVATIONS[activation](y) if activation else y
+        return y if residual is None else y + residual
+
+    def _pack(self) -> None:
+        self._asked, self._packed = True, onednn.pack(self.weight)
+        if self._packed is not None:
+            self.weight = self.weight.new_empty(0)  # the packed copy replaces it
 
 
 class LayerNorm:

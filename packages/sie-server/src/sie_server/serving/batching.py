@@ -1,8 +1,10 @@
 """What the device does next: pure policy over waiting jobs, without clock, threads or models.
 
-Work is counted in tokens. A job's place is its *due*: the tokens admitted to the device so far plus its own. So equal
-jobs are first come, first served; a small job passes a bulk job that is still waiting; and a bulk job of B tokens is
-passed by at most B tokens of later work before it comes before everything new. Nobody starves.
+Work is counted in tokens. A job has turns of at most `TURN_BATCHES` batches, and its place is its *due*: the tokens
+handed to the device when its turn was set, plus the tokens of the turn. So equal jobs of one turn are first come, first
+served; a small job passes a bulk job, which goes back in line after every turn; and a turn is passed only by work that
+came in while the device was handed one turn's worth of tokens. Nobody starves, and nobody waits for more than a turn of
+a bulk job.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import Protocol
 
 from sie_server.engine.job import Job, Work
 from sie_server.errors import QueueFull
+
+TURN_BATCHES = 4  # a hundred passages of natural length are about one turn
 
 
 class Model(Protocol):
@@ -28,6 +32,7 @@ class Ticket:
     model: Model
     job: Job
     due: int = 0
+    turn_left: int = 0  # tokens
     tokens_waiting: int = field(init=False)
     next_work: int = 0
 
@@ -78,8 +83,12 @@ class TokenQueue:
                 f"(max_queue_tokens {self._max_tokens}); try again in {seconds:.0f} s",
                 retry_after_s=seconds,
             )
-        ticket.due = self._handed_out + ticket.tokens_waiting
+        self._set_turn(ticket)
         self._tickets.append(ticket)
+
+    def _set_turn(self, ticket: Ticket) -> None:
+        ticket.turn_left = min(ticket.tokens_waiting, TURN_BATCHES * ticket.model.batch_tokens)
+        ticket.due = self._handed_out + ticket.turn_left
 
     def _seconds(self, tokens: int) -> float:
         """How long the device needs for the next `tokens` tokens, at each model's measured rate."""
@@ -112,6 +121,9 @@ class TokenQueue:
                 break
         self._handed_out += sum(len(work.tokens) for work in works)
         self._tickets = [ticket for ticket in self._tickets if not ticket.exhausted]
+        for ticket in taken:
+            if ticket.turn_left <= 0:
+                self._set_turn(ticket)
         return Batch(model, works, taken)
 
 
@@ -124,5 +136,6 @@ def _take_from(ticket: Ticket, room: int, *, at_least_one: bool) -> list[Work]:
             break
         room -= size
         ticket.tokens_waiting -= size
+        ticket.turn_left -= size
         ticket.next_work += 1
     return work[first : ticket.next_work]

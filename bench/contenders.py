@@ -1,0 +1,116 @@
+"""The ways of scoring 100 documents that `cross_encoders` compares: ours, sentence-transformers, plain transformers.
+
+Every contender takes texts and gives logits, so tokenisation is inside everybody's time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from bench.workload import QUERY, Shape
+from torch.nn import functional as F
+
+from sie_server.engine.engine import Engine
+from sie_server.serving.batching import Ticket, TokenQueue
+
+Logits = npt.NDArray[np.float64]
+BATCH_SIZES = (8, 16, 32, 64)
+FLOOR_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of scoring the documents."""
+
+    name: str
+    score: Callable[[], Any]
+
+
+def ours(engine: Engine, documents: list[str]) -> Logits:
+    """What the server does with one request on an idle machine, without HTTP: tokenise, cut into batches, run."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the server sets it
+    job = engine.tokenize_score(QUERY, documents, engine.max_seq_length)
+    del os.environ["TOKENIZERS_PARALLELISM"]
+    queue = TokenQueue(max_tokens=job.tokens)
+    queue.admit(Ticket(engine, job))
+    while batch := queue.take():
+        for work, result in zip(batch.works, engine.run(batch.works), strict=True):
+            job.results[work.index] = result
+    return np.array(job.results)
+
+
+def sentence_transformers(directory: Path, documents: list[str], dtype: torch.dtype, batch: int) -> Contender:
+    """`CrossEncoder.predict` as its users call it; it sorts by length itself."""
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(directory), device="cpu", max_length=512, model_kwargs={"dtype": dtype})
+    pairs = [(QUERY, document) for document in documents]
+    kind = "fp32" if dtype is torch.float32 else "bf16"
+    return Contender(
+        f"sentence-transformers {kind}, batch {batch}",
+        lambda: model.predict(pairs, batch_size=batch, show_progress_bar=False),
+    )
+
+
+def plain_transformers(directory: Path, documents: list[str], dtype: torch.dtype, batch: int) -> Contender:
+    """A careful loop around the model: sorted by length, each batch padded to its own longest."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=dtype).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+
+    @torch.inference_mode()
+    def score() -> Logits:
+        ids = tokenizer([QUERY] * len(documents), documents, truncation=True, max_length=512)
+        order = sorted(range(len(documents)), key=lambda i: -len(ids["input_ids"][i]))
+        logits = np.empty(len(documents))
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            rows = {name: [column[i] for i in part] for name, column in ids.items()}
+            padded = tokenizer.pad(rows, return_tensors="pt")
+            logits[part] = model(**padded).logits.squeeze(1).float().numpy()
+        return logits
+
+    kind = "fp32" if dtype is torch.float32 else "bf16"
+    return Contender(f"transformers {kind} sorted, batch {batch}", score)
+
+
+class Products:
+    """The big matrix products of one layer, alone: the rate the floor is computed with."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+        h, f = shape.width, shape.feed_forward
+        self._sizes = [(h, 3 * h), (h, h), (h, f), (f, h)]
+        # several copies, as a model has several layers: one would stay in the cache
+        self._weights = [
+            [torch.randn(outputs, inputs, dtype=dtype) for inputs, outputs in self._sizes]
+            for _ in range(shape.layers)
+        ]
+        self._inputs = {size: torch.randn(FLOOR_ROWS, size, dtype=dtype) for size in (h, f)}
+
+    @property
+    def flops(self) -> float:
+        return sum(2.0 * FLOOR_ROWS * i * o for i, o in self._sizes) * len(self._weights)
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        for layer in self._weights:
+            for weight in layer:
+                F.linear(self._inputs[weight.shape[1]], weight)
+
+
+def quiet_libraries() -> None:
+    """No progress bars and notices of the libraries between our figures."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
