@@ -123,7 +123,8 @@ def test_requests_mixed_in_one_batch_keep_their_scores(case: Case) -> None:
 
 def test_scores_equal_sentence_transformers(case: Case) -> None:
     """The whole of `CrossEncoder.predict`: tokenisation, logits, activation."""
-    short = [d for d in case.documents if d not in set(cut_by_reference(case))]
+    cut = set(cut_by_reference(case))
+    short = [d for d in case.documents if d not in cut]
     model = CrossEncoder(str(case.directory), device="cpu", model_kwargs={"dtype": torch.float32})
     expected = model.predict([(case.query, d) for d in short], show_progress_bar=False)
     from sie_server.serving.rank import activate

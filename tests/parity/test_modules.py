@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling
@@ -171,3 +172,19 @@ def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
     (directory / "4_Dense" / "model.safetensors").unlink()
     with pytest.raises(ModelLoadFailed, match="4_Dense"):
         Engine(directory, device="cpu", dtype="float32")
+
+
+def test_a_weight_nobody_asked_for_is_named(tmp_path: Path) -> None:
+    directory, _ = make_reranker(tmp_path)
+    path = directory / "2_Dense" / "model.safetensors"
+    save_file(load_file(path) | {"residual.weight": torch.ones(SIZE, SIZE)}, path)
+    with pytest.raises(ModelLoadFailed, match=r"residual\.weight"):
+        Engine(directory, device="cpu", dtype="float32")
+
+
+def test_a_projection_after_normalisation_is_refused(tmp_path: Path) -> None:
+    encoder, pooling = make_encoder(tmp_path / "encoder", "bert"), Pooling(SIZE, pooling_mode="mean")
+    model = SentenceTransformer(modules=[encoder, pooling, Normalize(), Dense(SIZE, 20)], device="cpu")
+    model.save_pretrained(str(tmp_path / "embedder"))
+    with pytest.raises(ModelLoadFailed, match="after Normalize"):
+        Engine(tmp_path / "embedder", device="cpu", dtype="float32")
