@@ -163,18 +163,14 @@ class ModernBertLayer:
     ) -> Tensor:
         """`asking` are the rows whose output is wanted, one per sequence; None: all."""
         normed = self.attention_norm(x) if self.attention_norm else x
+        qkv = self.qkv(normed).unflatten(1, (3, self.heads, -1))  # [rows, 3, heads, dim]
         if asking is None:
-            qkv = self.qkv(normed).unflatten(1, (3, self.heads, -1))  # [rows, 3, heads, dim]
             q, k = rotary(qkv[:, :2]).unbind(1)
-            v = qkv[:, 2]
         else:
-            only_q, both_kv = self.qkv.split(x.shape[1])
-            k, v = both_kv(normed).unflatten(1, (2, self.heads, -1)).unbind(1)
-            k, q = rotary(k), rotary.at(asking)(only_q(normed[asking]).unflatten(1, (self.heads, -1)))
-            x = x[asking]
-        x = x + self.out(attend(q, k, v))
+            x, q, k = x[asking], rotary.at(asking)(qkv[asking, 0]), rotary(qkv[:, 1])
+        x = self.out(attend(q, k, qkv[:, 2]), residual=x)
         up, gate = self.up_gate(self.norm(x)).chunk(2, dim=-1)
-        return x + self.down(self.activation(up) * gate)
+        return self.down(self.activation(up) * gate, residual=x)
 
 
 class ModernBertClassifier:
