@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sie_server.models.packed import Tokens
 
 if TYPE_CHECKING:
+    from sie_server.models.causal import Prefix
     from sie_server.models.late_interaction import QueryVectors
 
 Vectors = dict[str, npt.NDArray[np.float32]]  # output name → [dim] or [tokens, dim]
@@ -19,7 +20,7 @@ QUERY = -1  # `Work.index` of a late-interaction query: its vectors go to the jo
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One sequence to put through the encoder; `index` is the place of its result."""
+    """One sequence to put through the model; `index` is the place of its result."""
 
     tokens: Tokens
     index: int
@@ -39,11 +40,17 @@ class Job:
     query_truncated: bool = False
     query_vectors: QueryVectors | None = None
     work: list[Work] = field(default_factory=list)  # in the order it should be done
+    prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens
 
     @property
     def tokens(self) -> int:
-        """Tokens that go through the model, without padding."""
-        return sum(len(w.tokens) for w in self.work)
+        """Tokens that go through the model, without padding; a shared prefix once."""
+        return sum(len(w.tokens) for w in self.work) + len(self.prefix or ())
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of all sequences, as the caller is told: a shared prefix counts in every sequence it begins."""
+        return sum(len(w.tokens) for w in self.work) + len(self.prefix or ()) * len(self.work)
 
 
 def build_job(outputs: tuple[str, ...], sequences: list[Tokens], truncated: list[bool]) -> Job:

@@ -28,12 +28,10 @@ class Reader(Protocol):
 
 
 class LogitReader:
-    """Cross-encoders: one raw logit per pair."""
+    """Cross-encoders and causal rerankers: one raw logit per pair."""
 
-    readout: Readout = "first"
-
-    def __init__(self, head: Classifier) -> None:
-        self._head = head
+    def __init__(self, head: Classifier, readout: Readout = "first") -> None:
+        self._head, self.readout = head, readout
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
         results: list[Any] = [None] * len(works)

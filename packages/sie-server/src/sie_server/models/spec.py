@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sie_server.templates import RerankTemplate
+
 Pooling = Literal["cls", "mean"]
 Activation = Literal["identity", "sigmoid"]
 
@@ -31,6 +33,13 @@ class ClassifierSpec:
     """A cross-encoder: one logit per pair, and the function that makes a score of it."""
 
     activation: Activation
+
+
+@dataclass(frozen=True)
+class CausalSpec(ClassifierSpec):
+    """A causal reranker: a filled template, and the logit of its answer's token, or of one minus another's."""
+
+    template: RerankTemplate
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,11 @@ class ModelSpec:
     def scores(self) -> bool:
         """True when the checkpoint can serve `score`."""
         return isinstance(self.head, ClassifierSpec) or self.head.dense_weight is not None
+
+    @property
+    def takes_instruction(self) -> bool:
+        """True when a request may say how relevance is to be judged."""
+        return isinstance(self.head, CausalSpec) and self.head.template.takes_instruction
 
     @property
     def outputs(self) -> list[str]:
