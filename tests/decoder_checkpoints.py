@@ -1,4 +1,4 @@
-"""Random-weight decoders with the real configuration fields and tokenizers of the real kinds, as users have them on disk.
+"""Random-weight decoders with the real configuration fields and tokenizers of the real kinds, written as on the hub.
 
 Tokenizers are trained here: byte-level BPE with control tokens (Qwen, Llama, Mistral), and Gemma's BPE over `▁` with
 byte fallback. The templates' own words are in the corpus, so that prompts stay short and the answers are one token.
@@ -6,6 +6,7 @@ byte fallback. The templates' own words are in the corpus, so that prompts stay 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from sie_server.templates import named_template, template_names
 
 # Qwen2's pre-tokeniser pattern (tokenizer.json of Qwen2 and Qwen3)
 QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 ANSWERS = ["yes", "no", "Yes", "No", "1", "0"]
 
@@ -63,13 +65,13 @@ def gemma_tokenizer() -> Tokenizer:
     special = ["<pad>", "<eos>", "<bos>", "<unk>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer.train_from_iterator(_texts(), BpeTrainer(vocab_size=1100, special_tokens=special))
     # trained as special only to be in the vocabulary: bytes are ordinary entries
-    content = tokenizer.to_str()
-    import json
-
-    table = json.loads(content)
+    table = json.loads(tokenizer.to_str())
     table["added_tokens"] = [t for t in table["added_tokens"] if not t["content"].startswith("<0x")]
     table["pre_tokenizer"] = None
     tokenizer = Tokenizer.from_str(json.dumps(table))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
     )
@@ -83,7 +85,12 @@ DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
         transformers.Qwen2ForCausalLM,
         byte_level_tokenizer,
         "mxbai-rerank-v2",
-        {"rope_theta": 1_000_000.0, "use_sliding_window": False, "sliding_window": 64, "num_key_value_heads": 2},
+        {
+            "rope_theta": 1_000_000.0,
+            "use_sliding_window": False,
+            "sliding_window": 64,
+            "num_key_value_heads": 2,
+        },
     ),
     "qwen3": (
         transformers.Qwen3Config,
@@ -134,7 +141,9 @@ DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
 }
 
 
-def make_decoder(directory: Path, family: str, *, positions: int = 1024, seed: int = 0, **fields: Any) -> Path:
+def make_decoder(
+    directory: Path, family: str, *, positions: int = 1024, seed: int = 0, **fields: Any
+) -> Path:
     """Write a random decoder of `family` to `directory`, as `save_pretrained` writes it."""
     config_class, model_class, build_tokenizer, _, own = DECODERS[family]
     tokenizer = build_tokenizer()

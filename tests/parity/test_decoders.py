@@ -1,4 +1,4 @@
-"""Causal rerankers: raw fp32 logits equal transformers' over each model card's own template code, written plainly here."""
+"""Causal rerankers: raw fp32 logits equal transformers' over each model card's own template code."""
 
 from __future__ import annotations
 
@@ -146,7 +146,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     template = DECODERS[request.param][3]
     rng = random.Random(11)
     lengths = [0, 1, 2, 3, 5, *range(8, 60, 3), 90, 120, 150, 200, 300, 600]
-    documents = [random_text(rng, n) for n in lengths] + ["  two  spaces ", "\n\nlines\n", "日本 ü?", "?", " "]
+    documents = [random_text(rng, n) for n in lengths] + [
+        "  two  spaces ",
+        "\n\nlines\n",
+        "日本 ü?",
+        "?",
+        " ",
+    ]
     yield Case(
         directory,
         template,
@@ -168,7 +174,9 @@ def in_order(job: Job, results: list[Any]) -> list[Any]:
     return [result for _, result in ordered]
 
 
-def logits_of(engine: Engine, query: str, documents: list[str], instruction: str | None = None) -> list[float]:
+def logits_of(
+    engine: Engine, query: str, documents: list[str], instruction: str | None = None
+) -> list[float]:
     job = engine.tokenize_score(query, documents, LIMIT, instruction)
     return in_order(job, engine.run(job.work))
 
@@ -207,9 +215,7 @@ def test_alone_equals_batched_equals_permuted(case: Case) -> None:
 
 
 def test_sharing_the_prefix_changes_no_score(case: Case) -> None:
-    apart = Engine(
-        case.directory, device="cpu", dtype="float32", template=case.template, share_prefix=False
-    )
+    apart = Engine(case.directory, device="cpu", dtype="float32", template=case.template, share_prefix=False)
     shared = case.engine.tokenize_score(case.query, case.documents, LIMIT)
     whole = apart.tokenize_score(case.query, case.documents, LIMIT)
     assert ids_of(shared) == ids_of(whole)
