@@ -1,14 +1,17 @@
 """A decoder checkpoint → `ModelSpec`: which template it is asked with.
 
-In this order, the first that says something: `sie_reranker.yaml` in the directory (the operator's word), then what
-the catalog says of the model's id. Nothing is recognised by its looks: two rerankers of one architecture and one
+In this order, the first that says something: `sie_reranker.yaml` in the directory (the operator's word), the chat
+template and `LogitScore` module of a sentence-transformers repository (the author's), then what the catalog says of the
+model's id. Nothing is recognised by its looks: two rerankers of one architecture and one
 tokenizer may want different templates, and the wrong one gives scores that only look right.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from sie_server.models.chat_template import logit_score_template
 from sie_server.models.spec import BackboneSpec, CausalSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.templates import (
     RerankTemplate,
@@ -22,24 +25,27 @@ TEMPLATE_FILE = "sie_reranker.yaml"
 
 
 def read_causal(
-    directory: Path, architecture: str, backbone: BackboneSpec, template: str | None
+    directory: Path, config: dict[str, Any], backbone: BackboneSpec, template: str | None, limit: int
 ) -> ModelSpec:
-    """The spec of a causal reranker.
+    """The spec of a causal reranker; `limit` (tokens) holds where its template names none.
 
     Raises:
         UnsupportedCheckpoint: no template, or one that cannot be served.
     """
     try:
-        found = _template(directory, template)
+        found = _template(directory, config, template)
     except TemplateError as error:
         raise UnsupportedCheckpoint(str(error)) from error
-    limit = min(found.max_seq_length or backbone.max_length, backbone.max_length)
-    return ModelSpec(architecture, backbone, CausalSpec(found.activation, found), limit)
+    limit = min(found.max_seq_length or limit, backbone.max_length)
+    return ModelSpec(config["architectures"][0], backbone, CausalSpec(found.activation, found), limit)
 
 
-def _template(directory: Path, named: str | None) -> RerankTemplate:
+def _template(directory: Path, config: dict[str, Any], named: str | None) -> RerankTemplate:
     if (directory / TEMPLATE_FILE).exists():
         return read_template_file(directory / TEMPLATE_FILE)
+    saved = logit_score_template(directory, config)
+    if saved:
+        return saved
     if named:
         return named_template(named)
     raise TemplateError(

@@ -43,7 +43,7 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
     if family.causal:
-        return read_causal(directory, architecture, backbone, template)
+        return read_causal(directory, config, backbone, template, _tokenizer_limit(directory, backbone))
     if family.classifier is None:
         head, limit = _embedding_spec(directory, backbone)
         return ModelSpec(architecture, backbone, head, limit)
