@@ -16,14 +16,16 @@ from decoder_checkpoints import byte_level_tokenizer, gemma_tokenizer, make_deco
 from sie_server.catalog import catalog, known_models
 from sie_server.config import ServerConfig
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import Work
 from sie_server.engine.prefix import share_prefix
 from sie_server.engine.prompts import PromptTokenizer
 from sie_server.errors import InvalidInput, ModelLoadFailed
 from sie_server.models.decoder import read_gemma, read_llama, read_mistral, read_qwen2
 from sie_server.models.packed import Tokens
 from sie_server.models.spec import UnsupportedCheckpoint
-from sie_server.serving.metrics import RequestTiming
+from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.service import Service
+from sie_server.serving.worker import DeviceWorker
 from sie_server.templates import (
     TemplateError,
     named_template,
@@ -259,6 +261,31 @@ def test_what_is_not_served_is_refused() -> None:
 
 
 # ── through the service ──
+
+
+async def test_a_prefix_is_freed_with_its_request(tmp_path: Path) -> None:
+    engine = Engine(make_decoder(tmp_path, "qwen3"), device="cpu", dtype="float32", template="qwen3-reranker")
+    engine.batch_tokens = 64  # several batches
+    worker = DeviceWorker(1_000_000, 1, Metrics())
+    try:
+        job = engine.tokenize_score("stars", ["rain " * n for n in range(1, 12)], 900)
+        assert job.prefix is not None
+        tokens = job.input_tokens
+        seen: list[int] = []
+        run = engine.run
+
+        def watch(works: list[Work]) -> list[Any]:
+            results = run(works)
+            seen.append(len(job.prefix.layers))  # type: ignore[union-attr]
+            return results
+
+        engine.run = watch  # type: ignore[method-assign]
+        await worker.run(engine, job, RequestTiming())
+        assert len(seen) > 2 and set(seen) == {3}  # kept from batch to batch
+        assert job.prefix.layers == [] and job.input_tokens == tokens
+        assert all(isinstance(result, float) for result in job.results)
+    finally:
+        worker.close()
 
 
 async def test_instructions_reach_the_model_or_are_refused(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ class Job:
         """Tokens of all sequences, as the caller is told: a shared prefix counts in every sequence it begins."""
         return sum(len(w.tokens) for w in self.work) + len(self.prefix or ()) * len(self.work)
 
+    def release(self) -> None:
+        """Let go of what the job keeps on the device; a batch that still runs has its own hold on it.
+
+        Works and job refer to each other, so without this a prefix would stay until the garbage collector comes by.
+        """
+        if self.prefix:
+            self.prefix.layers = []
+
 
 def build_job(outputs: tuple[str, ...], sequences: list[Tokens], truncated: list[bool]) -> Job:
     """A job over `sequences`, the longest first so that slices of it are of even length."""

@@ -41,9 +41,7 @@ class CausalBlock:
     all_rows: Tensor | None  # [1, 1, slot, prefix + slot] 0 or -inf; None: plain causal, no prefix
     one_row: Tensor | None  # [count, 1, 1, prefix + slot] 0 or -inf; None: the read-out token sees every row
 
-    @property
-    def prefix(self) -> Prefix | None:
-        return self.group.prefix
+    prefix: list[States]  # per layer; empty: no prefix
 
 
 def causal_blocks(batch: PackedBatch, dtype: torch.dtype) -> list[CausalBlock]:
@@ -51,13 +49,13 @@ def causal_blocks(batch: PackedBatch, dtype: torch.dtype) -> list[CausalBlock]:
     blocks = []
     for group in batch.groups:
         if group.prefix is None:
-            blocks.append(CausalBlock(group, None, group.mask))
+            blocks.append(CausalBlock(group, None, group.mask, []))
             continue
         before, device = len(group.prefix), batch.ids.device
         later = torch.full((group.slot, group.slot), float("-inf"), dtype=dtype, device=device).triu(1)
         all_rows = torch.nn.functional.pad(later, (before, 0))[None, None]
         one_row = None if group.mask is None else torch.nn.functional.pad(group.mask, (before, 0))
-        blocks.append(CausalBlock(group, all_rows, one_row))
+        blocks.append(CausalBlock(group, all_rows, one_row, group.prefix.layers))
     return blocks
 
 
@@ -87,7 +85,7 @@ def causal_attention(query: Tensor, states: States, blocks: list[CausalBlock], l
 def _attend(
     q: Tensor, own: States, block: CausalBlock, part: slice, layer: int, one_row: bool
 ) -> Tensor:  # [count, heads, 1 or slot, dim]
-    k, v = own if block.prefix is None else _behind(block.prefix.layers[layer], own)
+    k, v = _behind(block.prefix[layer], own) if block.prefix else own
     mask = block.all_rows
     if one_row:
         mask = None if block.one_row is None else block.one_row[part]

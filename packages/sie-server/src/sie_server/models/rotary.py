@@ -68,9 +68,8 @@ class Rotary:
         self.frequencies = _frequencies(spec).to(device)  # [dim / 2] fp32
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[rows] positions → cosine and sine, each [rows, 1, dim] in `dtype`; the angle itself is fp32."""
-        half = positions.float()[:, None] * self.frequencies
-        angle = torch.cat((half, half), dim=-1)[:, None, :]
+        """[rows] positions → cosine and sine, each [rows, 1, dim / 2] in `dtype`; the angle itself is fp32."""
+        angle = (positions.float()[:, None] * self.frequencies)[:, None, :]
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -78,7 +77,11 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Turn [rows, heads, dim] by the angles of its rows."""
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    out = torch.empty_like(x)
+    into_first, into_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=into_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=into_second).addcmul_(first, sin)
+    return out
 
 
 def _frequencies(spec: RopeSpec) -> Tensor:
