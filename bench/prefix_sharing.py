@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -112,7 +113,9 @@ def report(engines: dict[str, Engine], texts: list[str], args: argparse.Namespac
     for name, job in jobs.items():
         print(f"| {name} | {job.tokens} | {best[name] * 1e3:.0f} |")
     print(f"| ratio | {whole.tokens / shared.tokens:.2f} | {best['whole'] / best['shared']:.2f} |")
-    print(f"max |Δ| of the logits: {apart:.2g}")
+    print(
+        f"max |Δ| of the logits: {apart:.2g}, their standard deviation {statistics.stdev(whole.results):.2g}"
+    )
 
 
 def run(engine: Engine, job: Job, batch_tokens: int) -> float:

@@ -112,10 +112,8 @@ class PromptTokenizer(TextTokenizer):
         blank = form.parts[place]
         assert isinstance(blank, Blank)
         middles, cut = self._fill(blank, texts, documents, room, instruction is not None)
-        before, after = (
-            np.concatenate((parts[0][:0], *parts[:place])),
-            np.concatenate((parts[0][:0], *parts[place + 1 :])),
-        )
+        before = np.concatenate(parts[:place])
+        after = np.concatenate(parts[place:])  # the document's own part is empty
         whole = [np.concatenate((before, middle, after)) for middle in middles]
         return [Tokens(ids, len(ids)) for ids in whole], cut, query_cut
 
