@@ -13,6 +13,7 @@ import msgspec
 
 from sie_server.catalog import CatalogEntry, catalog
 from sie_server.config import ServerConfig
+from sie_server.templates import template_names
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEAD = "<!-- Made by scripts/generate_docs.py; edit {source} instead. -->\n\n"
@@ -48,6 +49,9 @@ def models() -> str:
         "architecture (BERT, RoBERTa, XLM-R, ModernBERT, mGTE sequence classification with one label; BERT-like and\n",
         "ModernBERT encoders with a `modules.json`) is served with `--model ID=DIRECTORY`, `--model ID=HUB_ID`\n",
         "or from `--models-dir`.\n\n",
+        "A causal reranker (Gemma, Llama, Mistral, Qwen2, Qwen3) needs a template: it has one under an id of this\n",
+        "list; under any other, put a `sie_reranker.yaml` beside its `config.json` that says `template: NAME`, with\n",
+        f"one of {', '.join(f'`{name}`' for name in template_names())}, or holds a template of its own.\n\n",
         "| id | gives | tokens | licence | |\n|---|---|---|---|---|\n",
     ]
     entries: dict[str, CatalogEntry] = {m.entry.id: m.entry for m in catalog().values() if m.entry}

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
 
 import bm25s
-from local_server import running_server
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from local_server import running_server
 from sie_sdk import Item, SIEClient
 
 HERE = Path(__file__).parent

@@ -36,6 +36,9 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     dims: dict[str, int] = {}
     aliases: tuple[str, ...] = ()
     compat: bool = False  # needs the extra of that name
+    template: Annotated[
+        str | None, Meta(description="Name of the form a causal reranker is asked in (sie_server/templates)")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class ModelConfig:
     max_seq_length: int | None = None
     entry: CatalogEntry | None = None
     preload: bool = False
+    template: str | None = None
 
 
 def known_models(configured: Iterable[str], models_dir: str | None) -> dict[str, ModelConfig]:
@@ -62,7 +66,9 @@ def known_models(configured: Iterable[str], models_dir: str | None) -> dict[str,
         if not name or (separator and not source):
             raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
         if separator:
-            models[name] = ModelConfig(name, source, preload=True)
+            # a known id keeps its template wherever its weights come from
+            template = models[name].template if name in models else None
+            models[name] = ModelConfig(name, source, preload=True, template=template)
         else:
             # an operator may name any hub id; only ids in callers' requests must be known already
             models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)
@@ -78,7 +84,9 @@ def catalog() -> dict[str, ModelConfig]:
         if source.startswith("embedded:"):
             source = str(EMBEDDED / source.removeprefix("embedded:"))
         for name in (entry.id, *entry.aliases):
-            models[name] = ModelConfig(name, source, entry.revision, entry.max_seq_length, entry)
+            models[name] = ModelConfig(
+                name, source, entry.revision, entry.max_seq_length, entry, template=entry.template
+            )
     return models
 
 

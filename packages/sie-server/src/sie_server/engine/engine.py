@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ import torch
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.inputs import LateInteractionInput, PairInput, ScoreInput
 from sie_server.engine.job import Job, Work, build_job
+from sie_server.engine.prefix import compute_prefixes
+from sie_server.engine.prompts import PromptInput, PromptTokenizer
 from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.source import failed
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
+from sie_server.models.causal import Prefix
 from sie_server.models.checkpoint import read_spec
+from sie_server.models.decoder import Decoder
 from sie_server.models.modules import ModuleStack
-from sie_server.models.packed import Tokens, pack
-from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
-from sie_server.models.table import build_backbone, build_classifier
+from sie_server.models.packed import PackedBatch, Tokens, pack
+from sie_server.models.spec import CausalSpec, EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.table import build_backbone, build_classifier, build_token_logits
 
 CPU_ALIGN = 16  # see models.packed
 # Tokens; smaller ones pay for calls, larger ones fall out of the caches. All of them are good, one is best.
@@ -32,11 +37,20 @@ class Engine:
     """A checkpoint on a device. `tokenize_*` may be called from any thread, `run` from one at a time."""
 
     def __init__(
-        self, directory: Path, *, device: str = "auto", dtype: str = "auto", max_seq_length: int | None = None
+        self,
+        directory: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_seq_length: int | None = None,
+        template: str | None = None,
+        share_prefix: bool = True,
     ):
         """Load a checkpoint directory.
 
-        `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default.
+        `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default. `template` names the form
+        in which a causal reranker is asked, where the directory does not say so itself; `share_prefix` is off only
+        to measure what sharing saves.
 
         Raises:
             ModelLoadFailed: the checkpoint is missing something, has something left over, or is of another kind.
@@ -46,24 +60,33 @@ class Engine:
         except ValueError as error:
             raise failed(str(error), "ValueError") from error
         self.dtype = pick_dtype(dtype, self.device)
+        self._share_prefix = share_prefix
         try:
-            self._load(directory)
+            self._load(directory, template)
         except UnsupportedCheckpoint as error:
             raise failed(f"cannot load {directory}: {error}", "UnsupportedCheckpoint") from error
         self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.backbone.max_length)
         self.batch_tokens = BATCH_SIZES[self.device.type][0]
         self.tokens_per_second = 10_000.0
 
-    def _load(self, directory: Path) -> None:
-        self.spec: ModelSpec = read_spec(directory)
-        backbone = self.spec.backbone
+    def _load(self, directory: Path, template: str | None) -> None:
+        self.spec: ModelSpec = read_spec(directory, template)
+        self._read_text(directory)
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
         self._backbone = build_backbone(self.spec, weights)
         self._reader = self._build_reader(weights)
         weights.finish()
-        self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
-        embeds = isinstance(self.spec.head, EmbeddingSpec)
-        self._input: ScoreInput = (LateInteractionInput if embeds else PairInput)(self._tokenizer)
+
+    def _read_text(self, directory: Path) -> None:
+        head, backbone = self.spec.head, self.spec.backbone
+        if isinstance(head, CausalSpec):
+            prompts = PromptTokenizer(directory, head.template)
+            self._tokenizer: TextTokenizer = prompts
+            self._input: ScoreInput = PromptInput(prompts, share=self._share_prefix)
+        else:
+            self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
+            embeds = isinstance(head, EmbeddingSpec)
+            self._input = (LateInteractionInput if embeds else PairInput)(self._tokenizer)
         if self._tokenizer.vocab_size > backbone.vocab_size:
             raise UnsupportedCheckpoint(
                 f"tokenizer.json has {self._tokenizer.vocab_size} tokens, "
@@ -77,6 +100,8 @@ class Engine:
             vocabulary = self.spec.backbone.vocab_size
             table = scorer.take("token_weights", vocabulary, dtype=torch.float32) if scorer else None
             return VectorReader(head, table, ModuleStack(head.modules, weights))
+        if isinstance(self._tokenizer, PromptTokenizer):
+            return LogitReader(build_token_logits(self.spec, weights, self._tokenizer.answers))
         return LogitReader(build_classifier(self.spec, weights))
 
     def limit(self, asked: int | None) -> int:
@@ -92,9 +117,14 @@ class Engine:
             )
         return asked or self.max_seq_length
 
-    def tokenize_score(self, query: str, documents: list[str], max_seq_length: int) -> Job:
-        """The work of ranking `documents`; results will be logits, or late-interaction scores."""
-        return self._input.score_job(query, documents, max_seq_length)
+    def tokenize_score(
+        self, query: str, documents: list[str], max_seq_length: int, instruction: str | None = None
+    ) -> Job:
+        """The work of ranking `documents`; results will be logits, or late-interaction scores.
+
+        `instruction` only for a model whose `spec.takes_instruction`.
+        """
+        return self._input.score_job(query, documents, max_seq_length, instruction)
 
     def tokenize_encode(self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int) -> Job:
         """The work of turning `texts` into vectors."""
@@ -103,17 +133,25 @@ class Engine:
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
         """One forward pass over any mix of works; one result per work, in order (None for a query)."""
+        prefixes = [work.job.prefix for work in works]
+        if any(prefixes):
+            assert isinstance(self._backbone, Decoder)
+            compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), self._pack)
+        batch = self._pack([work.tokens for work in works], prefixes)
+        hidden = self._backbone.forward(batch, self._reader.readout)
+        return self._reader.read(hidden, batch, works)
+
+    def _pack(self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = ()) -> PackedBatch:
         backbone = self.spec.backbone
-        batch = pack(
-            [work.tokens for work in works],
+        return pack(
+            sequences,
             pad_id=backbone.pad_token_id,
             skip_id=backbone.pad_token_id if backbone.skip_padding_positions else None,
             align=CPU_ALIGN,
             device=self.device,
             dtype=self.dtype,
+            prefixes=prefixes,
         )
-        hidden = self._backbone.forward(batch, self._reader.readout)
-        return self._reader.read(hidden, batch, works)
 
     def calibrate(self, seconds: float = 1.5) -> None:
         """Measure which batch size, in tokens, this machine runs fastest, within about `seconds`.

@@ -11,8 +11,11 @@ from sie_server.engine.tokenize import TextTokenizer
 class ScoreInput(Protocol):
     """How a score request becomes work."""
 
-    def score_job(self, query: str, documents: list[str], limit: int) -> Job:
-        """One result per document; at most `limit` tokens per sequence."""
+    def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
+        """One result per document; at most `limit` tokens per sequence.
+
+        `instruction` is given only to models whose spec takes one.
+        """
         ...
 
 
@@ -22,7 +25,7 @@ class PairInput:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def score_job(self, query: str, documents: list[str], limit: int) -> Job:
+    def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
         sequences, cut, query_cut = self._tokenizer.pairs(query, documents, limit)
         job = build_job(("score",), sequences, cut)
         job.query_truncated = query_cut
@@ -35,7 +38,7 @@ class LateInteractionInput:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def score_job(self, query: str, documents: list[str], limit: int) -> Job:
+    def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
         [query_tokens], [query_cut] = self._tokenizer.singles([query], limit)
         job = build_job(("score",), *self._tokenizer.singles(documents, limit))
         job.work.insert(0, Work(query_tokens, QUERY, job))

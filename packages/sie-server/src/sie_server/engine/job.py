@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sie_server.models.packed import Tokens
 
 if TYPE_CHECKING:
+    from sie_server.models.causal import Prefix
     from sie_server.models.late_interaction import QueryVectors
 
 Vectors = dict[str, npt.NDArray[np.float32]]  # output name → [dim] or [tokens, dim]
@@ -19,7 +20,7 @@ QUERY = -1  # `Work.index` of a late-interaction query: its vectors go to the jo
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One sequence to put through the encoder; `index` is the place of its result."""
+    """One sequence to put through the model; `index` is the place of its result."""
 
     tokens: Tokens
     index: int
@@ -40,6 +41,7 @@ class Job:
     query_vectors: QueryVectors | None = None
     work: list[Work] = field(default_factory=list)  # in the order it should be done
     copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
+    prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens
 
     def put(self, index: int, result: Any) -> None:
         """Note a result, also for the texts that are the same sequence."""
@@ -48,8 +50,21 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Tokens that go through the model, without padding."""
-        return sum(len(w.tokens) for w in self.work)
+        """Tokens that go through the model, without padding; a shared prefix once."""
+        return sum(len(w.tokens) for w in self.work) + len(self.prefix or ())
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of all sequences, as the caller is told: a shared prefix counts in every sequence it begins."""
+        return sum(len(w.tokens) for w in self.work) + len(self.prefix or ()) * len(self.work)
+
+    def release(self) -> None:
+        """Let go of what the job keeps on the device; a batch that still runs has its own hold on it.
+
+        Works and job refer to each other, so without this a prefix would stay until the garbage collector comes by.
+        """
+        if self.prefix:
+            self.prefix.layers = []
 
 
 def build_job(outputs: tuple[str, ...], sequences: list[Tokens], truncated: list[bool]) -> Job:

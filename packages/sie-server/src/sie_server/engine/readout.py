@@ -29,7 +29,7 @@ class Reader(Protocol):
 
 
 class LogitReader:
-    """Cross-encoders: one raw logit per pair."""
+    """Cross-encoders and causal rerankers: one raw logit per pair."""
 
     def __init__(self, head: Classifier) -> None:
         self._head = head

@@ -48,6 +48,17 @@ class CheckpointWeights:
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor `name` of exactly `shape`, on the device, in the model's dtype unless `dtype` is given."""
+        return self._stored(name, shape).to(device=self._device, dtype=dtype or self._dtype)
+
+    def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
+        """Those rows of the tensor `name` of exactly `shape`, on the device in fp32; the others stay on the host."""
+        return self._stored(name, shape)[rows].to(device=self._device, dtype=torch.float32)
+
+    def has(self, name: str) -> bool:
+        """True when the checkpoint holds a tensor `name`; asking does not take it."""
+        return self._prefix + name in self._read
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
         full = self._prefix + name
         if full not in self._read:
             raise UnsupportedCheckpoint(
@@ -59,7 +70,7 @@ class CheckpointWeights:
                 f"the weight {full!r} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
             )
         self._taken.add(full)
-        return tensor.to(device=self._device, dtype=dtype or self._dtype)
+        return tensor
 
     def finish(self) -> None:
         """Refuse a checkpoint with tensors that no part of the model has asked for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sie_server.models.causal_checkpoint import read_causal
 from sie_server.models.modules import (
     MODULES,
     check_modules,
@@ -29,8 +30,10 @@ from sie_server.models.spec import (
 from sie_server.models.table import ARCHITECTURES, COMPAT, family_of
 
 
-def read_spec(directory: Path) -> ModelSpec:
+def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
     """Read a checkpoint directory's configuration.
+
+    `template` names the form in which a causal reranker is asked, where the directory does not say so itself.
 
     Raises:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
@@ -42,6 +45,8 @@ def read_spec(directory: Path) -> ModelSpec:
         backbone = family.read(config)
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
+    if family.causal:
+        return read_causal(directory, config, backbone, template, _tokenizer_limit(directory, backbone))
     if family.classifier is None:
         head, limit = _embedding_spec(directory, backbone, config)
         return ModelSpec(architecture, backbone, head, limit)

@@ -28,6 +28,14 @@ class Weights(Protocol):
         """The tensor `name`, on the model's device and in its dtype unless another is asked for."""
         ...
 
+    def has(self, name: str) -> bool:
+        """True when the checkpoint holds a tensor `name`."""
+        ...
+
+    def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
+        """Those rows of the tensor `name` of `shape`, in fp32."""
+        ...
+
     def at(self, prefix: str) -> Weights:
         """The same source, with `prefix.` before every name."""
         ...

@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sie_server.models.causal import Prefix
 
 Ids = npt.NDArray[np.int32]
 Readout = Literal["first", "last", "all"]  # the tokens whose last hidden states are wanted
@@ -36,7 +39,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring sequences with slots of one size."""
+    """Neighbouring sequences with slots of one size, and one prefix if they have any."""
 
     rows: slice  # of the batch
     sequences: slice  # in packed order
@@ -44,6 +47,7 @@ class Group:
     slot: int
     mask: Tensor | None  # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: no spare rows
     valid: Tensor | None  # [count, slot] bool; None: all rows are tokens
+    prefix: Prefix | None = None  # what stands before each sequence and has been computed already
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class PackedBatch:
     """Inputs of one forward pass. `order[p]` is the caller's index of the p-th packed sequence."""
 
     ids: Tensor  # [rows] int32
-    positions: Tensor  # [rows] int32, counted from 0 in each sequence
+    positions: Tensor  # [rows] int32, counted from 0 in each sequence, or from the end of its prefix
     types: Tensor  # [rows] int32
     first_rows: Tensor  # [sequences] int64, the row of each sequence's first token
     last_rows: Tensor  # [sequences] int64, and of its last
@@ -86,12 +90,16 @@ def pack(
     device: torch.device,
     dtype: torch.dtype,
     skip_id: int | None = None,
+    prefixes: Sequence[Prefix | None] = (),
 ) -> PackedBatch:
     """Lay `sequences` out, the longest first; `dtype` is that of the attention mask.
 
-    Tokens `skip_id` are not counted as positions and have position -1.
+    Tokens `skip_id` are not counted as positions and have position -1. `prefixes`, if given, says per sequence what
+    stands before it; sequences of one prefix lie next to each other.
     """
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    places = {id(prefix): place for place, prefix in enumerate(prefixes)}
+    before = [prefixes[i] if prefixes else None for i in range(len(sequences))]
+    order = sorted(range(len(sequences)), key=lambda i: (places.get(id(before[i]), 0), -len(sequences[i])))
     lengths = [len(sequences[i]) for i in order]
     slots = [slot_rows(n, align) for n in lengths]
     starts = np.concatenate(([0], np.cumsum(slots))).tolist()
@@ -100,9 +108,7 @@ def pack(
     for start, length, index in zip(starts, lengths, order, strict=False):
         tokens, end = sequences[index], start + length
         table[0, start:end] = tokens.ids
-        table[1, start:end] = (
-            np.arange(length) if skip_id is None else _positions_without(tokens.ids, skip_id)
-        )
+        table[1, start:end] = _positions(tokens.ids, skip_id) + len(before[index] or ())
         table[2, start + tokens.type_boundary : end] = 1
     on_device = torch.from_numpy(table).to(device)
     first = np.array(starts[:-1], dtype=np.int64)
@@ -116,21 +122,28 @@ def pack(
         starts=tuple(starts[:-1]),
         lengths=tuple(lengths),
         order=tuple(order),
-        groups=_groups(lengths, slots, starts, device, dtype),
+        groups=_groups(lengths, slots, starts, [before[i] for i in order], device, dtype),
     )
 
 
-def _positions_without(ids: Ids, skipped: int) -> npt.NDArray[np.int64]:
-    """Positions that do not count `skipped`, which itself stands before the first: -1."""
+def _positions(ids: Ids, skipped: int | None) -> npt.NDArray[np.int64]:
+    """Positions from 0; `skipped` is not counted and itself stands before the first: -1."""
+    if skipped is None:
+        return np.arange(len(ids))
     counted = ids != skipped
     return np.where(counted, np.cumsum(counted) - 1, -1)
 
 
 def _groups(
-    lengths: list[int], slots: list[int], starts: list[int], device: torch.device, dtype: torch.dtype
+    lengths: list[int],
+    slots: list[int],
+    starts: list[int],
+    prefixes: list[Prefix | None],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Group, ...]:
     groups = []
-    for slot, members in groupby(range(len(slots)), key=slots.__getitem__):
+    for (slot, _), members in groupby(range(len(slots)), key=lambda i: (slots[i], id(prefixes[i]))):
         indices = list(members)
         first, last = indices[0], indices[-1]
         mask = valid = None
@@ -139,5 +152,5 @@ def _groups(
             mask_host = torch.zeros(valid_host.shape, dtype=dtype).masked_fill_(~valid_host, float("-inf"))
             mask, valid = mask_host[:, None, None, :].to(device), valid_host.to(device)
         rows = slice(starts[first], starts[last] + slot)
-        groups.append(Group(rows, slice(first, last + 1), len(indices), slot, mask, valid))
+        groups.append(Group(rows, slice(first, last + 1), len(indices), slot, mask, valid, prefixes[first]))
     return tuple(groups)

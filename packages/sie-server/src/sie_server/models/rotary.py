@@ -3,17 +3,91 @@
 RoFormer, Su et al., 2021, https://arxiv.org/abs/2104.09864. The halves of a head are rotated against each other
 (dimension i with i + dim/2), as GPT-NeoX laid it out and all models here have it. Computed in fp32 whatever the model
 computes in: at position 8,000 a bf16 angle would be off by whole turns.
+
+`read_rope` understands both spellings of `config.json`: `rope_parameters` (transformers 5) and `rope_theta` with
+`rope_scaling` (transformers 4). The scaling formulas are those of `transformers.modeling_rope_utils`.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from sie_server.models.spec import UnsupportedCheckpoint
+
+KINDS = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeSpec:
+    """How fast each pair of dimensions turns."""
+
+    dim: int  # dimensions that turn, the whole head for the families served
+    theta: float
+    kind: str = "default"  # one of KINDS
+    factor: float = 1.0  # linear, llama3: by how much positions are stretched
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 1.0  # llama3
+    original_length: int = 0  # llama3, tokens
+
+
+def read_rope(config: dict[str, Any], dim: int) -> RopeSpec:
+    """The rotary part of a `config.json`.
+
+    Raises:
+        UnsupportedCheckpoint: a kind of scaling that is not served.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = str(given.get("rope_type") or given.get("type") or "default")
+    if kind not in KINDS:
+        raise UnsupportedCheckpoint(f"rope_type {kind!r} is not served; served: {', '.join(KINDS)}")
+    if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise UnsupportedCheckpoint("partial_rotary_factor other than 1 is not served")
+    theta = float(given.get("rope_theta", config.get("rope_theta", 10000.0)))
+    if kind == "default":
+        return RopeSpec(dim=dim, theta=theta)
+    if kind == "linear":
+        return RopeSpec(dim=dim, theta=theta, kind=kind, factor=float(given["factor"]))
+    return RopeSpec(
+        dim=dim,
+        theta=theta,
+        kind=kind,
+        factor=float(given["factor"]),
+        low_freq_factor=float(given["low_freq_factor"]),
+        high_freq_factor=float(given["high_freq_factor"]),
+        original_length=int(
+            given.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        ),
+    )
 
 
 def inverse_frequencies(dim: int, theta: float) -> Tensor:
     """Radians per position of each pair of dimensions: theta^(-2i/dim), [dim / 2] fp32."""
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def scaled_frequencies(spec: RopeSpec) -> Tensor:
+    """Radians per position of each pair of dimensions, [dim / 2] fp32."""
+    plain = inverse_frequencies(spec.dim, spec.theta)
+    if spec.kind == "llama3":
+        return _llama3(plain, spec)
+    return plain / spec.factor
+
+
+def _llama3(plain: Tensor, spec: RopeSpec) -> Tensor:
+    """Long waves are stretched, short ones left alone, those between by a share of both (Llama 3.1)."""
+    wavelength = 2 * math.pi / plain
+    share = (spec.original_length / wavelength - spec.low_freq_factor) / (
+        spec.high_freq_factor - spec.low_freq_factor
+    )
+    between = (1 - share) * plain / spec.factor + share * plain
+    long = wavelength > spec.original_length / spec.low_freq_factor
+    short = wavelength < spec.original_length / spec.high_freq_factor
+    return torch.where(long, plain / spec.factor, torch.where(short, plain, between))
 
 
 class Rotary:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sie_server.templates import RerankTemplate
+
 Pooling = Literal["cls", "mean"]
 Activation = Literal["identity", "sigmoid"]
 
@@ -66,6 +68,13 @@ class ClassifierSpec:
     modules: tuple[ModuleSpec, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class CausalSpec(ClassifierSpec):
+    """A causal reranker: a filled template, and the logit of its answer's token, or of one minus another's."""
+
+    template: RerankTemplate
+
+
 @dataclass(frozen=True)
 class EmbeddingSpec:
     """A pooled vector, and one vector per token when `token_vectors`.
@@ -95,6 +104,11 @@ class ModelSpec:
     def scores(self) -> bool:
         """True when the checkpoint can serve `score`."""
         return isinstance(self.head, ClassifierSpec) or self.head.dense_weight is not None
+
+    @property
+    def takes_instruction(self) -> bool:
+        """True when a request may say how relevance is to be judged."""
+        return isinstance(self.head, CausalSpec) and self.head.template.takes_instruction
 
     @property
     def outputs(self) -> list[str]:

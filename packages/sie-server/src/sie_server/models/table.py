@@ -14,6 +14,16 @@ from torch import Tensor
 from sie_server.models import compat
 from sie_server.models.bert import BertEncoder, read_bert, read_roberta
 from sie_server.models.bert_relatives import new_classifier, read_new, read_xlm_roberta_flash
+from sie_server.models.decoder import (
+    Decoder,
+    DecoderSpec,
+    TokenLogits,
+    read_gemma,
+    read_llama,
+    read_mistral,
+    read_qwen2,
+    read_qwen3,
+)
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
@@ -38,6 +48,7 @@ class Family:
     build: Callable[[Any, Weights], Backbone]  # its own BackboneSpec, weights
     prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
     classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
+    causal: bool = False  # a decoder, read out at the last token of a filled template
 
 
 ARCHITECTURES = {
@@ -48,6 +59,11 @@ ARCHITECTURES = {
     ),
     "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
     "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
+    "GemmaForCausalLM": Family(read_gemma, Decoder, "model", causal=True),
+    "LlamaForCausalLM": Family(read_llama, Decoder, "model", causal=True),
+    "MistralForCausalLM": Family(read_mistral, Decoder, "model", causal=True),
+    "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", causal=True),
+    "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", causal=True),
     "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
     "RobertaModel": Family(read_roberta, BertEncoder),
     "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
@@ -95,3 +111,9 @@ def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
     build = family_of(spec.architecture).classifier
     assert build is not None  # the spec was read as a classifier
     return build(spec.backbone, weights)
+
+
+def build_token_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Classifier:
+    """The head of a causal reranker: the output matrix' rows of `tokens`."""
+    assert isinstance(spec.backbone, DecoderSpec)  # the spec was read as a decoder
+    return TokenLogits(spec.backbone, weights, tokens)

@@ -41,10 +41,23 @@ def parse_options(raw: dict[str, Any] | None, path: str) -> ParsedOptions:
 
 
 def refuse_instruction(*instructions: tuple[str | None, str]) -> None:
-    """None of the served families reads an instruction; ignoring one would give other scores than asked for."""
+    """For a model that reads no instruction: ignoring one would give other scores than asked for."""
     for instruction, path in instructions:
         if instruction:
             raise InvalidInput(f"this model takes no instruction; put it into the query's text - at `{path}`")
+
+
+def one_instruction(request: str | None, option: str | None) -> str | None:
+    """The instruction of a request, from either of its two places; an empty one is none.
+
+    Raises:
+        InvalidInput: both are given and differ.
+    """
+    if request and option and request != option:
+        raise InvalidInput(
+            "`instruction` and `options.instruction` differ; give one - at `$.options.instruction`"
+        )
+    return request or option or None
 
 
 def text_of(item: Item, path: str) -> str:

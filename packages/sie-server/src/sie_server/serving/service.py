@@ -63,14 +63,19 @@ class Service:
             SIEError: any of its kinds but the HTTP ones.
         """
         options = requests.parse_options(request.options, "$.options")
-        requests.refuse_instruction(
-            (request.instruction, "$.instruction"), (options.known.instruction, "$.options.instruction")
-        )
+        instruction = requests.one_instruction(request.instruction, options.known.instruction)
         query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
         async with self.registry.lease(model) as engine:
             _require(engine, "score", model)
+            if not engine.spec.takes_instruction:
+                requests.refuse_instruction(
+                    (request.instruction, "$.instruction"),
+                    (options.known.instruction, "$.options.instruction"),
+                )
             limit = engine.limit(options.known.max_seq_length)
-            job = await self._tokenize(lambda: engine.tokenize_score(query, texts, limit), timing)
+            job = await self._tokenize(
+                lambda: engine.tokenize_score(query, texts, limit, instruction), timing
+            )
             await self._run(model, engine, job, timing)
             head = engine.spec.head
         activation = head.activation if isinstance(head, ClassifierSpec) else "identity"
@@ -78,7 +83,7 @@ class Service:
             request.items, job.results, job.truncated, activation=activation, top_n=options.known.top_n
         )
         warnings = options.warnings + requests.cut_warning(job.truncated, job.query_truncated, limit)
-        return ScoreResponse(model, request.query.id, scores, Usage(job.tokens), warnings or UNSET)
+        return ScoreResponse(model, request.query.id, scores, Usage(job.input_tokens), warnings or UNSET)
 
     async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
         """Turn texts into vectors.
@@ -139,7 +144,13 @@ def load_engine(model: ModelConfig, config: ServerConfig) -> Engine:
         ModelLoadFailed: with what is wrong and what to do.
     """
     directory: Path = fetch(model.source, revision=model.revision, offline=config.offline)
-    return Engine(directory, device=config.device, dtype=config.dtype, max_seq_length=model.max_seq_length)
+    return Engine(
+        directory,
+        device=config.device,
+        dtype=config.dtype,
+        max_seq_length=model.max_seq_length,
+        template=model.template,
+    )
 
 
 def _require(engine: Engine, output: str, model: str) -> None:

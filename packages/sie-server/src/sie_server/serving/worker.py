@@ -69,6 +69,8 @@ class DeviceWorker:
             with self._wake:
                 self._drop(ticket)
             raise
+        finally:
+            job.release()
 
     def _drop(self, ticket: Ticket) -> None:
         self._queue.drop(ticket)
