@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sie_server.engine.colbert import ColbertInput, ColbertReader, Floats
 from sie_server.engine.device import pick_device, pick_dtype
+from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.inputs import LateInteractionInput, PairInput, ScoreInput
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.readout import LogitReader, Reader, VectorReader
@@ -18,8 +20,9 @@ from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
 from sie_server.models.checkpoint import read_spec
+from sie_server.models.late_interaction import TokenProjection, maxsim
 from sie_server.models.packed import Tokens, pack
-from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.models.table import build_backbone, build_classifier
 
 CPU_ALIGN = 16  # see models.packed
@@ -30,11 +33,18 @@ class Engine:
     """A checkpoint on a device. `tokenize_*` may be called from any thread, `run` from one at a time."""
 
     def __init__(
-        self, directory: Path, *, device: str = "auto", dtype: str = "auto", max_seq_length: int | None = None
+        self,
+        directory: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_seq_length: int | None = None,
+        documents: ModelDocuments | None = None,
     ):
         """Load a checkpoint directory.
 
-        `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default.
+        `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default. `documents` is where token
+        vectors of late-interaction models are cached.
 
         Raises:
             ModelLoadFailed: the checkpoint is missing something, has something left over, or is of another kind.
@@ -44,6 +54,7 @@ class Engine:
         except ValueError as error:
             raise failed(str(error), "ValueError") from error
         self.dtype = pick_dtype(dtype, self.device)
+        self.documents = documents
         try:
             self._load(directory)
         except UnsupportedCheckpoint as error:
@@ -56,25 +67,43 @@ class Engine:
         self.spec: ModelSpec = read_spec(directory)
         backbone = self.spec.backbone
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
-        self._backbone = build_backbone(self.spec, weights)
-        self._reader = self._build_reader(weights)
-        weights.finish()
         self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
-        embeds = isinstance(self.spec.head, EmbeddingSpec)
-        self._input: ScoreInput = (LateInteractionInput if embeds else PairInput)(self._tokenizer)
+        self._backbone = build_backbone(self.spec, weights)
+        self._reader = self._build_reader(directory, weights)
+        weights.finish()
+        self._input = self._build_input(directory)
         if self._tokenizer.vocab_size > backbone.vocab_size:
             raise UnsupportedCheckpoint(
                 f"tokenizer.json has {self._tokenizer.vocab_size} tokens, "
                 f"the embedding table {backbone.vocab_size} rows"
             )
 
-    def _build_reader(self, weights: CheckpointWeights) -> Reader:
+    def _build_input(self, directory: Path) -> ScoreInput:
         head = self.spec.head
+        if isinstance(head, LateInteractionSpec):
+            return ColbertInput(head, self._tokenizer, directory, self.documents)
+        if isinstance(head, EmbeddingSpec):
+            return LateInteractionInput(self._tokenizer, self.documents)
+        return PairInput(self._tokenizer)
+
+    def _build_reader(self, directory: Path, weights: CheckpointWeights) -> Reader:
+        head = self.spec.head
+        if isinstance(head, LateInteractionSpec):
+            folders = [p.folder for p in head.projections]
+            own = {
+                f: CheckpointWeights(directory / f, device=self.device, dtype=self.dtype)
+                for f in folders
+                if f
+            }
+            project = TokenProjection(head.projections, [own[f] if f else weights for f in folders])
+            for projection in own.values():
+                projection.finish()
+            return ColbertReader(project, self._tokenizer, head.skip_words, self.documents)
         if isinstance(head, EmbeddingSpec):
             scorer = weights.at("scorer") if head.dense_weight is not None else None
             vocabulary = self.spec.backbone.vocab_size
             table = scorer.take("token_weights", vocabulary, dtype=torch.float32) if scorer else None
-            return VectorReader(head, table)
+            return VectorReader(head, table, self.documents)
         return LogitReader(build_classifier(self.spec, weights))
 
     def limit(self, asked: int | None) -> int:
@@ -94,8 +123,22 @@ class Engine:
         """The work of ranking `documents`; results will be logits, or late-interaction scores."""
         return self._input.score_job(query, documents, max_seq_length)
 
-    def tokenize_encode(self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int) -> Job:
+    def tokenize_vectors(
+        self, query: str | Floats, documents: list[str] | list[Floats], max_seq_length: int
+    ) -> Job:
+        """As `tokenize_score`, where query or documents came as token vectors [tokens, dim].
+
+        Only for models with `LateInteractionSpec`.
+        """
+        assert isinstance(self._input, ColbertInput)
+        return self._input.vectors_job(query, documents, max_seq_length)
+
+    def tokenize_encode(
+        self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False
+    ) -> Job:
         """The work of turning `texts` into vectors."""
+        if isinstance(self._input, ColbertInput):
+            return self._input.encode_job(texts, outputs, max_seq_length, is_query=is_query)
         return build_job(outputs, *self._tokenizer.singles(texts, max_seq_length))
 
     @torch.inference_mode()
@@ -110,6 +153,19 @@ class Engine:
         )
         hidden = self._backbone.forward(batch, self._reader.readout)
         return self._reader.read(hidden, batch, works)
+
+    @torch.inference_mode()
+    def score_known(self, job: Job) -> None:
+        """Score the documents whose vectors were there already, once the query's are; as `run`, on one thread."""
+        head, query = self.spec.head, job.query_vectors
+        if query is None:
+            raise RuntimeError("known documents came before their query")
+        documents = [vectors.to(self.device) for _, vectors in job.known]
+        weight = head.dense_weight if isinstance(head, EmbeddingSpec) else None
+        for (index, _), score in zip(
+            job.known, maxsim(query.to(self.device), documents, weight), strict=True
+        ):
+            job.results[index] = score
 
     def calibrate(self, seconds: float = 1.0) -> None:
         """Measure which batch size, in tokens, this machine runs fastest, within about `seconds`.
@@ -127,7 +183,8 @@ class Engine:
 
     def _measure(self, tokens: int) -> float:
         length = min(128, self.max_seq_length)
-        job = build_job(("dense",) if isinstance(self.spec.head, EmbeddingSpec) else ("score",), [], [])
+        outputs = [output for output in self.spec.outputs if output != "score"]
+        job = build_job(tuple((outputs or ["score"])[:1]), [], [])
         sequence = Tokens(np.full(length, self.spec.backbone.pad_token_id, np.int32), length)
         works = [Work(sequence, 0, job) for _ in range(max(1, tokens // length))]
         start = time.perf_counter()

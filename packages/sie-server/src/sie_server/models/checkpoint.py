@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sie_server.models.colbert import read_colbert
 from sie_server.models.spec import (
     Activation,
     BackboneSpec,
@@ -29,6 +30,8 @@ def read_spec(directory: Path) -> ModelSpec:
     """
     config = read_json(directory / "config.json")
     architecture = str((config.get("architectures") or ["(none)"])[0])
+    if architecture == "HF_ColBERT":
+        architecture += f"/{config.get('model_type')}"
     if architecture not in ARCHITECTURES:
         raise UnsupportedCheckpoint(
             f"config.json names the architecture {architecture!r}, which this version does not serve. "
@@ -40,6 +43,8 @@ def read_spec(directory: Path) -> ModelSpec:
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
     if family.classifier is None:
+        if colbert := read_colbert(directory, architecture, backbone):
+            return ModelSpec(architecture, backbone, *colbert)
         head, limit = _embedding_spec(directory, backbone)
         return ModelSpec(architecture, backbone, head, limit)
     return ModelSpec(architecture, backbone, _classifier_spec(config), _tokenizer_limit(directory, backbone))

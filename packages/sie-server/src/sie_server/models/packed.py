@@ -25,13 +25,23 @@ Readout = Literal["first", "last", "all"]  # the tokens whose last hidden states
 
 @dataclass(frozen=True)
 class Tokens:
-    """One sequence: token ids and, from `type_boundary` on, token type 1 (0 before)."""
+    """One sequence: token ids and, from `type_boundary` on, token type 1 (0 before).
+
+    Tokens from `seen` on look at the first `seen` tokens and are looked at by none, not even by themselves: the
+    expansion of a ColBERT query. None: all tokens are seen.
+    """
 
     ids: Ids  # [length]
     type_boundary: int
+    seen: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def keys(self) -> int:
+        """How many tokens are looked at."""
+        return len(self.ids) if self.seen is None else self.seen
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,9 @@ class Group:
     sequences: slice  # in packed order
     count: int
     slot: int
-    mask: Tensor | None  # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: no spare rows
+    mask: (
+        Tensor | None
+    )  # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: all keys are seen
     valid: Tensor | None  # [count, slot] bool; None: all rows are tokens
 
 
@@ -84,6 +96,7 @@ def pack(
     """Lay `sequences` out, the longest first; `dtype` is that of the attention mask."""
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     lengths = [len(sequences[i]) for i in order]
+    seen = [sequences[i].keys for i in order]
     slots = [slot_rows(n, align) for n in lengths]
     starts = np.concatenate(([0], np.cumsum(slots))).tolist()
     table = np.zeros((3, starts[-1]), dtype=np.int32)  # ids, positions, types
@@ -105,22 +118,34 @@ def pack(
         starts=tuple(starts[:-1]),
         lengths=tuple(lengths),
         order=tuple(order),
-        groups=_groups(lengths, slots, starts, device, dtype),
+        groups=_groups(lengths, seen, slots, starts, device, dtype),
     )
 
 
 def _groups(
-    lengths: list[int], slots: list[int], starts: list[int], device: torch.device, dtype: torch.dtype
+    lengths: list[int],
+    seen: list[int],
+    slots: list[int],
+    starts: list[int],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Group, ...]:
     groups = []
     for slot, members in groupby(range(len(slots)), key=slots.__getitem__):
         indices = list(members)
         first, last = indices[0], indices[-1]
         mask = valid = None
+        if any(seen[i] != slot for i in indices):
+            keys = _first_of(slot, [seen[i] for i in indices])
+            mask_host = torch.zeros(keys.shape, dtype=dtype).masked_fill_(~keys, float("-inf"))
+            mask = mask_host[:, None, None, :].to(device)
         if any(lengths[i] != slot for i in indices):
-            valid_host = torch.arange(slot)[None, :] < torch.tensor([lengths[i] for i in indices])[:, None]
-            mask_host = torch.zeros(valid_host.shape, dtype=dtype).masked_fill_(~valid_host, float("-inf"))
-            mask, valid = mask_host[:, None, None, :].to(device), valid_host.to(device)
+            valid = _first_of(slot, [lengths[i] for i in indices]).to(device)
         rows = slice(starts[first], starts[last] + slot)
         groups.append(Group(rows, slice(first, last + 1), len(indices), slot, mask, valid))
     return tuple(groups)
+
+
+def _first_of(slot: int, counts: list[int]) -> Tensor:
+    """[sequences, slot] bool: the first `counts[i]` of row i."""
+    return torch.arange(slot)[None, :] < torch.tensor(counts)[:, None]
