@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer
-
 import transformers
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+
 from checkpoints import FAMILIES, SPECIAL_TOKENS
 
 BASES = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}
@@ -19,7 +20,7 @@ STANFORD_MARKERS = ["[unused0]", "[unused1]"]
 
 def make_pylate(directory: Path, family: str, *, dims: tuple[int, ...] = (24,), **settings: Any) -> Path:
     """`modules.json` of Transformer and Dense modules, as `pylate.models.ColBERT.save_pretrained` leaves it."""
-    tokenizer = FAMILIES[family][2]()
+    tokenizer = _tokenizer(family)
     tokenizer.add_tokens(["[Q] ", "[D] "])
     backbone = _random_backbone(family, tokenizer)
     backbone.save_pretrained(directory)
@@ -47,7 +48,7 @@ def make_pylate(directory: Path, family: str, *, dims: tuple[int, ...] = (24,), 
         modules.append(_module(folder.name, i, "pylate.models.Dense.Dense"))
         width = dim
     (directory / "modules.json").write_text(json.dumps(modules))
-    limits = {"max_seq_length": 95, "do_lower_case": False}
+    limits = {"max_seq_length": 96, "do_lower_case": False}
     (directory / "sentence_bert_config.json").write_text(json.dumps(limits))
     known = {"model_type": "ColBERT", "query_prefix": "[Q] ", "document_prefix": "[D] "}
     config = known | {"query_length": 16, "document_length": 60} | settings
@@ -57,7 +58,7 @@ def make_pylate(directory: Path, family: str, *, dims: tuple[int, ...] = (24,), 
 
 def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None) -> Path:
     """Backbone and `linear.weight` in one file, `artifact.metadata` beside it (None: left out)."""
-    tokenizer = FAMILIES[family][2]()
+    tokenizer = _tokenizer(family)
     tokenizer.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in STANFORD_MARKERS])
     backbone = _random_backbone(family, tokenizer)
     backbone.config.architectures = ["HF_ColBERT"]
@@ -72,6 +73,16 @@ def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None)
     if metadata is not None:
         (directory / "artifact.metadata").write_text(json.dumps(metadata))
     return directory
+
+
+def _tokenizer(family: str) -> Tokenizer:
+    """Real vocabularies have a token for every punctuation mark; the one trained here would not."""
+    tokenizer: Tokenizer = FAMILIES[family][2]()
+    if family == "xlm-roberta":  # as the real file has it, and as transformers rebuilds it
+        split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in string.punctuation])
+    return tokenizer
 
 
 def _module(folder: str, index: int, kind: str) -> dict[str, Any]:
