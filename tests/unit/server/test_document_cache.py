@@ -22,7 +22,7 @@ SIZE = 4 * 4 * 10 + ENTRY_BYTES  # bytes of `entry()`
 
 
 def entry(value: float = 0.0) -> CachedDocument:
-    return CachedDocument(DocumentVectors(torch.full((10, 4), value)), False)
+    return CachedDocument(DocumentVectors(torch.full((10, 4), float(value))), False)
 
 
 def test_the_least_recently_used_goes_first() -> None:

@@ -45,8 +45,8 @@ def _from_list(value: list[Any], path: str) -> npt.NDArray[Any]:
             raise _wrong("the rows are not all of one length and type", path)
         return np.stack(rows)
     try:
-        if _types(value) <= {int, float}:
-            return np.array(value)
+        if _types(value) <= {int, float} and (array := np.array(value)).dtype.kind in "fiu":
+            return array
     except (ValueError, OverflowError):  # numpy's word for rows of different lengths
         pass
     raise _wrong("the rows are not all lists of numbers of one length", path)
