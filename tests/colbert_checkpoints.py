@@ -18,11 +18,13 @@ BASES = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaM
 STANFORD_MARKERS = ["[unused0]", "[unused1]"]
 
 
-def make_pylate(directory: Path, family: str, *, dims: tuple[int, ...] = (24,), **settings: Any) -> Path:
+def make_pylate(
+    directory: Path, family: str, *, dims: tuple[int, ...] = (24,), hidden: int = 48, **settings: Any
+) -> Path:
     """`modules.json` of Transformer and Dense modules, as `pylate.models.ColBERT.save_pretrained` leaves it."""
     tokenizer = _tokenizer(family)
     tokenizer.add_tokens(["[Q] ", "[D] "])
-    backbone = _random_backbone(family, tokenizer)
+    backbone = _random_backbone(family, tokenizer, hidden)
     backbone.save_pretrained(directory)
     _save_tokenizer(directory, family, tokenizer)
     modules = [_module("", 0, "sentence_transformers.models.Transformer")]
@@ -56,11 +58,11 @@ def make_pylate(directory: Path, family: str, *, dims: tuple[int, ...] = (24,), 
     return directory
 
 
-def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None) -> Path:
+def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None, *, hidden: int = 48) -> Path:
     """Backbone and `linear.weight` in one file, `artifact.metadata` beside it (None: left out)."""
     tokenizer = _tokenizer(family)
     tokenizer.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in STANFORD_MARKERS])
-    backbone = _random_backbone(family, tokenizer)
+    backbone = _random_backbone(family, tokenizer, hidden)
     backbone.config.architectures = ["HF_ColBERT"]
     directory.mkdir(parents=True, exist_ok=True)
     backbone.config.save_pretrained(directory)
@@ -89,7 +91,7 @@ def _module(folder: str, index: int, kind: str) -> dict[str, Any]:
     return {"idx": index, "name": str(index), "path": folder, "type": kind}
 
 
-def _random_backbone(family: str, tokenizer: Tokenizer) -> transformers.PreTrainedModel:
+def _random_backbone(family: str, tokenizer: Tokenizer, hidden: int) -> transformers.PreTrainedModel:
     config_class, _, _, _, extra = FAMILIES[family]
     torch.manual_seed(3)
     model = BASES[family](
@@ -97,10 +99,10 @@ def _random_backbone(family: str, tokenizer: Tokenizer) -> transformers.PreTrain
             vocab_size=tokenizer.get_vocab_size(),
             max_position_embeddings=96 + extra,
             pad_token_id=tokenizer.token_to_id("[PAD]" if family == "bert" else "<pad>"),
-            hidden_size=48,
+            hidden_size=hidden,
             num_hidden_layers=3,
             num_attention_heads=4,
-            intermediate_size=96,
+            intermediate_size=2 * hidden,
             type_vocab_size=2 if family == "bert" else 1,
         )
     )

@@ -115,7 +115,7 @@ def _dense_folders(directory: Path) -> list[str]:
     if len(kinds) < 2 or kinds[0] != "Transformer" or set(kinds[1:]) != {"Dense"}:
         return []
     for folder in folders[1:]:
-        if not folder or Path(folder).name != folder:
+        if folder in ("", "..") or Path(folder).name != folder:
             raise UnsupportedCheckpoint(f"modules.json: the path {folder!r} is no folder beside it")
     return folders[1:]
 
