@@ -46,7 +46,8 @@ def models() -> str:
         "# Models known without configuration\n\n",
         "A known model is fetched and loaded when it is first asked for. Any other checkpoint of a served\n",
         "architecture (BERT, RoBERTa, XLM-R sequence classification with one label; BERT-like encoders with a\n",
-        "`modules.json`) is served with `--model ID=DIRECTORY`, `--model ID=HUB_ID` or from `--models-dir`.\n\n",
+        "`modules.json`; ColBERT in Stanford's or PyLate's layout) is served with `--model ID=DIRECTORY`,\n",
+        "`--model ID=HUB_ID` or from `--models-dir`.\n\n",
         "| id | gives | tokens | licence | |\n|---|---|---|---|---|\n",
     ]
     entries: dict[str, CatalogEntry] = {m.entry.id: m.entry for m in catalog().values() if m.entry}
