@@ -55,6 +55,13 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     batch_tokens: Annotated[
         int, Meta(ge=0, description="Tokens in one forward pass; 0: measured when the model loads")
     ] = 0
+    document_cache_mb: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Memory for token vectors of documents that late-interaction models have read, in MiB; 0: none",
+        ),
+    ] = 256
     max_queue_tokens: Annotated[
         int, Meta(ge=1, description="Tokens that may wait before requests are answered with QUEUE_FULL")
     ] = 4_000_000

@@ -17,7 +17,10 @@ ModelState = Literal["available", "loading", "loaded", "unloading", "failed"]
 
 
 class Item(Struct, frozen=True):
-    """A query or a candidate. Text models need `text`; the empty string is legal text."""
+    """A query or a candidate. Text models need `text`; the empty string is legal text.
+
+    On score, late-interaction models also take `multivector` in its place: token vectors [tokens, width].
+    """
 
     id: str | None = None
     text: str | None = None

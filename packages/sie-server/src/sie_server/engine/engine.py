@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sie_server.engine.colbert import ColbertInput, ColbertReader, Floats
 from sie_server.engine.device import pick_device, pick_dtype
+from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.inputs import LateInteractionInput, PairInput, ScoreInput
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.prefix import compute_prefixes
@@ -23,9 +25,16 @@ from sie_server.errors import InvalidInput
 from sie_server.models.causal import Prefix
 from sie_server.models.checkpoint import read_spec
 from sie_server.models.decoder import Decoder
+from sie_server.models.late_interaction import TokenProjection, maxsim
 from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import PackedBatch, Tokens, pack
-from sie_server.models.spec import CausalSpec, EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.spec import (
+    CausalSpec,
+    EmbeddingSpec,
+    LateInteractionSpec,
+    ModelSpec,
+    UnsupportedCheckpoint,
+)
 from sie_server.models.table import build_backbone, build_classifier, build_token_logits
 
 CPU_ALIGN = 16  # see models.packed
@@ -45,12 +54,13 @@ class Engine:
         max_seq_length: int | None = None,
         template: str | None = None,
         share_prefix: bool = True,
+        documents: ModelDocuments | None = None,
     ):
         """Load a checkpoint directory.
 
         `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default. `template` names the form
         in which a causal reranker is asked, where the directory does not say so itself; `share_prefix` is off only
-        to measure what sharing saves.
+        to measure what sharing saves. `documents` is where token vectors of late-interaction models are cached.
 
         Raises:
             ModelLoadFailed: the checkpoint is missing something, has something left over, or is of another kind.
@@ -61,6 +71,7 @@ class Engine:
             raise failed(str(error), "ValueError") from error
         self.dtype = pick_dtype(dtype, self.device)
         self._share_prefix = share_prefix
+        self.documents = documents
         try:
             self._load(directory, template)
         except UnsupportedCheckpoint as error:
@@ -74,7 +85,7 @@ class Engine:
         self._read_text(directory)
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
         self._backbone = build_backbone(self.spec, weights)
-        self._reader = self._build_reader(weights)
+        self._reader = self._build_reader(directory, weights)
         weights.finish()
 
     def _read_text(self, directory: Path) -> None:
@@ -85,21 +96,39 @@ class Engine:
             self._input: ScoreInput = PromptInput(prompts, share=self._share_prefix)
         else:
             self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
-            embeds = isinstance(head, EmbeddingSpec)
-            self._input = (LateInteractionInput if embeds else PairInput)(self._tokenizer)
+            self._input = self._build_input(directory)
         if self._tokenizer.vocab_size > backbone.vocab_size:
             raise UnsupportedCheckpoint(
                 f"tokenizer.json has {self._tokenizer.vocab_size} tokens, "
                 f"the embedding table {backbone.vocab_size} rows"
             )
 
-    def _build_reader(self, weights: CheckpointWeights) -> Reader:
+    def _build_input(self, directory: Path) -> ScoreInput:
         head = self.spec.head
+        if isinstance(head, LateInteractionSpec):
+            return ColbertInput(head, self._tokenizer, directory, self.documents)
+        if isinstance(head, EmbeddingSpec):
+            return LateInteractionInput(self._tokenizer, self.documents)
+        return PairInput(self._tokenizer)
+
+    def _build_reader(self, directory: Path, weights: CheckpointWeights) -> Reader:
+        head = self.spec.head
+        if isinstance(head, LateInteractionSpec):
+            folders = [p.folder for p in head.projections]
+            own = {
+                f: CheckpointWeights(directory / f, device=self.device, dtype=self.dtype)
+                for f in folders
+                if f
+            }
+            project = TokenProjection(head.projections, [own[f] if f else weights for f in folders])
+            for projection in own.values():
+                projection.finish()
+            return ColbertReader(project, self._tokenizer, head.skip_words, self.documents)
         if isinstance(head, EmbeddingSpec):
             scorer = weights.at("scorer") if head.dense_weight is not None else None
             vocabulary = self.spec.backbone.vocab_size
             table = scorer.take("token_weights", vocabulary, dtype=torch.float32) if scorer else None
-            return VectorReader(head, table, ModuleStack(head.modules, weights))
+            return VectorReader(head, table, ModuleStack(head.modules, weights), self.documents)
         if isinstance(self._tokenizer, PromptTokenizer):
             return LogitReader(build_token_logits(self.spec, weights, self._tokenizer.answers))
         return LogitReader(build_classifier(self.spec, weights))
@@ -126,8 +155,22 @@ class Engine:
         """
         return self._input.score_job(query, documents, max_seq_length, instruction)
 
-    def tokenize_encode(self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int) -> Job:
+    def tokenize_vectors(
+        self, query: str | Floats, documents: list[str] | list[Floats], max_seq_length: int
+    ) -> Job:
+        """As `tokenize_score`, where query or documents came as token vectors [tokens, dim].
+
+        Only for models with `LateInteractionSpec`.
+        """
+        assert isinstance(self._input, ColbertInput)
+        return self._input.vectors_job(query, documents, max_seq_length)
+
+    def tokenize_encode(
+        self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False
+    ) -> Job:
         """The work of turning `texts` into vectors."""
+        if isinstance(self._input, ColbertInput):
+            return self._input.encode_job(texts, outputs, max_seq_length, is_query=is_query)
         return build_job(outputs, *self._tokenizer.singles(texts, max_seq_length))
 
     @torch.inference_mode()
@@ -140,6 +183,19 @@ class Engine:
         batch = self._pack([work.tokens for work in works], prefixes)
         hidden = self._backbone.forward(batch, self._reader.readout)
         return self._reader.read(hidden, batch, works)
+
+    @torch.inference_mode()
+    def score_known(self, job: Job) -> None:
+        """Score the documents whose vectors were there already, once the query's are; as `run`, on one thread."""
+        head, query = self.spec.head, job.query_vectors
+        if query is None:
+            raise RuntimeError("known documents came before their query")
+        documents = [vectors.to(self.device) for _, vectors in job.known]
+        weight = head.dense_weight if isinstance(head, EmbeddingSpec) else None
+        for (index, _), score in zip(
+            job.known, maxsim(query.to(self.device), documents, weight), strict=True
+        ):
+            job.results[index] = score
 
     def _pack(self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = ()) -> PackedBatch:
         backbone = self.spec.backbone
@@ -171,7 +227,8 @@ class Engine:
 
     def _measure(self, tokens: int) -> float:
         length = min(128, self.max_seq_length)
-        job = build_job(("dense",) if isinstance(self.spec.head, EmbeddingSpec) else ("score",), [], [])
+        outputs = [output for output in self.spec.outputs if output != "score"]
+        job = build_job(tuple((outputs or ["score"])[:1]), [], [])
         sequence = Tokens(np.full(length, self.spec.backbone.pad_token_id, np.int32), length)
         works = [Work(sequence, 0, job) for _ in range(max(1, tokens // length))]
         start = time.perf_counter()

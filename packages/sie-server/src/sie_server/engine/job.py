@@ -12,7 +12,7 @@ from sie_server.models.packed import Tokens
 
 if TYPE_CHECKING:
     from sie_server.models.causal import Prefix
-    from sie_server.models.late_interaction import QueryVectors
+    from sie_server.models.late_interaction import DocumentVectors, QueryVectors
 
 Vectors = dict[str, npt.NDArray[np.float32]]  # output name → [dim] or [tokens, dim]
 QUERY = -1  # `Work.index` of a late-interaction query: its vectors go to the job, not to a result
@@ -25,6 +25,7 @@ class Work:
     tokens: Tokens
     index: int
     job: Job
+    key: bytes | None = None  # under which a document's vectors are to be cached
 
 
 @dataclass(eq=False)
@@ -38,7 +39,10 @@ class Job:
     results: list[Any]
     truncated: list[bool]
     query_truncated: bool = False
+    query_limit: int | None = None  # tokens, where it is another than the documents'
     query_vectors: QueryVectors | None = None
+    known: list[tuple[int, DocumentVectors]] = field(default_factory=list)  # index, vectors: no work needed
+    is_query: bool = False  # texts to encode are queries
     work: list[Work] = field(default_factory=list)  # in the order it should be done
     copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
     prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.job import QUERY, Job, Vectors, Work
 from sie_server.models.heads import Classifier, pool, unit
-from sie_server.models.late_interaction import QueryVectors, weighted_maxsim
+from sie_server.models.late_interaction import DocumentVectors, QueryVectors, weighted_maxsim
 from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import EmbeddingSpec
@@ -47,9 +48,15 @@ class VectorReader:
 
     readout: Readout = "all"
 
-    def __init__(self, spec: EmbeddingSpec, token_weights: Tensor | None, modules: ModuleStack) -> None:
+    def __init__(
+        self,
+        spec: EmbeddingSpec,
+        token_weights: Tensor | None,
+        modules: ModuleStack,
+        cache: ModelDocuments | None = None,
+    ) -> None:
         self._spec, self._token_weights = spec, token_weights  # weights: [vocabulary] fp32
-        self._modules = modules
+        self._modules, self._cache = modules, cache
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
         pooled = self._modules(pool(hidden, batch, self._spec.pooling))
@@ -62,6 +69,7 @@ class VectorReader:
                 scores = self._scores(job, pooled, tokens, batch)
                 for packed, place in places:
                     results[place] = scores[packed]
+                    self._keep_document(packed, pooled, tokens, batch, works[place])
             else:
                 vectors = _Vectors(job.outputs, pooled, tokens)
                 for packed, place in places:
@@ -78,9 +86,17 @@ class VectorReader:
                     tokens[rows].clone(), weights, pooled[packed].clone()
                 )
 
+    def _keep_document(
+        self, packed: int, pooled: Tensor, tokens: Tensor, batch: PackedBatch, work: Work
+    ) -> None:
+        if self._cache and work.key:
+            rows = slice(batch.starts[packed], batch.starts[packed] + batch.lengths[packed])
+            vectors = DocumentVectors(tokens[rows].clone(), pooled[packed].clone())
+            self._cache.put(work.key, vectors, work.job.truncated[work.index])
+
     def _scores(self, job: Job, pooled: Tensor, tokens: Tensor, batch: PackedBatch) -> list[float]:
         query, weight = job.query_vectors, self._spec.dense_weight
-        if query is None or weight is None:
+        if query is None or query.pooled is None or weight is None:
             raise RuntimeError("a late-interaction document came before its query")
         return (weight * (pooled @ query.pooled) + weighted_maxsim(query, tokens, batch)).tolist()
 

@@ -18,6 +18,8 @@ FILES = [
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
+    "special_tokens_map.json",
+    "artifact.metadata",
     "*/config.json",
     "*.safetensors",
     "*.safetensors.index.json",

@@ -57,6 +57,11 @@ class TextTokenizer:
         """Ids are below this."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of exactly this token, None when the vocabulary has no such token."""
+        number: int | None = self._tokenizer.token_to_id(token)
+        return number
+
     def pairs(self, query: str, documents: list[str], limit: int) -> tuple[list[Tokens], list[bool], bool]:
         """Cross-encoder input `[CLS] query [SEP] document [SEP]`, at most `limit` tokens each.
 
@@ -75,11 +80,18 @@ class TextTokenizer:
         ids = [np.concatenate((head, document, template.suffix)) for document in documents_ids]
         return [Tokens(i, len(head) if template.typed else len(i)) for i in ids], cut, query_cut
 
-    def singles(self, texts: list[str], limit: int) -> tuple[list[Tokens], list[bool]]:
-        """Encoder input `[CLS] text [SEP]`, at most `limit` tokens each, and which texts were cut."""
-        template = self._single
-        texts_ids, cut = self._encode(texts, max(0, limit - template.size))
-        ids = [np.concatenate((template.prefix, text, template.suffix)) for text in texts_ids]
+    def singles(
+        self, texts: list[str], limit: int, marker: int | None = None
+    ) -> tuple[list[Tokens], list[bool]]:
+        """Encoder input `[CLS] text [SEP]`, at most `limit` tokens each, and which texts were cut.
+
+        A `marker` goes after the first token, and counts in the limit.
+        """
+        prefix, suffix = self._single.prefix, self._single.suffix
+        if marker is not None:
+            prefix = np.concatenate((prefix[:1], _ids([marker]), prefix[1:]))
+        texts_ids, cut = self._encode(texts, max(0, limit - len(prefix) - len(suffix)))
+        ids = [np.concatenate((prefix, text, suffix)) for text in texts_ids]
         return [Tokens(i, len(i)) for i in ids], cut
 
     def _encode(self, texts: list[str], limit: int) -> tuple[list[Ids], list[bool]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from sie_server.models.spec import UnsupportedCheckpoint
 
 # Buffers older transformers versions saved, and the pooler of a bare encoder: known, and of no effect on what we serve
-HARMLESS = re.compile(r"(^|\.)embeddings\.position_ids$|^pooler\.dense\.(weight|bias)$")
+HARMLESS = re.compile(r"(^|\.)embeddings\.position_ids$|^((bert|roberta)\.)?pooler\.dense\.(weight|bias)$")
 
 
 class CheckpointWeights:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sie_server.models.causal_checkpoint import read_causal
+from sie_server.models.colbert import read_colbert
 from sie_server.models.modules import (
     MODULES,
     check_modules,
@@ -48,6 +49,8 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
     if family.causal:
         return read_causal(directory, config, backbone, template, _tokenizer_limit(directory, backbone))
     if family.classifier is None:
+        if colbert := read_colbert(directory, architecture, backbone):
+            return ModelSpec(architecture, backbone, *colbert)
         head, limit = _embedding_spec(directory, backbone, config)
         return ModelSpec(architecture, backbone, head, limit)
     limit = _tokenizer_limit(directory, backbone)
@@ -63,6 +66,8 @@ def _architecture(config: dict[str, Any]) -> str:
     `models.table` lists it. The code itself is never loaded.
     """
     name = str((config.get("architectures") or ["(none)"])[0])
+    if name == "HF_ColBERT":
+        return f"{name}/{config.get('model_type')}"
     own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
     variant = f"{name} ({own})"
     return variant if variant in ARCHITECTURES else name

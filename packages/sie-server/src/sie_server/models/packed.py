@@ -28,13 +28,23 @@ Readout = Literal["first", "last", "all"]  # the tokens whose last hidden states
 
 @dataclass(frozen=True)
 class Tokens:
-    """One sequence: token ids and, from `type_boundary` on, token type 1 (0 before)."""
+    """One sequence: token ids and, from `type_boundary` on, token type 1 (0 before).
+
+    Tokens from `seen` on look at the first `seen` tokens and are looked at by none, not even by themselves: the
+    expansion of a ColBERT query. None: all tokens are seen.
+    """
 
     ids: Ids  # [length]
     type_boundary: int
+    seen: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def keys(self) -> int:
+        """How many tokens are looked at."""
+        return len(self.ids) if self.seen is None else self.seen
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,9 @@ class Group:
     sequences: slice  # in packed order
     count: int
     slot: int
-    mask: Tensor | None  # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: no spare rows
+    mask: (
+        Tensor | None
+    )  # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: all keys are seen
     valid: Tensor | None  # [count, slot] bool; None: all rows are tokens
     prefix: Prefix | None = None  # what stands before each sequence and has been computed already
 
@@ -101,6 +113,7 @@ def pack(
     before = [prefixes[i] if prefixes else None for i in range(len(sequences))]
     order = sorted(range(len(sequences)), key=lambda i: (places.get(id(before[i]), 0), -len(sequences[i])))
     lengths = [len(sequences[i]) for i in order]
+    seen = [sequences[i].keys for i in order]
     slots = [slot_rows(n, align) for n in lengths]
     starts = np.concatenate(([0], np.cumsum(slots))).tolist()
     table = np.zeros((3, starts[-1]), dtype=np.int32)  # ids, positions, types
@@ -122,7 +135,7 @@ def pack(
         starts=tuple(starts[:-1]),
         lengths=tuple(lengths),
         order=tuple(order),
-        groups=_groups(lengths, slots, starts, [before[i] for i in order], device, dtype),
+        groups=_groups(lengths, seen, slots, starts, [before[i] for i in order], device, dtype),
     )
 
 
@@ -136,6 +149,7 @@ def _positions(ids: Ids, skipped: int | None) -> npt.NDArray[np.int64]:
 
 def _groups(
     lengths: list[int],
+    seen: list[int],
     slots: list[int],
     starts: list[int],
     prefixes: list[Prefix | None],
@@ -147,10 +161,17 @@ def _groups(
         indices = list(members)
         first, last = indices[0], indices[-1]
         mask = valid = None
+        if any(seen[i] != slot for i in indices):
+            keys = _first_of(slot, [seen[i] for i in indices])
+            mask_host = torch.zeros(keys.shape, dtype=dtype).masked_fill_(~keys, float("-inf"))
+            mask = mask_host[:, None, None, :].to(device)
         if any(lengths[i] != slot for i in indices):
-            valid_host = torch.arange(slot)[None, :] < torch.tensor([lengths[i] for i in indices])[:, None]
-            mask_host = torch.zeros(valid_host.shape, dtype=dtype).masked_fill_(~valid_host, float("-inf"))
-            mask, valid = mask_host[:, None, None, :].to(device), valid_host.to(device)
+            valid = _first_of(slot, [lengths[i] for i in indices]).to(device)
         rows = slice(starts[first], starts[last] + slot)
         groups.append(Group(rows, slice(first, last + 1), len(indices), slot, mask, valid, prefixes[first]))
     return tuple(groups)
+
+
+def _first_of(slot: int, counts: list[int]) -> Tensor:
+    """[sequences, slot] bool: the first `counts[i]` of row i."""
+    return torch.arange(slot)[None, :] < torch.tensor(counts)[:, None]

@@ -90,20 +90,49 @@ class EmbeddingSpec:
     modules: tuple[ModuleSpec, ...] = ()  # between pooling and normalisation
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProjectionSpec:
+    """One linear layer between the hidden states and the token vectors."""
+
+    folder: str | None  # of its own weight file; None: it stands among the backbone's weights
+    inputs: int
+    outputs: int
+    bias: bool = False
+    residual: bool = False  # its input is added to its output, through a matrix where the widths differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateInteractionSpec:
+    """ColBERT: one short vector per token; the score is the sum over query tokens of the best match (`maxsim`)."""
+
+    projections: tuple[ProjectionSpec, ...]
+    query_marker: str  # the token put after the first one; empty: none
+    document_marker: str
+    query_length: int  # tokens, markers and special tokens included
+    expand_queries: bool  # fill queries up to `query_length` with mask tokens, whose vectors count
+    attend_to_expansion: bool  # those mask tokens are seen by the others
+    skip_words: tuple[str, ...]  # tokens of documents that are read but not matched
+
+    @property
+    def dim(self) -> int:
+        """Width of a token vector."""
+        return self.projections[-1].outputs
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything the engine needs to know about a checkpoint."""
 
     architecture: str
     backbone: BackboneSpec
-    head: ClassifierSpec | EmbeddingSpec
+    head: ClassifierSpec | EmbeddingSpec | LateInteractionSpec
     max_seq_length: int  # default limit, tokens per text or pair including special tokens
     compat: bool = False  # runs through transformers: right, but padded and slower
 
     @property
     def scores(self) -> bool:
         """True when the checkpoint can serve `score`."""
-        return isinstance(self.head, ClassifierSpec) or self.head.dense_weight is not None
+        return not isinstance(self.head, EmbeddingSpec) or self.head.dense_weight is not None
 
     @property
     def takes_instruction(self) -> bool:
@@ -116,12 +145,15 @@ class ModelSpec:
         outputs = ["score"] if self.scores else []
         if isinstance(self.head, EmbeddingSpec):
             outputs += ["dense", "multivector"] if self.head.token_vectors else ["dense"]
+        if isinstance(self.head, LateInteractionSpec):
+            outputs.append("multivector")
         return outputs
 
     @property
     def dims(self) -> dict[str, int]:
         """Width of each vector output."""
-        sizes = {name: self.backbone.hidden_size for name in self.outputs if name != "score"}
+        width = self.head.dim if isinstance(self.head, LateInteractionSpec) else self.backbone.hidden_size
+        sizes = {name: width for name in self.outputs if name != "score"}
         if "dense" in sizes and isinstance(self.head, EmbeddingSpec) and self.head.modules:
             sizes["dense"] = self.head.modules[-1].outputs
         return sizes

@@ -71,6 +71,10 @@ ARCHITECTURES = {
         read_xlm_roberta_flash, BertEncoder, "roberta", roberta_classifier
     ),
     "XLMRobertaModel": Family(read_roberta, BertEncoder),
+    # Stanford's ColBERT checkpoints all name the architecture HF_ColBERT; what follows is their model_type
+    "HF_ColBERT/bert": Family(read_bert, BertEncoder, "bert"),
+    "HF_ColBERT/roberta": Family(read_roberta, BertEncoder, "roberta"),
+    "HF_ColBERT/xlm-roberta": Family(read_roberta, BertEncoder, "roberta"),
 }
 
 

@@ -79,10 +79,14 @@ def texts_of(items: Sequence[Item]) -> list[str]:
     return [text_of(item, f"$.items[{i}]") for i, item in enumerate(items)]
 
 
-def cut_warning(truncated: Sequence[bool], query_truncated: bool, limit: int) -> list[str]:
-    """What was cut, in words."""
+def cut_warning(
+    truncated: Sequence[bool], query_truncated: bool, limit: int, query_limit: int | None = None
+) -> list[str]:
+    """What was cut, in words; `query_limit` where queries have one of their own."""
     warnings = []
-    if query_truncated:
+    if query_truncated and query_limit:
+        warnings.append(f"the query is longer than the {query_limit} tokens this model reads and was cut")
+    elif query_truncated:
         warnings.append(f"the query is longer than the model reads (max_seq_length {limit}) and was cut")
     if any(truncated):
         count = sum(truncated)

@@ -17,12 +17,15 @@ from msgspec import UNSET
 
 from sie_server.catalog import ModelConfig, known_models
 from sie_server.config import ServerConfig
+from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job, Vectors
 from sie_server.engine.source import fetch
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import ClassifierSpec
 from sie_server.serving import requests, vectors
+from sie_server.serving.cache_metrics import CacheCollector
+from sie_server.serving.candidates import candidates_of
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.rank import rank
 from sie_server.serving.registry import Registry
@@ -52,6 +55,10 @@ class Service:
         self.metrics = Metrics()
         self.worker = DeviceWorker(config.max_queue_tokens, config.threads, self.metrics)
         models = known_models(config.model, config.models_dir)
+        budget = config.document_cache_mb * 2**20
+        self.documents = DocumentCache(budget) if budget else None
+        if self.documents:
+            self.metrics.registry.register(CacheCollector(self.documents))
         self.registry = Registry(models, self._load, config.load_wait_s, self.metrics)
         self._tokenizers = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="sie-tokenize")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="sie-load")
@@ -64,7 +71,7 @@ class Service:
         """
         options = requests.parse_options(request.options, "$.options")
         instruction = requests.one_instruction(request.instruction, options.known.instruction)
-        query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
+        candidates = candidates_of(request)
         async with self.registry.lease(model) as engine:
             _require(engine, "score", model)
             if not engine.spec.takes_instruction:
@@ -73,16 +80,16 @@ class Service:
                     (options.known.instruction, "$.options.instruction"),
                 )
             limit = engine.limit(options.known.max_seq_length)
-            job = await self._tokenize(
-                lambda: engine.tokenize_score(query, texts, limit, instruction), timing
-            )
+            job = await self._tokenize(lambda: candidates.job(engine, limit, instruction), timing)
             await self._run(model, engine, job, timing)
             head = engine.spec.head
         activation = head.activation if isinstance(head, ClassifierSpec) else "identity"
         scores = rank(
             request.items, job.results, job.truncated, activation=activation, top_n=options.known.top_n
         )
-        warnings = options.warnings + requests.cut_warning(job.truncated, job.query_truncated, limit)
+        warnings = options.warnings + requests.cut_warning(
+            job.truncated, job.query_truncated, limit, job.query_limit
+        )
         return ScoreResponse(model, request.query.id, scores, Usage(job.input_tokens), warnings or UNSET)
 
     async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
@@ -98,12 +105,15 @@ class Service:
             (options.known.instruction, "$.params.options.instruction"),
         )
         texts = requests.texts_of(request.items)
+        is_query = bool(params.is_query or options.known.is_query)
         outputs = tuple(dict.fromkeys(params.output_types or ["dense"]))
         async with self.registry.lease(model) as engine:
             for output in outputs:
                 _require(engine, output, model)
             limit = engine.limit(options.known.max_seq_length)
-            job = await self._tokenize(lambda: engine.tokenize_encode(texts, outputs, limit), timing)
+            job = await self._tokenize(
+                lambda: engine.tokenize_encode(texts, outputs, limit, is_query=is_query), timing
+            )
             await self._run(model, engine, job, timing)
         dtype = params.output_dtype or "float32"
         encoded = [_encoded(i, item, job, dtype) for i, item in enumerate(request.items)]
@@ -123,12 +133,15 @@ class Service:
         return result
 
     async def _run(self, model: str, engine: Engine, job: Job, timing: RequestTiming) -> None:
-        await self.worker.run(engine, job, timing)
+        if job.work:
+            await self.worker.run(engine, job, timing)
+        if job.known:
+            await self.worker.score_known(engine, job, timing)
         self.metrics.tokens.labels(model).inc(job.tokens)
 
     async def _load(self, model: ModelConfig) -> Engine:
         engine = await asyncio.get_running_loop().run_in_executor(
-            self._loader, load_engine, model, self.config
+            self._loader, load_engine, model, self.config, self.documents
         )
         if self.config.batch_tokens:
             engine.batch_tokens = self.config.batch_tokens
@@ -137,8 +150,8 @@ class Service:
         return engine
 
 
-def load_engine(model: ModelConfig, config: ServerConfig) -> Engine:
-    """Fetch and load one model; blocking.
+def load_engine(model: ModelConfig, config: ServerConfig, documents: DocumentCache | None = None) -> Engine:
+    """Fetch and load one model; blocking. `documents` is where late-interaction models cache what they read.
 
     Raises:
         ModelLoadFailed: with what is wrong and what to do.
@@ -150,6 +163,7 @@ def load_engine(model: ModelConfig, config: ServerConfig) -> Engine:
         dtype=config.dtype,
         max_seq_length=model.max_seq_length,
         template=model.template,
+        documents=ModelDocuments(documents, model.id, model.revision) if documents else None,
     )
 
 

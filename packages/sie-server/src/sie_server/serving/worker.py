@@ -84,6 +84,22 @@ class DeviceWorker:
             self._wake.notify()
         return await done
 
+    async def score_known(self, engine: Engine, job: Job, timing: RequestTiming) -> None:
+        """Score the documents of `job` that need no forward pass; all arithmetic happens on the device thread.
+
+        Raises:
+            QueueFull, InferenceError, ResourceExhausted
+        """
+        if self._closed:
+            raise QueueFull("the server is shutting down", retry_after_s=1)
+        started = time.perf_counter()
+        try:
+            await self.call(lambda: engine.score_known(job))
+        except Exception as error:
+            log.exception("scoring known vectors failed")
+            raise _as_answer(error) from error
+        timing.inference_ms += (time.perf_counter() - started) * 1e3
+
     def close(self) -> None:
         """Finish the batch in hand and end the thread."""
         with self._wake:

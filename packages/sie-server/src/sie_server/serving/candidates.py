@@ -1,0 +1,102 @@
+"""What a score request brings: texts, or token vectors in their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sie_server.arrays import array_of
+from sie_server.engine.engine import Engine
+from sie_server.engine.job import Job
+from sie_server.errors import InvalidInput
+from sie_server.models.spec import LateInteractionSpec
+from sie_server.serving.requests import text_of
+from sie_server.wire import Item, ScoreRequest
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A query and its candidates; all candidates are texts, or all are token vectors."""
+
+    request: ScoreRequest
+    query: str | None  # None: token vectors
+    texts: list[str] | None
+
+    def job(self, engine: Engine, limit: int, instruction: str | None = None) -> Job:
+        """Tokenise, and decode what came as vectors; blocking, for a tokeniser thread.
+
+        Raises:
+            InvalidInput: vectors for a model that has no use for them, of another width than its own, or none at all.
+        """
+        if self.query is not None and self.texts is not None:
+            return engine.tokenize_score(self.query, self.texts, limit, instruction)
+        head, items = engine.spec.head, self.request.items
+        if not isinstance(head, LateInteractionSpec):
+            at = "$.query" if self.query is None else "$.items[0]"
+            raise InvalidInput(f"this model reads text, not multivector - at `{at}.multivector`")
+        query = self.query
+        return engine.tokenize_vectors(
+            _vectors(self.request.query, head.dim, "$.query", engine.spec.backbone.max_length)
+            if query is None
+            else query,
+            self.texts or [_vectors(item, head.dim, f"$.items[{i}]") for i, item in enumerate(items)],
+            limit,
+        )
+
+
+def candidates_of(request: ScoreRequest) -> Candidates:
+    """Check query and items as far as that does not take the model.
+
+    Raises:
+        InvalidInput: neither text nor vectors, both in one item, or some items of one kind and some of the other.
+    """
+    query = None if _is_vectors(request.query, "$.query") else text_of(request.query, "$.query")
+    given = [_is_vectors(item, f"$.items[{i}]") for i, item in enumerate(request.items)]
+    if any(given):
+        if not all(given):
+            odd = given.index(not given[0])
+            raise InvalidInput(
+                "some items are texts and some are multivectors; send all of one kind "
+                f"- at `$.items[{odd}].{'multivector' if given[odd] else 'text'}`"
+            )
+        return Candidates(request, query, None)
+    return Candidates(
+        request, query, [text_of(item, f"$.items[{i}]") for i, item in enumerate(request.items)]
+    )
+
+
+def _is_vectors(item: Item, path: str) -> bool:
+    if item.multivector is None:
+        return False
+    if item.text is not None:
+        raise InvalidInput(f"give either text or multivector, not both - at `{path}.multivector`")
+    return True
+
+
+def _vectors(item: Item, width: int, path: str, most: int | None = None) -> Floats:
+    """[tokens, width] float32, at most `most` tokens."""
+    path = f"{path}.multivector"
+    array = array_of(item.multivector, path)
+    if array.ndim != 2 or 0 in array.shape:
+        raise InvalidInput(
+            f"shape {list(array.shape)}; expected [tokens, width] with at least one token - at `{path}`"
+        )
+    if array.shape[1] != width:
+        raise InvalidInput(
+            f"the vectors are {array.shape[1]} wide, this model's are {width} wide - at `{path}`"
+        )
+    if most and len(array) > most:
+        raise InvalidInput(f"{len(array)} vectors; a query of this model has at most {most} - at `{path}`")
+    if array.dtype.kind != "f" and not isinstance(item.multivector, list):
+        raise InvalidInput(
+            f"dtype {array.dtype} cannot be scored; send float16, float32 or float64 - at `{path}`"
+        )
+    with np.errstate(over="ignore"):
+        vectors = array.astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise InvalidInput(f"a value is not a finite float32 - at `{path}`")
+    return vectors

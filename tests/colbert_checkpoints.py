@@ -1,0 +1,118 @@
+"""Random ColBERT checkpoints in both layouts, written as their libraries write them."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+
+from checkpoints import FAMILIES, SPECIAL_TOKENS
+
+BASES = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}
+STANFORD_MARKERS = ["[unused0]", "[unused1]"]
+
+
+def make_pylate(
+    directory: Path, family: str, *, dims: tuple[int, ...] = (24,), hidden: int = 48, **settings: Any
+) -> Path:
+    """`modules.json` of Transformer and Dense modules, as `pylate.models.ColBERT.save_pretrained` leaves it."""
+    tokenizer = _tokenizer(family)
+    tokenizer.add_tokens(["[Q] ", "[D] "])
+    backbone = _random_backbone(family, tokenizer, hidden)
+    backbone.save_pretrained(directory)
+    _save_tokenizer(directory, family, tokenizer)
+    modules = [_module("", 0, "sentence_transformers.models.Transformer")]
+    width = backbone.config.hidden_size
+    for i, dim in enumerate(dims, 1):
+        folder = directory / f"{i}_Dense"
+        folder.mkdir()
+        config = {
+            "in_features": width,
+            "out_features": dim,
+            "bias": i > 1,  # PyLate's own layer has none; a second one shows that a bias is read
+            "activation_function": "torch.nn.modules.linear.Identity",
+            "use_residual": i > 1,
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        tensors = {"linear.weight": torch.randn(dim, width) * 0.3}
+        if i > 1:
+            tensors |= {
+                "linear.bias": torch.randn(dim) * 0.3,
+                "residual.weight": torch.randn(dim, width) * 0.3,
+            }
+        save_file(tensors, folder / "model.safetensors")
+        modules.append(_module(folder.name, i, "pylate.models.Dense.Dense"))
+        width = dim
+    (directory / "modules.json").write_text(json.dumps(modules))
+    limits = {"max_seq_length": 96, "do_lower_case": False}
+    (directory / "sentence_bert_config.json").write_text(json.dumps(limits))
+    known = {"model_type": "ColBERT", "query_prefix": "[Q] ", "document_prefix": "[D] "}
+    config = known | {"query_length": 16, "document_length": 60} | settings
+    (directory / "config_sentence_transformers.json").write_text(json.dumps(config))
+    return directory
+
+
+def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None, *, hidden: int = 48) -> Path:
+    """Backbone and `linear.weight` in one file, `artifact.metadata` beside it (None: left out)."""
+    tokenizer = _tokenizer(family)
+    tokenizer.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in STANFORD_MARKERS])
+    backbone = _random_backbone(family, tokenizer, hidden)
+    backbone.config.architectures = ["HF_ColBERT"]
+    directory.mkdir(parents=True, exist_ok=True)
+    backbone.config.save_pretrained(directory)
+    prefix = backbone.base_model_prefix
+    dim = (metadata or {}).get("dim", 128)
+    tensors = {f"{prefix}.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    tensors["linear.weight"] = torch.randn(dim, backbone.config.hidden_size) * 0.3
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    _save_tokenizer(directory, family, tokenizer)
+    if metadata is not None:
+        (directory / "artifact.metadata").write_text(json.dumps(metadata))
+    return directory
+
+
+def _tokenizer(family: str) -> Tokenizer:
+    """Real vocabularies have a token for every punctuation mark; the one trained here would not."""
+    tokenizer: Tokenizer = FAMILIES[family][2]()
+    if family == "xlm-roberta":  # as the real file has it, and as transformers rebuilds it
+        split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in string.punctuation])
+    return tokenizer
+
+
+def _module(folder: str, index: int, kind: str) -> dict[str, Any]:
+    return {"idx": index, "name": str(index), "path": folder, "type": kind}
+
+
+def _random_backbone(family: str, tokenizer: Tokenizer, hidden: int) -> transformers.PreTrainedModel:
+    config_class, _, _, _, extra = FAMILIES[family]
+    torch.manual_seed(3)
+    model = BASES[family](
+        config_class(
+            vocab_size=tokenizer.get_vocab_size(),
+            max_position_embeddings=96 + extra,
+            pad_token_id=tokenizer.token_to_id("[PAD]" if family == "bert" else "<pad>"),
+            hidden_size=hidden,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=2 * hidden,
+            type_vocab_size=2 if family == "bert" else 1,
+        )
+    )
+    for name, parameter in model.named_parameters():  # flat initialisation would let wrong code agree too
+        torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
+        if "LayerNorm.weight" in name:
+            parameter.data += 1.0
+    return model.eval()
+
+
+def _save_tokenizer(directory: Path, family: str, tokenizer: Tokenizer) -> None:
+    fast = FAMILIES[family][3](tokenizer_object=tokenizer, model_max_length=96, **SPECIAL_TOKENS[family])
+    fast.save_pretrained(directory)
