@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 OutputType = Literal["dense", "sparse", "multivector"]
 OutputDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+ScoreType = Literal["logit", "probability", "maxsim", "cosine"]
 ModelState = Literal["available", "loading", "loaded", "unloading", "failed"]
 
 
@@ -38,7 +39,30 @@ class Options(Struct, frozen=True):
         None
     )
     top_n: Annotated[int, Meta(ge=1, description="Return only the best n entries")] | None = None
-    is_query: bool | None = None
+    is_query: Annotated[bool, Meta(description="encode: the texts are queries")] | None = None
+    normalize: (
+        Annotated[
+            Literal["none", "sigmoid"],
+            Meta(description="score: raw logits, or their sigmoid; default: the checkpoint's activation"),
+        ]
+        | None
+    ) = None
+    return_documents: Annotated[bool, Meta(description="score: each entry carries its text")] | None = None
+    return_logits: Annotated[bool, Meta(description="score: each entry carries its raw logit")] | None = None
+    long_document: (
+        Annotated[
+            Literal["truncate", "chunk"],
+            Meta(description="score: cut what is too long (default), or score it in overlapping windows"),
+        ]
+        | None
+    ) = None
+    chunk_overlap: (
+        Annotated[int, Meta(ge=0, description="score: tokens that neighbouring windows share")] | None
+    ) = None
+    aggregate: (
+        Annotated[Literal["max", "mean"], Meta(description="score: how windows make a document's score")]
+        | None
+    ) = None
 
 
 class ScoreRequest(Struct, frozen=True):
@@ -50,6 +74,21 @@ class ScoreRequest(Struct, frozen=True):
     options: dict[str, Any] | None = None
 
 
+class Document(Struct, frozen=True):
+    """The candidate itself, when `options.return_documents` asked for it."""
+
+    text: str
+
+
+class ChunkSpan(Struct, frozen=True):
+    """The window of a long document that scored best: characters [start, end), and which of `count` it is."""
+
+    start: int
+    end: int
+    index: int
+    count: int
+
+
 class ScoreEntry(Struct, frozen=True):
     """One candidate's place. `rank` counts from 0; ties keep the order of the request."""
 
@@ -57,6 +96,11 @@ class ScoreEntry(Struct, frozen=True):
     score: float
     rank: int
     truncated: Annotated[bool | UnsetType, Meta(description="Present and true when the text was cut")] = UNSET
+    logit: Annotated[float | UnsetType, Meta(description="The raw value, with `options.return_logits`")] = (
+        UNSET
+    )
+    chunk: ChunkSpan | UnsetType = UNSET
+    document: Document | UnsetType = UNSET
 
 
 class Usage(Struct, frozen=True):
@@ -72,6 +116,7 @@ class ScoreResponse(Struct, frozen=True):
     query_id: str | None
     scores: list[ScoreEntry]
     usage: Usage
+    score_type: Annotated[ScoreType, Meta(description="What kind of number `score` is")]
     warnings: list[str] | UnsetType = UNSET
 
 

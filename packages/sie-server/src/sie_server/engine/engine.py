@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sie_server.engine.chunks import Chunking, ChunkInput
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.inputs import LateInteractionInput, PairInput, ScoreInput
 from sie_server.engine.job import Job, Work, build_job
@@ -93,6 +94,20 @@ class Engine:
     def tokenize_score(self, query: str, documents: list[str], max_seq_length: int) -> Job:
         """The work of ranking `documents`; results will be logits, or late-interaction scores."""
         return self._input.score_job(query, documents, max_seq_length)
+
+    def tokenize_chunks(
+        self, query: str, documents: list[str], max_seq_length: int, chunking: Chunking
+    ) -> Job:
+        """The same with every document whole, in overlapping windows; one result per window (`Job.chunks`).
+
+        Raises:
+            InvalidInput: this kind of model does not split documents, or the overlap is too large.
+        """
+        if not isinstance(self._input, ChunkInput):
+            raise InvalidInput(
+                "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
+            )
+        return self._input.chunk_job(query, documents, max_seq_length, chunking)
 
     def tokenize_encode(self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int) -> Job:
         """The work of turning `texts` into vectors."""

@@ -26,6 +26,17 @@ class Work:
     job: Job
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """One window of a long document: which of `count`, and the characters [start, end) of the text it covers."""
+
+    document: int
+    index: int
+    count: int
+    start: int
+    end: int
+
+
 @dataclass(eq=False)
 class Job:
     """What one request wants from the device, and what it got so far.
@@ -38,6 +49,7 @@ class Job:
     truncated: list[bool]
     query_truncated: bool = False
     query_vectors: QueryVectors | None = None
+    chunks: list[Chunk] | None = None  # results are of these windows instead of whole documents
     work: list[Work] = field(default_factory=list)  # in the order it should be done
 
     @property

@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
@@ -21,8 +22,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job, Vectors
 from sie_server.engine.source import fetch
 from sie_server.errors import InvalidInput
-from sie_server.models.spec import ClassifierSpec
-from sie_server.serving import requests, vectors
+from sie_server.serving import requests, scores, vectors
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.rank import rank
 from sie_server.serving.registry import Registry
@@ -62,23 +62,38 @@ class Service:
         Raises:
             SIEError: any of its kinds but the HTTP ones.
         """
-        options = requests.parse_options(request.options, "$.options")
+        options = requests.parse_options(request.options, "$.options", "score")
         requests.refuse_instruction(
             (request.instruction, "$.instruction"), (options.known.instruction, "$.options.instruction")
         )
         query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
         async with self.registry.lease(model) as engine:
             _require(engine, "score", model)
-            limit = engine.limit(options.known.max_seq_length)
-            job = await self._tokenize(lambda: engine.tokenize_score(query, texts, limit), timing)
+            scale, asked = scores.scale_of(engine.spec, options.known), options.known
+            limit = engine.limit(asked.max_seq_length)
+            chunking = scores.chunking_of(asked, self.config.max_chunks)
+            tokenize = (
+                partial(engine.tokenize_chunks, chunking=chunking) if chunking else engine.tokenize_score
+            )
+            job = await self._tokenize(lambda: tokenize(query, texts, limit), timing)
             await self._run(model, engine, job, timing)
-            head = engine.spec.head
-        activation = head.activation if isinstance(head, ClassifierSpec) else "identity"
-        scores = rank(
-            request.items, job.results, job.truncated, activation=activation, top_n=options.known.top_n
+        found = scores.per_document(job, asked.aggregate)
+        entries = rank(
+            request.items,
+            found.raw,
+            found.truncated,
+            activation=scale.activation,
+            top_n=asked.top_n,
+            logits=bool(asked.return_logits),
+            documents=bool(asked.return_documents),
+            chunks=found.chunks,
         )
-        warnings = options.warnings + requests.cut_warning(job.truncated, job.query_truncated, limit)
-        return ScoreResponse(model, request.query.id, scores, Usage(job.tokens), warnings or UNSET)
+        cut = requests.cut_warning(
+            found.truncated, job.query_truncated, limit, chunking.most if chunking else None
+        )
+        warnings = options.warnings + cut
+        usage = Usage(job.tokens)
+        return ScoreResponse(model, request.query.id, entries, usage, scale.score_type, warnings or UNSET)
 
     async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
         """Turn texts into vectors.
@@ -87,7 +102,7 @@ class Service:
             SIEError: any of its kinds but the HTTP ones.
         """
         params = request.params or EncodeParams()
-        options = requests.parse_options(params.options, "$.params.options")
+        options = requests.parse_options(params.options, "$.params.options", "encode")
         requests.refuse_instruction(
             (params.instruction, "$.params.instruction"),
             (options.known.instruction, "$.params.options.instruction"),
