@@ -40,6 +40,10 @@ class Options(Struct, frozen=True):
     )
     top_n: Annotated[int, Meta(ge=1, description="Return only the best n entries")] | None = None
     is_query: Annotated[bool, Meta(description="encode: the texts are queries")] | None = None
+    dimensions: (
+        Annotated[int, Meta(ge=1, description="encode: cut vectors to their first dimensions (Matryoshka)")]
+        | None
+    ) = None
     normalize: (
         Annotated[
             Literal["none", "sigmoid"],

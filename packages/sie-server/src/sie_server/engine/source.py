@@ -14,6 +14,7 @@ FILES = [
     "sie_scorer.json",
     "modules.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "*/config.json",
     "*.safetensors",
     "*.safetensors.index.json",

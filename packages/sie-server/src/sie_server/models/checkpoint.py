@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sie_server.models.prompts import read_prompts
 from sie_server.models.spec import (
     Activation,
     BackboneSpec,
@@ -96,7 +97,7 @@ def _embedding_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingS
 
 def _sentence_transformers_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingSpec, int]:
     pooling: Pooling | None = None
-    normalize = False
+    normalize, prompted = False, True
     for module in read_json(directory / "modules.json", list):
         try:
             name, folder = str(module["type"]), directory / module["path"]
@@ -106,7 +107,8 @@ def _sentence_transformers_spec(directory: Path, backbone: BackboneSpec) -> tupl
             ) from error
         kind = name.rsplit(".", 1)[-1]
         if kind == "Pooling":
-            pooling = _pooling_module(read_json(folder / "config.json"))
+            config = read_json(folder / "config.json")
+            pooling, prompted = _pooling_module(config), config.get("include_prompt", True)
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
@@ -115,7 +117,14 @@ def _sentence_transformers_spec(directory: Path, backbone: BackboneSpec) -> tupl
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
     limits = directory / "sentence_bert_config.json"
     limit = read_json(limits).get("max_seq_length") if limits.exists() else None
-    return EmbeddingSpec(pooling, normalize), min(limit or backbone.max_length, backbone.max_length)
+    prompts = read_prompts(directory)
+    if prompts.any and not prompted:
+        raise UnsupportedCheckpoint(
+            "the Pooling module leaves prompts out of the average (include_prompt: false), which is not served"
+        )
+    return EmbeddingSpec(pooling, normalize, prompts=prompts), min(
+        limit or backbone.max_length, backbone.max_length
+    )
 
 
 def _pooling_module(config: dict[str, Any]) -> Pooling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,31 @@ class ClassifierSpec:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """What an embedding model wants before a text: name → text, and the name of its default.
+
+    The names and their order are those of sentence-transformers' `encode_query` and `encode_document`
+    (https://sbert.net/docs/package_reference/sentence_transformer/SentenceTransformer.html). One difference: a `passage`
+    or `corpus` prompt of the file is used for documents, where version 6.2 puts its own empty `document` prompt first.
+    """
+
+    texts: dict[str, str] = field(default_factory=dict)
+    default: str | None = None
+
+    @property
+    def any(self) -> bool:
+        """True when the model was trained with a prompt; newer files name empty ones, too."""
+        return any(self.texts.values())
+
+    def of(self, is_query: bool | None) -> str:
+        """What stands before a query, or a document; None (not said): a document's, else the default."""
+        names = ("query",) if is_query else ("document", "passage", "corpus")
+        named = next((name for name in names if name in self.texts), None)
+        name = self.default if named is None and is_query is None else named
+        return "" if name is None else self.texts[name]
+
+
+@dataclass(frozen=True)
 class EmbeddingSpec:
     """A pooled vector, and one vector per token when `token_vectors`.
 
@@ -45,6 +70,7 @@ class EmbeddingSpec:
     normalize: bool
     token_vectors: bool = False
     dense_weight: float | None = None
+    prompts: Prompts = field(default_factory=Prompts)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ ONLY = {
         "chunk_overlap",
         "aggregate",
     },
-    "encode": {"is_query"},
+    "encode": {"is_query", "dimensions"},
 }
 
 

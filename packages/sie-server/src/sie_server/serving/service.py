@@ -19,20 +19,19 @@ from msgspec import UNSET
 from sie_server.catalog import ModelConfig, known_models
 from sie_server.config import ServerConfig
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job, Vectors
+from sie_server.engine.job import Job
 from sie_server.engine.source import fetch
 from sie_server.errors import InvalidInput
-from sie_server.serving import requests, scores, vectors
+from sie_server.serving import requests, scores
+from sie_server.serving.encoding import encoded, plan_of
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.rank import rank
 from sie_server.serving.registry import Registry
 from sie_server.serving.worker import DeviceWorker
 from sie_server.wire import (
-    EncodedItem,
     EncodeParams,
     EncodeRequest,
     EncodeResponse,
-    Item,
     ScoreRequest,
     ScoreResponse,
     Timing,
@@ -68,7 +67,7 @@ class Service:
         )
         query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
         async with self.registry.lease(model) as engine:
-            _require(engine, "score", model)
+            _require_score(engine, model)
             scale, asked = scores.scale_of(engine.spec, options.known), options.known
             limit = engine.limit(asked.max_seq_length)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
@@ -103,22 +102,16 @@ class Service:
         """
         params = request.params or EncodeParams()
         options = requests.parse_options(params.options, "$.params.options", "encode")
-        requests.refuse_instruction(
-            (params.instruction, "$.params.instruction"),
-            (options.known.instruction, "$.params.options.instruction"),
-        )
         texts = requests.texts_of(request.items)
-        outputs = tuple(dict.fromkeys(params.output_types or ["dense"]))
         async with self.registry.lease(model) as engine:
-            for output in outputs:
-                _require(engine, output, model)
+            plan = plan_of(model, engine.spec, params, options.known)
             limit = engine.limit(options.known.max_seq_length)
-            job = await self._tokenize(lambda: engine.tokenize_encode(texts, outputs, limit), timing)
+            prompted = [plan.prompt + text for text in texts]
+            job = await self._tokenize(lambda: engine.tokenize_encode(prompted, plan.outputs, limit), timing)
             await self._run(model, engine, job, timing)
-        dtype = params.output_dtype or "float32"
-        encoded = [_encoded(i, item, job, dtype) for i, item in enumerate(request.items)]
+        items = [encoded(i, item, job, plan) for i, item in enumerate(request.items)]
         warnings = options.warnings + requests.cut_warning(job.truncated, False, limit)
-        return EncodeResponse(model, encoded, _wire_timing(timing), Usage(job.tokens), warnings or UNSET)
+        return EncodeResponse(model, items, _wire_timing(timing), Usage(job.tokens), warnings or UNSET)
 
     async def close(self) -> None:
         """End all threads; requests still waiting fail."""
@@ -157,23 +150,10 @@ def load_engine(model: ModelConfig, config: ServerConfig) -> Engine:
     return Engine(directory, device=config.device, dtype=config.dtype, max_seq_length=model.max_seq_length)
 
 
-def _require(engine: Engine, output: str, model: str) -> None:
+def _require_score(engine: Engine, model: str) -> None:
     given = engine.spec.outputs
-    if output not in given:
-        field = "" if output == "score" else " - at `$.params.output_types`"
-        raise InvalidInput(f"model {model!r} does not give {output!r}; it gives {', '.join(given)}{field}")
-
-
-def _encoded(index: int, item: Item, job: Job, dtype: str) -> EncodedItem:
-    given: Vectors = job.results[index]
-    for values in given.values():
-        vectors.check_finite(values, index)
-    return EncodedItem(
-        id=UNSET if item.id is None else item.id,
-        dense=vectors.dense(given["dense"], dtype) if "dense" in given else UNSET,
-        multivector=vectors.multivector(given["multivector"], dtype) if "multivector" in given else UNSET,
-        truncated=True if job.truncated[index] else UNSET,
-    )
+    if "score" not in given:
+        raise InvalidInput(f"model {model!r} does not give 'score'; it gives {', '.join(given)}")
 
 
 def _wire_timing(timing: RequestTiming) -> Timing:
