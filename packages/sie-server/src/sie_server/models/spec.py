@@ -38,8 +38,9 @@ class Prompts:
     """What an embedding model wants before a text: name → text, and the name of its default.
 
     The names and their order are those of sentence-transformers' `encode_query` and `encode_document`
-    (https://sbert.net/docs/package_reference/sentence_transformer/SentenceTransformer.html). One difference: a `passage`
-    or `corpus` prompt of the file is used for documents, where version 6.2 puts its own empty `document` prompt first.
+    (https://sbert.net/docs/package_reference/sentence_transformer/SentenceTransformer.html). One difference: a
+    `passage` or `corpus` prompt of the file is used for documents, where version 6.2 puts its own empty `document`
+    prompt first.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
