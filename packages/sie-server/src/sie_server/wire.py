@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 OutputType = Literal["dense", "sparse", "multivector"]
 OutputDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-ScoreType = Literal["logit", "probability", "maxsim", "cosine"]
+ScoreType = Literal["logit", "probability", "maxsim", "cosine", "dot"]
 ModelState = Literal["available", "loading", "loaded", "unloading", "failed"]
 
 
@@ -48,6 +48,20 @@ class Options(Struct, frozen=True):
         Annotated[
             Literal["none", "sigmoid"],
             Meta(description="score: raw logits, or their sigmoid; default: the checkpoint's activation"),
+        ]
+        | None
+    ) = None
+    score_mode: (
+        Annotated[
+            Literal["dense", "sparse", "multivector", "weighted"],
+            Meta(description="score, bge-m3 only: which similarity; default: the weighted mean of all"),
+        ]
+        | None
+    ) = None
+    score_weights: (
+        Annotated[
+            list[Annotated[float, Meta(ge=0)]],
+            Meta(min_length=3, max_length=3, description="score, bge-m3: of dense, sparse, multivector"),
         ]
         | None
     ) = None
@@ -149,6 +163,15 @@ class DenseVector(Struct, frozen=True):
     values: Any
 
 
+class SparseVector(Struct, frozen=True):
+    """The entries that are not 0, by rising index; `dims` is the size of the vocabulary they count in."""
+
+    dims: int
+    dtype: str
+    indices: Any
+    values: Any
+
+
 class MultiVector(Struct, frozen=True):
     """One vector per token: `values` has shape [num_tokens, token_dims]."""
 
@@ -163,6 +186,7 @@ class EncodedItem(Struct, frozen=True):
 
     id: str | UnsetType = UNSET
     dense: DenseVector | UnsetType = UNSET
+    sparse: SparseVector | UnsetType = UNSET
     multivector: MultiVector | UnsetType = UNSET
     truncated: bool | UnsetType = UNSET
 

@@ -15,11 +15,13 @@ from sie_server.engine.inputs import LateInteractionInput, PairInput, ScoreInput
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.source import failed
+from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
 from sie_server.models.checkpoint import read_spec
 from sie_server.models.packed import Tokens, pack
+from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.models.table import build_backbone, build_classifier
 
@@ -58,9 +60,9 @@ class Engine:
         backbone = self.spec.backbone
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
         self._backbone = build_backbone(self.spec, weights)
-        self._reader = self._build_reader(weights)
-        weights.finish()
         self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
+        self._reader = self._build_reader(directory, weights)
+        weights.finish()
         embeds = isinstance(self.spec.head, EmbeddingSpec)
         self._input: ScoreInput = (LateInteractionInput if embeds else PairInput)(self._tokenizer)
         if self._tokenizer.vocab_size > backbone.vocab_size:
@@ -69,8 +71,18 @@ class Engine:
                 f"the embedding table {backbone.vocab_size} rows"
             )
 
-    def _build_reader(self, weights: CheckpointWeights) -> Reader:
+    def _build_reader(self, directory: Path, weights: CheckpointWeights) -> Reader:
         head = self.spec.head
+        if isinstance(head, SpladeSpec):
+            return SpladeReader(SpladeHead(head, self.spec.backbone, weights))
+        if isinstance(head, M3Spec):
+            files = [
+                CheckpointWeights(directory, device=self.device, dtype=self.dtype, file=f) for f in M3_FILES
+            ]
+            m3 = M3Head(self.spec.backbone.hidden_size, *files)
+            for file in files:
+                file.finish()
+            return M3Reader(head, m3, self._tokenizer.ids_of(head.special_tokens))
         if isinstance(head, EmbeddingSpec):
             scorer = weights.at("scorer") if head.dense_weight is not None else None
             vocabulary = self.spec.backbone.vocab_size
@@ -142,7 +154,8 @@ class Engine:
 
     def _measure(self, tokens: int) -> float:
         length = min(128, self.max_seq_length)
-        job = build_job(("dense",) if isinstance(self.spec.head, EmbeddingSpec) else ("score",), [], [])
+        head = self.spec.head
+        job = build_job((head.vectors[0],) if isinstance(head, EmbeddingSpec) else ("score",), [], [])
         sequence = Tokens(np.full(length, self.spec.backbone.pad_token_id, np.int32), length)
         works = [Work(sequence, 0, job) for _ in range(max(1, tokens // length))]
         start = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,18 @@ import numpy.typing as npt
 from sie_server.models.packed import Tokens
 
 if TYPE_CHECKING:
+    from sie_server.engine.sparse_readout import M3Scoring, M3Vectors
     from sie_server.models.late_interaction import QueryVectors
 
-Vectors = dict[str, npt.NDArray[np.float32]]  # output name → [dim] or [tokens, dim]
+
+class Sparse(NamedTuple):
+    """The entries of a vector that are not 0, by rising index."""
+
+    indices: npt.NDArray[np.int32]  # [entries]
+    values: npt.NDArray[np.float32]  # [entries]
+
+
+Vectors = dict[str, npt.NDArray[np.float32] | Sparse]  # output name → [dim], [tokens, dim] or entries
 QUERY = -1  # `Work.index` of a late-interaction query: its vectors go to the job, not to a result
 
 
@@ -49,6 +58,8 @@ class Job:
     truncated: list[bool]
     query_truncated: bool = False
     query_vectors: QueryVectors | None = None
+    query_m3: M3Vectors | None = None
+    m3_scoring: M3Scoring | None = None
     chunks: list[Chunk] | None = None  # results are of these windows instead of whole documents
     work: list[Work] = field(default_factory=list)  # in the order it should be done
 

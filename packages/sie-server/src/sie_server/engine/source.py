@@ -15,6 +15,8 @@ FILES = [
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
+    "sparse_linear.pt",
+    "colbert_linear.pt",
     "*/config.json",
     "*.safetensors",
     "*.safetensors.index.json",

@@ -58,6 +58,17 @@ class TextTokenizer:
         """Ids are below this."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    def ids_of(self, tokens: tuple[str, ...]) -> frozenset[int]:
+        """Ids of tokens by their text.
+
+        Raises:
+            UnsupportedCheckpoint: the vocabulary has no such token.
+        """
+        ids = [self._tokenizer.token_to_id(token) for token in tokens]
+        if None in ids:
+            raise UnsupportedCheckpoint(f"tokenizer.json has no token {tokens[ids.index(None)]!r}")
+        return frozenset(i for i in ids if i is not None)
+
     def pairs(self, query: str, documents: list[str], limit: int) -> tuple[list[Tokens], list[bool], bool]:
         """Cross-encoder input `[CLS] query [SEP] document [SEP]`, at most `limit` tokens each.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sie_server.models.prompts import read_prompts
+from sie_server.models.sparse import read_m3, read_splade, splade_module
 from sie_server.models.spec import (
     Activation,
     BackboneSpec,
@@ -96,6 +97,8 @@ def _embedding_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingS
 
 
 def _sentence_transformers_spec(directory: Path, backbone: BackboneSpec) -> tuple[EmbeddingSpec, int]:
+    if (splade := splade_module(directory)) is not None:
+        return read_splade(directory, splade), _sentence_limit(directory, backbone)
     pooling: Pooling | None = None
     normalize, prompted = False, True
     for module in read_json(directory / "modules.json", list):
@@ -115,16 +118,19 @@ def _sentence_transformers_spec(directory: Path, backbone: BackboneSpec) -> tupl
             raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
-    limits = directory / "sentence_bert_config.json"
-    limit = read_json(limits).get("max_seq_length") if limits.exists() else None
     prompts = read_prompts(directory)
     if prompts.any and not prompted:
         raise UnsupportedCheckpoint(
             "the Pooling module leaves prompts out of the average (include_prompt: false), which is not served"
         )
-    return EmbeddingSpec(pooling, normalize, prompts=prompts), min(
-        limit or backbone.max_length, backbone.max_length
-    )
+    head = read_m3(directory, EmbeddingSpec(pooling, normalize, prompts=prompts))
+    return head, _sentence_limit(directory, backbone)
+
+
+def _sentence_limit(directory: Path, backbone: BackboneSpec) -> int:
+    limits = directory / "sentence_bert_config.json"
+    limit = read_json(limits).get("max_seq_length") if limits.exists() else None
+    return min(limit or backbone.max_length, backbone.max_length)
 
 
 def _pooling_module(config: dict[str, Any]) -> Pooling:

@@ -73,6 +73,16 @@ class EmbeddingSpec:
     dense_weight: float | None = None
     prompts: Prompts = field(default_factory=Prompts)
 
+    @property
+    def vectors(self) -> list[str]:
+        """What `encode` gives."""
+        return ["dense", "multivector"] if self.token_vectors else ["dense"]
+
+    @property
+    def scores(self) -> bool:
+        """True when it can score a pair, too."""
+        return self.dense_weight is not None
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -86,20 +96,21 @@ class ModelSpec:
     @property
     def scores(self) -> bool:
         """True when the checkpoint can serve `score`."""
-        return isinstance(self.head, ClassifierSpec) or self.head.dense_weight is not None
+        return isinstance(self.head, ClassifierSpec) or self.head.scores
 
     @property
     def outputs(self) -> list[str]:
-        """What clients can ask for: score, dense, multivector."""
+        """What clients can ask for: score, dense, sparse, multivector."""
         outputs = ["score"] if self.scores else []
         if isinstance(self.head, EmbeddingSpec):
-            outputs += ["dense", "multivector"] if self.head.token_vectors else ["dense"]
+            outputs += self.head.vectors
         return outputs
 
     @property
     def dims(self) -> dict[str, int]:
         """Width of each vector output."""
-        return {name: self.backbone.hidden_size for name in self.outputs if name != "score"}
+        width, vocabulary = self.backbone.hidden_size, self.backbone.vocab_size
+        return {n: vocabulary if n == "sparse" else width for n in self.outputs if n != "score"}
 
 
 def read_json(path: Path, kind: type = dict) -> Any:

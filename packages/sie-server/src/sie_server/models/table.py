@@ -38,6 +38,7 @@ class Family:
 
 ARCHITECTURES = {
     "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
+    "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
     "BertModel": Family(read_bert, BertEncoder),
     "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
     "RobertaModel": Family(read_roberta, BertEncoder),

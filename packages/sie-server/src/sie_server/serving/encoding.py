@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET
 
-from sie_server.engine.job import Job, Vectors
+from sie_server.engine.job import Job, Sparse, Vectors
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import EmbeddingSpec, ModelSpec
 from sie_server.serving import vectors
@@ -25,6 +25,7 @@ class EncodePlan:
     dimensions: int | None
     dtype: str
     unit: bool  # the model gives dense vectors of length 1
+    vocabulary: int  # width of sparse vectors
 
 
 def plan_of(model: str, spec: ModelSpec, params: EncodeParams, options: Options) -> EncodePlan:
@@ -44,11 +45,19 @@ def plan_of(model: str, spec: ModelSpec, params: EncodeParams, options: Options)
     dtype, unit = params.output_dtype or "float32", spec.head.normalize
     if "dense" in outputs:
         vectors.require_unit(dtype, unit=unit)
+    if "sparse" in outputs and dtype not in vectors.FLOATS:
+        raise InvalidInput(
+            f"sparse vectors are given as {' or '.join(vectors.FLOATS)}, not {dtype!r} "
+            "- at `$.params.output_dtype`"
+        )
     _check_dimensions(spec, outputs, options.dimensions)
-    return EncodePlan(outputs, _prompt(spec.head, params, options), options.dimensions, dtype, unit)
+    prompt, vocabulary = _prompt(spec.head, params, options), spec.backbone.vocab_size
+    return EncodePlan(outputs, prompt, options.dimensions, dtype, unit, vocabulary)
 
 
 def _check_dimensions(spec: ModelSpec, outputs: tuple[str, ...], dimensions: int | None) -> None:
+    if dimensions is not None and "sparse" in outputs:
+        raise InvalidInput("sparse vectors cannot be cut - at `$.params.options.dimensions`")
     for output in outputs:
         if dimensions is not None and dimensions > spec.dims[output]:
             raise InvalidInput(
@@ -79,19 +88,18 @@ def encoded(index: int, item: Item, job: Job, plan: EncodePlan) -> EncodedItem:
         InferenceError: a vector that is not finite; names the item.
     """
     given: Vectors = job.results[index]
-    for values in given.values():
-        vectors.check_finite(values, index)
-    given = {
-        name: vectors.cut(values, plan.dimensions, unit=name == "multivector" or plan.unit)
-        for name, values in given.items()
-    }
+    fields: dict[str, Any] = {}
+    for name, values in given.items():
+        vectors.check_finite(values.values if isinstance(values, Sparse) else values, index)
+        if isinstance(values, Sparse):
+            fields[name] = vectors.sparse(values, plan.vocabulary, plan.dtype)
+        else:
+            cut = vectors.cut(values, plan.dimensions, unit=name == "multivector" or plan.unit)
+            fields[name] = (vectors.dense if name == "dense" else vectors.multivector)(cut, plan.dtype)
     result = EncodedItem(
         id=UNSET if item.id is None else item.id,
-        dense=vectors.dense(given["dense"], plan.dtype) if "dense" in given else UNSET,
-        multivector=vectors.multivector(given["multivector"], plan.dtype)
-        if "multivector" in given
-        else UNSET,
         truncated=True if job.truncated[index] else UNSET,
+        **fields,
     )
     return _in_order(result, plan.outputs)
 

@@ -25,6 +25,8 @@ ONLY = {
     "score": {
         "top_n",
         "normalize",
+        "score_mode",
+        "score_weights",
         "return_documents",
         "return_logits",
         "long_document",

@@ -9,9 +9,19 @@ from itertools import groupby
 
 from sie_server.engine.chunks import Chunking
 from sie_server.engine.job import Job
+from sie_server.engine.sparse_readout import M3Scoring
 from sie_server.errors import InvalidInput
+from sie_server.models.sparse import M3Spec, ScoreMode
 from sie_server.models.spec import Activation, ModelSpec
 from sie_server.wire import ChunkSpan, Options, ScoreType
+
+# the weighted mean is named after its late-interaction part, as with the embedded model
+M3_TYPES: dict[ScoreMode, ScoreType] = {
+    "dense": "cosine",
+    "sparse": "dot",
+    "multivector": "maxsim",
+    "weighted": "maxsim",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,12 @@ def scale_of(spec: ModelSpec, options: Options) -> Scale:
     """
     # a head whose raw result is a logit says which activation it was trained for
     own: Activation | None = getattr(spec.head, "activation", None)
+    if isinstance(spec.head, M3Spec):
+        _refuse_logit_options(options)
+        return Scale(M3_TYPES[m3_scoring(options).mode], "identity")
+    for name in ("score_mode", "score_weights"):
+        if getattr(options, name) is not None:
+            raise InvalidInput(f"this model has one way to score; leave {name} out - at `$.options.{name}`")
     if own is None:
         _refuse_logit_options(options)
         return Scale("maxsim", "identity")
@@ -37,8 +53,24 @@ def scale_of(spec: ModelSpec, options: Options) -> Scale:
     return Scale("logit" if activation == "identity" else "probability", activation)
 
 
+def m3_scoring(options: Options) -> M3Scoring:
+    """bge-m3's similarities as the caller wants them.
+
+    Raises:
+        InvalidInput: weights for a mode that has none, or that sum to 0.
+    """
+    mode, weights = options.score_mode or "weighted", options.score_weights
+    if weights is None:
+        return M3Scoring(mode)
+    if mode != "weighted" or not 0 < sum(weights) < math.inf:
+        raise InvalidInput(
+            "score_weights needs score_mode 'weighted' and a finite sum above 0 - at `$.options.score_weights`"
+        )
+    return M3Scoring(mode, (weights[0], weights[1], weights[2]))
+
+
 def _refuse_logit_options(options: Options) -> None:
-    why = "this model's score is a sum of similarities (score_type maxsim), not a logit"
+    why = "this model's score is a similarity (score_type maxsim, cosine or dot), not a logit"
     if options.normalize == "sigmoid":
         raise InvalidInput(
             f"{why}: its sigmoid would be no probability; leave normalize out - at `$.options.normalize`"

@@ -75,6 +75,7 @@ class Service:
                 partial(engine.tokenize_chunks, chunking=chunking) if chunking else engine.tokenize_score
             )
             job = await self._tokenize(lambda: tokenize(query, texts, limit), timing)
+            job.m3_scoring = scores.m3_scoring(asked)
             await self._run(model, engine, job, timing)
         found = scores.per_document(job, asked.aggregate)
         entries = rank(

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sie_server.engine.job import Sparse
 from sie_server.errors import InferenceError, InvalidInput
-from sie_server.wire import DenseVector, MultiVector
+from sie_server.wire import DenseVector, MultiVector, SparseVector
 
+FLOATS = ("float32", "float16")  # sparse values have no fixed range
 INTEGERS = ("int8", "uint8")
 INT8_SCALE = 127  # a component of a unit vector lies in [-1, 1]
 
@@ -56,6 +58,11 @@ def require_unit(dtype: str, *, unit: bool) -> None:
             f"output_dtype {dtype!r} needs vectors of length 1, and this model does not normalise its own; "
             "given: float32, float16, binary, ubinary - at `$.params.output_dtype`"
         )
+
+
+def sparse(entries: Sparse, dims: int, dtype: str) -> SparseVector:
+    """`dims` counts the vocabulary."""
+    return SparseVector(dims, dtype, entries.indices, convert(entries.values, dtype))
 
 
 def check_finite(values: npt.NDArray[np.float32], index: int) -> None:
