@@ -138,6 +138,32 @@ class ScoreResponse(Struct, frozen=True):
     warnings: list[str] | UnsetType = UNSET
 
 
+class InspectedText(Struct, frozen=True):
+    """One sequence as the model reads it."""
+
+    item_id: Annotated[str | None, Meta(description="Null for a query that is read by itself")]
+    text: Annotated[str, Meta(description="The tokens as text, special ones included")]
+    token_ids: list[int]
+    tokens: list[str]
+    readout: Annotated[
+        Literal["first", "last", "all"], Meta(description="The tokens whose hidden states make the result")
+    ]
+    truncated: bool
+    position: Annotated[int | UnsetType, Meta(description="Place of the read-out token, from 0")] = UNSET
+    read_to: Annotated[int | UnsetType, Meta(description="Characters of a cut text that are read")] = UNSET
+    chunk: ChunkSpan | UnsetType = UNSET
+
+
+class InspectResponse(Struct, frozen=True):
+    """`POST /v1/inspect/{model}`: what a score request with this body would put through the model."""
+
+    model: str
+    max_seq_length: int
+    query_truncated: bool
+    items: list[InspectedText]
+    query: InspectedText | UnsetType = UNSET
+
+
 class EncodeParams(Struct, frozen=True):
     """What `encode` should give."""
 

@@ -18,6 +18,7 @@ def document() -> dict[str, Any]:
     kinds = [
         wire.ScoreRequest,
         wire.ScoreResponse,
+        wire.InspectResponse,
         wire.EncodeRequest,
         wire.EncodeResponse,
         wire.ModelList,
@@ -34,6 +35,9 @@ def document() -> dict[str, Any]:
         "paths": {
             "/v1/score/{model}": {"post": _posted("Rank candidates by relevance to a query", "Score")},
             "/v1/encode/{model}": {"post": _posted("Turn texts into vectors", "Encode")},
+            "/v1/inspect/{model}": {
+                "post": _posted("Show what a score request would read", "Score", "Inspect")
+            },
             "/v1/embeddings": {
                 "post": _posted("Turn texts into vectors, in OpenAI's shape", "Embeddings", own=False)
             },
@@ -55,14 +59,14 @@ def _model_parameter() -> dict[str, Any]:
     }
 
 
-def _posted(summary: str, kind: str, *, own: bool = True) -> dict[str, Any]:
+def _posted(summary: str, kind: str, answer: str | None = None, *, own: bool = True) -> dict[str, Any]:
     """`own` routes name the model in the path and speak msgpack, too."""
     return {
         "summary": summary,
         "parameters": [_model_parameter()] if own else [],
         "requestBody": {"required": True, "content": _content(f"{kind}Request", own=own)},
         "responses": {
-            "200": {"description": "OK", "content": _content(f"{kind}Response", own=own)},
+            "200": {"description": "OK", "content": _content(f"{answer or kind}Response", own=own)},
             **_errors(),
         },
     }

@@ -29,6 +29,11 @@ async def encode(request: Request) -> Response:
     return await _answer(request, EncodeRequest, service_of(request).encode)
 
 
+async def inspect(request: Request) -> Response:
+    """POST /v1/inspect/{model}"""
+    return await _answer(request, ScoreRequest, service_of(request).inspect)
+
+
 async def embeddings(request: Request) -> Response:
     """POST /v1/embeddings: OpenAI's shape, JSON in both directions"""
     timing: RequestTiming = request.state.timing

@@ -20,7 +20,7 @@ from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
 from sie_server.models.checkpoint import read_spec
-from sie_server.models.packed import Tokens, pack
+from sie_server.models.packed import Readout, Tokens, pack
 from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.models.table import build_backbone, build_classifier
@@ -124,6 +124,23 @@ class Engine:
     def tokenize_encode(self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int) -> Job:
         """The work of turning `texts` into vectors."""
         return build_job(outputs, *self._tokenizer.singles(texts, max_seq_length))
+
+    @property
+    def readout(self) -> Readout:
+        """Which tokens' hidden states make a result."""
+        return self._reader.readout
+
+    def decode(self, ids: list[int]) -> str:
+        """Tokens as text, special ones included."""
+        return self._tokenizer.decode(ids)
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        """Tokens by name."""
+        return self._tokenizer.tokens(ids)
+
+    def read_to(self, text: str, work: Work) -> int | None:
+        """How many characters of `text`, which was cut, are in `work`; None where its tokens are not found in a row."""
+        return self._tokenizer.read_to(text, work.tokens.ids.tolist())
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:

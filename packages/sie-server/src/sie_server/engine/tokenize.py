@@ -80,6 +80,26 @@ class TextTokenizer:
         documents_ids, cut = self._encode(documents, room)
         return [self.pair(head, document) for document in documents_ids], cut, query_cut
 
+    def decode(self, ids: list[int]) -> str:
+        """Text, special tokens included."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        """Tokens by name; an id beyond the vocabulary has none."""
+        return [self._tokenizer.id_to_token(i) or f"<{i}>" for i in ids]
+
+    def read_to(self, text: str, ids: list[int]) -> int | None:
+        """After which character of `text` its tokens end in `ids`: the longest run of its first tokens counts."""
+        [(whole, spans)], _ = self.encode_with_spans([text], len(ids))
+        own, best = whole.tolist(), 0
+        for start in range(len(ids)):
+            same = 0
+            while start + same < len(ids) and same < len(own) and ids[start + same] == own[same]:
+                same += 1
+            best = max(best, same)
+        return spans[best - 1][1] if best else None
+
     def pair_head(self, query: str, limit: int) -> tuple[Ids, int, bool]:
         """What stands before every document, the tokens that are left for one, and whether the query was cut."""
         template = self._pair

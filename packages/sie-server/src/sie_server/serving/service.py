@@ -18,12 +18,14 @@ from msgspec import UNSET
 
 from sie_server.catalog import ModelConfig, known_models
 from sie_server.config import ServerConfig
+from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.source import fetch
 from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
 from sie_server.serving.encoding import encoded, plan_of
+from sie_server.serving.inspecting import inspected
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.rank import rank
 from sie_server.serving.registry import Registry
@@ -32,6 +34,7 @@ from sie_server.wire import (
     EncodeParams,
     EncodeRequest,
     EncodeResponse,
+    InspectResponse,
     ScoreRequest,
     ScoreResponse,
     Timing,
@@ -71,9 +74,7 @@ class Service:
             scale, asked = scores.scale_of(engine.spec, options.known), options.known
             limit = engine.limit(asked.max_seq_length)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
-            tokenize = (
-                partial(engine.tokenize_chunks, chunking=chunking) if chunking else engine.tokenize_score
-            )
+            tokenize = _tokenizer_of(engine, chunking)
             job = await self._tokenize(lambda: tokenize(query, texts, limit), timing)
             job.m3_scoring = scores.m3_scoring(asked)
             await self._run(model, engine, job, timing)
@@ -94,6 +95,24 @@ class Service:
         warnings = options.warnings + cut
         usage = Usage(job.tokens)
         return ScoreResponse(model, request.query.id, entries, usage, scale.score_type, warnings or UNSET)
+
+    async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
+        """What `score` with this request would read; nothing is run.
+
+        Raises:
+            SIEError: any of its kinds but the HTTP ones.
+        """
+        asked = requests.parse_options(request.options, "$.options").known
+        requests.refuse_instruction(
+            (request.instruction, "$.instruction"), (asked.instruction, "$.options.instruction")
+        )
+        query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
+        async with self.registry.lease(model) as engine:
+            _require_score(engine, model)
+            limit = engine.limit(asked.max_seq_length)
+            tokenize = _tokenizer_of(engine, scores.chunking_of(asked, self.config.max_chunks))
+            job = await self._tokenize(lambda: tokenize(query, texts, limit), timing)
+            return await self._tokenize(lambda: inspected(model, engine, request.items, job, limit), timing)
 
     async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
         """Turn texts into vectors.
@@ -149,6 +168,11 @@ def load_engine(model: ModelConfig, config: ServerConfig) -> Engine:
     """
     directory: Path = fetch(model.source, revision=model.revision, offline=config.offline)
     return Engine(directory, device=config.device, dtype=config.dtype, max_seq_length=model.max_seq_length)
+
+
+def _tokenizer_of(engine: Engine, chunking: Chunking | None) -> Callable[[str, list[str], int], Job]:
+    """Long documents are cut, or split."""
+    return partial(engine.tokenize_chunks, chunking=chunking) if chunking else engine.tokenize_score
 
 
 def _require_score(engine: Engine, model: str) -> None:
