@@ -193,7 +193,7 @@ def documents() -> list[str]:
 def logits(engine: Engine, texts: list[str]) -> list[float]:
     job = engine.tokenize_score("rain data", texts, LIMIT)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.results[work.index] = result
+        job.put(work.index, result)
     return job.results
 
 

@@ -141,7 +141,7 @@ class Reference:
 def encoded(engine: Engine, texts: list[str], limit: int, *, is_query: bool) -> Vectors:
     job = engine.tokenize_encode(texts, ("multivector",), limit, is_query=is_query)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.results[work.index] = result["multivector"]
+        job.put(work.index, result)["multivector"]
     return job.results
 
 
@@ -149,7 +149,7 @@ def scored(engine: Engine, job: Job) -> list[float]:
     if job.work:
         for work, result in zip(job.work, engine.run(job.work), strict=True):
             if work.index >= 0:
-                job.results[work.index] = result
+                job.put(work.index, result)
     if job.known:
         engine.score_known(job)
     return job.results
@@ -225,7 +225,7 @@ def test_alone_equals_batched_permuted_and_mixed(case: Case) -> None:
     works = [work for trio in zip(*(job.work for job in jobs), strict=True) for work in trio]
     for work, result in zip(works, engine.run(works), strict=True):
         if work.index >= 0:
-            work.job.results[work.index] = result
+            work.job.put(work.index, result)
     np.testing.assert_allclose(jobs[0].results, batched, atol=1e-5, rtol=0)
     other = scored(engine, engine.tokenize_score("", documents, case.limit))
     np.testing.assert_allclose(jobs[2].results, other, atol=1e-5, rtol=0)

@@ -30,7 +30,7 @@ def documents() -> list[str]:
 def ours(engine: Engine, limit: int, instruction: str | None = None) -> list[float]:
     job = engine.tokenize_score(QUERY, documents(), limit, instruction)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.results[work.index] = result
+        job.put(work.index, result)
     return job.results
 
 

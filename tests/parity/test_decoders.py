@@ -241,7 +241,7 @@ def test_requests_mixed_over_several_batches_keep_their_scores(case: Case) -> No
     for start in range(0, len(works), 7):
         part = works[start : start + 7]
         for work, result in zip(part, case.engine.run(part), strict=True):
-            work.job.results[work.index] = result
+            work.job.put(work.index, result)
         first = jobs[0].prefix
         assert first is not None and len(first.layers) == 3
         assert kept is None or first.layers is kept  # computed once

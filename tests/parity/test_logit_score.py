@@ -82,7 +82,7 @@ def test_scores_equal_sentence_transformers(saved: Path, instruction: str | None
     engine = Engine(saved, device="cpu", dtype="float32", template="qwen3-reranker")
     job = engine.tokenize_score(QUERY, documents(), LIMIT, instruction)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.results[work.index] = result
+        job.put(work.index, result)
     assert any(job.truncated) and expected.std() > 0.02
     activation = engine.spec.head.activation  # type: ignore[union-attr]
     ours = [activate(x, activation) for x in job.results]

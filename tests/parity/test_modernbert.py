@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 def logits(engine: Engine, query: str, documents: list[str]) -> list[float]:
     job = engine.tokenize_score(query, documents, LIMIT)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.results[work.index] = result
+        job.put(work.index, result)
     return job.results
 
 

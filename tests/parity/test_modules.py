@@ -81,7 +81,7 @@ def documents(words: int = 90) -> list[str]:
 
 def results(engine: Engine, job: Any) -> list[Any]:
     for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.results[work.index] = result
+        job.put(work.index, result)
     return job.results
 
 

@@ -81,7 +81,7 @@ def run(engine: Engine, job: Job) -> list[float]:
     if job.work:
         for work, result in zip(job.work, engine.run(job.work), strict=True):
             if work.index != QUERY:
-                job.results[work.index] = result
+                job.put(work.index, result)
     if job.known:
         engine.score_known(job)
     return job.results

@@ -39,6 +39,21 @@ class Usage(TypedDict):
     input_tokens: int
 
 
+class ChunkSpan(TypedDict):
+    """Characters [start, end) of the text, and which window of `count` they are."""
+
+    start: int
+    end: int
+    index: int
+    count: int
+
+
+class Document(TypedDict):
+    """The candidate itself."""
+
+    text: str
+
+
 class ScoreEntry(TypedDict):
     """One document's place in the ranking."""
 
@@ -46,6 +61,9 @@ class ScoreEntry(TypedDict):
     score: float  # higher is more relevant; the scale is the model's
     rank: int  # 0 is most relevant
     truncated: NotRequired[bool]  # True when the text was cut to the model's window
+    logit: NotRequired[float]  # the raw value, with options return_logits
+    chunk: NotRequired[ChunkSpan]  # a long document's best window, with options long_document "chunk"
+    document: NotRequired[Document]  # with options return_documents
 
 
 class ScoreResult(TypedDict):
@@ -55,6 +73,7 @@ class ScoreResult(TypedDict):
     query_id: NotRequired[str | None]
     scores: list[ScoreEntry]
     usage: NotRequired[Usage]
+    score_type: NotRequired[str]  # logit, probability, maxsim or cosine
     warnings: NotRequired[list[str]]  # unknown options, cut texts
     request_id: NotRequired[str]  # from X-SIE-Request-ID: quote it when asking about a request
 

@@ -158,6 +158,28 @@ def _print_scores(response: ScoreResponse, items: list[Item]) -> None:
 
 
 @cli.command()
+@click.argument("model", metavar="ID|ID=DIRECTORY|ID=HUB_ID")
+@click.option("--pairs", type=click.IntRange(2), default=40, show_default=True, help="Texts to compare")
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference allowed")
+@click.option("--offline", is_flag=True, help="Never ask the model hub")
+def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
+    """Compare a model's raw scores with those of the reference library; exit status 1 when they differ."""
+    known = known_models((model,), None)[model.partition("=")[0]]
+    from sie_server.engine.source import fetch
+    from sie_server.engine.verify import verify as compare
+
+    with errors.status(f"comparing {known.id} with its reference …"):
+        directory = fetch(known.source, revision=known.revision, offline=offline)
+        report = compare(directory, pairs)
+    click.echo(f"{known.id} against {report.reference}: {report.compared} of {report.pairs} texts, fp32")
+    click.echo(f"max |Δ|      {report.max_difference:.3g} (allowed {tolerance:g})")
+    click.echo(f"Kendall tau  {report.kendall_tau:.6f}")
+    click.echo(f"token ids    {report.first_token_difference or 'equal'}")
+    if not report.equal(tolerance):
+        raise click.ClickException("the two differ")
+
+
+@cli.command()
 @click.option("--models-dir", help="Directory whose subdirectories with a config.json become models")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
 def models(models_dir: str | None, as_json: bool) -> None:

@@ -65,6 +65,9 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_tokens: Annotated[
         int, Meta(ge=1, description="Tokens that may wait before requests are answered with QUEUE_FULL")
     ] = 4_000_000
+    max_chunks: Annotated[
+        int, Meta(ge=1, description="Windows a document is split into at most (options.long_document: chunk)")
+    ] = 64
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MiB")] = 64
     load_wait_s: Annotated[
         float, Meta(ge=0, description="How long a request waits for its model to load before MODEL_LOADING")

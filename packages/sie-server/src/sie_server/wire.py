@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 OutputType = Literal["dense", "sparse", "multivector"]
 OutputDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+ScoreType = Literal["logit", "probability", "maxsim", "cosine", "dot"]
 ModelState = Literal["available", "loading", "loaded", "unloading", "failed"]
 
 
@@ -41,7 +42,48 @@ class Options(Struct, frozen=True):
         None
     )
     top_n: Annotated[int, Meta(ge=1, description="Return only the best n entries")] | None = None
-    is_query: bool | None = None
+    is_query: Annotated[bool, Meta(description="encode: the texts are queries")] | None = None
+    dimensions: (
+        Annotated[int, Meta(ge=1, description="encode: cut vectors to their first dimensions (Matryoshka)")]
+        | None
+    ) = None
+    normalize: (
+        Annotated[
+            Literal["none", "sigmoid"],
+            Meta(description="score: raw logits, or their sigmoid; default: the checkpoint's activation"),
+        ]
+        | None
+    ) = None
+    score_mode: (
+        Annotated[
+            Literal["dense", "sparse", "multivector", "weighted"],
+            Meta(description="score, bge-m3 only: which similarity; default: the weighted mean of all"),
+        ]
+        | None
+    ) = None
+    score_weights: (
+        Annotated[
+            list[Annotated[float, Meta(ge=0)]],
+            Meta(min_length=3, max_length=3, description="score, bge-m3: of dense, sparse, multivector"),
+        ]
+        | None
+    ) = None
+    return_documents: Annotated[bool, Meta(description="score: each entry carries its text")] | None = None
+    return_logits: Annotated[bool, Meta(description="score: each entry carries its raw logit")] | None = None
+    long_document: (
+        Annotated[
+            Literal["truncate", "chunk"],
+            Meta(description="score: cut what is too long (default), or score it in overlapping windows"),
+        ]
+        | None
+    ) = None
+    chunk_overlap: (
+        Annotated[int, Meta(ge=0, description="score: tokens that neighbouring windows share")] | None
+    ) = None
+    aggregate: (
+        Annotated[Literal["max", "mean"], Meta(description="score: how windows make a document's score")]
+        | None
+    ) = None
 
 
 class ScoreRequest(Struct, frozen=True):
@@ -53,6 +95,21 @@ class ScoreRequest(Struct, frozen=True):
     options: dict[str, Any] | None = None
 
 
+class Document(Struct, frozen=True):
+    """The candidate itself, when `options.return_documents` asked for it."""
+
+    text: str
+
+
+class ChunkSpan(Struct, frozen=True):
+    """The window of a long document that scored best: characters [start, end), and which of `count` it is."""
+
+    start: int
+    end: int
+    index: int
+    count: int
+
+
 class ScoreEntry(Struct, frozen=True):
     """One candidate's place. `rank` counts from 0; ties keep the order of the request."""
 
@@ -60,6 +117,11 @@ class ScoreEntry(Struct, frozen=True):
     score: float
     rank: int
     truncated: Annotated[bool | UnsetType, Meta(description="Present and true when the text was cut")] = UNSET
+    logit: Annotated[float | UnsetType, Meta(description="The raw value, with `options.return_logits`")] = (
+        UNSET
+    )
+    chunk: ChunkSpan | UnsetType = UNSET
+    document: Document | UnsetType = UNSET
 
 
 class Usage(Struct, frozen=True):
@@ -79,7 +141,34 @@ class ScoreResponse(Struct, frozen=True):
     query_id: str | None
     scores: list[ScoreEntry]
     usage: Usage
+    score_type: Annotated[ScoreType, Meta(description="What kind of number `score` is")]
     warnings: list[str] | UnsetType = UNSET
+
+
+class InspectedText(Struct, frozen=True):
+    """One sequence as the model reads it."""
+
+    item_id: Annotated[str | None, Meta(description="Null for a query that is read by itself")]
+    text: Annotated[str, Meta(description="The tokens as text, special ones included")]
+    token_ids: list[int]
+    tokens: list[str]
+    readout: Annotated[
+        Literal["first", "last", "all"], Meta(description="The tokens whose hidden states make the result")
+    ]
+    truncated: bool
+    position: Annotated[int | UnsetType, Meta(description="Place of the read-out token, from 0")] = UNSET
+    read_to: Annotated[int | UnsetType, Meta(description="Characters of a cut text that are read")] = UNSET
+    chunk: ChunkSpan | UnsetType = UNSET
+
+
+class InspectResponse(Struct, frozen=True):
+    """`POST /v1/inspect/{model}`: what a score request with this body would put through the model."""
+
+    model: str
+    max_seq_length: int
+    query_truncated: bool
+    items: list[InspectedText]
+    query: InspectedText | UnsetType = UNSET
 
 
 class EncodeParams(Struct, frozen=True):
@@ -107,6 +196,15 @@ class DenseVector(Struct, frozen=True):
     values: Any
 
 
+class SparseVector(Struct, frozen=True):
+    """The entries that are not 0, by rising index; `dims` is the size of the vocabulary they count in."""
+
+    dims: int
+    dtype: str
+    indices: Any
+    values: Any
+
+
 class MultiVector(Struct, frozen=True):
     """One vector per token: `values` has shape [num_tokens, token_dims]."""
 
@@ -121,6 +219,7 @@ class EncodedItem(Struct, frozen=True):
 
     id: str | UnsetType = UNSET
     dense: DenseVector | UnsetType = UNSET
+    sparse: SparseVector | UnsetType = UNSET
     multivector: MultiVector | UnsetType = UNSET
     truncated: bool | UnsetType = UNSET
 

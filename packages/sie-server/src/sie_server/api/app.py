@@ -49,6 +49,8 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
         routes=[
             Route("/v1/score/{model:path}", routes.score, methods=["POST"]),
             Route("/v1/encode/{model:path}", routes.encode, methods=["POST"]),
+            Route("/v1/inspect/{model:path}", routes.inspect, methods=["POST"]),
+            Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
             Route("/v1/models", routes.list_models),
             Route("/v1/models/{model:path}", routes.get_model),
             Route("/healthz", routes.alive),

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from sie_server import __version__, wire
+from sie_server.api import openai
 from sie_server.api.codec import JSON, MSGPACK
 
 REF = "#/components/schemas/{name}"
@@ -17,12 +18,15 @@ def document() -> dict[str, Any]:
     kinds = [
         wire.ScoreRequest,
         wire.ScoreResponse,
+        wire.InspectResponse,
         wire.EncodeRequest,
         wire.EncodeResponse,
         wire.ModelList,
         wire.ModelInfo,
         wire.Options,
         wire.ErrorBody,
+        openai.EmbeddingsRequest,
+        openai.EmbeddingsResponse,
     ]
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
     return {
@@ -31,6 +35,12 @@ def document() -> dict[str, Any]:
         "paths": {
             "/v1/score/{model}": {"post": _posted("Rank candidates by relevance to a query", "Score")},
             "/v1/encode/{model}": {"post": _posted("Turn texts into vectors", "Encode")},
+            "/v1/inspect/{model}": {
+                "post": _posted("Show what a score request would read", "Score", "Inspect")
+            },
+            "/v1/embeddings": {
+                "post": _posted("Turn texts into vectors, in OpenAI's shape", "Embeddings", own=False)
+            },
             "/v1/models": {"get": _got("All models the server knows", "ModelList")},
             "/v1/models/{model}": {"get": _got("One model", "ModelInfo", with_model=True)},
         },
@@ -49,12 +59,16 @@ def _model_parameter() -> dict[str, Any]:
     }
 
 
-def _posted(summary: str, kind: str) -> dict[str, Any]:
+def _posted(summary: str, kind: str, answer: str | None = None, *, own: bool = True) -> dict[str, Any]:
+    """`own` routes name the model in the path and speak msgpack, too."""
     return {
         "summary": summary,
-        "parameters": [_model_parameter()],
-        "requestBody": {"required": True, "content": _content(f"{kind}Request")},
-        "responses": {"200": {"description": "OK", "content": _content(f"{kind}Response")}, **_errors()},
+        "parameters": [_model_parameter()] if own else [],
+        "requestBody": {"required": True, "content": _content(f"{kind}Request", own=own)},
+        "responses": {
+            "200": {"description": "OK", "content": _content(f"{answer or kind}Response", own=own)},
+            **_errors(),
+        },
     }
 
 
@@ -67,9 +81,9 @@ def _got(summary: str, kind: str, *, with_model: bool = False) -> dict[str, Any]
     }
 
 
-def _content(kind: str) -> dict[str, Any]:
+def _content(kind: str, *, own: bool) -> dict[str, Any]:
     schema = {"schema": {"$ref": REF.format(name=kind)}}
-    return {JSON: schema, MSGPACK: schema}
+    return {JSON: schema, MSGPACK: schema} if own else {JSON: schema}
 
 
 def _errors() -> dict[str, Any]:

@@ -9,8 +9,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from sie_server.api import codec, openapi
+from sie_server.api import codec, openai, openapi
 from sie_server.api.bodies import read_body, unless_gone
+from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
 from sie_server.wire import EncodeRequest, ModelList, ScoreRequest
@@ -26,6 +27,25 @@ async def score(request: Request) -> Response:
 async def encode(request: Request) -> Response:
     """POST /v1/encode/{model}"""
     return await _answer(request, EncodeRequest, service_of(request).encode)
+
+
+async def inspect(request: Request) -> Response:
+    """POST /v1/inspect/{model}"""
+    return await _answer(request, ScoreRequest, service_of(request).inspect)
+
+
+async def embeddings(request: Request) -> Response:
+    """POST /v1/embeddings: OpenAI's shape, JSON in both directions"""
+    timing: RequestTiming = request.state.timing
+    service = service_of(request)
+    body = await read_body(request, service.config.max_body_mb * 2**20)
+    asked = codec.decode(body, codec.JSON, openai.EmbeddingsRequest)
+    try:
+        answer = await unless_gone(request, service.encode(asked.model, openai.to_encode(asked), timing))
+    except InvalidInput as error:
+        raise openai.in_these_words(error) from None
+    result = openai.from_encode(asked, answer)
+    return Response(msgspec.json.encode(result), media_type=codec.JSON, headers=timing.headers())
 
 
 async def _answer(request: Request, kind: type[Any], run: Run) -> Response:

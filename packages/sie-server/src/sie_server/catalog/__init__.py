@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,12 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     outputs: Annotated[list[str], Meta(min_length=1)]
     max_seq_length: Annotated[int, Meta(ge=8)]
     revision: str | None = None
+    package: Annotated[
+        str | None,
+        Meta(
+            description="PACKAGE/FOLDER: the checkpoint in an installed Python package, used before the hub"
+        ),
+    ] = None
     dims: dict[str, int] = {}
     aliases: tuple[str, ...] = ()
     compat: bool = False  # needs the extra of that name
@@ -83,11 +90,22 @@ def catalog() -> dict[str, ModelConfig]:
         source = entry.source
         if source.startswith("embedded:"):
             source = str(EMBEDDED / source.removeprefix("embedded:"))
+        source = _installed(entry.package) or source
         for name in (entry.id, *entry.aliases):
             models[name] = ModelConfig(
                 name, source, entry.revision, entry.max_seq_length, entry, template=entry.template
             )
     return models
+
+
+def _installed(package: str | None) -> str | None:
+    """The folder of a checkpoint that came as a Python package; the package is looked for, never imported."""
+    name, _, folder = (package or "").partition("/")
+    found = find_spec(name) if name else None
+    if found is None or found.origin is None:
+        return None
+    directory = Path(found.origin).parent / folder
+    return str(directory) if (directory / "config.json").exists() else None
 
 
 def _directory_models(models_dir: str | None) -> dict[str, ModelConfig]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sie_server.engine.chunks import Chunking, ChunkInput
 from sie_server.engine.colbert import ColbertInput, ColbertReader, Floats
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
@@ -19,6 +20,7 @@ from sie_server.engine.prefix import compute_prefixes
 from sie_server.engine.prompts import PromptInput, PromptTokenizer
 from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.source import failed
+from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
@@ -27,7 +29,8 @@ from sie_server.models.checkpoint import read_spec
 from sie_server.models.decoder import Decoder
 from sie_server.models.late_interaction import TokenProjection, maxsim
 from sie_server.models.modules import ModuleStack
-from sie_server.models.packed import PackedBatch, Tokens, pack
+from sie_server.models.packed import PackedBatch, Readout, Tokens, pack
+from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
 from sie_server.models.spec import (
     CausalSpec,
     EmbeddingSpec,
@@ -91,38 +94,38 @@ class Engine:
     def _read_text(self, directory: Path) -> None:
         head, backbone = self.spec.head, self.spec.backbone
         if isinstance(head, CausalSpec):
-            prompts = PromptTokenizer(directory, head.template)
-            self._tokenizer: TextTokenizer = prompts
-            self._input: ScoreInput = PromptInput(prompts, share=self._share_prefix)
+            self._tokenizer: TextTokenizer = PromptTokenizer(directory, head.template)
         else:
             self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
-            self._input = self._build_input(directory)
+        self._input = self._build_input(directory, self.documents, self._share_prefix)
+        self._plain_input = self._build_input(directory, None, False)
         if self._tokenizer.vocab_size > backbone.vocab_size:
             raise UnsupportedCheckpoint(
                 f"tokenizer.json has {self._tokenizer.vocab_size} tokens, "
                 f"the embedding table {backbone.vocab_size} rows"
             )
 
-    def _build_input(self, directory: Path) -> ScoreInput:
+    def _build_input(
+        self, directory: Path, documents: ModelDocuments | None, share_prefix: bool
+    ) -> ScoreInput:
         head = self.spec.head
+        if isinstance(self._tokenizer, PromptTokenizer):
+            return PromptInput(self._tokenizer, share=share_prefix)
         if isinstance(head, LateInteractionSpec):
-            return ColbertInput(head, self._tokenizer, directory, self.documents)
+            return ColbertInput(head, self._tokenizer, directory, documents)
         if isinstance(head, EmbeddingSpec):
-            return LateInteractionInput(self._tokenizer, self.documents)
+            return LateInteractionInput(self._tokenizer, documents)
         return PairInput(self._tokenizer)
 
     def _build_reader(self, directory: Path, weights: CheckpointWeights) -> Reader:
         head = self.spec.head
+        if isinstance(head, SpladeSpec):
+            return SpladeReader(SpladeHead(head, self.spec.backbone, weights))
+        if isinstance(head, M3Spec):
+            return self._m3_reader(head, directory)
         if isinstance(head, LateInteractionSpec):
-            folders = [p.folder for p in head.projections]
-            own = {
-                f: CheckpointWeights(directory / f, device=self.device, dtype=self.dtype)
-                for f in folders
-                if f
-            }
-            project = TokenProjection(head.projections, [own[f] if f else weights for f in folders])
-            for projection in own.values():
-                projection.finish()
+            own = [weights.folder(p.folder) if p.folder else weights for p in head.projections]
+            project = TokenProjection(head.projections, own)
             return ColbertReader(project, self._tokenizer, head.skip_words, self.documents)
         if isinstance(head, EmbeddingSpec):
             scorer = weights.at("scorer") if head.dense_weight is not None else None
@@ -132,6 +135,13 @@ class Engine:
         if isinstance(self._tokenizer, PromptTokenizer):
             return LogitReader(build_token_logits(self.spec, weights, self._tokenizer.answers))
         return LogitReader(build_classifier(self.spec, weights))
+
+    def _m3_reader(self, head: M3Spec, directory: Path) -> Reader:
+        files = [CheckpointWeights(directory, device=self.device, dtype=self.dtype, file=f) for f in M3_FILES]
+        m3 = M3Head(self.spec.backbone.hidden_size, *files)
+        for file in files:
+            file.finish()
+        return M3Reader(head, m3, self._tokenizer.ids_of(head.special_tokens))
 
     def limit(self, asked: int | None) -> int:
         """Tokens per text or pair: what was asked for, as far as the model's positions reach.
@@ -155,6 +165,12 @@ class Engine:
         """
         return self._input.score_job(query, documents, max_seq_length, instruction)
 
+    def tokenize_plain(
+        self, query: str, documents: list[str], max_seq_length: int, instruction: str | None = None
+    ) -> Job:
+        """As `tokenize_score`, every sequence whole: nothing cached, no shared start. To look at, not to run."""
+        return self._plain_input.score_job(query, documents, max_seq_length, instruction)
+
     def tokenize_vectors(
         self, query: str | Floats, documents: list[str] | list[Floats], max_seq_length: int
     ) -> Job:
@@ -165,6 +181,20 @@ class Engine:
         assert isinstance(self._input, ColbertInput)
         return self._input.vectors_job(query, documents, max_seq_length)
 
+    def tokenize_chunks(
+        self, query: str, documents: list[str], max_seq_length: int, chunking: Chunking
+    ) -> Job:
+        """The same with every document whole, in overlapping windows; one result per window (`Job.chunks`).
+
+        Raises:
+            InvalidInput: this kind of model does not split documents, or the overlap is too large.
+        """
+        if not isinstance(self._input, ChunkInput):
+            raise InvalidInput(
+                "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
+            )
+        return self._input.chunk_job(query, documents, max_seq_length, chunking)
+
     def tokenize_encode(
         self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False
     ) -> Job:
@@ -172,6 +202,23 @@ class Engine:
         if isinstance(self._input, ColbertInput):
             return self._input.encode_job(texts, outputs, max_seq_length, is_query=is_query)
         return build_job(outputs, *self._tokenizer.singles(texts, max_seq_length))
+
+    @property
+    def readout(self) -> Readout:
+        """Which tokens' hidden states make a result."""
+        return self._reader.readout
+
+    def decode(self, ids: list[int]) -> str:
+        """Tokens as text, special ones included."""
+        return self._tokenizer.decode(ids)
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        """Tokens by name."""
+        return self._tokenizer.tokens(ids)
+
+    def read_to(self, text: str, work: Work) -> int | None:
+        """How many characters of `text`, which was cut, are in `work`; None where its tokens are not found in a row."""
+        return self._tokenizer.read_to(text, work.tokens.ids.tolist())
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from sie_server.engine.chunks import Chunking, split
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.job import QUERY, Job, Work, build_job
 from sie_server.engine.tokenize import TextTokenizer
@@ -34,6 +35,13 @@ class PairInput:
         job.query_truncated = query_cut
         return job
 
+    def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
+        head, room, query_cut = self._tokenizer.pair_head(query, limit)
+        parts = split(self._tokenizer, documents, room, chunking)
+        job = build_job(("score",), [self._tokenizer.pair(head, ids) for ids in parts.ids], parts.cut)
+        job.query_truncated, job.chunks = query_cut, parts.chunks
+        return job
+
 
 class LateInteractionInput:
     """Query and documents are read apart; the query goes first, the documents are scored against its vectors."""
@@ -42,10 +50,19 @@ class LateInteractionInput:
         self._tokenizer, self._cache = tokenizer, cache
 
     def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
-        [query_tokens], [query_cut] = self._tokenizer.singles([query], limit)
-        job = document_job(documents, limit, self._tokenizer.singles, self._cache)
+        return self._with_query(
+            document_job(documents, limit, self._tokenizer.singles, self._cache), query, limit
+        )
+
+    def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
+        parts = split(self._tokenizer, documents, self._tokenizer.single_room(limit), chunking)
+        job = build_job(("score",), [self._tokenizer.single(ids) for ids in parts.ids], parts.cut)
+        job.chunks = parts.chunks
+        return self._with_query(job, query, limit)
+
+    def _with_query(self, job: Job, query: str, limit: int) -> Job:
+        [query_tokens], [job.query_truncated] = self._tokenizer.singles([query], limit)
         job.work.insert(0, Work(query_tokens, QUERY, job))
-        job.query_truncated = query_cut
         return job
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,19 @@ import numpy.typing as npt
 from sie_server.models.packed import Tokens
 
 if TYPE_CHECKING:
+    from sie_server.engine.sparse_readout import M3Scoring, M3Vectors
     from sie_server.models.causal import Prefix
     from sie_server.models.late_interaction import DocumentVectors, QueryVectors
 
-Vectors = dict[str, npt.NDArray[np.float32]]  # output name → [dim] or [tokens, dim]
+
+class Sparse(NamedTuple):
+    """The entries of a vector that are not 0, by rising index."""
+
+    indices: npt.NDArray[np.int32]  # [entries]
+    values: npt.NDArray[np.float32]  # [entries]
+
+
+Vectors = dict[str, npt.NDArray[np.float32] | Sparse]  # output name → [dim], [tokens, dim] or entries
 QUERY = -1  # `Work.index` of a late-interaction query: its vectors go to the job, not to a result
 
 
@@ -26,6 +35,17 @@ class Work:
     index: int
     job: Job
     key: bytes | None = None  # under which a document's vectors are to be cached
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One window of a long document: which of `count`, and the characters [start, end) of the text it covers."""
+
+    document: int
+    index: int
+    count: int
+    start: int
+    end: int
 
 
 @dataclass(eq=False)
@@ -43,6 +63,9 @@ class Job:
     query_vectors: QueryVectors | None = None
     known: list[tuple[int, DocumentVectors]] = field(default_factory=list)  # index, vectors: no work needed
     is_query: bool = False  # texts to encode are queries
+    query_m3: M3Vectors | None = None
+    m3_scoring: M3Scoring | None = None
+    chunks: list[Chunk] | None = None  # results are of these windows instead of whole documents
     work: list[Work] = field(default_factory=list)  # in the order it should be done
     copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
     prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens

@@ -20,6 +20,8 @@ FILES = [
     "config_sentence_transformers.json",
     "special_tokens_map.json",
     "artifact.metadata",
+    "sparse_linear.pt",
+    "colbert_linear.pt",
     "*/config.json",
     "*.safetensors",
     "*.safetensors.index.json",

@@ -6,6 +6,7 @@ than one that just fits; what was cut is reported.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,17 @@ class TextTokenizer:
         number: int | None = self._tokenizer.token_to_id(token)
         return number
 
+    def ids_of(self, tokens: tuple[str, ...]) -> frozenset[int]:
+        """Ids of tokens by their text.
+
+        Raises:
+            UnsupportedCheckpoint: the vocabulary has no such token.
+        """
+        ids = [self._tokenizer.token_to_id(token) for token in tokens]
+        if None in ids:
+            raise UnsupportedCheckpoint(f"tokenizer.json has no token {tokens[ids.index(None)]!r}")
+        return frozenset(i for i in ids if i is not None)
+
     def pairs(self, query: str, documents: list[str], limit: int) -> tuple[list[Tokens], list[bool], bool]:
         """Cross-encoder input `[CLS] query [SEP] document [SEP]`, at most `limit` tokens each.
 
@@ -69,16 +81,43 @@ class TextTokenizer:
         is cut to that (the cap of FlagEmbedding's rerankers), so that documents always keep a share.
         Returns the sequences, which documents were cut, and whether the query was.
         """
+        head, room, query_cut = self.pair_head(query, limit)
+        documents_ids, cut = self._encode(documents, room)
+        return [self.pair(head, document) for document in documents_ids], cut, query_cut
+
+    def decode(self, ids: list[int]) -> str:
+        """Text, special tokens included."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        """Tokens by name; an id beyond the vocabulary has none."""
+        return [self._tokenizer.id_to_token(i) or f"<{i}>" for i in ids]
+
+    def read_to(self, text: str, ids: list[int]) -> int | None:
+        """After which character of `text` its tokens end in `ids`: the longest run of its first tokens counts."""
+        [(whole, spans)], _ = self.encode_with_spans([text], len(ids))
+        own, best = whole.tolist(), 0
+        for start in range(len(ids)):
+            same = 0
+            while start + same < len(ids) and same < len(own) and ids[start + same] == own[same]:
+                same += 1
+            best = max(best, same)
+        return spans[best - 1][1] if best else None
+
+    def pair_head(self, query: str, limit: int) -> tuple[Ids, int, bool]:
+        """What stands before every document, the tokens that are left for one, and whether the query was cut."""
         template = self._pair
         [query_ids], [query_cut] = self._encode(
             [query], max(1, min(limit * 3 // 4, limit - template.size - 1))
         )
         head = np.concatenate((template.prefix, query_ids, template.middle))
-        room = max(0, limit - template.size - len(query_ids))
-        documents_ids, cut = self._encode(documents, room)
-        # with token types, type 1 starts at the document
-        ids = [np.concatenate((head, document, template.suffix)) for document in documents_ids]
-        return [Tokens(i, len(head) if template.typed else len(i)) for i in ids], cut, query_cut
+        return head, max(0, limit - template.size - len(query_ids)), query_cut
+
+    def pair(self, head: Ids, document: Ids) -> Tokens:
+        """A whole pair; with token types, type 1 starts at the document."""
+        ids = np.concatenate((head, document, self._pair.suffix))
+        return Tokens(ids, len(head) if self._pair.typed else len(ids))
 
     def singles(
         self, texts: list[str], limit: int, marker: int | None = None
@@ -87,30 +126,53 @@ class TextTokenizer:
 
         A `marker` goes after the first token, and counts in the limit.
         """
+        room = max(0, self.single_room(limit) - (marker is not None))
+        texts_ids, cut = self._encode(texts, room)
+        return [self.single(text, marker) for text in texts_ids], cut
+
+    def single_room(self, limit: int) -> int:
+        """Tokens that are left for a text alone."""
+        return max(0, limit - self._single.size)
+
+    def single(self, text: Ids, marker: int | None = None) -> Tokens:
+        """A text between its special tokens."""
         prefix, suffix = self._single.prefix, self._single.suffix
         if marker is not None:
             prefix = np.concatenate((prefix[:1], _ids([marker]), prefix[1:]))
-        texts_ids, cut = self._encode(texts, max(0, limit - len(prefix) - len(suffix)))
-        ids = [np.concatenate((prefix, text, suffix)) for text in texts_ids]
-        return [Tokens(i, len(i)) for i in ids], cut
+        ids = np.concatenate((prefix, text, suffix))
+        return Tokens(ids, len(ids))
+
+    def encode_with_spans(
+        self, texts: list[str], limit: int
+    ) -> tuple[list[tuple[Ids, list[tuple[int, int]]]], list[bool]]:
+        """As `_encode`, each with the characters [start, end) of the text that its tokens come from."""
+        encodings, cut = self._encodings(texts, limit, self._tokenizer.encode_batch)
+        return [(_ids(e.ids[:limit]), e.offsets[:limit]) for e in encodings], cut
 
     def _encode(self, texts: list[str], limit: int) -> tuple[list[Ids], list[bool]]:
         """Ids without special tokens, at most `limit` each, and which texts have more."""
-        ids: list[Ids] = [np.empty(0, np.int32)] * len(texts)
+        encodings, cut = self._encodings(texts, limit, self._tokenizer.encode_batch_fast)
+        return [_ids(e.ids[:limit]) for e in encodings], cut
+
+    def _encodings(
+        self, texts: list[str], limit: int, encode: Callable[..., list[Encoding]]
+    ) -> tuple[list[Encoding], list[bool]]:
+        """The first `limit` tokens and maybe more of each text, and which texts have more than `limit`."""
+        done: dict[int, Encoding] = {}
         cut = [False] * len(texts)
         todo, width = list(range(len(texts))), max(256, limit * CHARS_PER_TOKEN)
         while todo:
             windows = [_window(texts[i], width) for i in todo]
-            encodings = self._tokenizer.encode_batch_fast([w.text for w in windows], add_special_tokens=False)
+            encodings = encode([w.text for w in windows], add_special_tokens=False)
             again = []
             for i, window, encoding in zip(todo, windows, encodings, strict=True):
-                if not window.whole and len(encoding.ids) <= limit + window.edge:
+                if not window.whole and len(encoding) <= limit + window.edge:
                     again.append(i)
                     continue
-                cut[i] = not window.whole or len(encoding.ids) > limit
-                ids[i] = np.array(encoding.ids[:limit], dtype=np.int32)
+                cut[i] = not window.whole or len(encoding) > limit
+                done[i] = encoding
             todo, width = again, width * 4
-        return ids, cut
+        return [done[i] for i in range(len(texts))], cut
 
 
 @dataclass(frozen=True)

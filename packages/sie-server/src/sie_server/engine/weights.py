@@ -19,14 +19,21 @@ from torch import Tensor
 from sie_server.models.spec import UnsupportedCheckpoint
 
 # Buffers older transformers versions saved, and the pooler of a bare encoder: known, and of no effect on what we serve
-HARMLESS = re.compile(r"(^|\.)embeddings\.position_ids$|^((bert|roberta)\.)?pooler\.dense\.(weight|bias)$")
+# (the decoder of a masked language model is saved beside the tables it is tied to)
+HARMLESS = re.compile(
+    r"(^|\.)embeddings\.position_ids$|^((bert|roberta)\.)?pooler\.dense\.(weight|bias)$"
+    r"|^cls\.predictions\.decoder\.(weight|bias)$"
+)
 
 
 class CheckpointWeights:
     """The tensors of one checkpoint directory; implements `models.layers.Weights`."""
 
-    def __init__(self, directory: Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._read = _open_checkpoint(directory)
+    def __init__(
+        self, directory: Path, *, device: torch.device, dtype: torch.dtype, file: str | None = None
+    ) -> None:
+        """`file`: a small table of its own beside the checkpoint's weights, without code."""
+        self._read = _read_bin(directory / file) if file else _open_checkpoint(directory)
         self._device, self._dtype = device, dtype
         self._directory = directory
         self._taken: set[str] = set()

@@ -17,6 +17,8 @@ from sie_server.models.modules import (
     library_config,
     read_module,
 )
+from sie_server.models.prompts import read_prompts
+from sie_server.models.sparse import read_m3, read_splade, splade_module
 from sie_server.models.spec import (
     Activation,
     BackboneSpec,
@@ -133,8 +135,11 @@ def _embedding_spec(
 def _sentence_transformers_spec(
     directory: Path, backbone: BackboneSpec, config: dict[str, Any]
 ) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
+    limit = _sentence_limit(directory, backbone)
+    if (splade := splade_module(directory)) is not None:
+        return read_splade(directory, splade), limit
     pooling: Pooling | None = None
-    normalize = False
+    normalize, prompted = False, True
     modules: list[ModuleSpec] = []
     for module in read_json(directory / "modules.json", list):
         try:
@@ -145,7 +150,8 @@ def _sentence_transformers_spec(
             ) from error
         kind = name.rsplit(".", 1)[-1]
         if kind == "Pooling":
-            pooling = _pooling_module(read_json(folder / "config.json"))
+            pooler = read_json(folder / "config.json")
+            pooling, prompted = _pooling_module(pooler), pooler.get("include_prompt", True)
         elif kind == "Normalize":
             normalize = True
         elif kind in MODULES:
@@ -158,14 +164,23 @@ def _sentence_transformers_spec(
             raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
-    limits = directory / "sentence_bert_config.json"
-    # from version 6 on the limit stands only in the tokenizer's configuration
-    limit = read_json(limits).get("max_seq_length") if limits.exists() else None
-    limit = min(limit or _tokenizer_limit(directory, backbone), backbone.max_length)
+    prompts = read_prompts(directory)
+    if prompts.any and not prompted:
+        raise UnsupportedCheckpoint(
+            "the Pooling module leaves prompts out of the average (include_prompt: false), which is not served"
+        )
     check_modules(modules, backbone.hidden_size)
     if is_cross_encoder(directory, modules):
         return ClassifierSpec(_activation(directory, config), pooling, tuple(modules)), limit
-    return EmbeddingSpec(pooling, normalize, modules=tuple(modules)), limit
+    head = EmbeddingSpec(pooling, normalize, modules=tuple(modules), prompts=prompts)
+    return read_m3(directory, head), limit
+
+
+def _sentence_limit(directory: Path, backbone: BackboneSpec) -> int:
+    limits = directory / "sentence_bert_config.json"
+    # from version 6 on the limit stands only in the tokenizer's configuration
+    limit = read_json(limits).get("max_seq_length") if limits.exists() else None
+    return min(limit or _tokenizer_limit(directory, backbone), backbone.max_length)
 
 
 def _pooling_module(config: dict[str, Any]) -> Pooling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +76,32 @@ class CausalSpec(ClassifierSpec):
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """What an embedding model wants before a text: name → text, and the name of its default.
+
+    The names and their order are those of sentence-transformers' `encode_query` and `encode_document`
+    (https://sbert.net/docs/package_reference/sentence_transformer/SentenceTransformer.html). One difference: a
+    `passage` or `corpus` prompt of the file is used for documents, where version 6.2 puts its own empty `document`
+    prompt first.
+    """
+
+    texts: dict[str, str] = field(default_factory=dict)
+    default: str | None = None
+
+    @property
+    def any(self) -> bool:
+        """True when the model was trained with a prompt; newer files name empty ones, too."""
+        return any(self.texts.values())
+
+    def of(self, is_query: bool | None) -> str:
+        """What stands before a query, or a document; None (not said): a document's, else the default."""
+        names = ("query",) if is_query else ("document", "passage", "corpus")
+        named = next((name for name in names if name in self.texts), None)
+        name = self.default if named is None and is_query is None else named
+        return "" if name is None else self.texts[name]
+
+
+@dataclass(frozen=True)
 class EmbeddingSpec:
     """A pooled vector, and one vector per token when `token_vectors`.
 
@@ -88,6 +114,17 @@ class EmbeddingSpec:
     token_vectors: bool = False
     dense_weight: float | None = None
     modules: tuple[ModuleSpec, ...] = ()  # between pooling and normalisation
+    prompts: Prompts = field(default_factory=Prompts)
+
+    @property
+    def vectors(self) -> list[str]:
+        """What `encode` gives."""
+        return ["dense", "multivector"] if self.token_vectors else ["dense"]
+
+    @property
+    def scores(self) -> bool:
+        """True when it can score a pair, too."""
+        return self.dense_weight is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +150,12 @@ class LateInteractionSpec:
     attend_to_expansion: bool  # those mask tokens are seen by the others
     skip_words: tuple[str, ...]  # tokens of documents that are read but not matched
 
+    # as an EmbeddingSpec has them
+    normalize = True
+    scores = True
+    vectors = ("multivector",)
+    prompts = Prompts()  # markers stand in for them
+
     @property
     def dim(self) -> int:
         """Width of a token vector."""
@@ -132,7 +175,7 @@ class ModelSpec:
     @property
     def scores(self) -> bool:
         """True when the checkpoint can serve `score`."""
-        return not isinstance(self.head, EmbeddingSpec) or self.head.dense_weight is not None
+        return isinstance(self.head, ClassifierSpec) or self.head.scores
 
     @property
     def takes_instruction(self) -> bool:
@@ -141,12 +184,10 @@ class ModelSpec:
 
     @property
     def outputs(self) -> list[str]:
-        """What clients can ask for: score, dense, multivector."""
+        """What clients can ask for: score, dense, sparse, multivector."""
         outputs = ["score"] if self.scores else []
-        if isinstance(self.head, EmbeddingSpec):
-            outputs += ["dense", "multivector"] if self.head.token_vectors else ["dense"]
-        if isinstance(self.head, LateInteractionSpec):
-            outputs.append("multivector")
+        if not isinstance(self.head, ClassifierSpec):
+            outputs += self.head.vectors
         return outputs
 
     @property
@@ -156,6 +197,8 @@ class ModelSpec:
         sizes = {name: width for name in self.outputs if name != "score"}
         if "dense" in sizes and isinstance(self.head, EmbeddingSpec) and self.head.modules:
             sizes["dense"] = self.head.modules[-1].outputs
+        if "sparse" in sizes:
+            sizes["sparse"] = self.backbone.vocab_size
         return sizes
 
 

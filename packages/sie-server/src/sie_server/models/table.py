@@ -53,6 +53,7 @@ class Family:
 
 ARCHITECTURES = {
     "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
+    "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
     "BertModel": Family(read_bert, BertEncoder),
     "ModernBertForSequenceClassification": Family(
         read_modernbert, ModernBertEncoder, "model", modernbert_classifier

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sie_server.arrays import array_of
+from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import InvalidInput
@@ -26,14 +27,20 @@ class Candidates:
     query: str | None  # None: token vectors
     texts: list[str] | None
 
-    def job(self, engine: Engine, limit: int, instruction: str | None = None) -> Job:
+    def job(
+        self, engine: Engine, limit: int, instruction: str | None = None, chunking: Chunking | None = None
+    ) -> Job:
         """Tokenise, and decode what came as vectors; blocking, for a tokeniser thread.
 
         Raises:
             InvalidInput: vectors for a model that has no use for them, of another width than its own, or none at all.
         """
         if self.query is not None and self.texts is not None:
+            if chunking:
+                return engine.tokenize_chunks(self.query, self.texts, limit, chunking)
             return engine.tokenize_score(self.query, self.texts, limit, instruction)
+        if chunking:
+            raise InvalidInput("only texts can be split - at `$.options.long_document`")
         head, items = engine.spec.head, self.request.items
         if not isinstance(head, LateInteractionSpec):
             at = "$.query" if self.query is None else "$.items[0]"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from sie_server.errors import InferenceError
-from sie_server.wire import Item, ScoreEntry
+from sie_server.wire import ChunkSpan, Document, Item, ScoreEntry
 
 
 def activate(logit: float, activation: str) -> float:
@@ -26,8 +26,13 @@ def rank(
     *,
     activation: str,
     top_n: int | None,
+    logits: bool = False,
+    documents: bool = False,
+    chunks: Sequence[ChunkSpan] | None = None,
 ) -> list[ScoreEntry]:
     """Entries in order of relevance, ties in input order.
+
+    `logits` and `documents` put the raw value and the text into each entry; `chunks[i]` is the i-th item's best window.
 
     Raises:
         InferenceError: a score that is not a finite number; names the item.
@@ -43,6 +48,14 @@ def rank(
             score=activate(raw[i], activation),
             rank=place,
             truncated=True if truncated[i] else UNSET,
+            logit=raw[i] if logits else UNSET,
+            chunk=chunks[i] if chunks else UNSET,
+            document=_document(items[i]) if documents else UNSET,
         )
         for place, i in enumerate(order)
     ]
+
+
+def _document(item: Item) -> Document | UnsetType:
+    """An item without text (vectors, for instance) has no document to give back."""
+    return UNSET if item.text is None else Document(item.text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,7 +20,26 @@ class ParsedOptions:
     warnings: list[str]
 
 
-def parse_options(raw: dict[str, Any] | None, path: str) -> ParsedOptions:
+# options that mean something on one route only; on the other they are reported like unknown ones
+ONLY = {
+    "score": {
+        "top_n",
+        "normalize",
+        "score_mode",
+        "score_weights",
+        "return_documents",
+        "return_logits",
+        "long_document",
+        "chunk_overlap",
+        "aggregate",
+    },
+    "encode": {"is_query", "dimensions"},
+}
+
+
+def parse_options(
+    raw: dict[str, Any] | None, path: str, route: Literal["score", "encode"] = "score"
+) -> ParsedOptions:
     """Check the options at `path`.
 
     Raises:
@@ -37,7 +56,13 @@ def parse_options(raw: dict[str, Any] | None, path: str) -> ParsedOptions:
             f"this model has no profile {known.profile!r}, only 'default' - at `{path}.profile`"
         )
     unknown = sorted(set(raw) - set(Options.__struct_fields__))
-    return ParsedOptions(known, [f"option {name!r} is unknown and was ignored" for name in unknown])
+    other = ONLY["encode" if route == "score" else "score"]
+    misplaced = sorted(name for name, value in raw.items() if name in other and value is not None)
+    return ParsedOptions(
+        known,
+        [f"option {name!r} is unknown and was ignored" for name in unknown]
+        + [f"option {name!r} has no effect on {route} and was ignored" for name in misplaced],
+    )
 
 
 def refuse_instruction(*instructions: tuple[str | None, str]) -> None:
@@ -60,6 +85,12 @@ def one_instruction(request: str | None, option: str | None) -> str | None:
     return request or option or None
 
 
+def check_instruction(taken: bool, instruction: str | None, in_options: str | None) -> None:
+    """Refuse an instruction for a model that takes none."""
+    if not taken:
+        refuse_instruction((instruction, "$.instruction"), (in_options, "$.options.instruction"))
+
+
 def text_of(item: Item, path: str) -> str:
     """The item's text; text models take nothing else.
 
@@ -80,16 +111,28 @@ def texts_of(items: Sequence[Item]) -> list[str]:
 
 
 def cut_warning(
-    truncated: Sequence[bool], query_truncated: bool, limit: int, query_limit: int | None = None
+    truncated: Sequence[bool],
+    query_truncated: bool,
+    limit: int,
+    query_limit: int | None = None,
+    most_chunks: int | None = None,
 ) -> list[str]:
-    """What was cut, in words; `query_limit` where queries have one of their own."""
+    """What was cut, in words; `query_limit` where queries have one of their own.
+
+    With `most_chunks`, documents were split into so many windows at most.
+    """
     warnings = []
     if query_truncated and query_limit:
         warnings.append(f"the query is longer than the {query_limit} tokens this model reads and was cut")
     elif query_truncated:
         warnings.append(f"the query is longer than the model reads (max_seq_length {limit}) and was cut")
-    if any(truncated):
-        count = sum(truncated)
+    count = sum(truncated)
+    if any(truncated) and most_chunks:
+        warnings.append(
+            f"{count} of {len(truncated)} documents have more than {most_chunks} chunks (max_chunks); "
+            "what follows was not read"
+        )
+    elif any(truncated):
         warnings.append(
             f"{count} of {len(truncated)} texts are longer than max_seq_length {limit} and were cut at the end"
         )

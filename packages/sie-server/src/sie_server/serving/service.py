@@ -19,23 +19,23 @@ from sie_server.catalog import ModelConfig, known_models
 from sie_server.config import ServerConfig
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job, Vectors
+from sie_server.engine.job import Job
 from sie_server.engine.source import fetch
 from sie_server.errors import InvalidInput
-from sie_server.models.spec import ClassifierSpec
-from sie_server.serving import requests, vectors
+from sie_server.serving import requests, scores
 from sie_server.serving.cache_metrics import CacheCollector
 from sie_server.serving.candidates import candidates_of
+from sie_server.serving.encoding import encoded, plan_of
+from sie_server.serving.inspecting import inspected
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.rank import rank
 from sie_server.serving.registry import Registry
 from sie_server.serving.worker import DeviceWorker
 from sie_server.wire import (
-    EncodedItem,
     EncodeParams,
     EncodeRequest,
     EncodeResponse,
-    Item,
+    InspectResponse,
     ScoreRequest,
     ScoreResponse,
     Timing,
@@ -69,28 +69,56 @@ class Service:
         Raises:
             SIEError: any of its kinds but the HTTP ones.
         """
-        options = requests.parse_options(request.options, "$.options")
-        instruction = requests.one_instruction(request.instruction, options.known.instruction)
-        candidates = candidates_of(request)
+        options = requests.parse_options(request.options, "$.options", "score")
+        asked, candidates = options.known, candidates_of(request)
+        instruction = requests.one_instruction(request.instruction, asked.instruction)
         async with self.registry.lease(model) as engine:
-            _require(engine, "score", model)
-            if not engine.spec.takes_instruction:
-                requests.refuse_instruction(
-                    (request.instruction, "$.instruction"),
-                    (options.known.instruction, "$.options.instruction"),
-                )
-            limit = engine.limit(options.known.max_seq_length)
-            job = await self._tokenize(lambda: candidates.job(engine, limit, instruction), timing)
+            _require_score(engine, model)
+            requests.check_instruction(engine.spec.takes_instruction, request.instruction, asked.instruction)
+            scale, limit = scores.scale_of(engine.spec, asked), engine.limit(asked.max_seq_length)
+            chunking = scores.chunking_of(asked, self.config.max_chunks)
+            job = await self._tokenize(lambda: candidates.job(engine, limit, instruction, chunking), timing)
+            job.m3_scoring = scores.m3_scoring(asked)
             await self._run(model, engine, job, timing)
-            head = engine.spec.head
-        activation = head.activation if isinstance(head, ClassifierSpec) else "identity"
-        scores = rank(
-            request.items, job.results, job.truncated, activation=activation, top_n=options.known.top_n
+        found = scores.per_document(job, asked.aggregate)
+        entries = rank(
+            request.items,
+            found.raw,
+            found.truncated,
+            activation=scale.activation,
+            top_n=asked.top_n,
+            logits=bool(asked.return_logits),
+            documents=bool(asked.return_documents),
+            chunks=found.chunks,
         )
-        warnings = options.warnings + requests.cut_warning(
-            job.truncated, job.query_truncated, limit, job.query_limit
-        )
-        return ScoreResponse(model, request.query.id, scores, Usage(job.input_tokens), warnings or UNSET)
+        most = chunking.most if chunking else None
+        cut = requests.cut_warning(found.truncated, job.query_truncated, limit, job.query_limit, most)
+        warnings, usage = options.warnings + cut, Usage(job.input_tokens)
+        return ScoreResponse(model, request.query.id, entries, usage, scale.score_type, warnings or UNSET)
+
+    async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
+        """What `score` with this request would read; nothing is run.
+
+        Raises:
+            SIEError: any of its kinds but the HTTP ones.
+        """
+        asked = requests.parse_options(request.options, "$.options").known
+        instruction = requests.one_instruction(request.instruction, asked.instruction)
+        query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
+        async with self.registry.lease(model) as engine:
+            _require_score(engine, model)
+            requests.check_instruction(engine.spec.takes_instruction, request.instruction, asked.instruction)
+            limit = engine.limit(asked.max_seq_length)
+            chunking = scores.chunking_of(asked, self.config.max_chunks)
+
+            def look() -> InspectResponse:
+                if chunking:
+                    job = engine.tokenize_chunks(query, texts, limit, chunking)
+                else:
+                    job = engine.tokenize_plain(query, texts, limit, instruction)
+                return inspected(model, engine, request.items, job, limit)
+
+            return await self._tokenize(look, timing)
 
     async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
         """Turn texts into vectors.
@@ -99,26 +127,19 @@ class Service:
             SIEError: any of its kinds but the HTTP ones.
         """
         params = request.params or EncodeParams()
-        options = requests.parse_options(params.options, "$.params.options")
-        requests.refuse_instruction(
-            (params.instruction, "$.params.instruction"),
-            (options.known.instruction, "$.params.options.instruction"),
-        )
+        options = requests.parse_options(params.options, "$.params.options", "encode")
         texts = requests.texts_of(request.items)
-        is_query = bool(params.is_query or options.known.is_query)
-        outputs = tuple(dict.fromkeys(params.output_types or ["dense"]))
         async with self.registry.lease(model) as engine:
-            for output in outputs:
-                _require(engine, output, model)
+            plan = plan_of(model, engine.spec, params, options.known)
             limit = engine.limit(options.known.max_seq_length)
+            prompted, is_query = [plan.prompt + text for text in texts], plan.is_query
             job = await self._tokenize(
-                lambda: engine.tokenize_encode(texts, outputs, limit, is_query=is_query), timing
+                lambda: engine.tokenize_encode(prompted, plan.outputs, limit, is_query=is_query), timing
             )
             await self._run(model, engine, job, timing)
-        dtype = params.output_dtype or "float32"
-        encoded = [_encoded(i, item, job, dtype) for i, item in enumerate(request.items)]
+        items = [encoded(i, item, job, plan) for i, item in enumerate(request.items)]
         warnings = options.warnings + requests.cut_warning(job.truncated, False, limit)
-        return EncodeResponse(model, encoded, _wire_timing(timing), Usage(job.tokens), warnings or UNSET)
+        return EncodeResponse(model, items, _wire_timing(timing), Usage(job.tokens), warnings or UNSET)
 
     async def close(self) -> None:
         """End all threads; requests still waiting fail."""
@@ -167,23 +188,10 @@ def load_engine(model: ModelConfig, config: ServerConfig, documents: DocumentCac
     )
 
 
-def _require(engine: Engine, output: str, model: str) -> None:
+def _require_score(engine: Engine, model: str) -> None:
     given = engine.spec.outputs
-    if output not in given:
-        field = "" if output == "score" else " - at `$.params.output_types`"
-        raise InvalidInput(f"model {model!r} does not give {output!r}; it gives {', '.join(given)}{field}")
-
-
-def _encoded(index: int, item: Item, job: Job, dtype: str) -> EncodedItem:
-    given: Vectors = job.results[index]
-    for values in given.values():
-        vectors.check_finite(values, index)
-    return EncodedItem(
-        id=UNSET if item.id is None else item.id,
-        dense=vectors.dense(given["dense"], dtype) if "dense" in given else UNSET,
-        multivector=vectors.multivector(given["multivector"], dtype) if "multivector" in given else UNSET,
-        truncated=True if job.truncated[index] else UNSET,
-    )
+    if "score" not in given:
+        raise InvalidInput(f"model {model!r} does not give 'score'; it gives {', '.join(given)}")
 
 
 def _wire_timing(timing: RequestTiming) -> Timing:

@@ -1,4 +1,4 @@
-"""Vectors in the number format a caller asked for."""
+"""Vectors in the width and the number format a caller asked for."""
 
 from __future__ import annotations
 
@@ -7,28 +7,62 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sie_server.engine.job import Sparse
 from sie_server.errors import InferenceError, InvalidInput
-from sie_server.wire import DenseVector, MultiVector
+from sie_server.wire import DenseVector, MultiVector, SparseVector
 
-GIVEN = ("float32", "float16", "binary", "ubinary")
+FLOATS = ("float32", "float16")  # sparse values have no fixed range
+INTEGERS = ("int8", "uint8")
+INT8_SCALE = 127  # a component of a unit vector lies in [-1, 1]
 
 
 def convert(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """float32 [.., dims] → `dtype`; the binary formats pack the signs of 8 dimensions into a byte, [.., dims / 8].
+    """float32 [.., dims] → `dtype`.
 
-    `ubinary` is numpy's packbits (first dimension in the highest bit); `binary` is the same minus 128, as int8: the
-    convention of sentence-transformers' `quantize_embeddings`.
+    - `int8`: `round(127 · x)`, for vectors of length 1, whose components lie in [-1, 1]; so `x ≈ v / 127`, and products
+      of two such vectors are `127² · cosine`. The scale is fixed, so vectors of different requests compare.
+    - `uint8`: the same plus 128 (zero is 128): `x ≈ (v - 128) / 127`.
+    - `ubinary`: the signs of 8 dimensions packed into a byte, [.., dims / 8], the first in the highest bit (numpy's
+      packbits); `binary` is the same minus 128, as int8: so does sentence-transformers' `quantize_embeddings`.
     """
     if dtype == "float32":
         return values
     if dtype == "float16":
         return values.astype(np.float16)
-    if dtype not in GIVEN:
-        raise InvalidInput(
-            f"output_dtype {dtype!r} is not given by this model; given: {', '.join(GIVEN)} - at `$.params.output_dtype`"
-        )
+    if dtype in INTEGERS:
+        scaled = np.rint(np.clip(values, -1, 1) * INT8_SCALE)
+        return scaled.astype(np.int8) if dtype == "int8" else (scaled + 128).astype(np.uint8)
     bits = np.packbits(values > 0, axis=-1)
     return bits if dtype == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+
+
+def cut(values: npt.NDArray[np.float32], dimensions: int | None, *, unit: bool) -> npt.NDArray[np.float32]:
+    """The first `dimensions` of [.., dims], brought back to length 1 where the vectors had it (Matryoshka).
+
+    Kusupati et al., 2022, https://arxiv.org/abs/2205.13147: models trained for it order their dimensions by use.
+    """
+    if dimensions is None or dimensions == values.shape[-1]:
+        return values
+    kept: npt.NDArray[np.float32] = values[..., :dimensions]
+    if not unit:
+        return kept
+    length = np.linalg.norm(kept, axis=-1, keepdims=True)
+    shortened: npt.NDArray[np.float32] = np.divide(kept, length, out=np.zeros_like(kept), where=length > 0)
+    return shortened
+
+
+def require_unit(dtype: str, *, unit: bool) -> None:
+    """The integer formats have one fixed scale, which only suits vectors of length 1."""
+    if dtype in INTEGERS and not unit:
+        raise InvalidInput(
+            f"output_dtype {dtype!r} needs vectors of length 1, and this model does not normalise its own; "
+            "given: float32, float16, binary, ubinary - at `$.params.output_dtype`"
+        )
+
+
+def sparse(entries: Sparse, dims: int, dtype: str) -> SparseVector:
+    """`dims` counts the vocabulary."""
+    return SparseVector(dims, dtype, entries.indices, convert(entries.values, dtype))
 
 
 def check_finite(values: npt.NDArray[np.float32], index: int) -> None:

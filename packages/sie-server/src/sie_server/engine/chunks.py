@@ -1,0 +1,81 @@
+"""Long documents as overlapping windows of tokens, each scored with the whole query.
+
+A window is cut out of the document's own token ids, not tokenised again from a piece of text, so its tokens are exactly
+those that the model would have read at that place; the characters it covers come from the tokenizer's offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from sie_server.engine.job import Chunk, Job
+from sie_server.engine.tokenize import TextTokenizer
+from sie_server.errors import InvalidInput
+from sie_server.models.packed import Ids
+
+DEFAULT_OVERLAP = 64  # tokens; a quarter of the window where that is less
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How to split: tokens that neighbouring windows share (None: the default), and windows per document at most."""
+
+    overlap: int | None
+    most: int
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Windows of all documents in order; `cut[i]`: window i is of a document that has more than were allowed."""
+
+    ids: list[Ids]
+    chunks: list[Chunk]
+    cut: list[bool]
+
+
+@runtime_checkable
+class ChunkInput(Protocol):
+    """A `ScoreInput` that can also split documents."""
+
+    def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
+        """One result per window, in the order of `Job.chunks`; at most `limit` tokens per sequence."""
+        ...
+
+
+def split(tokenizer: TextTokenizer, documents: list[str], room: int, chunking: Chunking) -> Chunks:
+    """Windows of at most `room` document tokens.
+
+    Raises:
+        InvalidInput: the overlap leaves no token to move on by.
+    """
+    overlap = min(DEFAULT_OVERLAP, room // 4) if chunking.overlap is None else chunking.overlap
+    if overlap >= room:
+        raise InvalidInput(
+            f"chunk_overlap is {overlap}, but the query leaves {room} tokens for each window of a document; "
+            "it has to be less - at `$.options.chunk_overlap`"
+        )
+    most_tokens = room + (chunking.most - 1) * (room - overlap)
+    encoded, cut = tokenizer.encode_with_spans(documents, most_tokens)
+    result = Chunks([], [], [])
+    for document, ((ids, spans), more) in enumerate(zip(encoded, cut, strict=True)):
+        starts = range(0, max(1, len(ids) - overlap), room - overlap)
+        for index, start in enumerate(starts):
+            window = slice(start, start + room)
+            first, last = _characters(documents[document], spans[window])
+            result.ids.append(ids[window])
+            result.chunks.append(Chunk(document, index, len(starts), first, last))
+            result.cut.append(more)
+    return result
+
+
+def _characters(text: str, spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """From the first to after the last character; an empty document has the span 0, 0.
+
+    Some tokenizers count the space before a word to its token, some do not; a span never begins or ends with one.
+    """
+    start, end = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    return start, start + len(part.strip())

@@ -1,0 +1,28 @@
+"""What an embedding model was trained to see before a query or a document: `config_sentence_transformers.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sie_server.models.spec import Prompts, UnsupportedCheckpoint, read_json
+
+FILE = "config_sentence_transformers.json"
+
+
+def read_prompts(directory: Path) -> Prompts:
+    """The prompts of a checkpoint; none without the file.
+
+    Raises:
+        UnsupportedCheckpoint: prompts that are not text, or a default that is not among them.
+    """
+    if not (directory / FILE).exists():
+        return Prompts()
+    config = read_json(directory / FILE)
+    texts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise UnsupportedCheckpoint(f"{FILE}: prompts is not a table of names and texts")
+    if default is not None and default not in texts:
+        raise UnsupportedCheckpoint(
+            f"{FILE}: default_prompt_name {default!r} is not among the prompts {sorted(texts)}"
+        )
+    return Prompts(texts, default)

@@ -1,0 +1,154 @@
+"""`/v1/inspect` shows what the reference tokenizer gives; `verify` finds what differs and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from scipy.stats import kendalltau
+from starlette.testclient import TestClient
+from transformers import AutoTokenizer
+
+from checkpoints import make_cross_encoder
+from encoders import make_encoder
+from inprocess import ask, asking, post
+from sie_server.catalog import EMBEDDED
+from sie_server.cli import cli
+from sie_server.engine.verify import CannotVerify, kendall_tau, verify
+
+LIMIT = 48
+QUERY = "how stars burn hydrogen"
+LONG = "Rain falls over the quiet harbour, nobody reads. " * 20
+TEXTS = ["rain falls tomorrow", "", LONG]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cross_encoder(tmp_path_factory.mktemp("toy") / "bert", "bert", max_length=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def client(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    encoder = make_encoder(tmp_path_factory.mktemp("encoder"))
+    with asking({"toy": toy, "mini": EMBEDDED / "mini-en", "encoder": encoder}) as client:
+        yield client
+
+
+def inspect(client: TestClient, model: str, status: int = 200, **options: object) -> dict[str, object]:
+    items = [{"text": text} for text in TEXTS]
+    body = {"query": {"text": QUERY}, "items": items, "options": options}
+    answer: dict[str, object] = post(client, f"/v1/inspect/{model}", body, status)
+    return answer
+
+
+def test_pairs_are_shown_as_the_reference_tokenizes_them(client: TestClient, toy: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(toy)
+    answer = inspect(client, "toy")
+    assert answer["max_seq_length"] == LIMIT and answer["query_truncated"] is False and "query" not in answer
+    for i, (text, item) in enumerate(zip(TEXTS, answer["items"], strict=True)):  # type: ignore[call-overload]
+        # in lists: an empty text by itself would count as no second text
+        [ids] = tokenizer([QUERY], [text], truncation="only_second", max_length=LIMIT).input_ids
+        assert item["item_id"] == f"item-{i}"
+        assert item["token_ids"] == ids
+        assert item["tokens"] == tokenizer.convert_ids_to_tokens(ids)
+        assert item["text"].startswith("[CLS] how stars burn hydrogen [SEP]")
+        assert (item["readout"], item["position"]) == ("first", 0)
+        assert item["truncated"] is (text == LONG)
+
+
+def test_what_was_cut_is_shown(client: TestClient, toy: Path) -> None:
+    item = inspect(client, "toy")["items"][2]  # type: ignore[index]
+    read = LONG[: item["read_to"]]
+    tokenizer = AutoTokenizer.from_pretrained(toy)
+    query = tokenizer(QUERY, add_special_tokens=False).input_ids
+    assert item["token_ids"][len(query) + 2 : -1] == tokenizer(read, add_special_tokens=False).input_ids
+
+
+def test_the_usage_of_a_score_is_what_inspect_shows(client: TestClient) -> None:
+    for model in ("toy", "mini"):
+        for options in ({}, {"long_document": "chunk", "max_seq_length": 40}):
+            shown = inspect(client, model, **options)
+            sequences = [*shown["items"], *([shown["query"]] if "query" in shown else [])]  # type: ignore[misc]
+            total = sum(len(item["token_ids"]) for item in sequences)
+            assert total == ask(client, model, QUERY, TEXTS, **options)["usage"]["input_tokens"]
+
+
+def test_late_interaction_shows_the_query_by_itself(client: TestClient) -> None:
+    answer = inspect(client, "mini", max_seq_length=32)
+    query, long = answer["query"], answer["items"][2]  # type: ignore[index]
+    assert query["text"] == "[CLS] how stars burn hydrogen [SEP]" and query["item_id"] is None  # type: ignore[index]
+    assert long["readout"] == "all" and "position" not in long and long["truncated"]
+    assert LONG[: long["read_to"]].lower().endswith(long["tokens"][-2].removeprefix("##"))
+
+
+def test_windows_are_shown_with_their_characters(client: TestClient) -> None:
+    items = inspect(client, "toy", long_document="chunk", chunk_overlap=0)["items"]
+    windows = [item for item in items if item["item_id"] == "item-2"]  # type: ignore[union-attr,index,attr-defined]
+    assert len(windows) == windows[0]["chunk"]["count"] > 3
+    assert windows[-1]["chunk"]["end"] == len(LONG.rstrip())
+
+
+def test_inspect_refuses_what_score_refuses(client: TestClient) -> None:
+    assert "score" in inspect(client, "encoder", 400)["detail"]["message"]  # type: ignore[index]
+    assert "$.options" in inspect(client, "toy", 400, max_seq_length=3)["detail"]["message"]  # type: ignore[index]
+
+
+# ── verify ──
+
+
+def run(*args: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, ["verify", *args])
+    return done.exit_code, done.output
+
+
+def test_equal_cross_encoders_and_encoders_pass(toy: Path, tmp_path: Path) -> None:
+    for directory in (toy, make_encoder(tmp_path / "encoder", prompts={"prompts": {"query": "q: "}})):
+        status, output = run(f"m={directory}", "--pairs", "20", "--offline")
+        assert status == 0, output
+        assert "max |Δ|" in output and "Kendall tau  1.000000" in output and "token ids    equal" in output
+
+
+def test_another_lower_casing_is_found_by_its_token(toy: Path, tmp_path: Path) -> None:
+    """tokenizer.json and tokenizer_config.json disagree: the reference believes one, we the other."""
+    directory = make_cross_encoder(tmp_path / "cased", "bert", max_length=LIMIT)
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"]["lowercase"] = not content["normalizer"]["lowercase"]
+    path.write_text(json.dumps(content))
+    status, output = run(f"m={directory}", "--pairs", "20", "--offline")
+    assert status == 1
+    assert "text 1, token" in output and "ours [" in output and "the two differ" in output
+
+
+def test_a_difference_beyond_the_tolerance_fails(toy: Path) -> None:
+    status, output = run(f"m={toy}", "--pairs", "20", "--offline", "--tolerance", "-1")
+    assert status == 1 and "token ids    equal" in output and "the two differ" in output
+
+
+def test_weights_that_are_not_numbers_never_pass(toy: Path, tmp_path: Path) -> None:
+    directory = make_cross_encoder(tmp_path / "nan", "bert", max_length=LIMIT)
+    weights = load_file(directory / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    assert not verify(directory, 8).equal(1e9)
+
+
+def test_without_a_reference_it_says_why(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CannotVerify, match="no reference library"):
+        verify(EMBEDDED / "mini-en", 5)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    with pytest.raises(CannotVerify, match="pip install transformers"):
+        verify(toy, 5)
+
+
+def test_kendall_tau_equals_scipys() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        first, second = (rng.integers(0, 9, 30).astype(float).tolist() for _ in range(2))
+        assert kendall_tau(first, second) == pytest.approx(kendalltau(first, second).statistic)
