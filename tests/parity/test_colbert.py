@@ -141,7 +141,7 @@ class Reference:
 def encoded(engine: Engine, texts: list[str], limit: int, *, is_query: bool) -> Vectors:
     job = engine.tokenize_encode(texts, ("multivector",), limit, is_query=is_query)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)["multivector"]
+        job.put(work.index, result["multivector"])
     return job.results
 
 

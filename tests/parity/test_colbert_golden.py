@@ -29,6 +29,8 @@ def test_pylate_agrees(name: str) -> None:
             np.testing.assert_allclose(result["multivector"], expected, atol=1e-4, rtol=0)
     for query, expected in zip(texts["queries"], golden["scores"], strict=True):
         job = engine.tokenize_score(query, texts["documents"], limit)
-        results = {w.index: r for w, r in zip(job.work, engine.run(job.work), strict=True)}
-        ours = [results[i] for i in range(len(expected))]
+        for work, result in zip(job.work, engine.run(job.work), strict=True):
+            if work.index >= 0:
+                job.put(work.index, result)
+        ours = job.results
         np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)

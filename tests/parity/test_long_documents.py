@@ -58,10 +58,14 @@ def by_hand(directory: Path, text: str, overlap: int) -> tuple[list[float], list
         offsets = plain.offsets[start : start + room]
         spans.append(stripped(text, offsets[0][0], offsets[-1][1]) if part else (0, 0))
         head = [tokenizer.cls_token_id, *query, tokenizer.sep_token_id]
-        head += [] if type(model).__name__[:4] == "Bert" else [tokenizer.sep_token_id]
+        head += [] if tokenizer.num_special_tokens_to_add(pair=True) == 3 else [tokenizer.sep_token_id]
         ids = [*head, *part, tokenizer.sep_token_id]
         types = [0] * len(head) + [1] * (len(part) + 1)
-        extra = {"token_type_ids": torch.tensor([types])} if model.config.type_vocab_size == 2 else {}
+        extra = (
+            {"token_type_ids": torch.tensor([types])}
+            if getattr(model.config, "type_vocab_size", 0) == 2
+            else {}
+        )
         with torch.inference_mode():
             scores.append(float(model(input_ids=torch.tensor([ids]), **extra).logits))
     return scores, spans

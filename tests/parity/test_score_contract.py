@@ -39,7 +39,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def client(checkpoints: dict[str, Path]) -> Iterator[TestClient]:
-    with asking({**checkpoints, "mini": EMBEDDED / "mini-en"}) as client:
+    with asking({**checkpoints, "mini": EMBEDDED / "mini-en"}, document_cache_mb=0) as client:
         yield client
 
 

@@ -36,7 +36,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     encoder = make_encoder(tmp_path_factory.mktemp("encoder"))
-    with asking({"toy": toy, "mini": EMBEDDED / "mini-en", "encoder": encoder}) as client:
+    with asking(
+        {"toy": toy, "mini": EMBEDDED / "mini-en", "encoder": encoder}, document_cache_mb=0
+    ) as client:
         yield client
 
 

@@ -137,7 +137,12 @@ def test_models_of_another_kind_take_no_vectors(client: TestClient) -> None:
         for query, item in (({"text": "a"}, {"multivector": GOOD}), ({"multivector": GOOD}, {"text": "a"})):
             said = post(client, f"score/{model}", {"query": query, "items": [item]}, status=400)
             assert "reads text" in said
-    said = post(client, "encode/pylate", {"items": [{"text": "a"}]}, status=400)
+    said = post(
+        client,
+        "encode/pylate",
+        {"items": [{"text": "a"}], "params": {"output_types": ["dense"]}},
+        status=400,
+    )
     assert "gives score, multivector" in said
 
 

@@ -82,8 +82,13 @@ class Job:
 
     @property
     def input_tokens(self) -> int:
-        """Tokens of all sequences, as the caller is told: a shared prefix counts in every sequence it begins."""
-        return sum(len(w.tokens) for w in self.work) + len(self.prefix or ()) * len(self.work)
+        """Tokens of all sequences, as the caller is told.
+
+        A shared prefix counts in every sequence it begins, and a sequence for every text it is; a document whose vectors
+        were known is not read and does not count.
+        """
+        prefix = len(self.prefix or ())
+        return sum((len(w.tokens) + prefix) * (1 + len(self.copies.get(w.index, ()))) for w in self.work)
 
     def release(self) -> None:
         """Let go of what the job keeps on the device; a batch that still runs has its own hold on it.

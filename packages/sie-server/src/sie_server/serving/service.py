@@ -139,7 +139,7 @@ class Service:
             await self._run(model, engine, job, timing)
         items = [encoded(i, item, job, plan) for i, item in enumerate(request.items)]
         warnings = options.warnings + requests.cut_warning(job.truncated, False, limit)
-        return EncodeResponse(model, items, _wire_timing(timing), Usage(job.tokens), warnings or UNSET)
+        return EncodeResponse(model, items, _wire_timing(timing), Usage(job.input_tokens), warnings or UNSET)
 
     async def close(self) -> None:
         """End all threads; requests still waiting fail."""
