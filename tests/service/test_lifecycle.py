@@ -169,7 +169,7 @@ BROKEN: dict[str, tuple[str, Edit, list[str]]] = {
     "truncated weights": ("toy/bert", truncate("model.safetensors", 20_000), ["model.safetensors", "truncated"]),
     "empty weights": ("toy/bert", truncate("model.safetensors", 0), ["model.safetensors"]),
     "no weights": ("toy/bert", remove("model.safetensors"), ["no weights", "model.safetensors"]),
-    "unknown architecture": ("toy/bert", config(architectures=["LlamaForCausalLM"]), ["'LlamaForCausalLM'", "Served"]),
+    "unknown architecture": ("toy/bert", config(architectures=["PhiForCausalLM"]), ["'PhiForCausalLM'", "Served"]),
     "left-over weights": ("toy/bert", weights(lambda w: w.update(extra=torch.zeros(2))), ["1 weights", "extra"]),
     "missing weights": ("toy/bert", weights(lambda w: w.pop("bert.pooler.dense.bias")), ["'bert.pooler.dense.bias'"]),
     "wrong shape": ("toy/bert", config(intermediate_size=100), ["[96, 48]", "[100, 48]"]),
@@ -444,7 +444,7 @@ def test_score_from_a_file(tmp_path: Path, server: Server) -> None:
     result = servers.command_line(tmp_path, *args)
     assert (result.returncode, result.stderr) == (0, "")
     answer = json.loads(result.stdout)
-    assert list(answer) == ["model", "query_id", "scores", "usage"]
+    assert list(answer) == ["model", "query_id", "scores", "usage", "score_type"]
     assert [entry["item_id"] for entry in answer["scores"]] == ["item-1", "a"]
     served = server.scores(
         MINI, "What is machine learning?", ["The cat sleeps.", "Machine learning learns from data."]

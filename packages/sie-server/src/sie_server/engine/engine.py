@@ -237,12 +237,19 @@ class Engine:
         head, query = self.spec.head, job.query_vectors
         if query is None:
             raise RuntimeError("known documents came before their query")
-        documents = [vectors.to(self.device) for _, vectors in job.known]
+        # the same document twice is scored once, so that it ties with itself to the last bit
+        places: dict[int, list[int]] = {}
+        documents = []
+        for index, vectors in job.known:
+            same = places.setdefault(id(vectors), [])
+            if not same:
+                documents.append(vectors.to(self.device))
+            same.append(index)
         weight = head.dense_weight if isinstance(head, EmbeddingSpec) else None
-        for (index, _), score in zip(
-            job.known, maxsim(query.to(self.device), documents, weight), strict=True
-        ):
-            job.results[index] = score
+        scores = maxsim(query.to(self.device), documents, weight)
+        for indices, score in zip(places.values(), scores, strict=True):
+            for index in indices:
+                job.results[index] = score
 
     def _pack(self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = ()) -> PackedBatch:
         backbone = self.spec.backbone

@@ -84,7 +84,7 @@ class Job:
     def input_tokens(self) -> int:
         """Tokens of all sequences, as the caller is told.
 
-        A shared prefix counts in every sequence it begins, and a sequence for every text it is; a document whose vectors
+        A shared prefix counts in every sequence it begins, a sequence for every text it is; a document whose vectors
         were known is not read and does not count.
         """
         prefix = len(self.prefix or ())
