@@ -251,7 +251,8 @@ def loopback_port(url: str) -> int:
 
 def server_for(url: str | None, model: str, flags: tuple[str, ...]) -> AbstractContextManager[Server]:
     if url is None:
-        return running_server(model, flags=flags)
+        # the clients send the same documents again and again; what is measured is the model, not its cache
+        return running_server(model, flags=("--document-cache-mb", "0", *flags))
     return nullcontext(server_at(url.rstrip("/"), loopback_port(url)))
 
 

@@ -8,21 +8,16 @@ Without --url a server is started for the run and stopped afterwards. Writes qua
 from __future__ import annotations
 
 import json
-import socket
 import statistics
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 from bench.datasets import REPORTED, TARGETS, Collection, bm25_candidates, load, mean_ndcg
+from bench.local_server import running_server, wait_ready
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -58,43 +53,6 @@ class Outcome:
     @property
     def seconds_per_query(self) -> float:
         return self.seconds / self.queries
-
-
-@contextmanager
-def running_server(model: str) -> Iterator[str]:
-    """The address of a server of our own, ready to score; it is stopped at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "sie_server", "serve", "--port", str(port), "--model", model]
-    server = subprocess.Popen([*command, "--log-level", "warning"])
-    try:
-        url = f"http://127.0.0.1:{port}"
-        with console.status(f"starting a server with {model} …"):
-            wait_ready(url, server)
-        yield url
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def wait_ready(url: str, server: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + START_WITHIN
-    while time.monotonic() < deadline:
-        if server is not None and server.poll() is not None:
-            raise click.ClickException(f"the server stopped with exit code {server.returncode}")
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as reply:
-                if reply.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass  # not listening yet, or 503: still loading
-        time.sleep(0.2)
-    raise click.ClickException(f"{url} was not ready within {START_WITHIN:.0f} s")
 
 
 def rerank_one(client: SIEClient, model: str, query: str, texts: dict[str, str]) -> tuple[list[str], float]:
@@ -261,7 +219,7 @@ def main(data: Path, sets: str, limit: int | None, model: str, url: str | None, 
         outcomes = measure(url.rstrip("/"), model, collections, limit is not None)
     else:
         with running_server(model) as own:
-            outcomes = measure(own, model, collections, limit is not None)
+            outcomes = measure(own.url, model, collections, limit is not None)
     show(model.partition("=")[0], outcomes)
     write(model.partition("=")[0], outcomes, out)
     if any(outcome.passed is False for outcome in outcomes):

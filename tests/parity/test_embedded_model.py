@@ -148,9 +148,7 @@ def test_bf16_ranks_as_fp32(engine: Engine) -> None:
         "python loops",
     ]
     taus = [kendalltau(scores(engine, q, passages), scores(coarse, q, passages)).statistic for q in queries]
-    print("tau", taus)
-    assert min(taus) >= 0.97
-    assert float(np.mean(taus)) >= 0.99
+    assert min(taus) >= 0.99, taus
 
 
 def test_multivector_has_one_unit_vector_per_token(engine: Engine, reference: SentenceTransformer) -> None:
