@@ -14,7 +14,11 @@ from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 from checkpoints import FAMILIES, SPECIAL_TOKENS
 
-BASES = {"bert": transformers.BertModel, "xlm-roberta": transformers.XLMRobertaModel}
+BASES = {
+    "bert": transformers.BertModel,
+    "modernbert": transformers.ModernBertModel,
+    "xlm-roberta": transformers.XLMRobertaModel,
+}
 STANFORD_MARKERS = ["[unused0]", "[unused1]"]
 
 
@@ -98,17 +102,22 @@ def _random_backbone(family: str, tokenizer: Tokenizer, hidden: int) -> transfor
         config_class(
             vocab_size=tokenizer.get_vocab_size(),
             max_position_embeddings=96 + extra,
-            pad_token_id=tokenizer.token_to_id("[PAD]" if family == "bert" else "<pad>"),
+            pad_token_id=tokenizer.token_to_id("<pad>" if family == "xlm-roberta" else "[PAD]"),
             hidden_size=hidden,
             num_hidden_layers=3,
             num_attention_heads=4,
             intermediate_size=2 * hidden,
-            type_vocab_size=2 if family == "bert" else 1,
+            # documents are longer than the window, queries are not, as in the real models
+            **(
+                {"local_attention": 48}
+                if family == "modernbert"
+                else {"type_vocab_size": 2 if family == "bert" else 1}
+            ),
         )
     )
     for name, parameter in model.named_parameters():  # flat initialisation would let wrong code agree too
         torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
-        if "LayerNorm.weight" in name:
+        if "LayerNorm.weight" in name or "norm.weight" in name:
             parameter.data += 1.0
     return model.eval()
 

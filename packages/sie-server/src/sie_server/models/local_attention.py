@@ -54,24 +54,25 @@ class LocalAttention:
         if group.slot <= self._reach + 1:
             return group.mask  # everything is in reach
         device = self._batch.ids.device
-        valid = group.valid
+        seen = _seen(group)
         if self._blocked(group):
-            if valid is None:
-                valid = torch.ones(group.count, group.slot, dtype=torch.bool, device=device)
-            keys = self._windows(valid)  # [count, blocks, keys]
+            if seen is None:
+                seen = torch.ones(group.count, group.slot, dtype=torch.bool, device=device)
+            keys = self._windows(seen)  # [count, blocks, keys]
             distance = torch.arange(keys.shape[2], device=device) - self._reach
             distance = distance - torch.arange(self._block, device=device)[:, None]  # [block, keys]
             return self._additive(distance, keys.flatten(0, 1)[:, None, None, :])
         place = torch.arange(group.slot, device=device)
-        return self._additive(place - place[:, None], None if valid is None else valid[:, None, None, :])
+        return self._additive(place - place[:, None], None if seen is None else seen[:, None, None, :])
 
-    def _additive(self, distance: Tensor, valid: Tensor | None) -> Tensor:
-        seen = distance.abs() <= self._reach
-        if valid is not None:
-            # a spare row sees itself: a softmax over nothing would be NaN, and spread from there
-            seen = (seen & valid) | (distance == 0)
-        mask = torch.zeros(seen.shape, dtype=self._dtype, device=seen.device).masked_fill_(
-            ~seen, float("-inf")
+    def _additive(self, distance: Tensor, seen: Tensor | None) -> Tensor:
+        near = distance.abs() <= self._reach
+        if seen is not None:
+            near = near & seen
+            # a row that would see nothing sees itself: a softmax over nothing would be NaN, and spread from there
+            near |= (distance == 0) & ~near.any(-1, keepdim=True)
+        mask = torch.zeros(near.shape, dtype=self._dtype, device=near.device).masked_fill_(
+            ~near, float("-inf")
         )
         return mask if mask.ndim == 4 else mask[None, None]
 
@@ -79,8 +80,8 @@ class LocalAttention:
         """[count, 1, 1, slot]"""
         places = self._batch.positions[asking[group.sequences]]
         distance = torch.arange(group.slot, device=places.device) - places[:, None]
-        valid = None if group.valid is None else group.valid[:, None, None, :]
-        return self._additive(distance[:, None, None, :], valid)
+        seen = _seen(group)
+        return self._additive(distance[:, None, None, :], None if seen is None else seen[:, None, None, :])
 
     def _windows(self, x: Tensor) -> Tensor:
         """[count, slot, …] → [count, blocks, …, block + 2 · reach]: the keys of each block of queries."""
@@ -96,6 +97,11 @@ class LocalAttention:
         mixed = _attend(blocks, keys, values, mask)  # [count · blocks, block, heads, dim]
         rows: Tensor = mixed.unflatten(0, (count, -1)).flatten(1, 2)
         return rows[:, :slot]
+
+
+def _seen(group: Group) -> Tensor | None:
+    """[count, slot] bool: the keys that are seen at all; None: all."""
+    return None if group.mask is None else group.mask[:, 0, 0] == 0
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
