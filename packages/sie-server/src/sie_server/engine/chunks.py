@@ -37,7 +37,7 @@ class Chunks:
 
 @runtime_checkable
 class ChunkInput(Protocol):
-    """A `ScoreInput` that can also split documents."""
+    """A `TextInput` that can also split documents."""
 
     def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
         """One result per window, in the order of `Job.chunks`; at most `limit` tokens per sequence."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,23 @@ import numpy as np
 import torch
 
 from sie_server.engine.chunks import Chunking, ChunkInput
-from sie_server.engine.colbert import ColbertInput, ColbertReader, Floats
+from sie_server.engine.colbert import ColbertInput, Floats
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
-from sie_server.engine.inputs import LateInteractionInput, PairInput, ScoreInput
+from sie_server.engine.inputs import EncodeInput
 from sie_server.engine.job import Job, Work, build_job
+from sie_server.engine.kinds import KINDS, Parts
 from sie_server.engine.prefix import compute_prefixes
-from sie_server.engine.prompts import PromptInput, PromptTokenizer
-from sie_server.engine.readout import LogitReader, Reader, VectorReader
+from sie_server.engine.readout import score_known
 from sie_server.engine.source import failed
-from sie_server.engine.sparse_readout import M3Reader, SpladeReader
-from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
 from sie_server.models.causal import Prefix
 from sie_server.models.checkpoint import read_spec
 from sie_server.models.decoder import Decoder
-from sie_server.models.late_interaction import TokenProjection, maxsim
-from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import PackedBatch, Readout, Tokens, pack
-from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
-from sie_server.models.spec import (
-    CausalSpec,
-    EmbeddingSpec,
-    LateInteractionSpec,
-    ModelSpec,
-    UnsupportedCheckpoint,
-)
-from sie_server.models.table import build_backbone, build_classifier, build_token_logits
+from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.table import build_backbone
 
 CPU_ALIGN = 16  # see models.packed
 # Tokens; smaller ones pay for calls, larger ones fall out of the caches. All of them are good, one is best.
@@ -85,63 +75,23 @@ class Engine:
 
     def _load(self, directory: Path, template: str | None) -> None:
         self.spec: ModelSpec = read_spec(directory, template)
-        self._read_text(directory)
+        kind = KINDS[type(self.spec.head)]
+        self._tokenizer = kind.tokenizer(directory, self.spec)
+        self._check_vocabulary()
+        parts = Parts(
+            directory, self.spec, self.spec.head, self._tokenizer, self.documents, self._share_prefix
+        )
+        self._input = kind.input(parts)
+        self._plain_input = kind.input(replace(parts, documents=None, share_prefix=False))
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
         self._backbone = build_backbone(self.spec, weights)
-        self._reader = self._build_reader(directory, weights)
+        self._reader = kind.reader(parts, weights)
         weights.finish()
 
-    def _read_text(self, directory: Path) -> None:
-        head, backbone = self.spec.head, self.spec.backbone
-        if isinstance(head, CausalSpec):
-            self._tokenizer: TextTokenizer = PromptTokenizer(directory, head.template)
-        else:
-            self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
-        self._input = self._build_input(directory, self.documents, self._share_prefix)
-        self._plain_input = self._build_input(directory, None, False)
-        if self._tokenizer.vocab_size > backbone.vocab_size:
-            raise UnsupportedCheckpoint(
-                f"tokenizer.json has {self._tokenizer.vocab_size} tokens, "
-                f"the embedding table {backbone.vocab_size} rows"
-            )
-
-    def _build_input(
-        self, directory: Path, documents: ModelDocuments | None, share_prefix: bool
-    ) -> ScoreInput:
-        head = self.spec.head
-        if isinstance(self._tokenizer, PromptTokenizer):
-            return PromptInput(self._tokenizer, share=share_prefix)
-        if isinstance(head, LateInteractionSpec):
-            return ColbertInput(head, self._tokenizer, directory, documents)
-        if isinstance(head, EmbeddingSpec):
-            return LateInteractionInput(self._tokenizer, documents)
-        return PairInput(self._tokenizer)
-
-    def _build_reader(self, directory: Path, weights: CheckpointWeights) -> Reader:
-        head = self.spec.head
-        if isinstance(head, SpladeSpec):
-            return SpladeReader(SpladeHead(head, self.spec.backbone, weights))
-        if isinstance(head, M3Spec):
-            return self._m3_reader(head, directory)
-        if isinstance(head, LateInteractionSpec):
-            own = [weights.folder(p.folder) if p.folder else weights for p in head.projections]
-            project = TokenProjection(head.projections, own)
-            return ColbertReader(project, self._tokenizer, head.skip_words, self.documents)
-        if isinstance(head, EmbeddingSpec):
-            scorer = weights.at("scorer") if head.dense_weight is not None else None
-            vocabulary = self.spec.backbone.vocab_size
-            table = scorer.take("token_weights", vocabulary, dtype=torch.float32) if scorer else None
-            return VectorReader(head, table, ModuleStack(head.modules, weights), self.documents)
-        if isinstance(self._tokenizer, PromptTokenizer):
-            return LogitReader(build_token_logits(self.spec, weights, self._tokenizer.answers))
-        return LogitReader(build_classifier(self.spec, weights))
-
-    def _m3_reader(self, head: M3Spec, directory: Path) -> Reader:
-        files = [CheckpointWeights(directory, device=self.device, dtype=self.dtype, file=f) for f in M3_FILES]
-        m3 = M3Head(self.spec.backbone.hidden_size, *files)
-        for file in files:
-            file.finish()
-        return M3Reader(head, m3, self._tokenizer.ids_of(head.special_tokens))
+    def _check_vocabulary(self) -> None:
+        known, rows = self._tokenizer.vocab_size, self.spec.backbone.vocab_size
+        if known > rows:
+            raise UnsupportedCheckpoint(f"tokenizer.json has {known} tokens, the embedding table {rows} rows")
 
     def limit(self, asked: int | None) -> int:
         """Tokens per text or pair: what was asked for, as far as the model's positions reach.
@@ -199,9 +149,8 @@ class Engine:
         self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False
     ) -> Job:
         """The work of turning `texts` into vectors."""
-        if isinstance(self._input, ColbertInput):
-            return self._input.encode_job(texts, outputs, max_seq_length, is_query=is_query)
-        return build_job(outputs, *self._tokenizer.singles(texts, max_seq_length))
+        assert isinstance(self._input, EncodeInput)  # the spec lists outputs other than "score"
+        return self._input.encode_job(texts, outputs, max_seq_length, is_query=is_query)
 
     @property
     def readout(self) -> Readout:
@@ -234,22 +183,8 @@ class Engine:
     @torch.inference_mode()
     def score_known(self, job: Job) -> None:
         """Score the documents whose vectors were there already, once the query's are; as `run`, on one thread."""
-        head, query = self.spec.head, job.query_vectors
-        if query is None:
-            raise RuntimeError("known documents came before their query")
-        # the same document twice is scored once, so that it ties with itself to the last bit
-        places: dict[int, list[int]] = {}
-        documents = []
-        for index, vectors in job.known:
-            same = places.setdefault(id(vectors), [])
-            if not same:
-                documents.append(vectors.to(self.device))
-            same.append(index)
-        weight = head.dense_weight if isinstance(head, EmbeddingSpec) else None
-        scores = maxsim(query.to(self.device), documents, weight)
-        for indices, score in zip(places.values(), scores, strict=True):
-            for index in indices:
-                job.results[index] = score
+        head = self.spec.head
+        score_known(job, self.device, head.dense_weight if isinstance(head, EmbeddingSpec) else None)
 
     def _pack(self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = ()) -> PackedBatch:
         backbone = self.spec.backbone

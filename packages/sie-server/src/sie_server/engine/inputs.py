@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sie_server.engine.chunks import Chunking, split
 from sie_server.engine.document_cache import ModelDocuments
@@ -12,14 +12,23 @@ from sie_server.engine.tokenize import TextTokenizer
 from sie_server.models.packed import Tokens
 
 
-class ScoreInput(Protocol):
-    """How a score request becomes work."""
+class TextInput(Protocol):
+    """How a score request becomes work; `ChunkInput` also splits documents, `EncodeInput` also gives vectors."""
 
     def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
         """One result per document; at most `limit` tokens per sequence.
 
         `instruction` is given only to models whose spec takes one.
         """
+        ...
+
+
+@runtime_checkable
+class EncodeInput(Protocol):
+    """How texts become work whose results are vectors."""
+
+    def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
+        """One result per text; at most `limit` tokens per sequence."""
         ...
 
 
@@ -59,6 +68,9 @@ class LateInteractionInput:
         job = build_job(("score",), [self._tokenizer.single(ids) for ids in parts.ids], parts.cut)
         job.chunks = parts.chunks
         return self._with_query(job, query, limit)
+
+    def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
+        return build_job(outputs, *self._tokenizer.singles(texts, limit))
 
     def _with_query(self, job: Job, query: str, limit: int) -> Job:
         [query_tokens], [job.query_truncated] = self._tokenizer.singles([query], limit)

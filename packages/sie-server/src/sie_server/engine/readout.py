@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.job import QUERY, Job, Vectors, Work
 from sie_server.models.heads import Classifier, pool, unit
-from sie_server.models.late_interaction import DocumentVectors, QueryVectors, weighted_maxsim
+from sie_server.models.late_interaction import DocumentVectors, QueryVectors, maxsim, weighted_maxsim
 from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import EmbeddingSpec
@@ -99,6 +100,25 @@ class VectorReader:
         if query is None or query.pooled is None or weight is None:
             raise RuntimeError("a late-interaction document came before its query")
         return (weight * (pooled @ query.pooled) + weighted_maxsim(query, tokens, batch)).tolist()
+
+
+def score_known(job: Job, device: torch.device, dense_weight: float | None) -> None:
+    """Score the documents of a job whose vectors were there before it; the query's are by now."""
+    query = job.query_vectors
+    if query is None:
+        raise RuntimeError("known documents came before their query")
+    # the same document twice is scored once, so that it ties with itself to the last bit
+    places: dict[int, list[int]] = {}
+    documents = []
+    for index, vectors in job.known:
+        same = places.setdefault(id(vectors), [])
+        if not same:
+            documents.append(vectors.to(device))
+        same.append(index)
+    scores = maxsim(query.to(device), documents, dense_weight)
+    for indices, score in zip(places.values(), scores, strict=True):
+        for index in indices:
+            job.results[index] = score
 
 
 def _by_job(batch: PackedBatch, works: list[Work]) -> dict[Job, list[tuple[int, int]]]:

@@ -32,12 +32,12 @@ class CheckpointWeights:
     def __init__(
         self, directory: Path, *, device: torch.device, dtype: torch.dtype, file: str | None = None
     ) -> None:
-        """`file`: a small table of its own beside the checkpoint's weights, without code."""
+        """`file`: of this table in the directory instead of the checkpoint's weights."""
         self._read = _read_bin(directory / file) if file else _open_checkpoint(directory)
         self._device, self._dtype = device, dtype
         self._directory = directory
         self._taken: set[str] = set()
-        self._folders: list[CheckpointWeights] = []
+        self._parts: list[CheckpointWeights] = []  # with files of their own
         self._prefix = ""
 
     def at(self, prefix: str) -> CheckpointWeights:
@@ -49,8 +49,16 @@ class CheckpointWeights:
 
     def folder(self, name: str) -> CheckpointWeights:
         """The weights of a module with its own file; `finish` sees to them too."""
-        weights = CheckpointWeights(self._directory / name, device=self._device, dtype=self._dtype)
-        self._folders.append(weights)
+        return self._part(CheckpointWeights(self._directory / name, device=self._device, dtype=self._dtype))
+
+    def file(self, name: str) -> CheckpointWeights:
+        """A small table of its own beside the checkpoint's weights, without code; `finish` sees to it too."""
+        return self._part(
+            CheckpointWeights(self._directory, device=self._device, dtype=self._dtype, file=name)
+        )
+
+    def _part(self, weights: CheckpointWeights) -> CheckpointWeights:
+        self._parts.append(weights)
         return weights
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -88,8 +96,8 @@ class CheckpointWeights:
                 "Serving it would ignore them; check `architectures` in config.json"
             )
 
-        for folder in self._folders:
-            folder.finish()
+        for part in self._parts:
+            part.finish()
 
     def _hint(self) -> str:
         unused = sorted(name for name in self._read if name not in self._taken)
