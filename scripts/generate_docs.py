@@ -14,6 +14,7 @@ import msgspec
 from sie_server.catalog import CatalogEntry, catalog
 from sie_server.config import ServerConfig
 from sie_server.templates import template_names
+from sie_server.wire import Profile
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEAD = "<!-- Made by scripts/generate_docs.py; edit {source} instead. -->\n\n"
@@ -52,16 +53,24 @@ def models() -> str:
         "A causal reranker (Gemma, Llama, Mistral, Qwen2, Qwen3) needs a template: it has one under an id of this\n",
         "list; under any other, put a `sie_reranker.yaml` beside its `config.json` that says `template: NAME`, with\n",
         f"one of {', '.join(f'`{name}`' for name in template_names())}, or holds a template of its own.\n\n",
+        "A profile is a set of options under a name, chosen with `options.profile`; a request's own options\n",
+        "beat it.\n\n",
         "| id | gives | tokens | licence | |\n|---|---|---|---|---|\n",
     ]
     entries: dict[str, CatalogEntry] = {m.entry.id: m.entry for m in catalog().values() if m.entry}
     for entry in sorted(entries.values(), key=lambda e: e.id.lower()):
         aliases = "".join(f"<br>`{alias}`" for alias in entry.aliases)
         gives = ", ".join(entry.outputs)
+        about = entry.description + "".join(f"<br>{_profile(*profile)}" for profile in entry.profiles.items())
         lines.append(
-            f"| `{entry.id}`{aliases} | {gives} | {entry.max_seq_length} | {entry.license} | {entry.description} |\n"
+            f"| `{entry.id}`{aliases} | {gives} | {entry.max_seq_length} | {entry.license} | {about} |\n"
         )
     return "".join(lines)
+
+
+def _profile(name: str, options: Profile) -> str:
+    given = {key: value for key, value in msgspec.structs.asdict(options).items() if value is not None}
+    return f"profile `{name}`: {', '.join(f'{key} {value}' for key, value in given.items())}"
 
 
 def _toml(value: Any) -> str:

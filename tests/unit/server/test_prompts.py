@@ -310,8 +310,9 @@ async def test_instructions_reach_the_model_or_are_refused(tmp_path: Path) -> No
             "stars", [i.text or "" for i in items], 900
         )
         assert without.usage.input_tokens == job.tokens
-        with pytest.raises(InvalidInput, match=r"differ.*\$\.options\.instruction"):
-            await ask("d", "one", "two")
+        both = await ask("d", "x y", "two")
+        assert both.scores == told.scores
+        assert both.warnings == ["`instruction` differs from `options.instruction`, which was ignored"]
         with pytest.raises(InvalidInput, match=r"takes no instruction.*\$\.instruction"):
             await ask("e", "one")
         with pytest.raises(InvalidInput, match=r"takes no instruction.*\$\.options\.instruction"):

@@ -36,7 +36,7 @@ class Item(Struct, frozen=True):
 class Options(Struct, frozen=True):
     """Options of one request. A key that is not listed here is ignored and reported in `warnings`."""
 
-    profile: str | None = None
+    profile: Annotated[str | None, Meta(description="One of the model's named sets of options")] = None
     instruction: str | None = None
     max_seq_length: Annotated[int, Meta(ge=1, description="Tokens a model reads per text or pair")] | None = (
         None
@@ -84,6 +84,14 @@ class Options(Struct, frozen=True):
         Annotated[Literal["max", "mean"], Meta(description="score: how windows make a document's score")]
         | None
     ) = None
+
+
+class Profile(Options, frozen=True, forbid_unknown_fields=True):
+    """Options under a name, as a model's catalog entry lists them; a request's own options beat them."""
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            raise ValueError("a profile cannot name another profile")
 
 
 class ScoreRequest(Struct, frozen=True):

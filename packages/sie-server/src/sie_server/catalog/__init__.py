@@ -6,7 +6,7 @@ so a remote caller cannot make the server download anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from sie_server.config import ConfigError
+from sie_server.wire import Profile
 
 HERE = Path(__file__).parent
 EMBEDDED = HERE.parent / "embedded"
@@ -46,6 +47,10 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     template: Annotated[
         str | None, Meta(description="Name of the form a causal reranker is asked in (sie_server/templates)")
     ] = None
+    profiles: Annotated[
+        dict[str, Profile],
+        Meta(description="Name → options of a request; `default` holds for requests that name none"),
+    ] = {}
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class ModelConfig:
     preload: bool = False
     template: str | None = None
 
+    @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """The options its catalog entry gives names to."""
+        return self.entry.profiles if self.entry else {}
+
 
 def known_models(configured: Iterable[str], models_dir: str | None) -> dict[str, ModelConfig]:
     """Every id the server answers to; `configured` are values of `--model`, loaded at start.
@@ -73,9 +83,9 @@ def known_models(configured: Iterable[str], models_dir: str | None) -> dict[str,
         if not name or (separator and not source):
             raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
         if separator:
-            # a known id keeps its template wherever its weights come from
-            template = models[name].template if name in models else None
-            models[name] = ModelConfig(name, source, preload=True, template=template)
+            # a known id keeps its limits, template and profiles wherever its weights come from
+            known = models.get(name, ModelConfig(name, source))
+            models[name] = replace(known, source=source, revision=None, preload=True)
         else:
             # an operator may name any hub id; only ids in callers' requests must be known already
             models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)

@@ -18,7 +18,8 @@ from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed, ModelLoading, ModelNotFound
 from sie_server.serving.metrics import Metrics
-from sie_server.wire import ModelInfo, ModelState
+from sie_server.serving.requests import profile_names
+from sie_server.wire import ModelInfo, ModelState, Profile
 
 log = logging.getLogger("sie_server.registry")
 COOL_DOWN_S = 30.0  # a failed load is answered from memory for so long, then tried again
@@ -59,6 +60,14 @@ class Registry:
             ModelNotFound: with the ids that look alike.
         """
         return _info(name, self._slot(name))
+
+    def profiles(self, name: str) -> Mapping[str, Profile]:
+        """What `options.profile` may be, beside `default`.
+
+        Raises:
+            ModelNotFound
+        """
+        return self._slot(name).config.profiles
 
     def infos(self) -> list[ModelInfo]:
         """All models, by id."""
@@ -161,7 +170,7 @@ def _info(name: str, slot: Slot) -> ModelInfo:
         else entry.max_seq_length
         if entry
         else None,
-        profiles=["default"],
+        profiles=profile_names(slot.config.profiles),
         revision=slot.config.revision,
         license=entry.license if entry else None,
         description=entry.description if entry else None,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from sie_server.errors import InvalidInput
-from sie_server.wire import Item, Options
+from sie_server.wire import Item, Options, Profile
 
 
 @dataclass(frozen=True)
 class ParsedOptions:
-    """Options of known names, and a warning for each of the others."""
+    """A request's options over those of its profile, and a warning for each name that is ignored.
+
+    A profile's instruction stays apart: the request's own field beats both.
+    """
 
     known: Options
     warnings: list[str]
+    profile_instruction: str | None = None
 
 
 # options that mean something on one route only; on the other they are reported like unknown ones
@@ -38,9 +42,12 @@ ONLY = {
 
 
 def parse_options(
-    raw: dict[str, Any] | None, path: str, route: Literal["score", "encode"] = "score"
+    raw: dict[str, Any] | None,
+    path: str,
+    route: Literal["score", "encode"],
+    profiles: Mapping[str, Profile],
 ) -> ParsedOptions:
-    """Check the options at `path`.
+    """Check the options at `path`; what they leave open is as in the profile they name, or in `default`.
 
     Raises:
         InvalidInput: a known option of a wrong type or value, or a profile that does not exist.
@@ -51,44 +58,65 @@ def parse_options(
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$")
         raise InvalidInput(f"{reason} - at `{path}{where or '`'}") from None
-    if known.profile not in (None, "default"):
+    name = known.profile or "default"
+    if name != "default" and name not in profiles:
         raise InvalidInput(
-            f"this model has no profile {known.profile!r}, only 'default' - at `{path}.profile`"
+            f"this model has no profile {name!r}; it has {', '.join(profile_names(profiles))} - at `{path}.profile`"
         )
-    unknown = sorted(set(raw) - set(Options.__struct_fields__))
     other = ONLY["encode" if route == "score" else "score"]
+    unknown = sorted(set(raw) - set(Options.__struct_fields__))
     misplaced = sorted(name for name, value in raw.items() if name in other and value is not None)
+    preset = profiles.get(name, Profile())
     return ParsedOptions(
-        known,
+        _over(known, preset, other),
         [f"option {name!r} is unknown and was ignored" for name in unknown]
         + [f"option {name!r} has no effect on {route} and was ignored" for name in misplaced],
+        preset.instruction,
     )
 
 
-def refuse_instruction(*instructions: tuple[str | None, str]) -> None:
-    """For a model that reads no instruction: ignoring one would give other scores than asked for."""
-    for instruction, path in instructions:
-        if instruction:
-            raise InvalidInput(f"this model takes no instruction; put it into the query's text - at `{path}`")
+def _over(known: Options, preset: Profile, other: set[str]) -> Options:
+    """The options, and where they say nothing the profile's, as far as those are for this route."""
+    open_fields = {
+        name: value
+        for name, value in msgspec.structs.asdict(preset).items()
+        if name not in other | {"instruction"} and getattr(known, name) is None
+    }
+    return msgspec.structs.replace(known, **open_fields)
 
 
-def one_instruction(request: str | None, option: str | None) -> str | None:
-    """The instruction of a request, from either of its two places; an empty one is none.
+def profile_names(profiles: Mapping[str, Profile]) -> list[str]:
+    """What `options.profile` may be; every model has a default."""
+    return ["default", *sorted(set(profiles) - {"default"})]
 
-    Raises:
-        InvalidInput: both are given and differ.
+
+@dataclass(frozen=True)
+class Instruction:
+    """How relevance is to be judged: the request's own field beats the option, which beats the profile's.
+
+    An empty one is none.
     """
-    if request and option and request != option:
+
+    text: str | None
+    at: str | None  # the field it came from; None: the profile, or nowhere
+    warnings: list[str]
+
+
+def instruction_of(request: str | None, options: ParsedOptions, path: str) -> Instruction:
+    """`path` is the object that holds `instruction` and `options`."""
+    option = options.known.instruction
+    at = f"{path}.instruction" if request else f"{path}.options.instruction" if option else None
+    beaten = bool(request and option and request != option)
+    warnings = ["`instruction` differs from `options.instruction`, which was ignored"] * beaten
+    return Instruction(request or option or options.profile_instruction or None, at, warnings)
+
+
+def refuse_instruction(instruction: Instruction) -> None:
+    """For a model that reads no instruction: ignoring one would give other scores than asked for."""
+    if instruction.at:
         raise InvalidInput(
-            "`instruction` and `options.instruction` differ; give one - at `$.options.instruction`"
+            f"this model takes no instruction; put it into the query's text - at `{instruction.at}`"
         )
-    return request or option or None
-
-
-def check_instruction(taken: bool, instruction: str | None, in_options: str | None) -> None:
-    """Refuse an instruction for a model that takes none."""
-    if not taken:
-        refuse_instruction((instruction, "$.instruction"), (in_options, "$.options.instruction"))
 
 
 def text_of(item: Item, path: str) -> str:

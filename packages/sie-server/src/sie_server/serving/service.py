@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from msgspec import UNSET
 
@@ -69,15 +69,18 @@ class Service:
         Raises:
             SIEError: any of its kinds but the HTTP ones.
         """
-        options = requests.parse_options(request.options, "$.options", "score")
+        options = self._options(model, request.options, "$.options", "score")
+        instruction = requests.instruction_of(request.instruction, options, "$")
         asked, candidates = options.known, candidates_of(request)
-        instruction = requests.one_instruction(request.instruction, asked.instruction)
         async with self.registry.lease(model) as engine:
             _require_score(engine, model)
-            requests.check_instruction(engine.spec.takes_instruction, request.instruction, asked.instruction)
+            if not engine.spec.takes_instruction:
+                requests.refuse_instruction(instruction)
             scale, limit = scores.scale_of(engine.spec, asked), engine.limit(asked.max_seq_length)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
-            job = await self._tokenize(lambda: candidates.job(engine, limit, instruction, chunking), timing)
+            job = await self._tokenize(
+                lambda: candidates.job(engine, limit, instruction.text, chunking), timing
+            )
             job.m3_scoring = scores.m3_scoring(asked)
             await self._run(model, engine, job, timing)
         found = scores.per_document(job, asked.aggregate)
@@ -93,7 +96,7 @@ class Service:
         )
         most = chunking.most if chunking else None
         cut = requests.cut_warning(found.truncated, job.query_truncated, limit, job.query_limit, most)
-        warnings, usage = options.warnings + cut, Usage(job.input_tokens)
+        warnings, usage = options.warnings + instruction.warnings + cut, Usage(job.input_tokens)
         return ScoreResponse(model, request.query.id, entries, usage, scale.score_type, warnings or UNSET)
 
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
@@ -102,12 +105,13 @@ class Service:
         Raises:
             SIEError: any of its kinds but the HTTP ones.
         """
-        asked = requests.parse_options(request.options, "$.options").known
-        instruction = requests.one_instruction(request.instruction, asked.instruction)
+        options = self._options(model, request.options, "$.options", "score")
+        instruction, asked = requests.instruction_of(request.instruction, options, "$"), options.known
         query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
         async with self.registry.lease(model) as engine:
             _require_score(engine, model)
-            requests.check_instruction(engine.spec.takes_instruction, request.instruction, asked.instruction)
+            if not engine.spec.takes_instruction:
+                requests.refuse_instruction(instruction)
             limit = engine.limit(asked.max_seq_length)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
 
@@ -115,7 +119,7 @@ class Service:
                 if chunking:
                     job = engine.tokenize_chunks(query, texts, limit, chunking)
                 else:
-                    job = engine.tokenize_plain(query, texts, limit, instruction)
+                    job = engine.tokenize_plain(query, texts, limit, instruction.text)
                 return inspected(model, engine, request.items, job, limit)
 
             return await self._tokenize(look, timing)
@@ -127,10 +131,11 @@ class Service:
             SIEError: any of its kinds but the HTTP ones.
         """
         params = request.params or EncodeParams()
-        options = requests.parse_options(params.options, "$.params.options", "encode")
+        options = self._options(model, params.options, "$.params.options", "encode")
+        instruction = requests.instruction_of(params.instruction, options, "$.params")
         texts = requests.texts_of(request.items)
         async with self.registry.lease(model) as engine:
-            plan = plan_of(model, engine.spec, params, options.known)
+            plan = plan_of(model, engine.spec, params, options.known, instruction)
             limit = engine.limit(options.known.max_seq_length)
             prompted, is_query = [plan.prompt + text for text in texts], plan.is_query
             job = await self._tokenize(
@@ -138,8 +143,13 @@ class Service:
             )
             await self._run(model, engine, job, timing)
         items = [encoded(i, item, job, plan) for i, item in enumerate(request.items)]
-        warnings = options.warnings + requests.cut_warning(job.truncated, False, limit)
+        warnings = options.warnings + instruction.warnings + requests.cut_warning(job.truncated, False, limit)
         return EncodeResponse(model, items, _wire_timing(timing), Usage(job.input_tokens), warnings or UNSET)
+
+    def _options(
+        self, model: str, raw: dict[str, Any] | None, path: str, route: Literal["score", "encode"]
+    ) -> requests.ParsedOptions:
+        return requests.parse_options(raw, path, route, self.registry.profiles(model))
 
     async def close(self) -> None:
         """End all threads; requests still waiting fail."""
