@@ -72,10 +72,10 @@ class PromptTokenizer(TextTokenizer):
         added = self._tokenizer.get_added_tokens_decoder().values()
         controls = sorted((token.content for token in added if token.special), key=len, reverse=True)
         self._controls = re.compile("(" + "|".join(map(re.escape, controls)) + ")") if controls else None
-        start = self._start(directory)
-        self._plain = self._compile(template.pieces, start)
+        self.start = self._start(directory)  # what stands before the first piece
+        self._plain = self._compile(template.pieces)
         told = template.instruction_pieces
-        self._told = self._compile(told, start) if told else self._plain
+        self._told = self._compile(told) if told else self._plain
         self.answers = [
             self._token(t) for t in (template.positive, template.negative) if t is not None
         ]  # one or two ids
@@ -166,8 +166,8 @@ class PromptTokenizer(TextTokenizer):
 
     # ── when the checkpoint loads ──
 
-    def _compile(self, pieces: tuple[str, ...], start: Ids) -> Form:
-        parts: list[Ids | Blank] = [start]
+    def _compile(self, pieces: tuple[str, ...]) -> Form:
+        parts: list[Ids | Blank] = [self.start]
         for piece in pieces:
             compiled = [self._part(text) for text in self._sections(piece)]
             self._check(piece, compiled)
@@ -191,7 +191,6 @@ class PromptTokenizer(TextTokenizer):
             )
 
     def _start(self, directory: Path) -> Ids:
-        """What stands before the first piece."""
         if self.template.bos == "none":
             return np.empty(0, np.int32)
         if self.template.bos == "tokenizer":
