@@ -30,9 +30,10 @@ from sie_server.models.spec import ListwiseSpec, UnsupportedCheckpoint
 DOCUMENT_END, QUERY_END = "<|embed_token|>", "<|rerank_token|>"  # the tokens that are read out
 BEFORE = (
     "<|im_start|>system\nYou are a search relevance expert who can determine a ranking of the passages based on how "
-    "relevant they are to the query. If the query is a question, how relevant a passage is depends on how well it answers "
-    "the question. If not, try to analyze the intent of the query and assess how well each passage satisfies the intent. "
-    "If an instruction is provided, you should follow the instruction when determining the ranking.<|im_end|>\n<|im_start|>"
+    "relevant they are to the query. If the query is a question, how relevant a passage is depends on how well it "
+    "answers the question. If not, try to analyze the intent of the query and assess how well each passage satisfies "
+    "the intent. If an instruction is provided, you should follow the instruction when determining the ranking."
+    "<|im_end|>\n<|im_start|>"
 )
 TASK = (
     "user\nI will provide you with {count} passages, each indicated by a numerical identifier. "

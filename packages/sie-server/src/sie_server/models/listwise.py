@@ -1,4 +1,4 @@
-"""Listwise rerankers (jina-reranker-v3 and v3.5): all documents of a request in one prompt, each read at a token of its own.
+"""Listwise rerankers (jina-reranker-v3 and v3.5): a request's documents in one prompt, each read at a token of its own.
 
 The facts are those of the `modeling.py` that both repositories carry (`JinaForRanking`, a Qwen3 decoder without output
 matrix); it is never loaded. "Last but not late interaction", Wang et al., 2025, https://arxiv.org/abs/2509.25085.

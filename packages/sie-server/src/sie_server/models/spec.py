@@ -164,7 +164,7 @@ class LateInteractionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ListwiseSpec:
-    """A listwise reranker: the documents of a request stand in one prompt; the score is a cosine (`engine.listwise`)."""
+    """A listwise reranker: a request's documents stand in one prompt; the score is a cosine (`engine.listwise`)."""
 
     query_length: int  # tokens
     block_length: int  # tokens that query and documents of one prompt may take
