@@ -117,7 +117,7 @@ class Reference:
 
 class Case:
     def __init__(self, directory: Path, release: str) -> None:
-        self.release, self.lengths = release, LENGTHS[release]
+        self.directory, self.release, self.lengths = directory, release, LENGTHS[release]
         self.engine = Engine(directory, device="cpu", dtype="float32")
         self.reference = Reference(directory)
 
@@ -208,6 +208,19 @@ def test_requests_batched_together_score_as_alone(case: Case) -> None:
         work.job.put(work.index, result)
     for job, expected in zip(jobs, alone, strict=True):
         np.testing.assert_allclose(per_document(job, None).raw, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_it_can_be_calibrated_and_ranks_alike_in_bf16(case: Case) -> None:
+    """Sequences without a token to read out are no error: the batch size is measured with them."""
+    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse.calibrate(0.05)
+    job = coarse.tokenize_score(QUERY, DOCUMENTS, 300)
+    [result] = coarse.run(job.work)
+    job.put(0, result)
+    exact = case.scores(case.job(QUERY, DOCUMENTS, 300))
+    found = np.array(per_document(job, None).raw)
+    print("bf16 max |Δ|", np.abs(found - exact).max(), np.corrcoef(found, exact)[0, 1])
+    assert np.corrcoef(found, exact)[0, 1] > 0.99
 
 
 def test_order_and_company_matter(case: Case) -> None:

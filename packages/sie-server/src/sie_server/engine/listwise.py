@@ -77,11 +77,10 @@ class ListwiseTokenizer(TextTokenizer):
 
     def prompt(self, texts: list[str]) -> Ids:
         """One prompt; `texts` are its `sections`."""
+        document_end, query_end = (_ids([mark]) for mark in self.marks)
         *documents, query = self.ids(texts)
-        parts = [self._before]
-        for document in documents:
-            parts += [document, _ids(list(self.marks[:1]))]
-        return np.concatenate([*parts, query, _ids(list(self.marks[1:])), self._after])
+        ended = [part for document in documents for part in (document, document_end)]
+        return np.concatenate([self._before, *ended, query, query_end, self._after])
 
     def heads(self, texts: list[str], limit: int) -> tuple[list[str], list[int], list[bool]]:
         """As much of each text as `limit` tokens say, how many tokens that is, and which texts have more.
@@ -118,7 +117,8 @@ def sections(query: str, documents: list[str], instruction: str | None) -> list[
 def form_blocks(lengths: Sequence[int], room: int, longest: int) -> list[range]:
     """Which documents are read together: at most 125, and no more once `longest` tokens of `room` are all that is left.
 
-    The room is for the documents' own tokens, `lengths`; the prompt's words around them are not counted.
+    The room is for the documents' own tokens, `lengths`. The prompt's words around them, a dozen tokens each, are not
+    counted, so a prompt may end that much beyond the room; rotary positions reach there.
     """
     blocks, start, left = [], 0, room
     for end, length in enumerate(lengths, start=1):
