@@ -153,18 +153,34 @@ class ScoreResponse(Struct, frozen=True):
     warnings: list[str] | UnsetType = UNSET
 
 
+class InspectedPassage(Struct, frozen=True):
+    """One document of a block, which a listwise reranker reads as one sequence."""
+
+    item_id: str
+    position: Annotated[int, Meta(description="Place of its read-out token, from 0")]
+    truncated: bool
+
+
 class InspectedText(Struct, frozen=True):
     """One sequence as the model reads it."""
 
-    item_id: Annotated[str | None, Meta(description="Null for a query that is read by itself")]
+    item_id: Annotated[
+        str | None, Meta(description="Null for a query that is read by itself, and for a block of documents")
+    ]
     text: Annotated[str, Meta(description="The tokens as text, special ones included")]
     token_ids: list[int]
     tokens: list[str]
     readout: Annotated[
-        Literal["first", "last", "all"], Meta(description="The tokens whose hidden states make the result")
+        Literal["first", "last", "all", "marked"],
+        Meta(
+            description="The tokens whose hidden states make the result; marked: one per passage and the query's"
+        ),
     ]
     truncated: bool
-    position: Annotated[int | UnsetType, Meta(description="Place of the read-out token, from 0")] = UNSET
+    position: Annotated[
+        int | UnsetType, Meta(description="Place of the read-out token (of a block: the query's), from 0")
+    ] = UNSET
+    passages: Annotated[list[InspectedPassage] | UnsetType, Meta(description="Of a block")] = UNSET
     read_to: Annotated[int | UnsetType, Meta(description="Characters of a cut text that are read")] = UNSET
     chunk: ChunkSpan | UnsetType = UNSET
 

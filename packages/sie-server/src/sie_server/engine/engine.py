@@ -18,6 +18,7 @@ from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.inputs import EncodeInput
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.kinds import KINDS, Parts
+from sie_server.engine.listwise import ListwiseTokenizer, marked
 from sie_server.engine.prefix import compute_prefixes
 from sie_server.engine.readout import score_known
 from sie_server.engine.source import failed
@@ -151,6 +152,11 @@ class Engine:
         """The work of turning `texts` into vectors."""
         assert isinstance(self._input, EncodeInput)  # the spec lists outputs other than "score"
         return self._input.encode_job(texts, outputs, max_seq_length, is_query=is_query)
+
+    def marked(self, work: Work) -> list[int]:
+        """Of a listwise reranker: the places where documents, and last the query, are read out."""
+        assert isinstance(self._tokenizer, ListwiseTokenizer)
+        return [int(place) for place in marked(work.tokens.ids, self._tokenizer.marks)]
 
     @property
     def readout(self) -> Readout:

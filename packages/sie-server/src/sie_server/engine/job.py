@@ -52,7 +52,8 @@ class Chunk:
 class Job:
     """What one request wants from the device, and what it got so far.
 
-    `results[i]` is the logit or late-interaction score (float) or the vectors (`Vectors`) of the i-th text.
+    `results[i]` is the logit or late-interaction score (float) or the vectors (`Vectors`) of the i-th text; with
+    `chunks` or `blocks`, what the i-th of those gave.
     """
 
     outputs: tuple[str, ...]  # ("score",) or what encode should give
@@ -66,6 +67,7 @@ class Job:
     query_m3: M3Vectors | None = None
     m3_scoring: M3Scoring | None = None
     chunks: list[Chunk] | None = None  # results are of these windows instead of whole documents
+    blocks: list[range] | None = None  # results are of these runs of documents, each read together
     work: list[Work] = field(default_factory=list)  # in the order it should be done
     copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
     prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens

@@ -15,15 +15,24 @@ import torch
 from sie_server.engine.colbert import ColbertInput, ColbertReader
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.inputs import LateInteractionInput, PairInput, TextInput
+from sie_server.engine.listwise import ListwiseInput, ListwiseReader, ListwiseTokenizer
 from sie_server.engine.prompts import PromptInput, PromptTokenizer
 from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.models.late_interaction import TokenProjection
+from sie_server.models.listwise import Projector
 from sie_server.models.modules import ModuleStack
 from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
-from sie_server.models.spec import CausalSpec, ClassifierSpec, EmbeddingSpec, LateInteractionSpec, ModelSpec
+from sie_server.models.spec import (
+    CausalSpec,
+    ClassifierSpec,
+    EmbeddingSpec,
+    LateInteractionSpec,
+    ListwiseSpec,
+    ModelSpec,
+)
 from sie_server.models.table import build_classifier, build_token_logits
 
 
@@ -104,5 +113,12 @@ KINDS: dict[type, Kind] = {
     LateInteractionSpec: Kind(
         input=lambda parts: ColbertInput(parts.head, parts.tokenizer, parts.directory, parts.documents),
         reader=_token_vectors,
+    ),
+    ListwiseSpec: Kind(
+        input=lambda parts: ListwiseInput(parts.head, parts.tokenizer),
+        reader=lambda parts, weights: ListwiseReader(
+            Projector(parts.spec.backbone.hidden_size, weights), parts.tokenizer.marks
+        ),
+        tokenizer=lambda directory, spec: ListwiseTokenizer(directory),
     ),
 }

@@ -95,7 +95,7 @@ def _ours(engine: Engine, documents: list[str], theirs: Answers) -> _Ours:
 
 def _vectors(engine: Engine, documents: list[str]) -> list[torch.Tensor]:
     """Of the query and every document: the dense vectors, or the only kind the model has."""
-    given = engine.spec.head.vectors  # type: ignore[union-attr]
+    given = [output for output in engine.spec.outputs if output != "score"]
     name, limit = "dense" if "dense" in given else given[0], engine.max_seq_length
     query = engine.tokenize_encode([QUERY_TEXT], (name,), limit, is_query=True)
     job = engine.tokenize_encode(documents, (name,), limit)

@@ -42,14 +42,22 @@ class CausalBlock:
     one_row: Tensor | None  # [count, 1, 1, prefix + slot] 0 or -inf; None: the read-out token sees every row
 
     prefix: list[States]  # per layer; empty: no prefix
+    windows: tuple[int | None, ...] = ()  # per layer; empty: every row sees all before it
+
+    def window(self, layer: int) -> int | None:
+        """How many rows one sees in this layer, its own included; None: as many as there are."""
+        found = self.windows[layer] if self.windows else None
+        return found if found and found < self.group.slot else None
 
 
-def causal_blocks(batch: PackedBatch, dtype: torch.dtype) -> list[CausalBlock]:
-    """The masks of a batch, in the dtype of the queries."""
+def causal_blocks(
+    batch: PackedBatch, dtype: torch.dtype, windows: tuple[int | None, ...] = ()
+) -> list[CausalBlock]:
+    """The masks of a batch, in the dtype of the queries; `windows` per layer, for batches without prefix."""
     blocks = []
     for group in batch.groups:
         if group.prefix is None:
-            blocks.append(CausalBlock(group, None, group.mask, []))
+            blocks.append(CausalBlock(group, None, group.mask, [], windows))
             continue
         before, device = len(group.prefix), batch.ids.device
         later = torch.full((group.slot, group.slot), float("-inf"), dtype=dtype, device=device).triu(1)
@@ -60,7 +68,7 @@ def causal_blocks(batch: PackedBatch, dtype: torch.dtype) -> list[CausalBlock]:
 
 
 def causal_attention(query: Tensor, states: States, blocks: list[CausalBlock], layer: int) -> Tensor:
-    """Every row sees its prefix, itself and the rows before it in its own sequence.
+    """Every row sees its prefix, itself and the rows before it in its own sequence, as far as the layer's window.
 
     `states` are keys and values of the batch's rows, [rows, key heads, dim]; `query` is [rows, heads, dim], or
     [sequences, heads, dim] for the read-out tokens alone. Heads are a multiple of the key heads (grouped queries).
@@ -85,12 +93,37 @@ def causal_attention(query: Tensor, states: States, blocks: list[CausalBlock], l
 def _attend(
     q: Tensor, own: States, block: CausalBlock, part: slice, layer: int, one_row: bool
 ) -> Tensor:  # [count, heads, 1 or slot, dim]
+    if window := block.window(layer):
+        assert not one_row, "a model whose layers have windows is read out at all rows"
+        return _attend_within(window, q, *own)
     k, v = _behind(block.prefix[layer], own) if block.prefix else own
     mask = block.all_rows
     if one_row:
         mask = None if block.one_row is None else block.one_row[part]
     causal = not one_row and mask is None
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+
+
+def _attend_within(window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention where each row sees `window` rows, its own included; `window` queries at a time.
+
+    Every step sees at most twice the keys it has to, so the cost is linear in the length.
+    """
+    out, slot = torch.empty_like(q), q.shape[2]
+    for start in range(0, slot, window):
+        asked, seen = (
+            slice(start, min(start + window, slot)),
+            slice(max(0, start - window + 1), start + window),
+        )
+        back = torch.arange(slot, device=q.device)[asked, None] - torch.arange(slot, device=q.device)[seen]
+        out[:, :, asked] = scaled_dot_product_attention(
+            q[:, :, asked],
+            k[:, :, seen],
+            v[:, :, seen],
+            attn_mask=(back >= 0) & (back < window),
+            enable_gqa=True,
+        )
+    return out
 
 
 def _behind(prefix: States, own: States) -> States:

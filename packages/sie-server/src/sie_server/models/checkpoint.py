@@ -10,6 +10,7 @@ from typing import Any
 
 from sie_server.models.causal_checkpoint import read_causal
 from sie_server.models.colbert import read_colbert
+from sie_server.models.listwise import read_listwise
 from sie_server.models.modules import (
     MODULES,
     check_modules,
@@ -48,6 +49,8 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
         backbone = family.read(config)
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
+    if family.listwise:
+        return read_listwise(architecture, backbone, _tokenizer_limit(directory, backbone))
     if family.causal:
         return read_causal(directory, config, backbone, template, _tokenizer_limit(directory, backbone))
     if family.classifier is None:

@@ -39,6 +39,9 @@ class DecoderSpec(BackboneSpec):
     norm_offset: float = 0.0  # norms multiply by offset + weight
     embedding_scale: float = 1.0
     tied: bool = False  # the output matrix is the embedding table
+    windows: tuple[
+        int | None, ...
+    ] = ()  # per layer: tokens a row sees, its own included; None or missing: all
 
 
 def read_llama(config: dict[str, Any]) -> DecoderSpec:
@@ -153,7 +156,7 @@ class Decoder:
         if self.spec.embedding_scale != 1.0:
             # rounded to the model's dtype first, as in training (transformers, GemmaTextScaledWordEmbedding)
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
-        return x, Rotary(batch.positions, self.frequencies), causal_blocks(batch, x.dtype)
+        return x, Rotary(batch.positions, self.frequencies), causal_blocks(batch, x.dtype, self.spec.windows)
 
 
 class DecoderLayer:

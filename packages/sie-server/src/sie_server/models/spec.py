@@ -162,14 +162,28 @@ class LateInteractionSpec:
         return self.projections[-1].outputs
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListwiseSpec:
+    """A listwise reranker: a request's documents stand in one prompt; the score is a cosine (`engine.listwise`)."""
+
+    query_length: int  # tokens
+    block_length: int  # tokens that query and documents of one prompt may take
+
+    # as an EmbeddingSpec has them
+    scores = True
+    vectors = ()
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything the engine needs to know about a checkpoint."""
 
     architecture: str
     backbone: BackboneSpec
-    head: ClassifierSpec | EmbeddingSpec | LateInteractionSpec
-    max_seq_length: int  # default limit, tokens per text or pair including special tokens
+    head: ClassifierSpec | EmbeddingSpec | LateInteractionSpec | ListwiseSpec
+    max_seq_length: (
+        int  # default limit, tokens per text or pair including special tokens (listwise: per document)
+    )
     compat: bool = False  # runs through transformers: right, but padded and slower
 
     @property
@@ -180,7 +194,9 @@ class ModelSpec:
     @property
     def takes_instruction(self) -> bool:
         """True when a request may say how relevance is to be judged."""
-        return isinstance(self.head, CausalSpec) and self.head.template.takes_instruction
+        if isinstance(self.head, CausalSpec):
+            return self.head.template.takes_instruction
+        return isinstance(self.head, ListwiseSpec)
 
     @property
     def outputs(self) -> list[str]:

@@ -26,6 +26,7 @@ from sie_server.models.decoder import (
 )
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.listwise import read_jina_ranking
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
@@ -49,6 +50,7 @@ class Family:
     prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
     classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
     causal: bool = False  # a decoder, read out at the last token of a filled template
+    listwise: bool = False  # a decoder that reads all documents of a request together
 
 
 ARCHITECTURES = {
@@ -65,6 +67,7 @@ ARCHITECTURES = {
     "MistralForCausalLM": Family(read_mistral, Decoder, "model", causal=True),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", causal=True),
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", causal=True),
+    "JinaForRanking": Family(read_jina_ranking, Decoder, "model", listwise=True),
     "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
     "RobertaModel": Family(read_roberta, BertEncoder),
     "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),

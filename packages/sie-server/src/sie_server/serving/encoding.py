@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from sie_server.engine.job import Job, Sparse, Vectors
 from sie_server.errors import InvalidInput
-from sie_server.models.spec import ClassifierSpec, EmbeddingSpec, LateInteractionSpec, ModelSpec
+from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
 from sie_server.serving import vectors
 from sie_server.serving.requests import Instruction, refuse_instruction
 from sie_server.wire import EncodedItem, EncodeParams, Item, Options
@@ -45,7 +45,7 @@ def plan_of(
             raise InvalidInput(
                 f"model {model!r} does not give {output!r}; it gives {given} - at `$.params.output_types`"
             )
-    assert not isinstance(spec.head, ClassifierSpec)  # gives no vectors
+    assert isinstance(spec.head, EmbeddingSpec | LateInteractionSpec)  # the others give no vectors
     dtype, unit = params.output_dtype or "float32", spec.head.normalize
     if "dense" in outputs:
         vectors.require_unit(dtype, unit=unit)

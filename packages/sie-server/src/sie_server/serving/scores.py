@@ -9,10 +9,11 @@ from itertools import groupby
 
 from sie_server.engine.chunks import Chunking
 from sie_server.engine.job import Job
+from sie_server.engine.listwise import listwise_scores
 from sie_server.engine.sparse_readout import M3Scoring
 from sie_server.errors import InvalidInput
 from sie_server.models.sparse import M3Spec, ScoreMode
-from sie_server.models.spec import Activation, ModelSpec
+from sie_server.models.spec import Activation, ListwiseSpec, ModelSpec
 from sie_server.wire import ChunkSpan, Options, ScoreType
 
 # the weighted mean is named after its late-interaction part, as with the embedded model
@@ -48,7 +49,7 @@ def scale_of(spec: ModelSpec, options: Options) -> Scale:
             raise InvalidInput(f"this model has one way to score; leave {name} out - at `$.options.{name}`")
     if own is None:
         _refuse_logit_options(options)
-        return Scale("maxsim", "identity")
+        return Scale("cosine" if isinstance(spec.head, ListwiseSpec) else "maxsim", "identity")
     activation: Activation = {None: own, "none": "identity", "sigmoid": "sigmoid"}[options.normalize]
     return Scale("logit" if activation == "identity" else "probability", activation)
 
@@ -103,7 +104,12 @@ class DocumentScores:
 
 
 def per_document(job: Job, aggregate: str | None) -> DocumentScores:
-    """Windows → documents: the best window's raw value, or (`mean`) the average of all; the span is the best's."""
+    """Windows → documents: the best window's raw value, or (`mean`) the average of all; the span is the best's.
+
+    Blocks → documents: the cosines of their vectors.
+    """
+    if job.blocks is not None:
+        return DocumentScores(listwise_scores(job.results), job.truncated)
     if job.chunks is None:
         return DocumentScores(job.results, job.truncated)
     raw, truncated, spans = [], [], []
