@@ -42,7 +42,7 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
     """
     config = read_json(directory / "config.json")
-    architecture = _architecture(config)
+    architecture = _architecture(directory, config)
     family = family_of(architecture)
     try:
         backbone = family.read(config)
@@ -61,22 +61,28 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
     )
 
 
-def _architecture(config: dict[str, Any]) -> str:
+def _architecture(directory: Path, config: dict[str, Any]) -> str:
     """The first of `architectures`.
 
     A repository with code of its own may call it as a library's class; it is told apart by its configuration class, as
-    `models.table` lists it. The code itself is never loaded.
+    `models.table` lists it. The code itself is never loaded. `Family.bare` says what another name stands for.
     """
     name = str((config.get("architectures") or ["(none)"])[0])
     if name == "HF_ColBERT":
         return f"{name}/{config.get('model_type')}"
     own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
     variant = f"{name} ({own})"
-    return variant if variant in ARCHITECTURES else name
+    name = variant if variant in ARCHITECTURES else name
+    family = ARCHITECTURES.get(name)
+    if family and family.bare and not (directory / "modules.json").exists():
+        return family.bare
+    return name
 
 
 def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:
-    labels = config.get("num_labels") or len(config.get("id2label") or {0: "", 1: ""})
+    # transformers' default is two labels; where the class named is no classifier's, sentence-transformers takes one
+    named = str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
+    labels = config.get("num_labels") or len(config.get("id2label") or range(2 if named else 1))
     if labels != 1:
         raise UnsupportedCheckpoint(f"the classifier has {labels} labels; a reranker has exactly one")
     return ClassifierSpec(_activation(directory, config))
