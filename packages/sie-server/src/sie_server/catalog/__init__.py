@@ -6,11 +6,11 @@ so a remote caller cannot make the server download anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import yaml
@@ -46,6 +46,10 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     template: Annotated[
         str | None, Meta(description="Name of the form a causal reranker is asked in (sie_server/templates)")
     ] = None
+    prompts: Annotated[
+        dict[Literal["query", "document"], str],
+        Meta(description="What the model card puts before a text, for checkpoints whose files do not say it"),
+    ] = {}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class ModelConfig:
     entry: CatalogEntry | None = None
     preload: bool = False
     template: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 def known_models(configured: Iterable[str], models_dir: str | None) -> dict[str, ModelConfig]:
@@ -73,9 +78,11 @@ def known_models(configured: Iterable[str], models_dir: str | None) -> dict[str,
         if not name or (separator and not source):
             raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
         if separator:
-            # a known id keeps its template wherever its weights come from
-            template = models[name].template if name in models else None
-            models[name] = ModelConfig(name, source, preload=True, template=template)
+            # a known id keeps its template and prompts wherever its weights come from
+            known = models.get(name, ModelConfig(name, source))
+            models[name] = ModelConfig(
+                name, source, preload=True, template=known.template, prompts=known.prompts
+            )
         else:
             # an operator may name any hub id; only ids in callers' requests must be known already
             models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)
@@ -93,7 +100,13 @@ def catalog() -> dict[str, ModelConfig]:
         source = _installed(entry.package) or source
         for name in (entry.id, *entry.aliases):
             models[name] = ModelConfig(
-                name, source, entry.revision, entry.max_seq_length, entry, template=entry.template
+                name,
+                source,
+                entry.revision,
+                entry.max_seq_length,
+                entry,
+                template=entry.template,
+                prompts=dict[str, str](entry.prompts.items()),
             )
     return models
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sie_server.models.causal_checkpoint import read_causal
@@ -33,10 +35,13 @@ from sie_server.models.spec import (
 from sie_server.models.table import ARCHITECTURES, COMPAT, family_of
 
 
-def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
+def read_spec(
+    directory: Path, template: str | None = None, prompts: Mapping[str, str] = MappingProxyType({})
+) -> ModelSpec:
     """Read a checkpoint directory's configuration.
 
-    `template` names the form in which a causal reranker is asked, where the directory does not say so itself.
+    `template` names the form in which a causal reranker is asked, `prompts` are what an encoder wants before a text,
+    where the directory does not say so itself.
 
     Raises:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
@@ -53,7 +58,7 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
     if family.classifier is None:
         if colbert := read_colbert(directory, architecture, backbone):
             return ModelSpec(architecture, backbone, *colbert)
-        head, limit = _embedding_spec(directory, backbone, config)
+        head, limit = _embedding_spec(directory, backbone, config, prompts)
         return ModelSpec(architecture, backbone, head, limit)
     limit = _tokenizer_limit(directory, backbone)
     return ModelSpec(
@@ -120,7 +125,7 @@ def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
 
 
 def _embedding_spec(
-    directory: Path, backbone: BackboneSpec, config: dict[str, Any]
+    directory: Path, backbone: BackboneSpec, config: dict[str, Any], prompts: Mapping[str, str]
 ) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
     """An encoder without classifier: our own `sie_scorer.json`, or the sentence-transformers layout."""
     scorer = directory / "sie_scorer.json"
@@ -130,20 +135,20 @@ def _embedding_spec(
             raise UnsupportedCheckpoint(f"sie_scorer.json lacks {', '.join(sorted(missing))}")
         head = EmbeddingSpec(_pooling(recipe["pooling"]), True, True, float(recipe["dense_weight"]))
         return head, min(int(recipe["max_seq_length"]), backbone.max_length)
+    if (splade := splade_module(directory)) is not None:
+        return read_splade(directory, splade), _sentence_limit(directory, backbone)
     if not (directory / "modules.json").exists():
         raise UnsupportedCheckpoint(
             "the checkpoint is an encoder without a head (no classifier, no modules.json): it can neither score "
             "nor embed. A classifier that is not in the checkpoint is never made up"
         )
-    return _sentence_transformers_spec(directory, backbone, config)
+    return _sentence_transformers_spec(directory, backbone, config, prompts)
 
 
 def _sentence_transformers_spec(
-    directory: Path, backbone: BackboneSpec, config: dict[str, Any]
+    directory: Path, backbone: BackboneSpec, config: dict[str, Any], known: Mapping[str, str]
 ) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
     limit = _sentence_limit(directory, backbone)
-    if (splade := splade_module(directory)) is not None:
-        return read_splade(directory, splade), limit
     pooling: Pooling | None = None
     normalize, prompted = False, True
     modules: list[ModuleSpec] = []
@@ -170,7 +175,7 @@ def _sentence_transformers_spec(
             raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
-    prompts = read_prompts(directory)
+    prompts = read_prompts(directory, known)
     if prompts.any and not prompted:
         raise UnsupportedCheckpoint(
             "the Pooling module leaves prompts out of the average (include_prompt: false), which is not served"
