@@ -7,10 +7,10 @@ so a remote caller cannot make the server download anything.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import yaml
@@ -51,6 +51,10 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
         dict[str, Profile],
         Meta(description="Name → options of a request; `default` holds for requests that name none"),
     ] = {}
+    prompts: Annotated[
+        dict[Literal["query", "document"], str],
+        Meta(description="What the model card puts before a text, for checkpoints whose files do not say it"),
+    ] = {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class ModelConfig:
     entry: CatalogEntry | None = None
     preload: bool = False
     template: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
@@ -83,7 +88,7 @@ def known_models(configured: Iterable[str], models_dir: str | None) -> dict[str,
         if not name or (separator and not source):
             raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
         if separator:
-            # a known id keeps its limits, template and profiles wherever its weights come from
+            # a known id keeps its limits, template, prompts and profiles wherever its weights come from
             known = models.get(name, ModelConfig(name, source))
             models[name] = replace(known, source=source, revision=None, preload=True)
         else:
@@ -103,7 +108,13 @@ def catalog() -> dict[str, ModelConfig]:
         source = _installed(entry.package) or source
         for name in (entry.id, *entry.aliases):
             models[name] = ModelConfig(
-                name, source, entry.revision, entry.max_seq_length, entry, template=entry.template
+                name,
+                source,
+                entry.revision,
+                entry.max_seq_length,
+                entry,
+                template=entry.template,
+                prompts=dict[str, str](entry.prompts.items()),
             )
     return models
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,14 +48,16 @@ class Engine:
         dtype: str = "auto",
         max_seq_length: int | None = None,
         template: str | None = None,
+        prompts: Mapping[str, str] = MappingProxyType({}),
         share_prefix: bool = True,
         documents: ModelDocuments | None = None,
     ):
         """Load a checkpoint directory.
 
         `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default. `template` names the form
-        in which a causal reranker is asked, where the directory does not say so itself; `share_prefix` is off only
-        to measure what sharing saves. `documents` is where token vectors of late-interaction models are cached.
+        in which a causal reranker is asked, `prompts` what an encoder wants before a text (`query`, `document`), both
+        where the directory does not say so itself; `share_prefix` is off only to measure what sharing saves.
+        `documents` is where token vectors of late-interaction models are cached.
 
         Raises:
             ModelLoadFailed: the checkpoint is missing something, has something left over, or is of another kind.
@@ -67,15 +70,15 @@ class Engine:
         self._share_prefix = share_prefix
         self.documents = documents
         try:
-            self._load(directory, template)
+            self._load(directory, template, prompts)
         except UnsupportedCheckpoint as error:
             raise failed(f"cannot load {directory}: {error}", "UnsupportedCheckpoint") from error
         self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.backbone.max_length)
         self.batch_tokens = BATCH_SIZES[self.device.type][0]
         self.tokens_per_second = 10_000.0
 
-    def _load(self, directory: Path, template: str | None) -> None:
-        self.spec: ModelSpec = read_spec(directory, template)
+    def _load(self, directory: Path, template: str | None, prompts: Mapping[str, str]) -> None:
+        self.spec: ModelSpec = read_spec(directory, template, prompts)
         kind = KINDS[type(self.spec.head)]
         self._tokenizer = kind.tokenizer(directory, self.spec)
         self._check_vocabulary()

@@ -21,7 +21,7 @@ from sie_server.models.spec import UnsupportedCheckpoint
 # Buffers older transformers versions saved, and the pooler of a bare encoder: known, and of no effect on what we serve
 # (the decoder of a masked language model is saved beside the tables it is tied to)
 HARMLESS = re.compile(
-    r"(^|\.)embeddings\.position_ids$|^((bert|roberta)\.)?pooler\.dense\.(weight|bias)$"
+    r"(^|\.)embeddings\.position_ids$|^((bert|new|roberta)\.)?pooler\.dense\.(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
 )
 
@@ -72,6 +72,10 @@ class CheckpointWeights:
     def has(self, name: str) -> bool:
         """True when the checkpoint holds a tensor `name`; asking does not take it."""
         return self._prefix + name in self._read
+
+    def leave(self, name: str) -> None:
+        """Count `name` as taken without reading it; it need not be there."""
+        self._taken.add(self._prefix + name)
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
         full = self._prefix + name

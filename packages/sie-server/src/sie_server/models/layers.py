@@ -32,6 +32,10 @@ class Weights(Protocol):
         """True when the checkpoint holds a tensor `name`."""
         ...
 
+    def leave(self, name: str) -> None:
+        """Say that the tensor `name`, if there is one, is known and not needed."""
+        ...
+
     def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
         """Those rows of the tensor `name` of `shape`, in fp32."""
         ...

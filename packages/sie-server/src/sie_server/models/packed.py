@@ -55,6 +55,7 @@ class Group:
     sequences: slice  # in packed order
     count: int
     slot: int
+    seen: tuple[int, ...]  # tokens of each that are looked at: its first ones
     mask: (
         Tensor | None
     )  # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: all keys are seen
@@ -168,7 +169,9 @@ def _groups(
         if any(lengths[i] != slot for i in indices):
             valid = _first_of(slot, [lengths[i] for i in indices]).to(device)
         rows = slice(starts[first], starts[last] + slot)
-        groups.append(Group(rows, slice(first, last + 1), len(indices), slot, mask, valid, prefixes[first]))
+        looked_at = tuple(seen[i] for i in indices)
+        sequences = slice(first, last + 1)
+        groups.append(Group(rows, sequences, len(indices), slot, looked_at, mask, valid, prefixes[first]))
     return tuple(groups)
 
 

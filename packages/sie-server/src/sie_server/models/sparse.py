@@ -75,9 +75,16 @@ def read_m3(directory: Path, plain: EmbeddingSpec) -> EmbeddingSpec:
 
 
 def splade_module(directory: Path) -> dict[str, Any] | None:
-    """The configuration of the SpladePooling module, if the checkpoint has one."""
+    """The configuration of the SpladePooling module, if the checkpoint has one.
+
+    A masked language model without modules.json has it with its defaults, as sentence-transformers' `SparseEncoder`
+    reads such a repository.
+    """
     path = directory / "modules.json"
-    for module in read_json(path, list) if path.exists() else []:
+    if not path.exists():
+        masked = read_json(directory / "config.json").get("architectures") == ["BertForMaskedLM"]
+        return {} if masked else None
+    for module in read_json(path, list):
         if isinstance(module, dict) and str(module.get("type", "")).endswith(".SpladePooling"):
             config: dict[str, Any] = read_json(directory / str(module["path"]) / "config.json")
             return config

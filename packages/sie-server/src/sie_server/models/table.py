@@ -13,7 +13,15 @@ from torch import Tensor
 
 from sie_server.models import compat
 from sie_server.models.bert import BertEncoder, read_bert, read_roberta
-from sie_server.models.bert_relatives import new_classifier, read_new, read_xlm_roberta_flash
+from sie_server.models.bert_relatives import (
+    MLM_HEAD,
+    TOKEN_CLASSIFIER,
+    embedder,
+    new_classifier,
+    read_jina_bert,
+    read_new,
+    read_xlm_roberta_flash,
+)
 from sie_server.models.decoder import (
     Decoder,
     DecoderSpec,
@@ -51,17 +59,29 @@ class Family:
     classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
     causal: bool = False  # a decoder, read out at the last token of a filled template
     listwise: bool = False  # a decoder that reads all documents of a request together
+    bare: str | None = (
+        None  # the architecture that a repository means which names this one and has no modules.json
+    )
 
 
+# jina-reranker-v1 names an encoder's class and holds a classifier's weights
+JINA_EMBEDDER = Family(read_jina_bert, embedder("bert", *MLM_HEAD), bare="JinaBertForSequenceClassification")
 ARCHITECTURES = {
     "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
     "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
     "BertModel": Family(read_bert, BertEncoder),
+    "JinaBertForMaskedLM": JINA_EMBEDDER,
+    "JinaBertForSequenceClassification": Family(read_jina_bert, BertEncoder, "bert", bert_classifier),
+    "JinaBertModel": JINA_EMBEDDER,
     "ModernBertForSequenceClassification": Family(
         read_modernbert, ModernBertEncoder, "model", modernbert_classifier
     ),
     "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
     "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
+    "NewForTokenClassification": Family(
+        read_new, embedder("new", *TOKEN_CLASSIFIER)
+    ),  # gte-multilingual-base
+    "NewModel": Family(read_new, embedder("new")),
     "GemmaForCausalLM": Family(read_gemma, Decoder, "model", causal=True),
     "LlamaForCausalLM": Family(read_llama, Decoder, "model", causal=True),
     "MistralForCausalLM": Family(read_mistral, Decoder, "model", causal=True),

@@ -194,6 +194,7 @@ def load_engine(model: ModelConfig, config: ServerConfig, documents: DocumentCac
         dtype=config.dtype,
         max_seq_length=model.max_seq_length,
         template=model.template,
+        prompts=model.prompts,
         documents=ModelDocuments(documents, model.id, model.revision) if documents else None,
     )
 
