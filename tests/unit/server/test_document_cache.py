@@ -22,7 +22,7 @@ SIZE = 4 * 4 * 10 + ENTRY_BYTES  # bytes of `entry()`
 
 
 def entry(value: float = 0.0) -> CachedDocument:
-    return CachedDocument(DocumentVectors(torch.full((10, 4), float(value))), False)
+    return CachedDocument(DocumentVectors(torch.full((10, 4), float(value))), False, 12)
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -40,7 +40,7 @@ def test_replacing_counts_once_and_too_large_is_not_kept() -> None:
     cache.put(b"a", entry(1))
     cache.put(b"a", entry(2))
     assert cache.nbytes == SIZE
-    cache.put(b"b", CachedDocument(DocumentVectors(torch.zeros(10_000, 4)), False))
+    cache.put(b"b", CachedDocument(DocumentVectors(torch.zeros(10_000, 4)), False, 10_000))
     assert cache.get(b"b") is None
     found = cache.get(b"a")
     assert found is not None
@@ -53,8 +53,8 @@ def test_keys_tell_model_load_limit_and_text_apart() -> None:
     keys = {first.key("rain", 32), first.key("rain", 33), first.key("Rain", 32), again.key("rain", 32)}
     assert len(keys) == 4
     assert first.key("rain", 32) in keys
-    first.put(first.key("rain", 32), entry().vectors, True)
-    again.put(again.key("rain", 32), entry().vectors, False)
+    first.put(first.key("rain", 32), entry())
+    again.put(again.key("rain", 32), entry())
     first.forget()
     assert first.get(first.key("rain", 32)) is None
     assert again.get(again.key("rain", 32)) is not None

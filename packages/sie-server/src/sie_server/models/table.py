@@ -76,6 +76,7 @@ ARCHITECTURES = {
     "HF_ColBERT/bert": Family(read_bert, BertEncoder, "bert"),
     "HF_ColBERT/roberta": Family(read_roberta, BertEncoder, "roberta"),
     "HF_ColBERT/xlm-roberta": Family(read_roberta, BertEncoder, "roberta"),
+    "HF_ColBERT/xlm-roberta (XLMRobertaFlashConfig)": Family(read_xlm_roberta_flash, BertEncoder, "roberta"),
 }
 
 
