@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, JinaEmbeddingsV3Model
 
 from checkpoints import random_text
 from colbert_checkpoints import BASES, make_jina, make_pylate, make_stanford
+from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.models.spec import LateInteractionSpec
@@ -170,15 +171,31 @@ class Reference:
         if is_query and self.spec.expand_to:
             mask += [int(self.spec.attend_to_expansion)] * (length - len(ids))
             ids += [self.tokenizer.mask_token_id] * (length - len(ids))
+        return ids, self.vectors(ids, mask, skip=not is_query)
+
+    def vectors(self, ids: list[int], mask: list[int], *, skip: bool) -> npt.NDArray[np.float32]:
+        """Normalised token vectors; with `skip` without those of the skip list."""
         with torch.inference_mode():
             x = self.model(torch.tensor([ids]), attention_mask=torch.tensor([mask])).last_hidden_state[0]
             for layer in self.dense:
                 y = x @ layer["linear.weight"].T + layer.get("linear.bias", torch.zeros(1))
                 y = torch.nn.functional.silu(y) if self.activated and layer is self.dense[0] else y
                 x = y + x @ layer["residual.weight"].T if "residual.weight" in layer else y
-        skip = set() if is_query else {self.tokenizer.vocab.get(word) for word in self.spec.skip_words}
-        kept = [i for i, number in enumerate(ids) if number not in skip]
-        return ids, torch.nn.functional.normalize(x[kept], dim=-1).numpy()
+        skipped = {self.tokenizer.vocab.get(word) for word in self.spec.skip_words} if skip else set()
+        kept = [i for i, number in enumerate(ids) if number not in skipped]
+        return torch.nn.functional.normalize(x[kept], dim=-1).numpy()
+
+    def windows(self, text: str, limit: int, overlap: int) -> Iterator[tuple[npt.NDArray[np.float32], str]]:
+        """Token vectors and characters of each window of a document."""
+        backend, stripped = self.tokenizer.backend_tokenizer, text.strip()
+        first, last = self.tokenizer("").input_ids
+        marker = self.tokenizer.convert_tokens_to_ids(self.spec.document_marker)
+        whole, room = backend.encode(stripped, add_special_tokens=False), limit - 3
+        for start in range(0, max(1, len(whole.ids) - overlap), room - overlap):
+            ids = [first, marker, *whole.ids[start : start + room], last]
+            offsets = whole.offsets[start : start + room] or [(0, 0)]
+            vectors = self.vectors(ids, [1] * len(ids), skip=True)
+            yield vectors, stripped[offsets[0][0] : offsets[-1][1]].strip()
 
 
 def encoded(engine: Engine, texts: list[str], limit: int, *, is_query: bool) -> Vectors:
@@ -257,6 +274,27 @@ def test_scores_are_the_sum_of_best_matches(case: Case) -> None:
         ours = scored(case.engine, case.engine.tokenize_score(query, case.documents, case.limit))
         np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)
         assert len(set(np.round(ours, 3))) > 5
+
+
+def test_every_window_of_a_long_document_scores_as_by_hand(case: Case) -> None:
+    reference, engine, query = Reference(case), case.engine, case.queries[4]
+    documents = [
+        "",
+        " ",
+        "  rain falls\n",
+        *(f"\n  {text} \t" for text in case.documents[-8:]),
+        "Rain - " * 70,
+    ]
+    job = engine.tokenize_chunks(query, documents, 30, Chunking(5, 100))
+    results, vectors = scored(engine, job), reference.read(query, is_query=True)[1]
+    assert job.chunks is not None
+    for number, text in enumerate(documents):
+        ours = [(c, r) for c, r in zip(job.chunks, results, strict=True) if c.document == number]
+        expected = list(reference.windows(text, 30, 5))
+        assert [text[c.start : c.end] for c, _ in ours] == [piece for _, piece in expected]
+        by_hand = [float((vectors @ d.T).max(1).sum()) for d, _ in expected]
+        np.testing.assert_allclose([r for _, r in ours], by_hand, atol=TOLERANCE, rtol=0)
+    assert max(chunk.count for chunk in job.chunks) > 4
 
 
 def test_alone_equals_batched_permuted_and_mixed(case: Case) -> None:

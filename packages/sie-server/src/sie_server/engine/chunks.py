@@ -54,19 +54,22 @@ def split(
     Raises:
         InvalidInput: the overlap leaves no token to move on by.
     """
-    [(prompt_ids, _)], _ = tokenizer.encode_with_spans([prompt], room)
-    head, room = prompt_ids, room - len(prompt_ids)
+    [(alone, _)], _ = tokenizer.encode_with_spans([prompt], room)
+    room -= len(alone)
     overlap = min(DEFAULT_OVERLAP, room // 4) if chunking.overlap is None else chunking.overlap
     if overlap >= room:
         raise InvalidInput(
             f"chunk_overlap is {overlap}, but a window has room for {room} tokens of a document; "
             "it has to be less - at `$.options.chunk_overlap`"
         )
-    most_tokens = room + (chunking.most - 1) * (room - overlap)
-    encoded, cut = tokenizer.encode_with_spans([prompt + text for text in documents], len(head) + most_tokens)
+    most_tokens = len(alone) + room + (chunking.most - 1) * (room - overlap)
+    encoded, cut = tokenizer.encode_with_spans([prompt + text for text in documents], most_tokens)
     result = Chunks([], [], [])
-    for document, ((ids, spans), more) in enumerate(zip(encoded, cut, strict=True)):
-        ids, spans = ids[len(head) :], [_behind(prompt, span) for span in spans[len(head) :]]
+    for document, ((whole, spans), more) in enumerate(zip(encoded, cut, strict=True)):
+        # a token may begin in the prompt and end in the text, as a space before a word: it is the text's
+        own = sum(end <= len(prompt) for _, end in spans[: len(alone)])
+        head, ids = whole[:own], whole[own:]
+        spans = [_behind(prompt, span) for span in spans[own:]]
         starts = range(0, max(1, len(ids) - overlap), room - overlap)
         for index, start in enumerate(starts):
             window = slice(start, start + room)

@@ -13,7 +13,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from sie_server.models.multi_vector import MASK, read_multi_vector
+from sie_server.models.multi_vector import is_multi_vector, read_multi_vector
 from sie_server.models.projections import TOKENS, check_chain, read_projection
 from sie_server.models.spec import (
     BackboneSpec,
@@ -40,7 +40,7 @@ def read_colbert(
     """
     stanford = architecture.startswith(STANFORD)
     modules = [] if stanford else _modules(directory)
-    if any(kind == MASK for kind, _ in modules):
+    if is_multi_vector(directory, modules):
         return read_multi_vector(directory, modules, backbone, limit)
     folders = _dense_folders(modules)
     if not stanford and not folders:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sie_server.models.modules import library_config
 from sie_server.models.projections import TOKENS, check_chain, read_projection
 from sie_server.models.prompts import read_prompts
 from sie_server.models.spec import BackboneSpec, LateInteractionSpec, UnsupportedCheckpoint, read_json
@@ -31,6 +32,14 @@ FOREIGN = (
     "do_query_expansion",
     "attend_to_expansion_tokens",
 )
+
+
+def is_multi_vector(directory: Path, modules: list[tuple[str, str]]) -> bool:
+    """True for a directory in this layout; `modules` are kind and folder of each module."""
+    return (
+        any(kind == MASK for kind, _ in modules)
+        or library_config(directory).get("model_type") == "MultiVectorEncoder"
+    )
 
 
 def read_multi_vector(
@@ -79,7 +88,7 @@ def read_multi_vector(
 
 
 def _refuse_foreign(directory: Path) -> None:
-    config = read_json(directory / LIBRARY_CONFIG)
+    config = library_config(directory)
     if found := [key for key in FOREIGN if config.get(key) is not None]:
         raise UnsupportedCheckpoint(
             f"{LIBRARY_CONFIG}: {', '.join(found)} of PyLate's layout beside a {MASK} is not served"
