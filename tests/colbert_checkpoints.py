@@ -10,12 +10,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from checkpoints import FAMILIES, SPECIAL_TOKENS
 
 BASES = {
     "bert": transformers.BertModel,
+    "lfm2": transformers.Lfm2Model,
     "modernbert": transformers.ModernBertModel,
     "xlm-roberta": transformers.XLMRobertaModel,
 }
@@ -30,6 +31,7 @@ FLASH_CONFIG = {
     "use_flash_attn": True,
     "emb_pooler": None,
 }
+LFM2_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
 STANFORD_MARKERS = ["[unused0]", "[unused1]"]
 
 
@@ -127,7 +129,7 @@ def make_jina(directory: Path, metadata: dict[str, Any]) -> Path:
 
 def _tokenizer(family: str) -> Tokenizer:
     """Real vocabularies have a token for every punctuation mark; the one trained here would not."""
-    tokenizer: Tokenizer = FAMILIES[family][2]()
+    tokenizer: Tokenizer = _lfm2_tokenizer() if family == "lfm2" else FAMILIES[family][2]()
     if family == "xlm-roberta":  # as the real file has it, and as transformers rebuilds it
         split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
@@ -140,8 +142,10 @@ def _module(folder: str, index: int, kind: str) -> dict[str, Any]:
 
 
 def _random_backbone(family: str, tokenizer: Tokenizer, hidden: int) -> transformers.PreTrainedModel:
-    config_class, _, _, _, extra = FAMILIES[family]
     torch.manual_seed(3)
+    if family == "lfm2":
+        return _random_lfm2(tokenizer, hidden)
+    config_class, _, _, _, extra = FAMILIES[family]
     model = BASES[family](
         config_class(
             vocab_size=tokenizer.get_vocab_size(),
@@ -171,5 +175,38 @@ def _roughened(model: transformers.PreTrainedModel) -> transformers.PreTrainedMo
 
 
 def _save_tokenizer(directory: Path, family: str, tokenizer: Tokenizer) -> None:
-    fast = FAMILIES[family][3](tokenizer_object=tokenizer, model_max_length=96, **SPECIAL_TOKENS[family])
-    fast.save_pretrained(directory)
+    if family == "lfm2":
+        kind, special = transformers.PreTrainedTokenizerFast, LFM2_TOKENS
+    else:
+        kind, special = FAMILIES[family][3], SPECIAL_TOKENS[family]
+    kind(tokenizer_object=tokenizer, model_max_length=96, **special).save_pretrained(directory)
+
+
+def _lfm2_tokenizer() -> Tokenizer:
+    """A byte-level vocabulary without a mask token; texts begin with a token and end without one."""
+    tokenizer = FAMILIES["modernbert"][2]()
+    tokenizer.add_special_tokens(list(LFM2_TOKENS.values()))
+    start = LFM2_TOKENS["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A",
+        pair=f"{start} $A {start} $B",
+        special_tokens=[(start, tokenizer.token_to_id(start))],
+    )
+    return tokenizer
+
+
+def _random_lfm2(tokenizer: Tokenizer, hidden: int) -> transformers.PreTrainedModel:
+    config = transformers.Lfm2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=96,
+        pad_token_id=tokenizer.token_to_id(LFM2_TOKENS["pad_token"]),
+        hidden_size=hidden,
+        num_hidden_layers=5,
+        layer_types=["conv", "conv", "full_attention", "conv", "full_attention"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=2 * hidden,
+        block_multiple_of=16,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )
+    return _roughened(transformers.Lfm2Model(config)).eval()

@@ -84,6 +84,13 @@ CASES: dict[str, tuple[str, str, Any, tuple[int, int, bool, bool, bool]]] = {
         {"dims": (40, 24), "activation": "activation.SiLU"},
         (16, 60, True, False, True),
     ),
+    "pylate-lfm2": ("pylate", "lfm2", {}, (16, 60, True, False, True)),
+    "pylate-lfm2-attend": (
+        "pylate",
+        "lfm2",
+        {"attend_to_expansion_tokens": True},
+        (16, 60, True, True, True),
+    ),
     "jina": (
         "jina",
         "xlm-roberta",
@@ -170,7 +177,8 @@ class Reference:
         mask = [1] * len(ids)
         if is_query and self.spec.expand_to:
             mask += [int(self.spec.attend_to_expansion)] * (length - len(ids))
-            ids += [self.tokenizer.mask_token_id] * (length - len(ids))
+            filler = self.tokenizer.mask_token_id or self.tokenizer.eos_token_id
+            ids += [filler] * (length - len(ids))
         return ids, self.vectors(ids, mask, skip=not is_query)
 
     def vectors(self, ids: list[int], mask: list[int], *, skip: bool) -> npt.NDArray[np.float32]:
@@ -188,11 +196,11 @@ class Reference:
     def windows(self, text: str, limit: int, overlap: int) -> Iterator[tuple[npt.NDArray[np.float32], str]]:
         """Token vectors and characters of each window of a document."""
         backend, stripped = self.tokenizer.backend_tokenizer, text.strip()
-        first, last = self.tokenizer("").input_ids
+        first, *last = self.tokenizer("").input_ids
         marker = self.tokenizer.convert_tokens_to_ids(self.spec.document_marker)
-        whole, room = backend.encode(stripped, add_special_tokens=False), limit - 3
+        whole, room = backend.encode(stripped, add_special_tokens=False), limit - 2 - len(last)
         for start in range(0, max(1, len(whole.ids) - overlap), room - overlap):
-            ids = [first, marker, *whole.ids[start : start + room], last]
+            ids = [first, marker, *whole.ids[start : start + room], *last]
             offsets = whole.offsets[start : start + room] or [(0, 0)]
             vectors = self.vectors(ids, [1] * len(ids), skip=True)
             yield vectors, stripped[offsets[0][0] : offsets[-1][1]].strip()

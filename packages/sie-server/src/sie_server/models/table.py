@@ -26,6 +26,7 @@ from sie_server.models.decoder import (
 )
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.lfm2 import Lfm2Encoder, read_lfm2
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
@@ -61,6 +62,7 @@ ARCHITECTURES = {
     "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
     "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
     "GemmaForCausalLM": Family(read_gemma, Decoder, "model", causal=True),
+    "Lfm2Model": Family(read_lfm2, Lfm2Encoder),
     "LlamaForCausalLM": Family(read_llama, Decoder, "model", causal=True),
     "MistralForCausalLM": Family(read_mistral, Decoder, "model", causal=True),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", causal=True),
