@@ -100,6 +100,15 @@ def test_what_was_cut_is_said(client: TestClient) -> None:
         assert "1 of 2" in answer["warnings"][1]
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_narrower_vectors_are_the_first_dimensions_at_length_one(client: TestClient, model: str) -> None:
+    whole = vectors(client, model, DOCUMENTS, {})
+    narrow = vectors(client, model, DOCUMENTS, {"options": {"dimensions": 12}})
+    for one, two in zip(whole, narrow, strict=True):
+        expected = one[:, :12] / np.linalg.norm(one[:, :12], axis=1, keepdims=True)
+        np.testing.assert_allclose(two, expected, atol=1e-6)
+
+
 GOOD = np.ones((3, 24), np.float32)
 
 

@@ -132,6 +132,11 @@ def _unstripped(parts: Chunks, documents: list[str]) -> Chunks:
 
 def _filler(tokenizer: TextTokenizer, directory: Path, named: str | None) -> int:
     """The token the checkpoint names, else the mask token; for decoders, which have none, the end-of-sequence token."""
+    settings = directory / "tokenizer_config.json"
+    if settings.exists() and read_json(settings).get("padding_side") == "left":
+        raise UnsupportedCheckpoint(
+            "tokenizer_config.json: padding_side is 'left'; queries are filled up on the right only"
+        )
     if named is not None:
         return min(tokenizer.ids_of((named,)))
     for name in ("mask_token", "eos_token"):

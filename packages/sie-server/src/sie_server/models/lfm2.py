@@ -127,9 +127,9 @@ class _View:
         out = torch.empty_like(q)
         for group, mask in zip(self.batch.groups, self.masks, strict=True):
             shape = (group.count, group.slot)
-            parts = (x[group.rows].unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
+            queries, keys, values = (x[group.rows].unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
             mixed = scaled_dot_product_attention(
-                *parts, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+                queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
             )
             out[group.rows].unflatten(0, shape).copy_(mixed.transpose(1, 2))
         return out.flatten(1)

@@ -119,17 +119,21 @@ def _expansion(settings: dict[str, Any]) -> dict[str, Any]:
     given = settings.get("query_expansion")
     if given is None:
         return {}
-    if not isinstance(given, dict) or not given.keys() <= {"strategy", "attend", "token", "length"}:
-        raise UnsupportedCheckpoint(f"{TRANSFORMER_CONFIG}: query_expansion is {given!r}")
-    kinds = {"attend": bool, "token": (str, type(None))}
-    if given.get("strategy") not in ("fixed", "min") or not all(
-        isinstance(given[name], kind) for name, kind in kinds.items() if name in given
-    ):
-        raise UnsupportedCheckpoint(f"{TRANSFORMER_CONFIG}: query_expansion is {given!r}")
-    if given.get("length") is None:
-        raise UnsupportedCheckpoint(f"{TRANSFORMER_CONFIG}: query_expansion has no length")
+    known = (
+        isinstance(given, dict)
+        and given.keys() <= {"strategy", "attend", "token", "length"}
+        and given.get("strategy") in ("fixed", "min")
+        and isinstance(given.get("attend", False), bool)
+        and isinstance(given.get("token"), str | None)
+        and given.get("length") is not None
+    )
+    if not known:
+        raise UnsupportedCheckpoint(
+            f"{TRANSFORMER_CONFIG}: query_expansion is {given!r}; "
+            "it has strategy ('fixed' or 'min'), length, and may have attend and token"
+        )
     _length(given, "length", 0)
-    return given
+    return dict(given)
 
 
 def _skip_words(directory: Path, folder: str) -> tuple[str, ...]:
