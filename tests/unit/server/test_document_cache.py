@@ -13,6 +13,7 @@ import torch
 from checkpoints import random_text
 from colbert_checkpoints import make_pylate
 from sie_server.catalog import EMBEDDED
+from sie_server.engine.chunks import Chunking
 from sie_server.engine.document_cache import ENTRY_BYTES, CachedDocument, DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job
@@ -124,6 +125,17 @@ def test_another_limit_is_another_document(directory: Path) -> None:
     run(caching, caching.tokenize_score("rain", [text], 48))
     assert caching.tokenize_score("rain", [text], 48).known
     assert caching.tokenize_score("rain", [text], 32).known == []
+
+
+def test_a_cached_window_says_nothing_of_its_document(directory: Path) -> None:
+    """Whether a document was cut depends on the request, and is not kept with its windows."""
+    engine = Engine(directory, device="cpu", documents=ModelDocuments(DocumentCache(2**26), "m", None))
+    text = random_text(random.Random(1), 90)
+    for most, known in ((2, 0), (100, 2), (2, 2)):
+        job = engine.tokenize_chunks("rain", [text], 32, Chunking(0, most))
+        assert len(job.known) == known
+        assert job.truncated == [most == 2] * len(job.truncated)
+        assert all(isinstance(score, float) for score in run(engine, job))
 
 
 def test_a_cached_document_does_not_keep_its_batch_alive(directory: Path) -> None:
