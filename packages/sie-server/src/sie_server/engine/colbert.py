@@ -4,8 +4,8 @@ Exactly as PyLate 1.6 (https://github.com/lightonai/pylate, `pylate/models/colbe
 with Stanford's code on the ids: texts are stripped; the marker goes after the first token and counts in the limit; a
 query is filled up to its length with mask tokens of token type 0, all of whose vectors are matched. Where a checkpoint
 does not attend to the expansion, those tokens look at the real ones and are looked at by none, not even by
-themselves. Documents keep every token for the encoder; those in the skip list are not matched. A checkpoint in the layout
-of sentence-transformers 6 has prompts in place of markers, tokenised with the text as it came.
+themselves. Documents keep every token for the encoder; those in the skip list are not matched. A checkpoint in the
+layout of sentence-transformers 6 has prompts in place of markers, tokenised with the text as it came.
 """
 
 from __future__ import annotations
