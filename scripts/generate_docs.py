@@ -13,6 +13,7 @@ import msgspec
 
 from sie_server.catalog import CatalogEntry, catalog
 from sie_server.config import ServerConfig
+from sie_server.models.table import ARCHITECTURES
 from sie_server.templates import template_names
 from sie_server.wire import Profile
 
@@ -47,10 +48,7 @@ def models() -> str:
         HEAD.format(source="the YAML files in sie_server/catalog"),
         "# Models known without configuration\n\n",
         "A known model is fetched and loaded when it is first asked for. Any other checkpoint of a served\n",
-        "architecture (BERT, RoBERTa, XLM-R, ModernBERT, mGTE and JinaBERT sequence classification with one label;\n",
-        "encoders of these families with a `modules.json`; SPLADE on BERT; ColBERT in Stanford's or PyLate's layout;\n",
-        "jina's listwise `JinaForRanking`) is served with `--model ID=DIRECTORY`, `--model ID=HUB_ID` or from\n",
-        "`--models-dir`.\n\n",
+        "architecture (below the table) is served with `--model ID=DIRECTORY`, `--model ID=HUB_ID` or from `--models-dir`.\n\n",
         "A causal reranker (Gemma, Llama, Mistral, Qwen2, Qwen3) needs a template: it has one under an id of this\n",
         "list; under any other, put a `sie_reranker.yaml` beside its `config.json` that says `template: NAME`, with\n",
         f"one of {', '.join(f'`{name}`' for name in template_names())}, or holds a template of its own.\n\n",
@@ -66,6 +64,8 @@ def models() -> str:
         lines.append(
             f"| `{entry.id}`{aliases} | {gives} | {entry.max_seq_length} | {entry.license} | {about} |\n"
         )
+    lines += ["\n## Architectures\n\n", "Names as `architectures` of a `config.json` has them:\n\n"]
+    lines += [f"- `{name}`\n" for name in sorted(ARCHITECTURES)]
     return "".join(lines)
 
 

@@ -65,6 +65,8 @@ EVERY: dict[str, Family] = {
     "ColBERT, PyLate": Family(_one(make_pylate, "bert"), 60),
     "ColBERT, ModernBERT": Family(_one(make_pylate, "modernbert", dims=(32, 24)), 60),
     "ColBERT, XLM-R": Family(_one(make_pylate, "xlm-roberta"), 60),
+    "ColBERT, LFM2": Family(_one(make_pylate, "lfm2"), 60),
+    "ColBERT, lower-cased": Family(_one(make_pylate, "modernbert", lower_case=True), 60),
     **{name: Family(_one(make_compat, name), 100) for name in COMPAT},
     "ettin": Family(_one(lambda path: make_reranker(path)[0]), 200),
     "embedder": Family(_one(make_encoder), 128),

@@ -135,8 +135,8 @@ class ScoreEntry(Struct, frozen=True):
 class Usage(Struct, frozen=True):
     """Tokens of all sequences the model reads, without padding.
 
-    A prompt's start that all pairs of a request share is computed once, and counted in every pair all the same: what a
-    request costs does not depend on how the server saves work.
+    A prompt's start that all pairs of a request share is computed once, and counted in every pair all the same; so are
+    documents whose token vectors are cached: what a request costs does not depend on how the server saves work.
     """
 
     input_tokens: int

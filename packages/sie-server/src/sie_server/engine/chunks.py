@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from sie_server.engine.job import Chunk, Job
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.errors import InvalidInput
@@ -44,30 +46,43 @@ class ChunkInput(Protocol):
         ...
 
 
-def split(tokenizer: TextTokenizer, documents: list[str], room: int, chunking: Chunking) -> Chunks:
-    """Windows of at most `room` document tokens.
+def split(
+    tokenizer: TextTokenizer, documents: list[str], room: int, chunking: Chunking, prompt: str = ""
+) -> Chunks:
+    """Windows of at most `room` tokens; the tokens of `prompt` stand at the start of each.
 
     Raises:
         InvalidInput: the overlap leaves no token to move on by.
     """
+    [(alone, _)], _ = tokenizer.encode_with_spans([prompt], room)
+    room -= len(alone)
     overlap = min(DEFAULT_OVERLAP, room // 4) if chunking.overlap is None else chunking.overlap
     if overlap >= room:
         raise InvalidInput(
-            f"chunk_overlap is {overlap}, but the query leaves {room} tokens for each window of a document; "
+            f"chunk_overlap is {overlap}, but a window has room for {room} tokens of a document; "
             "it has to be less - at `$.options.chunk_overlap`"
         )
-    most_tokens = room + (chunking.most - 1) * (room - overlap)
-    encoded, cut = tokenizer.encode_with_spans(documents, most_tokens)
+    most_tokens = len(alone) + room + (chunking.most - 1) * (room - overlap)
+    encoded, cut = tokenizer.encode_with_spans([prompt + text for text in documents], most_tokens)
     result = Chunks([], [], [])
-    for document, ((ids, spans), more) in enumerate(zip(encoded, cut, strict=True)):
+    for document, ((whole, spans), more) in enumerate(zip(encoded, cut, strict=True)):
+        # a token may begin in the prompt and end in the text, as a space before a word: it is the text's
+        own = sum(end <= len(prompt) for _, end in spans[: len(alone)])
+        head, ids = whole[:own], whole[own:]
+        spans = [_behind(prompt, span) for span in spans[own:]]
         starts = range(0, max(1, len(ids) - overlap), room - overlap)
         for index, start in enumerate(starts):
             window = slice(start, start + room)
             first, last = _characters(documents[document], spans[window])
-            result.ids.append(ids[window])
+            result.ids.append(np.concatenate((head, ids[window])))
             result.chunks.append(Chunk(document, index, len(starts), first, last))
             result.cut.append(more)
     return result
+
+
+def _behind(prompt: str, span: tuple[int, int]) -> tuple[int, int]:
+    """Characters of the text alone, from those of prompt and text."""
+    return max(0, span[0] - len(prompt)), max(0, span[1] - len(prompt))
 
 
 def _characters(text: str, spans: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -136,18 +136,27 @@ class Engine:
         return self._input.vectors_job(query, documents, max_seq_length)
 
     def tokenize_chunks(
-        self, query: str, documents: list[str], max_seq_length: int, chunking: Chunking
+        self,
+        query: str,
+        documents: list[str],
+        max_seq_length: int,
+        chunking: Chunking,
+        *,
+        plain: bool = False,
     ) -> Job:
-        """The same with every document whole, in overlapping windows; one result per window (`Job.chunks`).
+        """As `tokenize_score` with every document whole, in overlapping windows, one result each (`Job.chunks`).
+
+        With `plain` nothing is cached, as in `tokenize_plain`.
 
         Raises:
             InvalidInput: this kind of model does not split documents, or the overlap is too large.
         """
-        if not isinstance(self._input, ChunkInput):
+        text_input = self._plain_input if plain else self._input
+        if not isinstance(text_input, ChunkInput):
             raise InvalidInput(
                 "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
             )
-        return self._input.chunk_job(query, documents, max_seq_length, chunking)
+        return text_input.chunk_job(query, documents, max_seq_length, chunking)
 
     def tokenize_encode(
         self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False

@@ -63,6 +63,7 @@ class Job:
     query_limit: int | None = None  # tokens, where it is another than the documents'
     query_vectors: QueryVectors | None = None
     known: list[tuple[int, DocumentVectors]] = field(default_factory=list)  # index, vectors: no work needed
+    known_tokens: int = 0  # that were read, in an earlier request, to know them
     is_query: bool = False  # texts to encode are queries
     query_m3: M3Vectors | None = None
     m3_scoring: M3Scoring | None = None
@@ -86,11 +87,12 @@ class Job:
     def input_tokens(self) -> int:
         """Tokens of all sequences, as the caller is told.
 
-        A shared prefix counts in every sequence it begins, a sequence for every text it is; a document whose vectors
-        were known is not read and does not count.
+        A shared prefix counts in every sequence it begins, a sequence for every text it is, a cached document as if
+        it were read now. Vectors that the caller sent cost no tokens.
         """
         prefix = len(self.prefix or ())
-        return sum((len(w.tokens) + prefix) * (1 + len(self.copies.get(w.index, ()))) for w in self.work)
+        read = sum((len(w.tokens) + prefix) * (1 + len(self.copies.get(w.index, ()))) for w in self.work)
+        return read + self.known_tokens
 
     def release(self) -> None:
         """Let go of what the job keeps on the device; a batch that still runs has its own hold on it.

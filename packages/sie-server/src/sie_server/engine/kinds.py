@@ -64,6 +64,11 @@ def _prompt_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
     return PromptTokenizer(directory, spec.head.template)
 
 
+def _colbert_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
+    assert isinstance(spec.head, LateInteractionSpec)
+    return TextTokenizer(directory, token_types=spec.backbone.token_types, lower_case=spec.head.lower_case)
+
+
 def _token_logits(parts: Parts, weights: CheckpointWeights) -> Reader:
     return LogitReader(build_token_logits(parts.spec, weights, parts.tokenizer.answers))
 
@@ -111,6 +116,7 @@ KINDS: dict[type, Kind] = {
         reader=lambda parts, weights: SpladeReader(SpladeHead(parts.head, parts.spec.backbone, weights)),
     ),
     LateInteractionSpec: Kind(
+        tokenizer=_colbert_tokenizer,
         input=lambda parts: ColbertInput(parts.head, parts.tokenizer, parts.directory, parts.documents),
         reader=_token_vectors,
     ),

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sie_server.engine.document_cache import ModelDocuments
+from sie_server.engine.document_cache import CachedDocument, ModelDocuments
 from sie_server.engine.job import QUERY, Job, Vectors, Work
 from sie_server.models.heads import Classifier, pool, unit
 from sie_server.models.late_interaction import DocumentVectors, QueryVectors, maxsim, weighted_maxsim
@@ -93,7 +93,8 @@ class VectorReader:
         if self._cache and work.key:
             rows = slice(batch.starts[packed], batch.starts[packed] + batch.lengths[packed])
             vectors = DocumentVectors(tokens[rows].clone(), pooled[packed].clone())
-            self._cache.put(work.key, vectors, work.job.truncated[work.index])
+            cut = work.job.truncated[work.index]
+            self._cache.put(work.key, CachedDocument(vectors, cut, len(work.tokens)))
 
     def _scores(self, job: Job, pooled: Tensor, tokens: Tensor, batch: PackedBatch) -> list[float]:
         query, weight = job.query_vectors, self._spec.dense_weight

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
+from tokenizers.normalizers import Lowercase, Sequence
 
 from sie_server.models.packed import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -40,7 +41,8 @@ class Template:
 class TextTokenizer:
     """One checkpoint's tokenizer. Safe to call from several threads."""
 
-    def __init__(self, directory: Path, *, token_types: bool) -> None:
+    def __init__(self, directory: Path, *, token_types: bool, lower_case: bool = False) -> None:
+        """`lower_case`: texts are lower-cased before anything the file itself says."""
         path = directory / "tokenizer.json"
         if not path.exists():
             raise UnsupportedCheckpoint(f"tokenizer.json is missing in {directory}")
@@ -50,6 +52,9 @@ class TextTokenizer:
             raise UnsupportedCheckpoint(f"{path} is not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        if lower_case:
+            own = self._tokenizer.normalizer
+            self._tokenizer.normalizer = Sequence([Lowercase(), own] if own else [Lowercase()])
         self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
         self._single = _probe(self._tokenizer, pair=False, typed=token_types)
 

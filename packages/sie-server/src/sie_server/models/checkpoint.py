@@ -59,7 +59,7 @@ def read_spec(
     if family.causal:
         return read_causal(directory, config, backbone, template, _tokenizer_limit(directory, backbone))
     if family.classifier is None:
-        if colbert := read_colbert(directory, architecture, backbone):
+        if colbert := read_colbert(directory, architecture, backbone, _sentence_limit(directory, backbone)):
             return ModelSpec(architecture, backbone, *colbert)
         head, limit = _embedding_spec(directory, backbone, config, prompts)
         return ModelSpec(architecture, backbone, head, limit)
@@ -77,7 +77,7 @@ def _architecture(directory: Path, config: dict[str, Any]) -> str:
     """
     name = str((config.get("architectures") or ["(none)"])[0])
     if name == "HF_ColBERT":
-        return f"{name}/{config.get('model_type')}"
+        name = f"{name}/{config.get('model_type')}"
     own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
     variant = f"{name} ({own})"
     name = variant if variant in ARCHITECTURES else name

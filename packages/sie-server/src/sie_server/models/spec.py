@@ -135,6 +135,7 @@ class ProjectionSpec:
     inputs: int
     outputs: int
     bias: bool = False
+    activation: str = "Identity"  # a name in `models.modules.ACTIVATIONS`
     residual: bool = False  # its input is added to its output, through a matrix where the widths differ
 
 
@@ -143,23 +144,24 @@ class LateInteractionSpec:
     """ColBERT: one short vector per token; the score is the sum over query tokens of the best match (`maxsim`)."""
 
     projections: tuple[ProjectionSpec, ...]
-    query_marker: str  # the token put after the first one; empty: none
-    document_marker: str
+    dim: int  # width of a token vector
+    query_marker: str = ""  # the token put after the first one; empty: none
+    document_marker: str = ""
+    query_prompt: str = ""  # stands before the text and is tokenised with it
+    document_prompt: str = ""
+    strip: bool = True  # spaces around a text are not read
+    lower_case: bool = False  # texts are lower-cased, whatever the tokenizer does
     query_length: int  # tokens, markers and special tokens included
-    expand_queries: bool  # fill queries up to `query_length` with mask tokens, whose vectors count
+    expand_to: int  # fill queries up to so many tokens with mask tokens, whose vectors count; 0: none
     attend_to_expansion: bool  # those mask tokens are seen by the others
+    expansion_token: str | None = None  # instead of the tokenizer's mask token
     skip_words: tuple[str, ...]  # tokens of documents that are read but not matched
 
     # as an EmbeddingSpec has them
     normalize = True
     scores = True
     vectors = ("multivector",)
-    prompts = Prompts()  # markers stand in for them
-
-    @property
-    def dim(self) -> int:
-        """Width of a token vector."""
-        return self.projections[-1].outputs
+    prompts = Prompts()  # a caller cannot replace its own
 
 
 @dataclass(frozen=True, kw_only=True)

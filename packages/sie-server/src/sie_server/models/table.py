@@ -34,6 +34,7 @@ from sie_server.models.decoder import (
 )
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.lfm2 import Lfm2Encoder, read_lfm2
 from sie_server.models.listwise import read_jina_ranking
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
@@ -83,6 +84,7 @@ ARCHITECTURES = {
     ),  # gte-multilingual-base
     "NewModel": Family(read_new, embedder("new")),
     "GemmaForCausalLM": Family(read_gemma, Decoder, "model", causal=True),
+    "Lfm2Model": Family(read_lfm2, Lfm2Encoder),
     "LlamaForCausalLM": Family(read_llama, Decoder, "model", causal=True),
     "MistralForCausalLM": Family(read_mistral, Decoder, "model", causal=True),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", causal=True),
@@ -99,6 +101,7 @@ ARCHITECTURES = {
     "HF_ColBERT/bert": Family(read_bert, BertEncoder, "bert"),
     "HF_ColBERT/roberta": Family(read_roberta, BertEncoder, "roberta"),
     "HF_ColBERT/xlm-roberta": Family(read_roberta, BertEncoder, "roberta"),
+    "HF_ColBERT/xlm-roberta (XLMRobertaFlashConfig)": Family(read_xlm_roberta_flash, BertEncoder, "roberta"),
 }
 
 
