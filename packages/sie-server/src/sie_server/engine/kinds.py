@@ -20,10 +20,18 @@ from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
+from sie_server.models.decoder import DecoderSpec
 from sie_server.models.late_interaction import TokenProjection
 from sie_server.models.modules import ModuleStack
 from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
-from sie_server.models.spec import CausalSpec, ClassifierSpec, EmbeddingSpec, LateInteractionSpec, ModelSpec
+from sie_server.models.spec import (
+    CausalSpec,
+    ClassifierSpec,
+    EmbeddingSpec,
+    LateInteractionSpec,
+    ModelSpec,
+    PromptedClassifierSpec,
+)
 from sie_server.models.table import build_classifier, build_token_logits
 
 
@@ -53,6 +61,20 @@ class Kind:
 def _prompt_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
     assert isinstance(spec.head, CausalSpec)
     return PromptTokenizer(directory, spec.head.template)
+
+
+def _prompts(parts: Parts) -> TextInput:
+    # what tokens make of the shared start depends on what comes after, unless they cannot see it
+    causal = isinstance(parts.spec.backbone, DecoderSpec) and parts.spec.backbone.causal
+    return PromptInput(parts.tokenizer, share=parts.share_prefix and causal)
+
+
+def _embedding_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
+    assert isinstance(spec.head, EmbeddingSpec)
+    tokenizer = TextTokenizer(directory, token_types=spec.backbone.token_types)
+    if spec.head.pooling == "last":
+        tokenizer.check_end(directory)
+    return tokenizer
 
 
 def _token_logits(parts: Parts, weights: CheckpointWeights) -> Reader:
@@ -91,11 +113,16 @@ KINDS: dict[type, Kind] = {
         reader=lambda parts, weights: LogitReader(build_classifier(parts.spec, weights)),
     ),
     CausalSpec: Kind(
-        input=lambda parts: PromptInput(parts.tokenizer, share=parts.share_prefix),
+        input=_prompts,
         reader=_token_logits,
         tokenizer=_prompt_tokenizer,
     ),
-    EmbeddingSpec: Kind(input=_apart, reader=_vectors),
+    PromptedClassifierSpec: Kind(
+        input=_prompts,
+        reader=lambda parts, weights: LogitReader(build_classifier(parts.spec, weights)),
+        tokenizer=_prompt_tokenizer,
+    ),
+    EmbeddingSpec: Kind(input=_apart, reader=_vectors, tokenizer=_embedding_tokenizer),
     M3Spec: Kind(input=_apart, reader=_m3),
     SpladeSpec: Kind(
         input=_apart,

@@ -10,6 +10,8 @@ from typing import Any
 
 from sie_server.models.causal_checkpoint import read_causal
 from sie_server.models.colbert import read_colbert
+from sie_server.models.decoder import DecoderSpec
+from sie_server.models.decoder_embedder import check_embedder, is_embedder
 from sie_server.models.modules import (
     MODULES,
     check_modules,
@@ -32,6 +34,9 @@ from sie_server.models.spec import (
 )
 from sie_server.models.table import ARCHITECTURES, COMPAT, family_of
 
+# as Pooling modules name them, the suffixes `_token` and `_tokens` aside
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+
 
 def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
     """Read a checkpoint directory's configuration.
@@ -48,9 +53,13 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
         backbone = family.read(config)
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
-    if family.causal:
-        return read_causal(directory, config, backbone, template, _tokenizer_limit(directory, backbone))
-    if family.classifier is None:
+    if family.prompted and not is_embedder(directory):
+        limit = _tokenizer_limit(directory, backbone)
+        own_head = family.classifier is not None
+        return read_causal(directory, config, backbone, template, limit, own_head=own_head)
+    if family.prompted or isinstance(backbone, DecoderSpec):
+        check_embedder(directory, config)
+    if family.prompted or family.classifier is None:
         if colbert := read_colbert(directory, architecture, backbone):
             return ModelSpec(architecture, backbone, *colbert)
         head, limit = _embedding_spec(directory, backbone, config)
@@ -171,6 +180,10 @@ def _sentence_transformers_spec(
         )
     check_modules(modules, backbone.hidden_size)
     if is_cross_encoder(directory, modules):
+        if isinstance(backbone, DecoderSpec):
+            raise UnsupportedCheckpoint(
+                "a decoder with a pooled classifier in modules.json is not served; served: LogitScore"
+            )
         return ClassifierSpec(_activation(directory, config), pooling, tuple(modules)), limit
     head = EmbeddingSpec(pooling, normalize, modules=tuple(modules), prompts=prompts)
     return read_m3(directory, head), limit
@@ -195,6 +208,6 @@ def _pooling_module(config: dict[str, Any]) -> Pooling:
 
 
 def _pooling(name: str) -> Pooling:
-    if name == "cls" or name == "mean":
-        return name  # type: ignore[return-value]
-    raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: cls, mean")
+    if name not in POOLINGS:
+        raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: {', '.join(POOLINGS)}")
+    return POOLINGS[name]

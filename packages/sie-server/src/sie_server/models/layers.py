@@ -32,6 +32,10 @@ class Weights(Protocol):
         """True when the checkpoint holds a tensor `name`."""
         ...
 
+    def leave(self, prefix: str) -> None:
+        """Tensors whose names begin with `prefix` are known and not served."""
+        ...
+
     def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
         """Those rows of the tensor `name` of `shape`, in fp32."""
         ...

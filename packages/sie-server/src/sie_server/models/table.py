@@ -48,7 +48,10 @@ class Family:
     build: Callable[[Any, Weights], Backbone]  # its own BackboneSpec, weights
     prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
     classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
-    causal: bool = False  # a decoder, read out at the last token of a filled template
+    prompted: bool = False  # as a reranker it reads a filled template
+    unserved: tuple[
+        str, ...
+    ] = ()  # what names of tensors begin with that are in the checkpoint and not served
 
 
 ARCHITECTURES = {
@@ -60,11 +63,17 @@ ARCHITECTURES = {
     ),
     "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
     "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
-    "GemmaForCausalLM": Family(read_gemma, Decoder, "model", causal=True),
-    "LlamaForCausalLM": Family(read_llama, Decoder, "model", causal=True),
-    "MistralForCausalLM": Family(read_mistral, Decoder, "model", causal=True),
-    "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", causal=True),
-    "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", causal=True),
+    "GemmaForCausalLM": Family(read_gemma, Decoder, "model", prompted=True),
+    "LlamaForCausalLM": Family(read_llama, Decoder, "model", prompted=True),
+    "MistralForCausalLM": Family(read_mistral, Decoder, "model", prompted=True),
+    "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", prompted=True),
+    "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", prompted=True),
+    # decoders as embedders
+    "GemmaModel": Family(read_gemma, Decoder),
+    "LlamaModel": Family(read_llama, Decoder),
+    "MistralModel": Family(read_mistral, Decoder),
+    "Qwen2Model": Family(read_qwen2, Decoder),
+    "Qwen3Model": Family(read_qwen3, Decoder),
     "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
     "RobertaModel": Family(read_roberta, BertEncoder),
     "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
@@ -106,7 +115,24 @@ def known_architectures() -> str:
 def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
     """The forward pass of the checkpoint's family, filled with its weights."""
     family = family_of(spec.architecture)
-    return family.build(spec.backbone, weights.at(family.prefix) if family.prefix else weights)
+    for names in family.unserved:
+        weights.leave(names)
+    prefix = family.prefix
+    if family.prompted and not isinstance(spec.head, ClassifierSpec):
+        prefix = _embedder_prefix(family, weights)
+    return family.build(spec.backbone, weights.at(prefix) if prefix else weights)
+
+
+def _embedder_prefix(family: Family, weights: Weights) -> str | None:
+    """Where the tensors of an embedder stand that calls itself a language model.
+
+    Saved as one it has the usual names and an output matrix, which gives no vectors; saved as the bare model that
+    sentence-transformers loads (Qwen3-Embedding) it has neither.
+    """
+    if not weights.has(f"{family.prefix}.embed_tokens.weight"):
+        return None
+    weights.leave("lm_head.")
+    return family.prefix
 
 
 def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
@@ -121,4 +147,5 @@ def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
 def build_token_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Classifier:
     """The head of a causal reranker: the output matrix' rows of `tokens`."""
     assert isinstance(spec.backbone, DecoderSpec)  # the spec was read as a decoder
-    return TokenLogits(spec.backbone, weights, tokens)
+    words = f"{family_of(spec.architecture).prefix}.embed_tokens.weight"
+    return TokenLogits(spec.backbone, weights, tokens, words)

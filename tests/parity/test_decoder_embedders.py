@@ -1,0 +1,196 @@
+"""Decoders as embedders: last-token pooling against sentence-transformers, in the layouts they are published in."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, processors
+from transformers import AutoModel
+
+from checkpoints import random_text
+from decoder_checkpoints import make_decoder
+from encoders import write_json, write_modules
+from inprocess import asking, post
+from sie_server.engine.engine import Engine
+from sie_server.engine.verify import verify
+from sie_server.errors import ModelLoadFailed
+
+END = {"gemma": "<eos>", "llama": "<|endoftext|>", "mistral": "<|endoftext|>"}
+LIMIT = 96
+LAST_TOKEN = {"pooling_mode_lasttoken": True, "pooling_mode_cls_token": False}
+TASK = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+TEXTS = [random_text(random.Random(i), n) for i, n in enumerate((0, 1, 2, 7, 15, 16, 17, 40, 300))] + [
+    "Zürich 東京?"
+]
+
+
+def make_embedder(
+    directory: Path,
+    family: str,
+    *,
+    layout: str = "bare",
+    pooling: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Path:
+    """A random decoder under modules.json.
+
+    Layouts: `bare` (AutoModel's class and names), `qwen3-embedding` (a language model's class, the bare model's names)
+    and `causal` (a language model with all its tensors).
+    """
+    make_decoder(directory, family, **fields)
+    if layout != "causal":
+        architectures = (directory / "config.json").read_text(encoding="utf-8")
+        AutoModel.from_pretrained(directory, dtype=torch.float32).save_pretrained(directory)
+        if layout == "qwen3-embedding":
+            (directory / "config.json").write_text(architectures, encoding="utf-8")
+    end_with(directory, END.get(family, "<|endoftext|>"))
+    write_modules(
+        directory, *(f"sentence_transformers.models.{k}" for k in ("Transformer", "Pooling", "Normalize"))
+    )
+    write_json(
+        directory / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": 48,
+            **(pooling or {"pooling_mode_lasttoken": True, "pooling_mode_cls_token": False}),
+        },
+    )
+    write_json(
+        directory / "config_sentence_transformers.json",
+        {
+            "prompts": {"query": TASK, "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+    write_json(directory / "sentence_bert_config.json", {"max_seq_length": LIMIT, "do_lower_case": False})
+    return directory
+
+
+def end_with(directory: Path, token: str) -> None:
+    """Append `token` to every text, as Qwen3-Embedding's tokenizer.json does."""
+    path = str(directory / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    before = tokenizer.encode("a").tokens[:-1]  # bos, where the family has one
+    names = [*before, token]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=" ".join([*before, "$A", token]),
+                pair=" ".join([*before, "$A", token, "$B", token]),
+                special_tokens=[(name, tokenizer.token_to_id(name)) for name in dict.fromkeys(names)],
+            ),
+        ]
+    )
+    tokenizer.save(path)
+
+
+def vectors_of(engine: Engine, texts: list[str]) -> npt.NDArray[np.float32]:
+    job = engine.tokenize_encode(texts, ("dense",), LIMIT, is_query=False)
+    for work, result in zip(job.work, engine.run(job.work), strict=True):
+        job.put(work.index, result)
+    return np.stack([result["dense"] for result in job.results])
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [(family, "bare") for family in ("qwen3", "qwen2", "mistral", "llama", "gemma")]
+    + [("qwen3", "qwen3-embedding"), ("qwen3", "causal"), ("mistral", "causal")],
+)
+def test_vectors_equal_sentence_transformers(tmp_path: Path, family: str, layout: str) -> None:
+    directory = make_embedder(tmp_path, family, layout=layout)
+    engine = Engine(directory, device="cpu", dtype="float32")
+    assert engine.spec.outputs == ["dense"] and engine.readout == "last"
+    reference = SentenceTransformer(str(directory), device="cpu")
+    expected = reference.encode(TEXTS, batch_size=4, show_progress_bar=False)
+    ours = vectors_of(engine, TEXTS)
+    print(family, layout, "max |Δ|", np.abs(ours - expected).max())
+    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+    assert (ours * expected).sum(1).min() >= 0.99999
+    apart = np.abs(expected[:, None] - expected[None]).max(2)[np.triu_indices(len(TEXTS), 1)]
+    assert apart.min() > 0.01  # vectors that are all alike would prove nothing
+
+    alone = np.concatenate([vectors_of(engine, [text]) for text in TEXTS])
+    shuffled = random.Random(3).sample(range(len(TEXTS)), len(TEXTS))
+    permuted = vectors_of(engine, [TEXTS[i] for i in shuffled])
+    np.testing.assert_allclose(alone, ours, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(permuted, ours[shuffled], atol=1e-4, rtol=0)
+
+
+def test_the_appended_token_survives_truncation(tmp_path: Path) -> None:
+    engine = Engine(make_embedder(tmp_path, "qwen3"), device="cpu", dtype="float32")
+    job = engine.tokenize_encode(TEXTS, ("dense",), LIMIT, is_query=False)
+    ends = {engine.tokens(work.tokens.ids.tolist())[-1] for work in job.work}
+    assert ends == {"<|endoftext|>"} and any(job.truncated) and not all(job.truncated)
+    assert max(len(work.tokens) for work in job.work) == LIMIT
+
+
+def test_queries_get_the_prompt_and_an_instruction_replaces_it(tmp_path: Path) -> None:
+    directory = make_embedder(tmp_path, "qwen3", layout="qwen3-embedding")
+    reference = SentenceTransformer(str(directory), device="cpu")
+    told = "Instruct: find contracts\nQuery:"
+    with asking({"embedder": directory}) as client:
+        for params, prompt in (
+            ({"is_query": True}, TASK),
+            ({"is_query": False}, ""),
+            ({"instruction": told}, told),
+        ):
+            body = {"items": [{"text": text} for text in TEXTS], "params": params}
+            answer = post(client, "/v1/encode/embedder", body)
+            ours = np.array([item["dense"]["values"] for item in answer["items"]])
+            expected = reference.encode(TEXTS, prompt=prompt, show_progress_bar=False)
+            np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+
+
+def test_bidirectional_attention_as_the_config_says(tmp_path: Path) -> None:
+    directory = make_embedder(
+        tmp_path, "llama", pooling={"pooling_mode": "mean"}, is_causal=False, attention_bias=True
+    )
+    expected = SentenceTransformer(str(directory), device="cpu").encode(TEXTS, show_progress_bar=False)
+    engine = Engine(directory, device="cpu", dtype="float32")
+    np.testing.assert_allclose(vectors_of(engine, TEXTS), expected, atol=1e-4, rtol=0)
+
+
+def test_verify_knows_them(tmp_path: Path) -> None:
+    report = verify(make_embedder(tmp_path, "qwen3", layout="qwen3-embedding"), 12)
+    assert report.equal(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}}, "never run"),
+        ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "chat template"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_lasttoken": False, "pooling_mode_weightedmean_tokens": True},
+            "weightedmean",
+        ),
+        ("modules.json", [], "decoder"),
+    ],
+)
+def test_what_would_only_look_right_is_refused(
+    tmp_path: Path, file: str, content: Any, complaint: str
+) -> None:
+    directory = make_embedder(tmp_path, "qwen3", layout="qwen3-embedding")
+    before = json.loads((directory / file).read_text(encoding="utf-8"))
+    write_json(directory / file, content if isinstance(content, list) else before | content)
+    with pytest.raises(ModelLoadFailed, match=complaint):
+        Engine(directory, device="cpu", dtype="float32")
+
+
+def test_an_end_token_that_only_the_settings_name_is_refused(tmp_path: Path) -> None:
+    directory = make_embedder(tmp_path, "qwen3")
+    make_decoder(tmp_path / "plain", "qwen3")
+    (directory / "tokenizer.json").write_bytes((tmp_path / "plain" / "tokenizer.json").read_bytes())
+    write_json(directory / "tokenizer_config.json", {"add_eos_token": True, "eos_token": "<|endoftext|>"})
+    with pytest.raises(ModelLoadFailed, match="add_eos_token"):
+        Engine(directory, device="cpu", dtype="float32")
