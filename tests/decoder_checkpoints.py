@@ -181,3 +181,22 @@ def make_decoder(
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, pad_token=pad)
     fast.save_pretrained(directory)
     return directory
+
+
+def end_with(directory: Path, token: str) -> None:
+    """Append `token` to every text, as Qwen3-Embedding's tokenizer.json does."""
+    path = str(directory / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    before = tokenizer.encode("a").tokens[:-1]  # bos, where the family has one
+    names = [*before, token]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=" ".join([*before, "$A", token]),
+                pair=" ".join([*before, "$A", token, "$B", token]),
+                special_tokens=[(name, tokenizer.token_to_id(name)) for name in dict.fromkeys(names)],
+            ),
+        ]
+    )
+    tokenizer.save(path)

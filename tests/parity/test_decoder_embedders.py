@@ -12,11 +12,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer, processors
 from transformers import AutoModel
 
 from checkpoints import random_text
-from decoder_checkpoints import make_decoder
+from decoder_checkpoints import end_with, make_decoder
 from encoders import write_json, write_modules
 from inprocess import asking, post
 from sie_server.engine.engine import Engine
@@ -72,25 +71,6 @@ def make_embedder(
     )
     write_json(directory / "sentence_bert_config.json", {"max_seq_length": LIMIT, "do_lower_case": False})
     return directory
-
-
-def end_with(directory: Path, token: str) -> None:
-    """Append `token` to every text, as Qwen3-Embedding's tokenizer.json does."""
-    path = str(directory / "tokenizer.json")
-    tokenizer = Tokenizer.from_file(path)
-    before = tokenizer.encode("a").tokens[:-1]  # bos, where the family has one
-    names = [*before, token]
-    tokenizer.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=" ".join([*before, "$A", token]),
-                pair=" ".join([*before, "$A", token, "$B", token]),
-                special_tokens=[(name, tokenizer.token_to_id(name)) for name in dict.fromkeys(names)],
-            ),
-        ]
-    )
-    tokenizer.save(path)
 
 
 def vectors_of(engine: Engine, texts: list[str]) -> npt.NDArray[np.float32]:

@@ -26,10 +26,12 @@ from sie_server.models.decoder import (
 )
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.llama_ranker import llama_classifier, read_llama_bidirectional
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import BackboneSpec, ClassifierSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.vision_language import jina_m0_classifier, read_qwen2_vl, read_qwen3_vl
 
 
 class Backbone(Protocol):
@@ -64,10 +66,25 @@ ARCHITECTURES = {
     "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
     "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
     "GemmaForCausalLM": Family(read_gemma, Decoder, "model", prompted=True),
+    "LlamaBidirectionalForSequenceClassification": Family(
+        read_llama_bidirectional, Decoder, "model", llama_classifier, prompted=True
+    ),
     "LlamaForCausalLM": Family(read_llama, Decoder, "model", prompted=True),
     "MistralForCausalLM": Family(read_mistral, Decoder, "model", prompted=True),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", prompted=True),
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", prompted=True),
+    # vision-language models, for text
+    "Qwen3VLForConditionalGeneration": Family(
+        read_qwen3_vl, Decoder, "model.language_model", prompted=True, unserved=("model.visual.",)
+    ),
+    "JinaVLForRanking": Family(
+        read_qwen2_vl,
+        Decoder,
+        "model",
+        jina_m0_classifier,
+        prompted=True,
+        unserved=("visual.", "lm_head."),  # its own code replaces the output matrix by nothing
+    ),
     # decoders as embedders
     "GemmaModel": Family(read_gemma, Decoder),
     "LlamaModel": Family(read_llama, Decoder),
