@@ -24,6 +24,7 @@ from decoder_checkpoints import byte_level_tokenizer, end_with, roughen_decoder
 from encoders import write_json
 from inprocess import ask, asking, in_order, post
 from sie_server.engine.engine import Engine
+from sie_server.engine.verify import CannotVerify, verify
 from sie_server.errors import ModelLoadFailed
 
 LIMIT = 220
@@ -236,7 +237,7 @@ def test_only_causal_models_share_the_start_of_their_prompts(made: Made, engine:
     assert (job.prefix is not None) == (made.template == "qwen3-vl-reranker")  # m0 puts the document first
 
 
-def test_scores_and_images_over_the_wire(made: Made, tmp_path: Path) -> None:
+def test_scores_and_images_over_the_wire(made: Made) -> None:
     named = made.directory / "sie_reranker.yaml"
     named.write_text(f"template: {made.template}", encoding="utf-8")
     with asking({"m": made.directory}) as client, torch.inference_mode():
@@ -249,6 +250,14 @@ def test_scores_and_images_over_the_wire(made: Made, tmp_path: Path) -> None:
             np.testing.assert_allclose(in_order(answer), 1 / (1 + np.exp(-np.array(logits))), atol=1e-6)
         body = {"query": {"text": QUERY}, "items": [{"images": [{"data": "AAAA", "format": "png"}]}]}
         assert "not images" in json.dumps(post(client, "/v1/score/m", body, 400))
+    named.unlink()
+
+
+def test_verify_says_that_nothing_compares(made: Made) -> None:
+    named = made.directory / "sie_reranker.yaml"
+    named.write_text(f"template: {made.template}", encoding="utf-8")
+    with pytest.raises(CannotVerify, match="template"):
+        verify(made.directory, 3)
     named.unlink()
 
 
