@@ -73,10 +73,9 @@ class PromptTokenizer(TextTokenizer):
         controls = sorted((token.content for token in added if token.special), key=len, reverse=True)
         self._controls = re.compile("(" + "|".join(map(re.escape, controls)) + ")") if controls else None
         start = self._start(directory)
-        end = self._end()
-        self._plain = self._compile(template.pieces, start, end)
+        self._plain = self._compile(template.pieces, start)
         told = template.instruction_pieces
-        self._told = self._compile(told, start, end) if told else self._plain
+        self._told = self._compile(told, start) if told else self._plain
         self.answers = [
             self._token(t) for t in (template.positive, template.negative) if t is not None
         ]  # at most two ids; none where a classifier reads
@@ -167,13 +166,13 @@ class PromptTokenizer(TextTokenizer):
 
     # ── when the checkpoint loads ──
 
-    def _compile(self, pieces: tuple[str, ...], start: Ids, end: Ids) -> Form:
+    def _compile(self, pieces: tuple[str, ...], start: Ids) -> Form:
         parts: list[Ids | Blank] = [start]
         for piece in pieces:
             compiled = [self._part(text) for text in self._sections(piece)]
             self._check(piece, compiled)
             parts += compiled
-        return Form((*parts, end))
+        return Form((*parts, self._end()))
 
     def _sections(self, piece: str) -> list[str]:
         """The piece's control tokens and the texts between them; tokenizers never merge across a control token."""

@@ -1,8 +1,9 @@
 """Llama decoders made rerankers by NVIDIA: every token sees the whole prompt, and a classifier reads their mean.
 
 The repositories bring code of their own, which is never run; what it does is also in NVIDIA-NeMo/Automodel
-(nemo_automodel/components/models/llama_bidirectional/model.py) and in vLLM. Prompts are templates, as for the causal
-rerankers; since nothing of a prompt can be computed before its end is known, requests share no prefix.
+(nemo_automodel/components/models/llama_bidirectional/model.py) and in vLLM (llama.py, nemotron_vl.py). Prompts are
+templates, as for the causal rerankers; since nothing of a prompt can be computed before its end is known, requests
+share no prefix.
 """
 
 from __future__ import annotations
@@ -32,13 +33,25 @@ class LlamaRankerSpec(DecoderSpec):
 
 def read_llama_bidirectional(config: dict[str, Any]) -> LlamaRankerSpec:
     """Llama's fields, `pooling` (default avg) and `temperature` (default 1)."""
-    pooling, temperature = config.get("pooling", "avg"), float(config.get("temperature", 1.0))
+    return _read(config, config.get("pooling", "avg"), config)
+
+
+def read_llama_nemotron_vl(config: dict[str, Any]) -> LlamaRankerSpec:
+    """The same under `llm_config`, beside a vision tower; what the classifier does stands at the top.
+
+    The defaults are those of configuration_llama_nemotron_vl.py in the repository.
+    """
+    return _read(config["llm_config"], config.get("pooling", "last"), config)
+
+
+def _read(llama: dict[str, Any], pooling: str, head: dict[str, Any]) -> LlamaRankerSpec:
+    temperature = float(head.get("temperature", 1.0))
     if pooling not in POOLINGS:
         raise UnsupportedCheckpoint(f"pooling {pooling!r} is not served; served: {', '.join(POOLINGS)}")
     if not temperature > 0:
         raise UnsupportedCheckpoint(f"temperature is {temperature}; the logit is divided by it")
-    llama = vars(read_llama(config)) | {"causal": False}
-    return LlamaRankerSpec(**llama, pooling=POOLINGS[pooling], temperature=temperature)
+    backbone = vars(read_llama(llama)) | {"causal": False}
+    return LlamaRankerSpec(**backbone, pooling=POOLINGS[pooling], temperature=temperature)
 
 
 class PooledClassifier:

@@ -26,7 +26,7 @@ from sie_server.models.decoder import (
 )
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
-from sie_server.models.llama_ranker import llama_classifier, read_llama_bidirectional
+from sie_server.models.llama_ranker import llama_classifier, read_llama_bidirectional, read_llama_nemotron_vl
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
@@ -76,6 +76,14 @@ ARCHITECTURES = {
     # vision-language models, for text
     "Qwen3VLForConditionalGeneration": Family(
         read_qwen3_vl, Decoder, "model.language_model", prompted=True, unserved=("model.visual.",)
+    ),
+    "LlamaNemotronVLForSequenceClassification": Family(
+        read_llama_nemotron_vl,
+        Decoder,
+        "model.language_model",
+        llama_classifier,
+        prompted=True,
+        unserved=("model.vision_model.", "model.mlp1."),
     ),
     "JinaVLForRanking": Family(
         read_qwen2_vl,
