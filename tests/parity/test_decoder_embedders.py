@@ -167,6 +167,12 @@ def test_what_would_only_look_right_is_refused(
         Engine(directory, device="cpu", dtype="float32")
 
 
+def test_the_operator_may_make_it_a_reranker(tmp_path: Path) -> None:
+    directory = make_embedder(tmp_path, "qwen3", layout="causal")
+    (directory / "sie_reranker.yaml").write_text("template: qwen3-reranker", encoding="utf-8")
+    assert Engine(directory, device="cpu", dtype="float32").spec.outputs == ["score"]
+
+
 def test_an_end_token_that_only_the_settings_name_is_refused(tmp_path: Path) -> None:
     directory = make_embedder(tmp_path, "qwen3")
     make_decoder(tmp_path / "plain", "qwen3")

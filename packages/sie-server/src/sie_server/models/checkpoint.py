@@ -53,13 +53,13 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
         backbone = family.read(config)
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
-    if family.prompted and not is_embedder(directory):
+    own_head = family.classifier is not None
+    if family.prompted and (own_head or family.unserved or not is_embedder(directory)):
         limit = _tokenizer_limit(directory, backbone)
-        own_head = family.classifier is not None
         return read_causal(directory, config, backbone, template, limit, own_head=own_head)
-    if family.prompted or isinstance(backbone, DecoderSpec):
+    if isinstance(backbone, DecoderSpec):
         check_embedder(directory, config)
-    if family.prompted or family.classifier is None:
+    if not own_head:
         if colbert := read_colbert(directory, architecture, backbone):
             return ModelSpec(architecture, backbone, *colbert)
         head, limit = _embedding_spec(directory, backbone, config)

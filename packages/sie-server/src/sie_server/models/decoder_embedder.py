@@ -9,11 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sie_server.models.causal_checkpoint import TEMPLATE_FILE
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 
 def is_embedder(directory: Path) -> bool:
-    """True when `modules.json` pools hidden states into a vector."""
+    """True when `modules.json` pools hidden states into a vector, and the operator has not made it a reranker."""
+    if (directory / TEMPLATE_FILE).exists():
+        return False
     path = directory / "modules.json"
     modules = read_json(path, list) if path.exists() else []
     return any(str(m.get("type")).rsplit(".", 1)[-1] == "Pooling" for m in modules if isinstance(m, dict))

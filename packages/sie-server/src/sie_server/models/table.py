@@ -51,9 +51,7 @@ class Family:
     prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
     classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
     prompted: bool = False  # as a reranker it reads a filled template
-    unserved: tuple[
-        str, ...
-    ] = ()  # what names of tensors begin with that are in the checkpoint and not served
+    unserved: tuple[str, ...] = ()  # beginnings of tensor names: in the checkpoint, known, not served
 
 
 ARCHITECTURES = {
