@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ranker_checkpoints
 from checkpoints import FAMILIES, make_cross_encoder
 from colbert_checkpoints import make_pylate, make_stanford
 from compat_checkpoints import COMPAT, make_compat
 from decoder_checkpoints import DECODERS, make_decoder
+from embedder_checkpoints import make_embedder
 from encoders import make_bge_m3, make_encoder, make_splade
 from modular_checkpoints import make_reranker
+from ranker_checkpoints import MAKERS
+from relatives import RELATIVES, make_relative
 from sie_server.engine.engine import Engine
-from sie_server.engine.references import Reference, reference_of
+from sie_server.engine.references import Answers, Reference, reference_of, sequence_classifier
 
 
 @dataclass(frozen=True)
 class Made:
-    """A checkpoint on disk. `reference`: where the reference library's own form of the same weights lies, if apart."""
+    """A checkpoint on disk, and the reference's answers where `sie-server verify` would have none."""
 
     served: Path
-    reference: Path
     template: str | None = None
+    reference: Reference | None = None
+
+    def answers(self, engine: Engine, query: str, documents: list[str]) -> Answers:
+        """What the reference makes of the texts."""
+        reference = self.reference or reference_of(self.served, engine)
+        return reference(self.served, engine, query, documents)
 
 
 @dataclass(frozen=True)
@@ -33,22 +42,40 @@ class Family:
     make: Callable[[Path], Made]
     limit: int
     tolerance: float = 1e-4  # of raw logits, or of vector components
-    reference: Reference | None = None  # None: the library that `sie-server verify` would take
-
-    def answers(self, made: Made, engine: Engine) -> Reference:
-        return self.reference or reference_of(made.reference, engine)
 
 
 def _one(make: Callable[..., Path], *args: Any, **kwargs: Any) -> Callable[[Path], Made]:
-    def write(directory: Path) -> Made:
-        path = make(directory / "checkpoint", *args, **kwargs)
-        return Made(path, path)
-
-    return write
+    return lambda directory: Made(make(directory / "checkpoint", *args, **kwargs))
 
 
 def _decoder(family: str) -> Callable[[Path], Made]:
-    return lambda directory: replace(_one(make_decoder, family)(directory), template=DECODERS[family][3])
+    template = DECODERS[family][3]
+    return lambda directory: Made(make_decoder(directory / "checkpoint", family), template)
+
+
+def _relative(name: str) -> Callable[[Path], Made]:
+    """Published under other names: the reference reads the library's own form of the same weights."""
+
+    def make(directory: Path) -> Made:
+        published, library = make_relative(directory, RELATIVES[name])
+        return Made(published, None, lambda _, *asked: sequence_classifier(library, *asked))
+
+    return make
+
+
+def _prompted(make: Callable[[Path], ranker_checkpoints.Made]) -> Callable[[Path], Made]:
+    """A template over a model whose head, or whose backbone, is put together by hand."""
+
+    def write(directory: Path) -> Made:
+        made = make(directory / "checkpoint")
+
+        def reference(_: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+            ids = [made.ids(query, document) for document in documents]
+            return Answers("transformers", "logits", [made.logit(one) for one in ids], ids)
+
+        return Made(made.directory, made.template, reference)
+
+    return write
 
 
 STANFORD = {
@@ -69,7 +96,13 @@ EVERY: dict[str, Family] = {
     "ColBERT, lower-cased": Family(_one(make_pylate, "modernbert", lower_case=True), 60),
     **{name: Family(_one(make_compat, name), 100) for name in COMPAT},
     "ettin": Family(_one(lambda path: make_reranker(path)[0]), 200),
+    **{name: Family(_relative(name), 200) for name in RELATIVES},
+    **{name: Family(_prompted(make), 1024, 1e-3) for name, make in MAKERS.items()},
     "embedder": Family(_one(make_encoder), 128),
+    **{
+        f"embedder {name}": Family(_one(make_embedder, name), 96)
+        for name in ("gemma", "llama", "qwen2", "qwen3")
+    },
     "bge-m3, dense": Family(_one(make_bge_m3), 128),
     "SPLADE": Family(_one(make_splade), 128),
 }

@@ -21,6 +21,7 @@ from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
+from sie_server.models.decoder import DecoderSpec
 from sie_server.models.late_interaction import TokenProjection
 from sie_server.models.listwise import Projector
 from sie_server.models.modules import ModuleStack
@@ -32,6 +33,7 @@ from sie_server.models.spec import (
     LateInteractionSpec,
     ListwiseSpec,
     ModelSpec,
+    PromptedClassifierSpec,
 )
 from sie_server.models.table import build_classifier, build_token_logits
 
@@ -67,6 +69,20 @@ def _prompt_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
 def _colbert_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
     assert isinstance(spec.head, LateInteractionSpec)
     return TextTokenizer(directory, token_types=spec.backbone.token_types, lower_case=spec.head.lower_case)
+
+
+def _prompts(parts: Parts) -> TextInput:
+    # what tokens make of the shared start depends on what comes after, unless they cannot see it
+    causal = isinstance(parts.spec.backbone, DecoderSpec) and parts.spec.backbone.causal
+    return PromptInput(parts.tokenizer, share=parts.share_prefix and causal)
+
+
+def _embedding_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
+    assert isinstance(spec.head, EmbeddingSpec)
+    tokenizer = TextTokenizer(directory, token_types=spec.backbone.token_types)
+    if spec.head.pooling == "last":
+        tokenizer.check_end(directory)
+    return tokenizer
 
 
 def _token_logits(parts: Parts, weights: CheckpointWeights) -> Reader:
@@ -105,11 +121,16 @@ KINDS: dict[type, Kind] = {
         reader=lambda parts, weights: LogitReader(build_classifier(parts.spec, weights)),
     ),
     CausalSpec: Kind(
-        input=lambda parts: PromptInput(parts.tokenizer, share=parts.share_prefix),
+        input=_prompts,
         reader=_token_logits,
         tokenizer=_prompt_tokenizer,
     ),
-    EmbeddingSpec: Kind(input=_apart, reader=_vectors),
+    PromptedClassifierSpec: Kind(
+        input=_prompts,
+        reader=lambda parts, weights: LogitReader(build_classifier(parts.spec, weights)),
+        tokenizer=_prompt_tokenizer,
+    ),
+    EmbeddingSpec: Kind(input=_apart, reader=_vectors, tokenizer=_embedding_tokenizer),
     M3Spec: Kind(input=_apart, reader=_m3),
     SpladeSpec: Kind(
         input=_apart,

@@ -78,7 +78,7 @@ class PromptTokenizer(TextTokenizer):
         self._told = self._compile(told) if told else self._plain
         self.answers = [
             self._token(t) for t in (template.positive, template.negative) if t is not None
-        ]  # one or two ids
+        ]  # at most two ids; none where a classifier reads
         # from here on the caller's texts are read: control tokens in them are text like any other
         self._tokenizer.encode_special_tokens = True
 
@@ -172,7 +172,7 @@ class PromptTokenizer(TextTokenizer):
             compiled = [self._part(text) for text in self._sections(piece)]
             self._check(piece, compiled)
             parts += compiled
-        return Form(tuple(parts))
+        return Form((*parts, self._end()))
 
     def _sections(self, piece: str) -> list[str]:
         """The piece's control tokens and the texts between them; tokenizers never merge across a control token."""
@@ -203,6 +203,12 @@ class PromptTokenizer(TextTokenizer):
                 f"template {self.template.name!r} begins with the bos token, and tokenizer_config.json names none"
             )
         return np.array([self._token(content)], np.int32)
+
+    def _end(self) -> Ids:
+        """What stands behind the last piece."""
+        after = self._single.suffix.tolist() if self.template.bos == "tokenizer" else []
+        own = [] if self.template.score_token is None else [self._token(self.template.score_token)]
+        return np.array(after + own, dtype=np.int32)
 
     def _token(self, wanted: str | int) -> int:
         """The id of a text that must be one token; an id is only checked."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sie_server.engine.document_cache import CachedDocument, ModelDocuments
 from sie_server.engine.job import QUERY, Job, Vectors, Work
-from sie_server.models.heads import Classifier, pool, unit
+from sie_server.models.heads import Classifier, pool, pooled_states, pooling_readout, unit
 from sie_server.models.late_interaction import DocumentVectors, QueryVectors, maxsim, weighted_maxsim
 from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import PackedBatch, Readout
@@ -47,8 +47,6 @@ class LogitReader:
 class VectorReader:
     """Encoders: pooled vectors, token vectors, and late-interaction scores from both."""
 
-    readout: Readout = "all"
-
     def __init__(
         self,
         spec: EmbeddingSpec,
@@ -58,9 +56,11 @@ class VectorReader:
     ) -> None:
         self._spec, self._token_weights = spec, token_weights  # weights: [vocabulary] fp32
         self._modules, self._cache = modules, cache
+        self.readout: Readout = "all" if spec.token_vectors else pooling_readout(spec.pooling)
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
-        pooled = self._modules(pool(hidden, batch, self._spec.pooling))
+        states = pool if self.readout == "all" else pooled_states
+        pooled = self._modules(states(hidden, batch, self._spec.pooling))
         pooled = unit(pooled) if self._spec.normalize else pooled
         tokens = unit(hidden.float()) if self._spec.token_vectors else hidden
         self._keep_queries(pooled, tokens, batch, works)

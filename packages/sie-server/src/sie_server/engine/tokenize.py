@@ -15,7 +15,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
 from sie_server.models.packed import Ids, Tokens
-from sie_server.models.spec import UnsupportedCheckpoint
+from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 # A window of this many characters per wanted token is tokenised first; English has about 5, and a window that turns
 # out too short is doubled.
@@ -62,6 +62,19 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         """Ids are below this."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def check_end(self, directory: Path) -> None:
+        """For models whose last token is read out: what their settings append must be in `tokenizer.json`.
+
+        Raises:
+            UnsupportedCheckpoint: `add_eos_token` is set, and the post-processor appends nothing.
+        """
+        path = directory / "tokenizer_config.json"
+        if path.exists() and read_json(path).get("add_eos_token") and not len(self._single.suffix):
+            raise UnsupportedCheckpoint(
+                "tokenizer_config.json sets add_eos_token, but the post-processor in tokenizer.json appends no token; "
+                "the vector would be another one. Load and save the tokenizer with transformers to write it down"
+            )
 
     def token_id(self, token: str) -> int | None:
         """The id of exactly this token, None when the vocabulary has no such token."""

@@ -69,13 +69,14 @@ class CheckpointWeights:
         """Those rows of the tensor `name` of exactly `shape`, on the device in fp32; the others stay on the host."""
         return self._stored(name, shape)[rows].to(device=self._device, dtype=torch.float32)
 
+    def leave(self, prefix: str) -> None:
+        """Tensors whose names begin with `prefix` are known and not served; `finish` lets them be."""
+        full = self._prefix + prefix
+        self._taken.update(name for name in self._read if name.startswith(full))
+
     def has(self, name: str) -> bool:
         """True when the checkpoint holds a tensor `name`; asking does not take it."""
         return self._prefix + name in self._read
-
-    def leave(self, name: str) -> None:
-        """Count `name` as taken without reading it; it need not be there."""
-        self._taken.add(self._prefix + name)
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
         full = self._prefix + name

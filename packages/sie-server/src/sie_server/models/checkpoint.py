@@ -12,6 +12,8 @@ from typing import Any
 
 from sie_server.models.causal_checkpoint import read_causal
 from sie_server.models.colbert import read_colbert
+from sie_server.models.decoder import DecoderSpec
+from sie_server.models.decoder_embedder import check_embedder, is_embedder
 from sie_server.models.listwise import read_listwise
 from sie_server.models.modules import (
     MODULES,
@@ -35,6 +37,9 @@ from sie_server.models.spec import (
 )
 from sie_server.models.table import ARCHITECTURES, COMPAT, family_of
 
+# as Pooling modules name them, the suffixes `_token` and `_tokens` aside
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+
 
 def read_spec(
     directory: Path, template: str | None = None, prompts: Mapping[str, str] = MappingProxyType({})
@@ -56,9 +61,13 @@ def read_spec(
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
     if family.listwise:
         return read_listwise(architecture, backbone, _tokenizer_limit(directory, backbone))
-    if family.causal:
-        return read_causal(directory, config, backbone, template, _tokenizer_limit(directory, backbone))
-    if family.classifier is None:
+    own_head = family.classifier is not None
+    if family.prompted and (own_head or family.unserved or not is_embedder(directory)):
+        limit = _tokenizer_limit(directory, backbone)
+        return read_causal(directory, config, backbone, template, limit, own_head=own_head)
+    if isinstance(backbone, DecoderSpec):
+        check_embedder(directory, config)
+    if not own_head:
         if colbert := read_colbert(directory, architecture, backbone, _sentence_limit(directory, backbone)):
             return ModelSpec(architecture, backbone, *colbert)
         head, limit = _embedding_spec(directory, backbone, config, prompts)
@@ -185,6 +194,10 @@ def _sentence_transformers_spec(
         )
     check_modules(modules, backbone.hidden_size)
     if is_cross_encoder(directory, modules):
+        if isinstance(backbone, DecoderSpec):
+            raise UnsupportedCheckpoint(
+                "a decoder with a pooled classifier in modules.json is not served; served: LogitScore"
+            )
         return ClassifierSpec(_activation(directory, config), pooling, tuple(modules)), limit
     head = EmbeddingSpec(pooling, normalize, modules=tuple(modules), prompts=prompts)
     return read_m3(directory, head), limit
@@ -209,6 +222,6 @@ def _pooling_module(config: dict[str, Any]) -> Pooling:
 
 
 def _pooling(name: str) -> Pooling:
-    if name == "cls" or name == "mean":
-        return name  # type: ignore[return-value]
-    raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: cls, mean")
+    if name not in POOLINGS:
+        raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: {', '.join(POOLINGS)}")
+    return POOLINGS[name]

@@ -1,11 +1,13 @@
-"""Llama, Mistral, Qwen2, Qwen3 and Gemma decoders: one causal forward pass, pre-norm, rotary positions, gated MLP.
+"""Llama, Mistral, Qwen2, Qwen3 and Gemma decoders: one forward pass, pre-norm, rotary positions, gated MLP.
 
 The five differ in what the spec says: biases, norms of queries and keys, Gemma's norm weights counted from 1 and
-scaled embeddings. As rerankers they are read out at the last token, on one or two rows of the output matrix.
+scaled embeddings. As rerankers they are read out at the last token, on one or two rows of the output matrix; as
+embedders the last token's state is the vector. Some were trained further to see the tokens behind them, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sie_server.models.causal import CausalBlock, States, causal_attention, causal_blocks
+from sie_server.models.attention import attention
+from sie_server.models.causal import States, causal_attention, causal_blocks
 from sie_server.models.layers import ACTIVATIONS, Linear, Weights
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
@@ -22,7 +25,7 @@ from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec(BackboneSpec):
-    """Pre-norm causal decoder with rotary positions and grouped queries."""
+    """Pre-norm decoder with rotary positions and grouped queries."""
 
     num_layers: int
     num_heads: int
@@ -42,6 +45,10 @@ class DecoderSpec(BackboneSpec):
     windows: tuple[
         int | None, ...
     ] = ()  # per layer: tokens a row sees, its own included; None or missing: all
+    causal: bool = True  # tokens see themselves and those before them; False: all of their sequence
+
+
+Attend = Callable[[Tensor, States, int], Tensor]  # queries, keys and values, layer → mixed values
 
 
 def read_llama(config: dict[str, Any]) -> DecoderSpec:
@@ -111,6 +118,7 @@ def _read(config: dict[str, Any], *, window: int | None = None, **differences: A
         hidden_act=activation,
         rms_norm_eps=config["rms_norm_eps"],
         rope=read_rope(config, head_dim),
+        causal=bool(config.get("is_causal", True)),  # the name under which transformers 5 honours it
         **{"tied": bool(config.get("tie_word_embeddings", False))} | differences,
     )
 
@@ -130,15 +138,15 @@ class Decoder:
 
         In the second case the last layer computes keys and values for all rows, and the rest for those tokens only.
         """
-        x, rotary, blocks = self._start(batch)
+        x, rotary, attend = self._start(batch)
         for layer in self.layers[:-1]:
-            x = layer(x, rotary, blocks, layer.states(x, rotary))
+            x = layer(x, rotary, attend, layer.states(x, rotary))
         last = self.layers[-1]
-        return self.norm(last(x, rotary, blocks, last.states(x, rotary), asking=batch.rows_of(readout)))
+        return self.norm(last(x, rotary, attend, last.states(x, rotary), asking=batch.rows_of(readout)))
 
     def prefix_states(self, batch: PackedBatch) -> list[list[States]]:
         """Keys and values per layer of every sequence in the batch, in packed order; copies."""
-        x, rotary, blocks = self._start(batch)
+        x, rotary, attend = self._start(batch)
         spans = [
             slice(start, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)
         ]
@@ -148,15 +156,21 @@ class Decoder:
             for own, rows in zip(kept, spans, strict=True):
                 own.append((keys[rows].clone(), values[rows].clone()))
             if layer is not self.layers[-1]:
-                x = layer(x, rotary, blocks, states)
+                x = layer(x, rotary, attend, states)
         return kept
 
-    def _start(self, batch: PackedBatch) -> tuple[Tensor, Rotary, list[CausalBlock]]:
+    def _start(self, batch: PackedBatch) -> tuple[Tensor, Rotary, Attend]:
         x = F.embedding(batch.ids, self.words)
         if self.spec.embedding_scale != 1.0:
             # rounded to the model's dtype first, as in training (transformers, GemmaTextScaledWordEmbedding)
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
-        return x, Rotary(batch.positions, self.frequencies), causal_blocks(batch, x.dtype, self.spec.windows)
+        return x, Rotary(batch.positions, self.frequencies), self._attend(batch, x.dtype)
+
+    def _attend(self, batch: PackedBatch, dtype: torch.dtype) -> Attend:
+        if not self.spec.causal:
+            return lambda query, states, _: attention(query, *states, batch)
+        blocks = causal_blocks(batch, dtype, self.spec.windows)
+        return lambda query, states, layer: causal_attention(query, states, blocks, layer)
 
 
 class DecoderLayer:
@@ -188,7 +202,7 @@ class DecoderLayer:
         self,
         x: Tensor,
         rotary: Rotary,
-        blocks: list[CausalBlock],
+        attend: Attend,
         states: States,
         asking: Tensor | None = None,
     ) -> Tensor:
@@ -197,7 +211,7 @@ class DecoderLayer:
             x, rotary = x[asking], rotary.at(asking)
         q = self.query(self.attention_norm(x)).unflatten(1, (self.spec.num_heads, -1))
         q = rotary(self.query_norm(q) if self.query_norm else q)
-        x = self.out(causal_attention(q, states, blocks, self.index), residual=x)
+        x = self.out(attend(q, states, self.index), residual=x)
         gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up, residual=x)
 
@@ -229,11 +243,12 @@ class TokenLogits:
 
     readout: Readout = "last"
 
-    def __init__(self, spec: DecoderSpec, weights: Weights, tokens: list[int]) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Weights, tokens: list[int], words: str) -> None:
+        """`words` is the name of the embedding table."""
         shape = (spec.vocab_size, spec.hidden_size)
         # a tied checkpoint may hold the matrix once or, from older versions, twice
         own = not spec.tied or weights.has("lm_head.weight")
-        name = "lm_head.weight" if own else "model.embed_tokens.weight"
+        name = "lm_head.weight" if own else words
         self.rows = weights.take_rows(name, tokens, *shape)  # [1 or 2, hidden] fp32
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:

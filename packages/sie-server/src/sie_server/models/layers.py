@@ -32,8 +32,8 @@ class Weights(Protocol):
         """True when the checkpoint holds a tensor `name`."""
         ...
 
-    def leave(self, name: str) -> None:
-        """Say that the tensor `name`, if there is one, is known and not needed."""
+    def leave(self, prefix: str) -> None:
+        """Tensors whose names begin with `prefix` are known and not served."""
         ...
 
     def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sie_server.templates import RerankTemplate
 
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "last"]
 Activation = Literal["identity", "sigmoid"]
 
 
@@ -73,6 +73,11 @@ class CausalSpec(ClassifierSpec):
     """A causal reranker: a filled template, and the logit of its answer's token, or of one minus another's."""
 
     template: RerankTemplate
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedClassifierSpec(CausalSpec):
+    """A reranker that reads a filled template, too, and whose logit comes from its architecture's own classifier."""
 
 
 @dataclass(frozen=True)
