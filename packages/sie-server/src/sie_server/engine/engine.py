@@ -132,7 +132,12 @@ class Engine:
         return self._input.vectors_job(query, documents, max_seq_length)
 
     def tokenize_chunks(
-        self, query: str, documents: list[str], max_seq_length: int, chunking: Chunking
+        self,
+        query: str,
+        documents: list[str],
+        max_seq_length: int,
+        chunking: Chunking,
+        instruction: str | None = None,
     ) -> Job:
         """The same with every document whole, in overlapping windows; one result per window (`Job.chunks`).
 
@@ -143,7 +148,7 @@ class Engine:
             raise InvalidInput(
                 "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
             )
-        return self._input.chunk_job(query, documents, max_seq_length, chunking)
+        return self._input.chunk_job(query, documents, max_seq_length, chunking, instruction)
 
     def tokenize_encode(
         self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False

@@ -15,7 +15,8 @@ import torch
 from sie_server.engine.colbert import ColbertInput, ColbertReader
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.inputs import LateInteractionInput, PairInput, TextInput
-from sie_server.engine.prompts import PromptInput, PromptTokenizer
+from sie_server.engine.prompt_input import PromptInput
+from sie_server.engine.prompts import PromptTokenizer
 from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer

@@ -117,7 +117,7 @@ class Service:
 
             def look() -> InspectResponse:
                 if chunking:
-                    job = engine.tokenize_chunks(query, texts, limit, chunking)
+                    job = engine.tokenize_chunks(query, texts, limit, chunking, instruction.text)
                 else:
                     job = engine.tokenize_plain(query, texts, limit, instruction.text)
                 return inspected(model, engine, request.items, job, limit)
