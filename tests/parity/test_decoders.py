@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from decoder_cases import LIMIT, TOLERANCE, Case, ids_of, in_order, make_case
-from decoder_checkpoints import DECODERS
+from decoder_checkpoints import DECODERS, make_decoder
 from sie_server.engine.engine import Engine
+from sie_server.models import gemma2
 
 
 @pytest.fixture(scope="module", params=sorted(DECODERS))
@@ -126,3 +128,29 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
         short = case.engine._backbone.forward(batch, "last")
         whole = case.engine._backbone.forward(batch, "all")[batch.last_rows]
     torch.testing.assert_close(short, whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("one_row", [False, True])
+def test_capped_attention_in_blocks_of_rows(one_row: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain causal, and with an additive mask; so many rows at a time as fit makes no difference."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 11, 8) for heads in (4, 2, 2))
+    q = q[:, :, -1:] if one_row else q
+    mask = torch.zeros(2, 1, 1, 11) if one_row else torch.full((1, 1, 11, 11), float("-inf")).triu(1)
+    mask[..., 0] = float("-inf") if one_row else 0.0
+    attend = gemma2.CappedAttention(0.7, 1.5)
+    logits = 1.5 * torch.tanh(q @ k.repeat_interleave(2, 1).mT * 0.7 / 1.5) + mask
+    expected = logits.softmax(-1) @ v.repeat_interleave(2, 1)
+    for most in (1, 400, 2**26):
+        monkeypatch.setattr(gemma2, "LOGITS", most)
+        ours = [attend(q, k, v, attn_mask=mask, is_causal=False, enable_gqa=True)]
+        if not one_row:
+            ours.append(attend(q, k, v, attn_mask=None, is_causal=True, enable_gqa=True))
+        for value in ours:
+            torch.testing.assert_close(value, expected)
+
+
+def test_gemma2_reads_no_more_than_its_window(tmp_path: Path) -> None:
+    directory = make_decoder(tmp_path, "gemma2", sliding_window=96)
+    engine = Engine(directory, device="cpu", dtype="float32", template="bge-reranker-gemma")
+    assert engine.spec.backbone.max_length == engine.max_seq_length == 96

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +177,26 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
-        """One forward pass over any mix of works; one result per work, in order (None for a query)."""
-        prefixes = [work.job.prefix for work in works]
+        """One result per work, in order (None for a query), of one forward pass over any mix of works.
+
+        Works whose jobs stop after different layers make a pass each.
+        """
+        depths = list(dict.fromkeys(work.job.cutoff_layer for work in works))
+        if len(depths) == 1:
+            return self._run(works, depths[0])
+        results: list[Any] = [None] * len(works)
+        for depth in depths:
+            places = [place for place, work in enumerate(works) if work.job.cutoff_layer == depth]
+            for place, result in zip(places, self._run([works[p] for p in places], depth), strict=True):
+                results[place] = result
+        return results
+
+    def _run(self, works: list[Work], depth: int | None) -> list[Any]:
+        prefixes, pack = [work.job.prefix for work in works], partial(self._pack, depth=depth)
         if any(prefixes):
             assert isinstance(self._backbone, Decoder)
-            compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), self._pack)
-        batch = self._pack([work.tokens for work in works], prefixes)
+            compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), pack)
+        batch = pack([work.tokens for work in works], prefixes)
         hidden = self._backbone.forward(batch, self._reader.readout)
         return self._reader.read(hidden, batch, works)
 
@@ -191,7 +206,9 @@ class Engine:
         head = self.spec.head
         score_known(job, self.device, head.dense_weight if isinstance(head, EmbeddingSpec) else None)
 
-    def _pack(self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = ()) -> PackedBatch:
+    def _pack(
+        self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = (), depth: int | None = None
+    ) -> PackedBatch:
         backbone = self.spec.backbone
         return pack(
             sequences,
@@ -201,6 +218,7 @@ class Engine:
             device=self.device,
             dtype=self.dtype,
             prefixes=prefixes,
+            depth=depth,
         )
 
     def calibrate(self, seconds: float = 1.5) -> None:

@@ -68,6 +68,7 @@ class Job:
     chunks: list[Chunk] | None = None  # results are of these windows instead of whole documents
     work: list[Work] = field(default_factory=list)  # in the order it should be done
     copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
+    cutoff_layer: int | None = None  # after which the score is read; None: the last
     prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens
 
     def put(self, index: int, result: Any) -> None:

@@ -24,8 +24,15 @@ from sie_server.engine.weights import CheckpointWeights
 from sie_server.models.late_interaction import TokenProjection
 from sie_server.models.modules import ModuleStack
 from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
-from sie_server.models.spec import CausalSpec, ClassifierSpec, EmbeddingSpec, LateInteractionSpec, ModelSpec
-from sie_server.models.table import build_classifier, build_token_logits
+from sie_server.models.spec import (
+    CausalSpec,
+    ClassifierSpec,
+    EmbeddingSpec,
+    LateInteractionSpec,
+    LayerwiseSpec,
+    ModelSpec,
+)
+from sie_server.models.table import build_classifier, build_layer_heads, build_token_logits
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,11 @@ KINDS: dict[type, Kind] = {
     CausalSpec: Kind(
         input=lambda parts: PromptInput(parts.tokenizer, share=parts.share_prefix),
         reader=_token_logits,
+        tokenizer=_prompt_tokenizer,
+    ),
+    LayerwiseSpec: Kind(
+        input=lambda parts: PromptInput(parts.tokenizer, share=parts.share_prefix),
+        reader=lambda parts, weights: LogitReader(build_layer_heads(parts.spec, weights)),
         tokenizer=_prompt_tokenizer,
     ),
     EmbeddingSpec: Kind(input=_apart, reader=_vectors),

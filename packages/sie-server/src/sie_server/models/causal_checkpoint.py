@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sie_server.models.chat_template import logit_score_template
-from sie_server.models.spec import BackboneSpec, CausalSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.layerwise import CostWiseGemmaSpec, MiniCPMSpec
+from sie_server.models.spec import BackboneSpec, CausalSpec, LayerwiseSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.templates import (
     RerankTemplate,
     TemplateError,
@@ -37,9 +38,28 @@ def read_causal(
     except TemplateError as error:
         raise UnsupportedCheckpoint(str(error)) from error
     limit = min(found.max_seq_length or limit, backbone.max_length)
-    return ModelSpec(
-        config["architectures"][0], backbone, CausalSpec(found.activation, template=found), limit
-    )
+    return ModelSpec(config["architectures"][0], backbone, _head(backbone, found), limit)
+
+
+def _head(backbone: BackboneSpec, template: RerankTemplate) -> CausalSpec:
+    if isinstance(backbone, MiniCPMSpec | CostWiseGemmaSpec):
+        if template.positive is not None or template.negative is not None:
+            raise UnsupportedCheckpoint(
+                f"this checkpoint has heads of its own, template {template.name!r} reads a token's logit; "
+                "it takes one without positive and negative"
+            )
+        return LayerwiseSpec(
+            template.activation,
+            template=template,
+            cutoff_layers=backbone.cutoff_layers,
+            heads=backbone.heads,
+        )
+    if template.positive is None:
+        raise UnsupportedCheckpoint(
+            f"template {template.name!r} says nothing of the answer's token (positive), and this checkpoint "
+            "has no head of its own"
+        )
+    return CausalSpec(template.activation, template=template)
 
 
 def _template(directory: Path, config: dict[str, Any], named: str | None) -> RerankTemplate:

@@ -7,13 +7,14 @@ scaled embeddings. As rerankers they are read out at the last token, on one or t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
-from sie_server.models.causal import CausalBlock, States, causal_attention, causal_blocks
+from sie_server.models.causal import CausalBlock, Product, States, causal_attention, causal_blocks
 from sie_server.models.layers import ACTIVATIONS, Linear, Weights
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
@@ -39,6 +40,7 @@ class DecoderSpec(BackboneSpec):
     norm_offset: float = 0.0  # norms multiply by offset + weight
     embedding_scale: float = 1.0
     tied: bool = False  # the output matrix is the embedding table
+    logit_cap: float | None = None  # logits are squashed to ±cap by a tanh
 
 
 def read_llama(config: dict[str, Any]) -> DecoderSpec:
@@ -112,13 +114,21 @@ def _read(config: dict[str, Any], *, window: int | None = None, **differences: A
     )
 
 
+class Residual(Protocol):
+    """A product whose result is added to `residual`; a family may do something to it before."""
+
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor: ...
+
+
 class Decoder:
     """Packed batch → hidden states; prefix → keys and values."""
+
+    layer: type[DecoderLayer]  # set below, another one by the families that differ in more than the spec
 
     def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
         self.spec = spec
         self.words = weights.take("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
-        self.layers = [DecoderLayer(spec, i, weights.at(f"layers.{i}")) for i in range(spec.num_layers)]
+        self.layers = [self.layer(spec, i, weights.at(f"layers.{i}")) for i in range(spec.num_layers)]
         self.norm = RMSNorm.load(weights, "norm", spec.hidden_size, spec)
         self.frequencies = scaled_frequencies(spec.rope).to(self.words.device)
 
@@ -126,11 +136,12 @@ class Decoder:
         """Hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens.
 
         In the second case the last layer computes keys and values for all rows, and the rest for those tokens only.
+        The last layer is that of `batch.depth`.
         """
         x, rotary, blocks = self._start(batch)
-        for layer in self.layers[:-1]:
+        *before, last = self.layers[: batch.depth]
+        for layer in before:
             x = layer(x, rotary, blocks, layer.states(x, rotary))
-        last = self.layers[-1]
         return self.norm(last(x, rotary, blocks, last.states(x, rotary), asking=batch.rows_of(readout)))
 
     def prefix_states(self, batch: PackedBatch) -> list[list[States]]:
@@ -140,11 +151,12 @@ class Decoder:
             slice(start, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)
         ]
         kept: list[list[States]] = [[] for _ in spans]
-        for layer in self.layers:
+        layers = self.layers[: batch.depth]
+        for layer in layers:
             keys, values = states = layer.states(x, rotary)
             for own, rows in zip(kept, spans, strict=True):
                 own.append((keys[rows].clone(), values[rows].clone()))
-            if layer is not self.layers[-1]:
+            if layer is not layers[-1]:
                 x = layer(x, rotary, blocks, states)
         return kept
 
@@ -159,6 +171,8 @@ class Decoder:
 class DecoderLayer:
     """Norm → attention → residual, norm → gated feed-forward → residual."""
 
+    product: Product = staticmethod(scaled_dot_product_attention)
+
     def __init__(self, spec: DecoderSpec, index: int, weights: Weights) -> None:
         self.spec, self.index = spec, index
         size, inner, dim = spec.hidden_size, spec.intermediate_size, spec.head_dim
@@ -166,11 +180,11 @@ class DecoderLayer:
         attention, mlp = weights.at("self_attn"), weights.at("mlp")
         self.query = _linear(attention, {"q_proj": asked}, size, spec.qkv_bias)
         self.key_value = _linear(attention, {"k_proj": kept, "v_proj": kept}, size, spec.qkv_bias)
-        self.out = _linear(attention, {"o_proj": size}, asked, spec.out_bias)
+        self.out: Residual = _linear(attention, {"o_proj": size}, asked, spec.out_bias)
         self.query_norm = RMSNorm.load(attention, "q_norm", dim, spec) if spec.qk_norm else None
         self.key_norm = RMSNorm.load(attention, "k_norm", dim, spec) if spec.qk_norm else None
         self.gate_up = _linear(mlp, {"gate_proj": inner, "up_proj": inner}, size, spec.mlp_bias)
-        self.down = _linear(mlp, {"down_proj": size}, inner, spec.mlp_bias)
+        self.down: Residual = _linear(mlp, {"down_proj": size}, inner, spec.mlp_bias)
         self.activation = ACTIVATIONS[spec.hidden_act]
         self.attention_norm = RMSNorm.load(weights, "input_layernorm", size, spec)
         self.norm = RMSNorm.load(weights, "post_attention_layernorm", size, spec)
@@ -194,9 +208,12 @@ class DecoderLayer:
             x, rotary = x[asking], rotary.at(asking)
         q = self.query(self.attention_norm(x)).unflatten(1, (self.spec.num_heads, -1))
         q = rotary(self.query_norm(q) if self.query_norm else q)
-        x = self.out(causal_attention(q, states, blocks, self.index), residual=x)
+        x = self.out(causal_attention(q, states, blocks, self.index, self.product), residual=x)
         gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up, residual=x)
+
+
+Decoder.layer = DecoderLayer
 
 
 class RMSNorm:
@@ -232,11 +249,17 @@ class TokenLogits:
         own = not spec.tied or weights.has("lm_head.weight")
         name = "lm_head.weight" if own else "model.embed_tokens.weight"
         self.rows = weights.take_rows(name, tokens, *shape)  # [1 or 2, hidden] fp32
+        self.cap = spec.logit_cap
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """[sequences, hidden] of the last tokens → [sequences] fp32."""
-        logits = F.linear(hidden.float(), self.rows)
+        logits = capped(F.linear(hidden.float(), self.rows), self.cap)
         return logits[:, 0] if len(self.rows) == 1 else logits[:, 0] - logits[:, 1]
+
+
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    """Squashed to ±cap, nearly unchanged far below; None: unchanged."""
+    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def _linear(weights: Weights, outputs: dict[str, int], inputs: int, bias: bool) -> Linear:

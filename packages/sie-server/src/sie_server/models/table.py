@@ -24,12 +24,20 @@ from sie_server.models.decoder import (
     read_qwen2,
     read_qwen3,
 )
+from sie_server.models.gemma2 import Gemma2Decoder, read_gemma2
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.layerwise import LayerHeads, MiniCPMDecoder, read_cost_wise_gemma, read_minicpm
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
-from sie_server.models.spec import BackboneSpec, ClassifierSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.spec import (
+    BackboneSpec,
+    ClassifierSpec,
+    LayerwiseSpec,
+    ModelSpec,
+    UnsupportedCheckpoint,
+)
 
 
 class Backbone(Protocol):
@@ -61,6 +69,9 @@ ARCHITECTURES = {
     "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
     "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
     "GemmaForCausalLM": Family(read_gemma, Decoder, "model", causal=True),
+    "Gemma2ForCausalLM": Family(read_gemma2, Gemma2Decoder, "model", causal=True),
+    "CostWiseGemmaForCausalLM": Family(read_cost_wise_gemma, Gemma2Decoder, "model", causal=True),
+    "LayerWiseMiniCPMForCausalLM": Family(read_minicpm, MiniCPMDecoder, "model", causal=True),
     "LlamaForCausalLM": Family(read_llama, Decoder, "model", causal=True),
     "MistralForCausalLM": Family(read_mistral, Decoder, "model", causal=True),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", causal=True),
@@ -122,3 +133,9 @@ def build_token_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> 
     """The head of a causal reranker: the output matrix' rows of `tokens`."""
     assert isinstance(spec.backbone, DecoderSpec)  # the spec was read as a decoder
     return TokenLogits(spec.backbone, weights, tokens)
+
+
+def build_layer_heads(spec: ModelSpec, weights: Weights) -> Classifier:
+    """The heads of a causal reranker that can stop early."""
+    assert isinstance(spec.backbone, DecoderSpec) and isinstance(spec.head, LayerwiseSpec)
+    return LayerHeads(spec.head, spec.backbone, weights)

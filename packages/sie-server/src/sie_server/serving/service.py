@@ -77,11 +77,12 @@ class Service:
             if not engine.spec.takes_instruction:
                 requests.refuse_instruction(instruction)
             scale, limit = scores.scale_of(engine.spec, asked), engine.limit(asked.max_seq_length)
+            cutoff_layer = scores.cutoff_layer_of(engine.spec, asked)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
             job = await self._tokenize(
                 lambda: candidates.job(engine, limit, instruction.text, chunking), timing
             )
-            job.m3_scoring = scores.m3_scoring(asked)
+            job.m3_scoring, job.cutoff_layer = scores.m3_scoring(asked), cutoff_layer
             await self._run(model, engine, job, timing)
         found = scores.per_document(job, asked.aggregate)
         entries = rank(
