@@ -50,9 +50,10 @@ def models() -> str:
         "architecture (BERT, RoBERTa, XLM-R, ModernBERT, mGTE sequence classification with one label; BERT-like and\n",
         "ModernBERT encoders with a `modules.json`; ColBERT in Stanford's or PyLate's layout) is served with\n",
         "`--model ID=DIRECTORY`, `--model ID=HUB_ID` or from `--models-dir`.\n\n",
-        "A causal reranker (Gemma, Llama, Mistral, Qwen2, Qwen3) needs a template: it has one under an id of this\n",
-        "list; under any other, put a `sie_reranker.yaml` beside its `config.json` that says `template: NAME`, with\n",
-        f"one of {', '.join(f'`{name}`' for name in template_names())}, or holds a template of its own.\n\n",
+        "A causal reranker (Gemma, Gemma 2, Llama, MiniCPM, Mistral, Qwen2, Qwen3) needs a template: it has one\n",
+        "under an id of this list; under any other, put a `sie_reranker.yaml` beside its `config.json` that says\n",
+        f"`template: NAME`, with one of {', '.join(f'`{name}`' for name in template_names())},\n"
+        "or holds a template of its own.\n\n",
         "A profile is a set of options under a name, chosen with `options.profile`; a request's own options\n",
         "beat it.\n\n",
         "| id | gives | tokens | licence | |\n|---|---|---|---|---|\n",

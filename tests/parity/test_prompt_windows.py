@@ -14,7 +14,7 @@ import pytest
 from checkpoints import random_text
 from decoder_cases import LIMIT, REFERENCES, TOLERANCE, Case, ids_of, make_case
 from decoder_checkpoints import DECODERS, make_decoder
-from inprocess import ask, asking, in_order
+from inprocess import ask, asking, in_order, post
 from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Chunk, Job
@@ -156,3 +156,14 @@ def test_an_overlap_beyond_the_window_is_refused(served: tuple[Any, Engine]) -> 
     client, _ = served
     answer = ask(client, "toy", "stars", DOCUMENTS, 400, long_document="chunk", chunk_overlap=5000)
     assert "$.options.chunk_overlap" in answer["detail"]["message"]
+
+
+def test_inspect_shows_whole_windows(served: tuple[Any, Engine]) -> None:
+    client, engine = served
+    options = {"max_seq_length": 200, "chunk_overlap": 7, "long_document": "chunk"}
+    body = {"query": {"text": "stars"}, "items": [{"text": text} for text in DOCUMENTS], "options": options}
+    shown = post(client, "/v1/inspect/toy", body)["items"]
+    job = engine.tokenize_chunks("stars", DOCUMENTS, 200, Chunking(7, 4))
+    for number in range(len(DOCUMENTS)):
+        whole = [item["token_ids"] for item in shown if item["item_id"] == f"item-{number}"]
+        assert whole == [ids for _, ids, _ in windows_of(job, number)]

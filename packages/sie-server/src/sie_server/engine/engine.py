@@ -16,7 +16,7 @@ from sie_server.engine.chunks import Chunking, ChunkInput
 from sie_server.engine.colbert import ColbertInput, Floats
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
-from sie_server.engine.inputs import EncodeInput
+from sie_server.engine.inputs import EncodeInput, TextInput
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.kinds import KINDS, Parts
 from sie_server.engine.prefix import compute_prefixes
@@ -117,9 +117,21 @@ class Engine:
         return self._input.score_job(query, documents, max_seq_length, instruction)
 
     def tokenize_plain(
-        self, query: str, documents: list[str], max_seq_length: int, instruction: str | None = None
+        self,
+        query: str,
+        documents: list[str],
+        max_seq_length: int,
+        instruction: str | None = None,
+        chunking: Chunking | None = None,
     ) -> Job:
-        """As `tokenize_score`, every sequence whole: nothing cached, no shared start. To look at, not to run."""
+        """As `tokenize_score` or `tokenize_chunks`, every sequence whole: nothing cached, no shared start.
+
+        To look at, not to run.
+        """
+        if chunking:
+            return _splitting(self._plain_input).chunk_job(
+                query, documents, max_seq_length, chunking, instruction
+            )
         return self._plain_input.score_job(query, documents, max_seq_length, instruction)
 
     def tokenize_vectors(
@@ -145,11 +157,7 @@ class Engine:
         Raises:
             InvalidInput: this kind of model does not split documents, or the overlap is too large.
         """
-        if not isinstance(self._input, ChunkInput):
-            raise InvalidInput(
-                "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
-            )
-        return self._input.chunk_job(query, documents, max_seq_length, chunking, instruction)
+        return _splitting(self._input).chunk_job(query, documents, max_seq_length, chunking, instruction)
 
     def tokenize_encode(
         self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False
@@ -246,3 +254,11 @@ class Engine:
         start = time.perf_counter()
         self.run(works)
         return len(works) * length / (time.perf_counter() - start)
+
+
+def _splitting(texts: TextInput) -> ChunkInput:
+    if not isinstance(texts, ChunkInput):
+        raise InvalidInput(
+            "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
+        )
+    return texts

@@ -7,7 +7,7 @@ scaled embeddings. As rerankers they are read out at the last token, on one or t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
 from sie_server.models.causal import CausalBlock, Product, States, causal_attention, causal_blocks
-from sie_server.models.layers import ACTIVATIONS, Linear, Weights
+from sie_server.models.layers import ACTIVATIONS, Linear, Residual, Weights, capped
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
@@ -112,12 +112,6 @@ def _read(config: dict[str, Any], *, window: int | None = None, **differences: A
         rope=read_rope(config, head_dim),
         **{"tied": bool(config.get("tie_word_embeddings", False))} | differences,
     )
-
-
-class Residual(Protocol):
-    """A product whose result is added to `residual`; a family may do something to it before."""
-
-    def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor: ...
 
 
 class Decoder:
@@ -255,11 +249,6 @@ class TokenLogits:
         """[sequences, hidden] of the last tokens → [sequences] fp32."""
         logits = capped(F.linear(hidden.float(), self.rows), self.cap)
         return logits[:, 0] if len(self.rows) == 1 else logits[:, 0] - logits[:, 1]
-
-
-def capped(x: Tensor, cap: float | None) -> Tensor:
-    """Squashed to ±cap, nearly unchanged far below; None: unchanged."""
-    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def _linear(weights: Weights, outputs: dict[str, int], inputs: int, bias: bool) -> Linear:

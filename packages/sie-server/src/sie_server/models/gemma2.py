@@ -19,12 +19,10 @@ from sie_server.models.decoder import (
     Decoder,
     DecoderLayer,
     DecoderSpec,
-    Residual,
     RMSNorm,
-    capped,
     read_gemma,
 )
-from sie_server.models.layers import Weights
+from sie_server.models.layers import Residual, Weights, capped
 
 LOGITS = 2**26  # attention logits at a time, 256 MiB in fp32
 

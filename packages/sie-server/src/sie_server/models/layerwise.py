@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sie_server.models.decoder import Decoder, DecoderLayer, DecoderSpec, Residual, capped, read_llama
+from sie_server.models.decoder import Decoder, DecoderLayer, DecoderSpec, read_llama
 from sie_server.models.gemma2 import Gemma2Spec, read_gemma2
-from sie_server.models.layers import Weights
+from sie_server.models.layers import Residual, Weights, capped
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import LayerwiseSpec, UnsupportedCheckpoint
 

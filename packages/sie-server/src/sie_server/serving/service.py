@@ -115,12 +115,10 @@ class Service:
                 requests.refuse_instruction(instruction)
             limit = engine.limit(asked.max_seq_length)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
+            scores.cutoff_layer_of(engine.spec, asked)  # changes nothing that is read, but has to be right
 
             def look() -> InspectResponse:
-                if chunking:
-                    job = engine.tokenize_chunks(query, texts, limit, chunking, instruction.text)
-                else:
-                    job = engine.tokenize_plain(query, texts, limit, instruction.text)
+                job = engine.tokenize_plain(query, texts, limit, instruction.text, chunking)
                 return inspected(model, engine, request.items, job, limit)
 
             return await self._tokenize(look, timing)
