@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from inprocess import ask, asking, in_order
+from inprocess import ask, asking, in_order, post
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import ModelLoadFailed
@@ -152,8 +152,9 @@ def test_a_request_chooses_its_layer(client: TestClient, name: str) -> None:
     ],
 )
 def test_wrong_layers_are_named(client: TestClient, name: str, options: dict[str, Any], message: str) -> None:
-    answer = ask(client, name, "rain", ["rain falls"], 400, **options)
-    assert message in answer["detail"]["message"]
+    body = {"query": {"text": "rain"}, "items": [{"text": "rain falls"}], "options": options}
+    for route in ("score", "inspect"):
+        assert message in post(client, f"/v1/{route}/{name}", body, 400)["detail"]["message"]
 
 
 @pytest.mark.parametrize(

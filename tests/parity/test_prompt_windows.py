@@ -167,3 +167,14 @@ def test_inspect_shows_whole_windows(served: tuple[Any, Engine]) -> None:
     for number in range(len(DOCUMENTS)):
         whole = [item["token_ids"] for item in shown if item["item_id"] == f"item-{number}"]
         assert whole == [ids for _, ids, _ in windows_of(job, number)]
+
+
+def test_an_instruction_reaches_the_windows_of_a_request(served: tuple[Any, Engine]) -> None:
+    client, engine = served
+    options = {"max_seq_length": 250, "chunk_overlap": 7, "normalize": "none", "long_document": "chunk"}
+    answer = ask(client, "toy", "stars", DOCUMENTS, instruction="be strict", **options)
+    job = engine.tokenize_chunks("stars", DOCUMENTS, 250, Chunking(7, 4), "be strict")
+    for work, result in zip(job.work, engine.run(job.work), strict=True):
+        job.put(work.index, result)
+    best = [max(logit for _, _, logit in windows_of(job, n)) for n in range(len(DOCUMENTS))]
+    np.testing.assert_allclose(in_order(answer), best, atol=1e-4, rtol=0)
