@@ -129,7 +129,7 @@ def test_windows_of_a_document_are_its_own_tokens_behind_the_prompt(case: Case) 
     tokenizer.no_truncation()
     tokenizer.no_padding()
     documents = ["", "  rain", " " + random_text(random.Random(7), 80) + " \n", "naïve café " * 20]
-    job = case.engine.tokenize_chunks("rain", documents, 30, Chunking(0, 100), plain=True)
+    job = case.engine.tokenize_plain("rain", documents, 30, chunking=Chunking(0, 100))
     sequences = {i: w.tokens.ids.tolist() for w in job.work for i in (w.index, *job.copies.get(w.index, ()))}
     assert job.chunks is not None
     for number, text in enumerate(documents):

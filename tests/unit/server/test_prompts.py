@@ -40,7 +40,7 @@ WHOLE = {"name": "t", "source": "s", "positive": "yes", "pieces": ["{query}", "{
 
 
 def prompt_tokenizer(directory: Path, name: str) -> PromptTokenizer:
-    gemma = name == "bge-reranker-gemma"
+    gemma = named_template(name).bos == "required"
     (gemma_tokenizer() if gemma else byte_level_tokenizer()).save(str(directory / "tokenizer.json"))
     if gemma:
         (directory / "tokenizer_config.json").write_text('{"bos_token": "<bos>"}')

@@ -68,6 +68,19 @@ class Options(Struct, frozen=True):
         ]
         | None
     ) = None
+    cutoff_layer: (
+        Annotated[
+            int,
+            Meta(ge=1, description="score, models with several heads only: read the score after this layer"),
+        ]
+        | None
+    ) = None
+    compress_ratio: (
+        Annotated[
+            int, Meta(ge=1, description="score: token compression, which is not served: 1, or leave it out")
+        ]
+        | None
+    ) = None
     return_documents: Annotated[bool, Meta(description="score: each entry carries its text")] | None = None
     return_logits: Annotated[bool, Meta(description="score: each entry carries its raw logit")] | None = None
     long_document: (

@@ -79,7 +79,9 @@ class ColbertInput:
         self._add_query(job, query)
         return job
 
-    def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
+    def chunk_job(
+        self, query: str, documents: list[str], limit: int, chunking: Chunking, instruction: str | None = None
+    ) -> Job:
         """One score per window of a document; marker and prompt stand in each."""
         marker, tokenizer = self._document_marker, self._tokenizer
         room = tokenizer.single_room(limit) - (marker is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ from sie_server.engine.chunks import Chunking, ChunkInput
 from sie_server.engine.colbert import ColbertInput, Floats
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
-from sie_server.engine.inputs import EncodeInput
+from sie_server.engine.inputs import EncodeInput, TextInput
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.kinds import KINDS, Parts
 from sie_server.engine.listwise import ListwiseTokenizer, marked
@@ -120,9 +121,21 @@ class Engine:
         return self._input.score_job(query, documents, max_seq_length, instruction)
 
     def tokenize_plain(
-        self, query: str, documents: list[str], max_seq_length: int, instruction: str | None = None
+        self,
+        query: str,
+        documents: list[str],
+        max_seq_length: int,
+        instruction: str | None = None,
+        chunking: Chunking | None = None,
     ) -> Job:
-        """As `tokenize_score`, every sequence whole: nothing cached, no shared start. To look at, not to run."""
+        """As `tokenize_score` or `tokenize_chunks`, every sequence whole: nothing cached, no shared start.
+
+        To look at, not to run.
+        """
+        if chunking:
+            return _splitting(self._plain_input).chunk_job(
+                query, documents, max_seq_length, chunking, instruction
+            )
         return self._plain_input.score_job(query, documents, max_seq_length, instruction)
 
     def tokenize_vectors(
@@ -141,22 +154,14 @@ class Engine:
         documents: list[str],
         max_seq_length: int,
         chunking: Chunking,
-        *,
-        plain: bool = False,
+        instruction: str | None = None,
     ) -> Job:
         """As `tokenize_score` with every document whole, in overlapping windows, one result each (`Job.chunks`).
-
-        With `plain` nothing is cached, as in `tokenize_plain`.
 
         Raises:
             InvalidInput: this kind of model does not split documents, or the overlap is too large.
         """
-        text_input = self._plain_input if plain else self._input
-        if not isinstance(text_input, ChunkInput):
-            raise InvalidInput(
-                "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
-            )
-        return text_input.chunk_job(query, documents, max_seq_length, chunking)
+        return _splitting(self._input).chunk_job(query, documents, max_seq_length, chunking, instruction)
 
     def tokenize_encode(
         self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False
@@ -189,12 +194,26 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
-        """One forward pass over any mix of works; one result per work, in order (None for a query)."""
-        prefixes = [work.job.prefix for work in works]
+        """One result per work, in order (None for a query), of one forward pass over any mix of works.
+
+        Works whose jobs stop after different layers make a pass each.
+        """
+        depths = list(dict.fromkeys(work.job.cutoff_layer for work in works))
+        if len(depths) == 1:
+            return self._run(works, depths[0])
+        results: list[Any] = [None] * len(works)
+        for depth in depths:
+            places = [place for place, work in enumerate(works) if work.job.cutoff_layer == depth]
+            for place, result in zip(places, self._run([works[p] for p in places], depth), strict=True):
+                results[place] = result
+        return results
+
+    def _run(self, works: list[Work], depth: int | None) -> list[Any]:
+        prefixes, pack = [work.job.prefix for work in works], partial(self._pack, depth=depth)
         if any(prefixes):
             assert isinstance(self._backbone, Decoder)
-            compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), self._pack)
-        batch = self._pack([work.tokens for work in works], prefixes)
+            compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), pack)
+        batch = pack([work.tokens for work in works], prefixes)
         hidden = self._backbone.forward(batch, self._reader.readout)
         return self._reader.read(hidden, batch, works)
 
@@ -204,7 +223,9 @@ class Engine:
         head = self.spec.head
         score_known(job, self.device, head.dense_weight if isinstance(head, EmbeddingSpec) else None)
 
-    def _pack(self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = ()) -> PackedBatch:
+    def _pack(
+        self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = (), depth: int | None = None
+    ) -> PackedBatch:
         backbone = self.spec.backbone
         return pack(
             sequences,
@@ -214,6 +235,7 @@ class Engine:
             device=self.device,
             dtype=self.dtype,
             prefixes=prefixes,
+            depth=depth,
         )
 
     def calibrate(self, seconds: float = 1.5) -> None:
@@ -241,3 +263,11 @@ class Engine:
         start = time.perf_counter()
         self.run(works)
         return len(works) * length / (time.perf_counter() - start)
+
+
+def _splitting(texts: TextInput) -> ChunkInput:
+    if not isinstance(texts, ChunkInput):
+        raise InvalidInput(
+            "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
+        )
+    return texts

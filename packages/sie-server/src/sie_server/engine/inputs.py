@@ -44,7 +44,14 @@ class PairInput:
         job.query_truncated = query_cut
         return job
 
-    def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
+    def chunk_job(
+        self,
+        query: str,
+        documents: list[str],
+        limit: int,
+        chunking: Chunking,
+        instruction: str | None = None,
+    ) -> Job:
         head, room, query_cut = self._tokenizer.pair_head(query, limit)
         parts = split(self._tokenizer, documents, room, chunking)
         job = build_job(("score",), [self._tokenizer.pair(head, ids) for ids in parts.ids], parts.cut)
@@ -63,7 +70,14 @@ class LateInteractionInput:
             document_job(documents, limit, self._tokenizer.singles, self._cache), query, limit
         )
 
-    def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
+    def chunk_job(
+        self,
+        query: str,
+        documents: list[str],
+        limit: int,
+        chunking: Chunking,
+        instruction: str | None = None,
+    ) -> Job:
         parts = split(self._tokenizer, documents, self._tokenizer.single_room(limit), chunking)
         return self._with_query(window_job(parts, self._tokenizer.single, self._cache), query, limit)
 

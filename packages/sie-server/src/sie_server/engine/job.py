@@ -71,6 +71,7 @@ class Job:
     blocks: list[range] | None = None  # results are of these runs of documents, each read together
     work: list[Work] = field(default_factory=list)  # in the order it should be done
     copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
+    cutoff_layer: int | None = None  # after which the score is read; None: the last
     prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens
 
     def put(self, index: int, result: Any) -> None:

@@ -16,7 +16,8 @@ from sie_server.engine.colbert import ColbertInput, ColbertReader
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.inputs import LateInteractionInput, PairInput, TextInput
 from sie_server.engine.listwise import ListwiseInput, ListwiseReader, ListwiseTokenizer
-from sie_server.engine.prompts import PromptInput, PromptTokenizer
+from sie_server.engine.prompt_input import PromptInput
+from sie_server.engine.prompts import PromptTokenizer
 from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer
@@ -31,11 +32,12 @@ from sie_server.models.spec import (
     ClassifierSpec,
     EmbeddingSpec,
     LateInteractionSpec,
+    LayerwiseSpec,
     ListwiseSpec,
     ModelSpec,
     PromptedClassifierSpec,
 )
-from sie_server.models.table import build_classifier, build_token_logits
+from sie_server.models.table import build_classifier, build_layer_heads, build_token_logits
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,11 @@ KINDS: dict[type, Kind] = {
     CausalSpec: Kind(
         input=_prompts,
         reader=_token_logits,
+        tokenizer=_prompt_tokenizer,
+    ),
+    LayerwiseSpec: Kind(
+        input=_prompts,
+        reader=lambda parts, weights: LogitReader(build_layer_heads(parts.spec, weights)),
         tokenizer=_prompt_tokenizer,
     ),
     PromptedClassifierSpec: Kind(

@@ -32,7 +32,10 @@ def share_prefix(sequences: Sequence[Tokens]) -> tuple[Prefix | None, list[Token
 def compute_prefixes(
     decoder: Decoder, jobs: Sequence[Job], pack: Callable[[list[Tokens]], PackedBatch]
 ) -> None:
-    """Put the prefixes of `jobs` through the model that have not been yet; their states stay with the jobs."""
+    """Put the prefixes of `jobs` through the model that have not been yet; their states stay with the jobs.
+
+    The jobs are of one depth, and `pack` knows it.
+    """
     prefixes = [job.prefix for job in jobs if job.prefix and not job.prefix.layers]
     if not prefixes:
         return

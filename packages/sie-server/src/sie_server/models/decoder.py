@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from sie_server.models.attention import attention
-from sie_server.models.causal import States, causal_attention, causal_blocks
-from sie_server.models.layers import ACTIVATIONS, Linear, Weights
+from sie_server.models.causal import Product, States, causal_attention, causal_blocks
+from sie_server.models.layers import ACTIVATIONS, Linear, Residual, Weights, capped
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
@@ -45,10 +46,13 @@ class DecoderSpec(BackboneSpec):
     windows: tuple[
         int | None, ...
     ] = ()  # per layer: tokens a row sees, its own included; None or missing: all
+    logit_cap: float | None = None  # logits are squashed to ±cap by a tanh
     causal: bool = True  # tokens see themselves and those before them; False: all of their sequence
 
 
-Attend = Callable[[Tensor, States, int], Tensor]  # queries, keys and values, layer → mixed values
+Attend = Callable[
+    [Tensor, States, int, Product], Tensor
+]  # queries, keys and values, layer, its product → mixed
 
 
 def read_llama(config: dict[str, Any]) -> DecoderSpec:
@@ -126,10 +130,12 @@ def _read(config: dict[str, Any], *, window: int | None = None, **differences: A
 class Decoder:
     """Packed batch → hidden states; prefix → keys and values."""
 
+    layer: type[DecoderLayer]  # set below, another one by the families that differ in more than the spec
+
     def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
         self.spec = spec
         self.words = weights.take("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
-        self.layers = [DecoderLayer(spec, i, weights.at(f"layers.{i}")) for i in range(spec.num_layers)]
+        self.layers = [self.layer(spec, i, weights.at(f"layers.{i}")) for i in range(spec.num_layers)]
         self.norm = RMSNorm.load(weights, "norm", spec.hidden_size, spec)
         self.frequencies = scaled_frequencies(spec.rope).to(self.words.device)
 
@@ -137,11 +143,12 @@ class Decoder:
         """Hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens.
 
         In the second case the last layer computes keys and values for all rows, and the rest for those tokens only.
+        The last layer is that of `batch.depth`.
         """
         x, rotary, attend = self._start(batch)
-        for layer in self.layers[:-1]:
+        *before, last = self.layers[: batch.depth]
+        for layer in before:
             x = layer(x, rotary, attend, layer.states(x, rotary))
-        last = self.layers[-1]
         return self.norm(last(x, rotary, attend, last.states(x, rotary), asking=batch.rows_of(readout)))
 
     def prefix_states(self, batch: PackedBatch) -> list[list[States]]:
@@ -151,11 +158,12 @@ class Decoder:
             slice(start, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)
         ]
         kept: list[list[States]] = [[] for _ in spans]
-        for layer in self.layers:
+        layers = self.layers[: batch.depth]
+        for layer in layers:
             keys, values = states = layer.states(x, rotary)
             for own, rows in zip(kept, spans, strict=True):
                 own.append((keys[rows].clone(), values[rows].clone()))
-            if layer is not self.layers[-1]:
+            if layer is not layers[-1]:
                 x = layer(x, rotary, attend, states)
         return kept
 
@@ -168,13 +176,15 @@ class Decoder:
 
     def _attend(self, batch: PackedBatch, dtype: torch.dtype) -> Attend:
         if not self.spec.causal:
-            return lambda query, states, _: attention(query, *states, batch)
+            return lambda query, states, _, __: attention(query, *states, batch)
         blocks = causal_blocks(batch, dtype, self.spec.windows)
-        return lambda query, states, layer: causal_attention(query, states, blocks, layer)
+        return lambda query, states, layer, product: causal_attention(query, states, blocks, layer, product)
 
 
 class DecoderLayer:
     """Norm → attention → residual, norm → gated feed-forward → residual."""
+
+    product: Product = staticmethod(scaled_dot_product_attention)
 
     def __init__(self, spec: DecoderSpec, index: int, weights: Weights) -> None:
         self.spec, self.index = spec, index
@@ -183,11 +193,11 @@ class DecoderLayer:
         attention, mlp = weights.at("self_attn"), weights.at("mlp")
         self.query = _linear(attention, {"q_proj": asked}, size, spec.qkv_bias)
         self.key_value = _linear(attention, {"k_proj": kept, "v_proj": kept}, size, spec.qkv_bias)
-        self.out = _linear(attention, {"o_proj": size}, asked, spec.out_bias)
+        self.out: Residual = _linear(attention, {"o_proj": size}, asked, spec.out_bias)
         self.query_norm = RMSNorm.load(attention, "q_norm", dim, spec) if spec.qk_norm else None
         self.key_norm = RMSNorm.load(attention, "k_norm", dim, spec) if spec.qk_norm else None
         self.gate_up = _linear(mlp, {"gate_proj": inner, "up_proj": inner}, size, spec.mlp_bias)
-        self.down = _linear(mlp, {"down_proj": size}, inner, spec.mlp_bias)
+        self.down: Residual = _linear(mlp, {"down_proj": size}, inner, spec.mlp_bias)
         self.activation = ACTIVATIONS[spec.hidden_act]
         self.attention_norm = RMSNorm.load(weights, "input_layernorm", size, spec)
         self.norm = RMSNorm.load(weights, "post_attention_layernorm", size, spec)
@@ -211,9 +221,12 @@ class DecoderLayer:
             x, rotary = x[asking], rotary.at(asking)
         q = self.query(self.attention_norm(x)).unflatten(1, (self.spec.num_heads, -1))
         q = rotary(self.query_norm(q) if self.query_norm else q)
-        x = self.out(attend(q, states, self.index), residual=x)
+        x = self.out(attend(q, states, self.index, self.product), residual=x)
         gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up, residual=x)
+
+
+Decoder.layer = DecoderLayer
 
 
 class RMSNorm:
@@ -250,10 +263,11 @@ class TokenLogits:
         own = not spec.tied or weights.has("lm_head.weight")
         name = "lm_head.weight" if own else words
         self.rows = weights.take_rows(name, tokens, *shape)  # [1 or 2, hidden] fp32
+        self.cap = spec.logit_cap
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """[sequences, hidden] of the last tokens → [sequences] fp32."""
-        logits = F.linear(hidden.float(), self.rows)
+        logits = capped(F.linear(hidden.float(), self.rows), self.cap)
         return logits[:, 0] if len(self.rows) == 1 else logits[:, 0] - logits[:, 1]
 
 

@@ -49,6 +49,12 @@ class Weights(Protocol):
         ...
 
 
+class Residual(Protocol):
+    """A product whose result is added to `residual`; a family may do something to it before."""
+
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor: ...
+
+
 class Linear:
     """x · Wᵀ + b, with W [outputs, inputs]; where the processor has a kernel for it, in one pass with what follows."""
 
@@ -132,3 +138,8 @@ class LayerNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    """Squashed to ±cap, nearly unchanged far below; None: unchanged."""
+    return x if cap is None else cap * torch.tanh(x / cap)

@@ -76,6 +76,7 @@ class PackedBatch:
     lengths: tuple[int, ...]  # real tokens per packed sequence
     order: tuple[int, ...]
     groups: tuple[Group, ...]
+    depth: int | None = None  # layers it goes through; None: all
 
     @property
     def rows(self) -> int:
@@ -104,6 +105,7 @@ def pack(
     dtype: torch.dtype,
     skip_id: int | None = None,
     prefixes: Sequence[Prefix | None] = (),
+    depth: int | None = None,
 ) -> PackedBatch:
     """Lay `sequences` out, the longest first; `dtype` is that of the attention mask.
 
@@ -137,6 +139,7 @@ def pack(
         lengths=tuple(lengths),
         order=tuple(order),
         groups=_groups(lengths, seen, slots, starts, [before[i] for i in order], device, dtype),
+        depth=depth,
     )
 
 

@@ -80,6 +80,14 @@ class PromptedClassifierSpec(CausalSpec):
     """A reranker that reads a filled template, too, and whose logit comes from its architecture's own classifier."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseSpec(CausalSpec):
+    """A causal reranker with a head of its own after each of several layers; the last is the default."""
+
+    cutoff_layers: tuple[int, ...]  # layers that a score may be read after, counted from 1
+    heads: tuple[int, ...]  # which of the checkpoint's heads reads each
+
+
 @dataclass(frozen=True)
 class Prompts:
     """What an embedding model wants before a text: name → text, and the name of its default.

@@ -32,15 +32,23 @@ from sie_server.models.decoder import (
     read_qwen2,
     read_qwen3,
 )
+from sie_server.models.gemma2 import Gemma2Decoder, read_gemma2
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.layerwise import LayerHeads, MiniCPMDecoder, read_cost_wise_gemma, read_minicpm
 from sie_server.models.lfm2 import Lfm2Encoder, read_lfm2
 from sie_server.models.listwise import read_jina_ranking
 from sie_server.models.llama_ranker import llama_classifier, read_llama_bidirectional, read_llama_nemotron_vl
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
-from sie_server.models.spec import BackboneSpec, ClassifierSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.spec import (
+    BackboneSpec,
+    ClassifierSpec,
+    LayerwiseSpec,
+    ModelSpec,
+    UnsupportedCheckpoint,
+)
 from sie_server.models.vision_language import jina_m0_classifier, read_qwen2_vl, read_qwen3_vl
 
 
@@ -89,6 +97,9 @@ ARCHITECTURES = {
     "Lfm2Model": Family(read_lfm2, Lfm2Encoder),
     "JinaForRanking": Family(read_jina_ranking, Decoder, "model", listwise=True),
     "GemmaForCausalLM": Family(read_gemma, Decoder, "model", prompted=True),
+    "Gemma2ForCausalLM": Family(read_gemma2, Gemma2Decoder, "model", prompted=True),
+    "CostWiseGemmaForCausalLM": Family(read_cost_wise_gemma, Gemma2Decoder, "model", prompted=True),
+    "LayerWiseMiniCPMForCausalLM": Family(read_minicpm, MiniCPMDecoder, "model", prompted=True),
     "LlamaBidirectionalForSequenceClassification": Family(
         read_llama_bidirectional, Decoder, "model", llama_classifier, prompted=True
     ),
@@ -198,3 +209,9 @@ def build_token_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> 
     assert isinstance(spec.backbone, DecoderSpec)  # the spec was read as a decoder
     words = f"{family_of(spec.architecture).prefix}.embed_tokens.weight"
     return TokenLogits(spec.backbone, weights, tokens, words)
+
+
+def build_layer_heads(spec: ModelSpec, weights: Weights) -> Classifier:
+    """The heads of a causal reranker that can stop early."""
+    assert isinstance(spec.backbone, DecoderSpec) and isinstance(spec.head, LayerwiseSpec)
+    return LayerHeads(spec.head, spec.backbone, weights)

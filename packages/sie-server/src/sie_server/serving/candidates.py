@@ -37,7 +37,7 @@ class Candidates:
         """
         if self.query is not None and self.texts is not None:
             if chunking:
-                return engine.tokenize_chunks(self.query, self.texts, limit, chunking)
+                return engine.tokenize_chunks(self.query, self.texts, limit, chunking, instruction)
             return engine.tokenize_score(self.query, self.texts, limit, instruction)
         if chunking:
             raise InvalidInput("only texts can be split - at `$.options.long_document`")

@@ -36,6 +36,8 @@ ONLY = {
         "long_document",
         "chunk_overlap",
         "aggregate",
+        "cutoff_layer",
+        "compress_ratio",
     },
     "encode": {"is_query", "dimensions"},
 }

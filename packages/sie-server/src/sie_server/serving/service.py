@@ -77,11 +77,12 @@ class Service:
             if not engine.spec.takes_instruction:
                 requests.refuse_instruction(instruction)
             scale, limit = scores.scale_of(engine.spec, asked), engine.limit(asked.max_seq_length)
+            cutoff_layer = scores.cutoff_layer_of(engine.spec, asked)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
             job = await self._tokenize(
                 lambda: candidates.job(engine, limit, instruction.text, chunking), timing
             )
-            job.m3_scoring = scores.m3_scoring(asked)
+            job.m3_scoring, job.cutoff_layer = scores.m3_scoring(asked), cutoff_layer
             await self._run(model, engine, job, timing)
         found = scores.per_document(job, asked.aggregate)
         entries = rank(
@@ -114,12 +115,10 @@ class Service:
                 requests.refuse_instruction(instruction)
             limit = engine.limit(asked.max_seq_length)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
+            scores.cutoff_layer_of(engine.spec, asked)  # changes nothing that is read, but has to be right
 
             def look() -> InspectResponse:
-                if chunking:
-                    job = engine.tokenize_chunks(query, texts, limit, chunking, plain=True)
-                else:
-                    job = engine.tokenize_plain(query, texts, limit, instruction.text)
+                job = engine.tokenize_plain(query, texts, limit, instruction.text, chunking)
                 return inspected(model, engine, request.items, job, limit)
 
             return await self._tokenize(look, timing)

@@ -35,7 +35,12 @@ class RerankTemplate(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)]
     source: Annotated[str, Meta(description="Where the form is documented")]
     pieces: Pieces
-    positive: Annotated[str | int | None, Meta(description="Text of exactly one token, or a token id")] = None
+    positive: Annotated[
+        str | int | None,
+        Meta(
+            description="Text of exactly one token, or a token id; none where the checkpoint has a head of its own"
+        ),
+    ] = None
     negative: str | int | None = None
     activation: Literal["identity", "sigmoid"] = "identity"
     instruction_pieces: Annotated[
