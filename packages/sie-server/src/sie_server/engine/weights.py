@@ -209,6 +209,8 @@ def _read_safetensors(path: Path) -> TensorReaders:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
     except (SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise UnsupportedCheckpoint(f"{path} is truncated or not a safetensors file: {error}") from error
     header.pop("__metadata__", None)
     return {

@@ -124,10 +124,14 @@ class Loader:
 
     async def free(self, version: Version) -> None:
         """Drop what belongs to a version nobody uses, and return its memory to the system."""
-        if version.engine and version.engine.documents:
-            version.engine.documents.forget()
-        version.engine = None
-        await self._on(self._loading, memory.give_back)
+
+        def work() -> None:
+            with memory.freeing():
+                if version.engine and version.engine.documents:
+                    version.engine.documents.forget()
+                version.engine = None
+
+        await self._on(self._loading, work)
 
     def close(self) -> None:
         """End the threads; what is running is not waited for."""
