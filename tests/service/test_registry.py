@@ -221,6 +221,7 @@ async def test_what_is_in_use_is_waited_for_and_then_named(made: Path) -> None:
     settings = {"memory_budget_mb": budget(made, 1), "load_wait_s": 0.4}
     async with serving(models_dir=str(made), **settings) as service:
         async with service.registry.lease("a"):
+            assert [held.in_use for held in service.registry.slot("a").held()] == [True]
             with pytest.raises(ResourceExhausted, match=r"in use: a ") as caught:
                 await ask(service, "b")
             assert (caught.value.retry_after_s or 0) >= 1
