@@ -5,8 +5,8 @@
     ├── InputTooLong 413            ├── ModelLoading 503 + Retry-After
     ├── NotFound 404                ├── QueueFull 503 + Retry-After
     ├── MethodNotAllowed 405        ├── ResourceExhausted 503 + Retry-After
-    ├── ModelNotFound 404           └── InferenceError 500
-    └── ClientGone 499
+    ├── ModelNotFound 404           ├── InferenceError 500
+    ├── Conflict 409                └── ClientGone 499
 
 One handler (`api.app`) turns them into bodies; anything else becomes a 500 without its internals.
 """
@@ -59,6 +59,12 @@ class ModelNotFound(SIEError):
     status, code = 404, "MODEL_NOT_FOUND"
 
 
+class Conflict(SIEError):
+    """The model is being loaded, swapped or unloaded already, or is loaded from somewhere else."""
+
+    status, code = 409, "CONFLICT"
+
+
 class ClientGone(SIEError):
     """The caller hung up; nobody reads this answer."""
 
@@ -90,6 +96,6 @@ class QueueFull(SIEError):
 
 
 class ResourceExhausted(SIEError):
-    """The device ran out of memory."""
+    """The device ran out of memory, or models that are in use leave none for another."""
 
     status, code = 503, "RESOURCE_EXHAUSTED"

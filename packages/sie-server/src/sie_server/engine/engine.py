@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from sie_server.engine.listwise import ListwiseTokenizer, marked
 from sie_server.engine.prefix import compute_prefixes
 from sie_server.engine.readout import score_known
 from sie_server.engine.source import failed
-from sie_server.engine.weights import CheckpointWeights
+from sie_server.engine.weights import CheckpointWeights, Tally
 from sie_server.errors import InvalidInput
 from sie_server.models.causal import Prefix
 from sie_server.models.checkpoint import read_spec
@@ -52,13 +53,15 @@ class Engine:
         prompts: Mapping[str, str] = MappingProxyType({}),
         share_prefix: bool = True,
         documents: ModelDocuments | None = None,
+        tally: Tally | None = None,
     ):
         """Load a checkpoint directory.
 
         `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default. `template` names the form
         in which a causal reranker is asked, `prompts` what an encoder wants before a text (`query`, `document`), both
         where the directory does not say so itself; `share_prefix` is off only to measure what sharing saves.
-        `documents` is where token vectors of late-interaction models are cached.
+        `documents` is where token vectors of late-interaction models are cached;
+        `tally` is where the bytes taken so far can be seen.
 
         Raises:
             ModelLoadFailed: the checkpoint is missing something, has something left over, or is of another kind.
@@ -70,6 +73,7 @@ class Engine:
         self.dtype = pick_dtype(dtype, self.device)
         self._share_prefix = share_prefix
         self.documents = documents
+        self._tally = tally or Tally()
         try:
             self._load(directory, template, prompts)
         except UnsupportedCheckpoint as error:
@@ -88,7 +92,7 @@ class Engine:
         )
         self._input = kind.input(parts)
         self._plain_input = kind.input(replace(parts, documents=None, share_prefix=False))
-        weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
+        weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype, tally=self._tally)
         self._backbone = build_backbone(self.spec, weights)
         self._reader = kind.reader(parts, weights)
         weights.finish()
@@ -97,6 +101,11 @@ class Engine:
         known, rows = self._tokenizer.vocab_size, self.spec.backbone.vocab_size
         if known > rows:
             raise UnsupportedCheckpoint(f"tokenizer.json has {known} tokens, the embedding table {rows} rows")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return self._tally.nbytes
 
     def limit(self, asked: int | None) -> int:
         """Tokens per text or pair: what was asked for, as far as the model's positions reach.
@@ -239,18 +248,25 @@ class Engine:
         )
 
     def calibrate(self, seconds: float = 1.5) -> None:
-        """Measure which batch size, in tokens, this machine runs fastest, within about `seconds`.
+        """Measure which batch size, in tokens, this machine runs fastest, within about `seconds`."""
+        for _ in self.calibration(seconds):
+            pass
+
+    def calibration(self, seconds: float = 1.5) -> Iterator[None]:
+        """The same in steps of one pass each, so that others' batches may come between them.
 
         The sizes take turns, so that a busy neighbour hits all of them alike; each is judged by its best pass.
         """
-        sizes, end = BATCH_SIZES[self.device.type], time.perf_counter() + seconds
+        sizes, spent = BATCH_SIZES[self.device.type], 0.0
         self._measure(sizes[0])  # the first pass lays out weights and warms up
         rates = dict.fromkeys(sizes, 0.0)
-        while time.perf_counter() < end:
-            for size in sizes:
-                rates[size] = max(rates[size], self._measure(size))
-                if time.perf_counter() > end:
-                    break
+        for size in itertools.cycle(sizes):
+            yield
+            rate = self._measure(size)
+            rates[size] = max(rates[size], rate)
+            spent += size / rate
+            if spent > seconds:
+                break
         self.tokens_per_second = max(rates.values())
         self.batch_tokens = min(size for size, rate in rates.items() if rate >= 0.97 * self.tokens_per_second)
 

@@ -1,7 +1,13 @@
-"""Model id → slot. A model is loaded once, on first use, however many requests arrive; each holds a lease.
+"""Model id → slot: leases, loads, swaps and unloads. One task at a time changes a slot; requests only wait for it.
 
-available ──lease──▶ loading ──▶ loaded
-                        └──────▶ failed ──(cool-down over, next lease)──▶ loading
+              ┌────────────────────── done ─────────────────────┐
+              ▼                                                 │
+          available ──lease or load──▶ loading ──▶ loaded ──▶ unloading   idle too long, evicted, or told to
+              ▲                           │         │  ▲
+              └──cool-down over── failed ◀┘         └──┘ swap: the new version loads beside the serving one
+
+A lease holds one version, from tokenising to the answer. A version that was replaced or is unloaded takes no new
+leases, and is freed when its last one ends.
 """
 
 from __future__ import annotations
@@ -9,46 +15,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
-from sie_server.errors import ModelLoadFailed, ModelLoading, ModelNotFound
+from sie_server.errors import Conflict, ModelLoading, ModelNotFound, SIEError
+from sie_server.serving import memory, room
+from sie_server.serving.loading import Loader
 from sie_server.serving.metrics import Metrics
-from sie_server.serving.requests import profile_names
-from sie_server.wire import ModelInfo, ModelState, Profile
+from sie_server.serving.slots import Slot, Version, copy_of
+from sie_server.serving.transitions import Transitions
+from sie_server.wire import ModelInfo, Profile
 
 log = logging.getLogger("sie_server.registry")
-COOL_DOWN_S = 30.0  # a failed load is answered from memory for so long, then tried again
-Loader = Callable[[ModelConfig], Awaitable[Engine]]
-
-
-@dataclass
-class Slot:
-    """One model and where it stands."""
-
-    config: ModelConfig
-    state: ModelState = "available"
-    engine: Engine | None = None
-    error: ModelLoadFailed | None = None
-    failed_at: float = 0.0
-    attempts: int = 0
-    leases: int = 0
-    loading: asyncio.Task[None] | None = None
-    load_started: float = 0.0
 
 
 class Registry:
     """All slots; used on the event loop only."""
 
     def __init__(
-        self, models: Mapping[str, ModelConfig], load: Loader, wait_s: float, metrics: Metrics
+        self,
+        models: Mapping[str, ModelConfig],
+        loader: Loader,
+        wait_s: float,
+        budget_bytes: int,
+        metrics: Metrics,
     ) -> None:
-        self._slots = {name: Slot(config) for name, config in models.items()}
-        self._load, self._wait_s, self._metrics = load, wait_s, metrics
+        self._slots = {name: Slot(config, pinned=config.preload) for name, config in models.items()}
+        self._tasks = Transitions(self._slots, loader, wait_s, budget_bytes, metrics)
+        self._wait_s = wait_s
 
     def __contains__(self, name: str) -> bool:
         return name in self._slots
@@ -59,7 +56,7 @@ class Registry:
         Raises:
             ModelNotFound: with the ids that look alike.
         """
-        return _info(name, self._slot(name))
+        return self.slot(name).info()
 
     def profiles(self, name: str) -> Mapping[str, Profile]:
         """What `options.profile` may be, beside `default`.
@@ -67,112 +64,174 @@ class Registry:
         Raises:
             ModelNotFound
         """
-        return self._slot(name).config.profiles
+        return self.slot(name).config.profiles
 
     def infos(self) -> list[ModelInfo]:
         """All models, by id."""
-        return [_info(name, slot) for name, slot in sorted(self._slots.items())]
+        return [slot.info() for _, slot in sorted(self._slots.items())]
 
-    @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[Engine]:
-        """The loaded model, kept for as long as the block runs.
-
-        Raises:
-            ModelNotFound, ModelLoadFailed, ModelLoading
-        """
-        slot = self._slot(name)
-        if slot.engine is None:
-            await self._wait_for_load(name, slot)
-        assert slot.engine is not None
-        slot.leases += 1
-        try:
-            yield slot.engine
-        finally:
-            slot.leases -= 1
-
-    async def preload(self) -> None:
-        """Load what is configured to be loaded at start; the first failure is raised."""
-        for name, slot in self._slots.items():
-            if slot.config.preload:
-                self._start_load(name, slot)
-                assert slot.loading is not None
-                await slot.loading
-                if slot.error:
-                    raise slot.error
-
-    def _slot(self, name: str) -> Slot:
+    def slot(self, name: str) -> Slot:
+        """Raises ModelNotFound, with the ids that look alike."""
         if name not in self._slots:
             hint = suggest(name, list(self._slots))
             raise ModelNotFound(f"model {name!r} is not known here{hint or '; GET /v1/models lists what is'}")
         return self._slots[name]
 
-    async def _wait_for_load(self, name: str, slot: Slot) -> None:
-        if slot.loading is None:
-            if slot.error and time.monotonic() - slot.failed_at < COOL_DOWN_S:
-                raise slot.error
-            self._start_load(name, slot)
-        assert slot.loading is not None
-        done, _ = await asyncio.wait([slot.loading], timeout=self._wait_s)
-        if not done:
-            waited = time.monotonic() - slot.load_started
-            raise ModelLoading(
-                f"model {name!r} is loading, {waited:.0f} s so far; try again", retry_after_s=5
-            )
-        if slot.error:
-            raise slot.error
+    # ── requests ──
 
-    def _start_load(self, name: str, slot: Slot) -> None:
-        if slot.loading is None and slot.engine is None:
-            slot.state, slot.error, slot.load_started = "loading", None, time.monotonic()
-            slot.loading = asyncio.create_task(self._run_load(name, slot))
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[Engine]:
+        """The serving version, kept for as long as the block runs; loaded first if need be.
 
-    async def _run_load(self, name: str, slot: Slot) -> None:
-        slot.attempts += 1
+        Raises:
+            ModelNotFound, ModelLoadFailed, ModelLoading, ResourceExhausted
+        """
+        version = self.slot(name).serving or await self._wait_for_version(name)
+        assert version.engine is not None
+        version.leases += 1
+        version.last_use = time.monotonic()
         try:
-            slot.engine = await self._load(slot.config)
-            slot.state = "loaded"
-            self._metrics.models.labels(name).set(1)
-            log.info("loaded %s in %.1f s", name, time.monotonic() - slot.load_started)
-        except Exception as error:
-            slot.state, slot.failed_at, slot.error = (
-                "failed",
-                time.monotonic(),
-                _load_error(name, slot, error),
-            )
-            log.error("could not load %s: %s", name, slot.error.message)
+            yield version.engine
         finally:
-            slot.loading = None
+            version.leases -= 1
+            version.last_use = time.monotonic()
+            if not version.leases:
+                self._tasks.pulse()
+
+    async def _wait_for_version(self, name: str) -> Version:
+        """Wait for the load, which goes on when nobody waits for it any more."""
+        deadline = time.monotonic() + self._wait_s
+        while (slot := self.slot(name)).serving is None:
+            now = time.monotonic()
+            if slot.task is None:
+                if slot.error and now < slot.retry_at:
+                    raise copy_of(slot.error)
+                self._tasks.begin_load(slot, slot.config)
+            assert slot.task is not None
+            slot.waiting += 1
+            try:
+                done, _ = await asyncio.wait([slot.task], timeout=max(0.0, deadline - now))
+            finally:
+                slot.waiting -= 1
+            if not done:
+                raise self._not_yet(slot)
+            if slot.error:
+                raise copy_of(slot.error)
+        return slot.serving
+
+    def _not_yet(self, slot: Slot) -> SIEError:
+        progress = slot.progress
+        if progress is None:  # unloading: the version that is going still has requests to finish
+            return ModelLoading(
+                f"model {slot.name!r} is unloading and will be loaded again", retry_after_s=self._wait_s
+            )
+        if progress.phase == "room":
+            need, tasks = progress.total or 0, self._tasks
+            return room.none_yet(slot.name, need, tasks.all_slots(), tasks.budget, self._wait_s)
+        now = time.monotonic()
+        remaining = max(1.0, progress.remaining_s(self._tasks.loader.bytes_per_second, now))
+        return ModelLoading(
+            f"model {slot.name!r} is loading ({progress.phase}), {now - progress.started:.0f} s so far; "
+            f"try again in about {remaining:.0f} s",
+            retry_after_s=remaining,
+        )
+
+    # ── what operators ask for; the work goes on when the caller hangs up ──
+
+    async def preload(self) -> None:
+        """Load what is configured to be loaded at start; the first failure is raised."""
+        for slot in list(self._slots.values()):
+            if slot.config.preload:
+                await self.load(slot.config)
+
+    async def load(self, config: ModelConfig) -> None:
+        """Load a model as `config` says, a new one too; nothing to do when that is loaded already.
+
+        Raises:
+            Conflict: another load, swap or unload is running, or it is loaded from elsewhere.
+            ModelLoadFailed, ResourceExhausted
+        """
+        new = Slot(config, pinned=config.preload, provisional=True)
+        slot = self._slots.setdefault(config.id, new)
+        if slot.unloading and slot.task:
+            await asyncio.wait([slot.task])
+        same = same_source(slot.config, config)
+        if slot.serving and not slot.task:
+            if same:
+                return
+            raise Conflict(f"model {slot.name!r} is loaded from {slot.config.source!r}; swap it instead")
+        if slot.task and (slot.serving or not same):
+            raise _busy(slot)
+        await asyncio.shield(slot.task or self._tasks.begin_load(slot, config))
+
+    async def swap(self, config: ModelConfig) -> None:
+        """Replace the serving version by another, which must load, work and give all that the old one gives.
+
+        Raises:
+            ModelNotFound, Conflict
+            ModelLoadFailed, ResourceExhausted: the old version serves on.
+        """
+        slot = self.slot(config.id)
+        if slot.task:
+            raise _busy(slot)
+        if slot.serving is None:
+            await self.load(config)
+        else:
+            await asyncio.shield(self._tasks.begin_swap(slot, config))
+
+    async def unload(self, name: str) -> None:
+        """Let running requests finish and free the memory; nothing to do when it is not loaded.
+
+        Raises:
+            ModelNotFound
+            Conflict: a load or swap is running.
+        """
+        slot = self.slot(name)
+        if slot.task and not slot.unloading:
+            raise _busy(slot)
+        slot.pinned = False
+        if slot.serving or slot.task:
+            await asyncio.shield(slot.task or self._tasks.begin_unload(slot))
+
+    async def update(self, config: ModelConfig) -> None:
+        """Take over a changed or new configuration: swapped if the model is loaded, noted if not."""
+        slot = self._slots.setdefault(config.id, Slot(config, pinned=config.preload))
+        while slot.task:
+            await asyncio.wait([slot.task])
+        if slot.serving is None:
+            slot.config, slot.error, slot.refused = config, None, None
+        elif slot.config != config:
+            await self.swap(config)
+
+    async def remove(self, name: str) -> None:
+        """Forget a model: unknown from now on; its running requests finish."""
+        slot = self._slots.pop(name)
+        slot.leaving = True
+        self._tasks.leaving.add(slot)
+        while slot.task:
+            await asyncio.wait([slot.task])
+        if slot.serving:
+            await asyncio.wait([self._tasks.begin_unload(slot)])
+        self._tasks.leaving.discard(slot)
+
+    async def unload_idle(self, seconds: float) -> None:
+        """Unload what nobody has asked for in `seconds`, for ever."""
+        while True:
+            await asyncio.sleep(min(1.0, seconds / 4))
+            for name in memory.idle_for(self._tasks.held(), time.monotonic(), seconds):
+                log.info("unloading %s: idle for %.0f s", name, seconds)
+                self._tasks.begin_unload(self._slots[name])
+
+    def close(self) -> None:
+        """Stop waiting for what is running."""
+        self._tasks.close()
 
 
-def _load_error(name: str, slot: Slot, error: Exception) -> ModelLoadFailed:
-    if isinstance(error, ModelLoadFailed):
-        error.details["attempts"] = slot.attempts
-        return error
-    log.exception("unexpected error while loading %s", name, exc_info=error)
-    kind = type(error).__name__
-    return ModelLoadFailed(
-        f"cannot load {name}: {kind}", error_class=kind, permanent=False, attempts=slot.attempts
-    )
+def same_source(one: ModelConfig, other: ModelConfig) -> bool:
+    """True when both mean the same weights."""
+    return (one.source, one.revision) == (other.source, other.revision)
 
 
-def _info(name: str, slot: Slot) -> ModelInfo:
-    entry, spec = slot.config.entry, slot.engine.spec if slot.engine else None
-    return ModelInfo(
-        name=name,
-        inputs=["text"],
-        outputs=spec.outputs if spec else entry.outputs if entry else [],
-        dims=spec.dims if spec else entry.dims if entry else {},
-        loaded=slot.state == "loaded",
-        state=slot.state,
-        last_error=slot.error.message if slot.error else None,
-        max_sequence_length=slot.engine.max_seq_length
-        if slot.engine
-        else entry.max_seq_length
-        if entry
-        else None,
-        profiles=profile_names(slot.config.profiles),
-        revision=slot.config.revision,
-        license=entry.license if entry else None,
-        description=entry.description if entry else None,
-        compat=spec.compat if spec else entry.compat if entry else False,
-    )
+def _busy(slot: Slot) -> Conflict:
+    doing = "unloaded" if slot.unloading else "swapped" if slot.serving else "loaded"
+    return Conflict(f"model {slot.name!r} is being {doing}; try again when that is done")
