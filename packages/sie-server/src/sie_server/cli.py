@@ -21,8 +21,9 @@ from rich.table import Table
 
 from sie_server import __version__
 from sie_server.catalog import known_models
-from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, load_config
+from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, is_secret, load_config
 from sie_server.errors import SIEError
+from sie_server.keys import read_keys
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 Command = Callable[..., Any]
@@ -32,11 +33,11 @@ errors = Console(stderr=True, **PLAIN)
 
 
 def config_options(*fields: str) -> Callable[[Command], Command]:
-    """A flag per configuration field, all of them when none is named."""
+    """A flag per configuration field that is no secret, all of them when none is named."""
 
     def decorate(command: Command) -> Command:
         for field in reversed(msgspec.structs.fields(ServerConfig)):
-            if not fields or field.name in fields:
+            if (not fields or field.name in fields) and not is_secret(field):
                 command = _option(field)(command)
         return click.option(
             "--config", "config_file", envvar="SIE_CONFIG", help="TOML file with any of these keys"
@@ -83,7 +84,8 @@ def cli() -> None:
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answer score and encode requests over HTTP until told to stop."""
     config = _config(config_file, flags)
-    known_models(config.model, config.models_dir)  # a wrong id is an error before anything heavy is imported
+    known_models(config.model, config.models_dir)  # what is wrong is told before anything heavy is imported
+    read_keys(config)
     _log_to_stderr(config.log_level)
     from sie_server.api.server import serve as run
 
