@@ -60,7 +60,8 @@ def _option(field: msgspec.structs.FieldInfo) -> Callable[[Command], Command]:
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", field.name, default=None, help=text)
     if get_origin(kind) is tuple:
-        return click.option(flag, field.name, multiple=True, default=None, metavar="ID[=SOURCE]", help=text)
+        metavar = "ID[=SOURCE]" if field.name == "model" else "DIRECTORY"
+        return click.option(flag, field.name, multiple=True, default=None, metavar=metavar, help=text)
     choices = [str(c) for c in get_args(kind)] if all(isinstance(c, str) for c in get_args(kind)) else []
     parameter = (
         click.Choice(choices) if choices else {int: click.INT, float: click.FLOAT}.get(kind, click.STRING)

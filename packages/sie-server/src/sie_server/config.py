@@ -19,6 +19,8 @@ DEFAULT_MODEL = "sie/mini-en"
 # variables of the clients, which may well be set in the same shell
 CLIENT_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
 
+LISTS = {"model", "source_roots"}
+
 
 class ConfigError(Exception):
     """A key, value or file the server cannot start with; the message is what the user sees."""
@@ -59,8 +61,20 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = (DEFAULT_MODEL,)
     models_dir: Annotated[
-        str | None, Meta(description="Directory whose subdirectories with a config.json become models")
+        str | None,
+        Meta(
+            description="Directory whose subdirectories with a config.json, and whose *.yaml files of the catalog's form, become models"
+        ),
     ] = None
+    models_dir_poll_s: Annotated[
+        float, Meta(ge=0, description="How often models_dir is looked at for changes; 0: only at the start")
+    ] = 2.0
+    source_roots: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Directory from which admin callers may load, beside models_dir; may be given several times"
+        ),
+    ] = ()
     device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="Where models run")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -75,6 +89,16 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     tokenizer_threads: Annotated[int, Meta(ge=1, description="Threads that tokenise")] = 4
     batch_tokens: Annotated[
         int, Meta(ge=0, description="Tokens in one forward pass; 0: measured when the model loads")
+    ] = 0
+    memory_budget_mb: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Memory for the weights of loaded models, in MiB; 0: 70 % of the memory this process may use, 80 % of what is free on a GPU",
+        ),
+    ] = 0
+    idle_unload_s: Annotated[
+        float, Meta(ge=0, description="Unload a model that nobody has asked for so long; 0: never")
     ] = 0
     document_cache_mb: Annotated[
         int,
@@ -175,6 +199,6 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if name.startswith("SIE_") and name not in CLIENT_VARIABLES:
             key = name.removeprefix("SIE_").lower()
             values[key] = (
-                [part.strip() for part in value.split(",") if part.strip()] if key == "model" else value
+                [part.strip() for part in value.split(",") if part.strip()] if key in LISTS else value
             )
     return values

@@ -5,10 +5,9 @@
     ├── InputTooLong 413            ├── ModelLoading 503 + Retry-After
     ├── Unauthorized 401            ├── QueueFull 503 + Retry-After
     ├── Forbidden 403               ├── ResourceExhausted 503 + Retry-After
-    ├── NotFound 404                └── InferenceError 500
-    ├── MethodNotAllowed 405
-    ├── ModelNotFound 404
-    └── ClientGone 499
+    ├── NotFound 404                ├── InferenceError 500
+    ├── MethodNotAllowed 405        ├── Conflict 409
+    ├── ModelNotFound 404           └── ClientGone 499
 
 One handler (`api.app`) turns them into bodies; anything else becomes a 500 without its internals.
 """
@@ -74,6 +73,12 @@ class ModelNotFound(SIEError):
     status, code = 404, "MODEL_NOT_FOUND"
 
 
+class Conflict(SIEError):
+    """The model is being loaded, swapped or unloaded already, or is loaded from somewhere else."""
+
+    status, code = 409, "CONFLICT"
+
+
 class ClientGone(SIEError):
     """The caller hung up; nobody reads this answer."""
 
@@ -105,6 +110,6 @@ class QueueFull(SIEError):
 
 
 class ResourceExhausted(SIEError):
-    """The device ran out of memory."""
+    """The device ran out of memory, or models that are in use leave none for another."""
 
     status, code = 503, "RESOURCE_EXHAUSTED"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.source import failed
 from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer
-from sie_server.engine.weights import CheckpointWeights
+from sie_server.engine.weights import CheckpointWeights, Tally
 from sie_server.errors import InvalidInput
 from sie_server.models.causal import Prefix
 from sie_server.models.checkpoint import read_spec
@@ -58,12 +59,14 @@ class Engine:
         template: str | None = None,
         share_prefix: bool = True,
         documents: ModelDocuments | None = None,
+        tally: Tally | None = None,
     ):
         """Load a checkpoint directory.
 
         `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default. `template` names the form
         in which a causal reranker is asked, where the directory does not say so itself; `share_prefix` is off only
-        to measure what sharing saves. `documents` is where token vectors of late-interaction models are cached.
+        to measure what sharing saves. `documents` is where token vectors of late-interaction models are cached;
+        `tally` is where the bytes taken so far can be seen.
 
         Raises:
             ModelLoadFailed: the checkpoint is missing something, has something left over, or is of another kind.
@@ -75,6 +78,7 @@ class Engine:
         self.dtype = pick_dtype(dtype, self.device)
         self._share_prefix = share_prefix
         self.documents = documents
+        self._tally = tally or Tally()
         try:
             self._load(directory, template)
         except UnsupportedCheckpoint as error:
@@ -86,7 +90,7 @@ class Engine:
     def _load(self, directory: Path, template: str | None) -> None:
         self.spec: ModelSpec = read_spec(directory, template)
         self._read_text(directory)
-        weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype)
+        weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype, tally=self._tally)
         self._backbone = build_backbone(self.spec, weights)
         self._reader = self._build_reader(directory, weights)
         weights.finish()
@@ -137,11 +141,19 @@ class Engine:
         return LogitReader(build_classifier(self.spec, weights))
 
     def _m3_reader(self, head: M3Spec, directory: Path) -> Reader:
-        files = [CheckpointWeights(directory, device=self.device, dtype=self.dtype, file=f) for f in M3_FILES]
+        files = [
+            CheckpointWeights(directory, device=self.device, dtype=self.dtype, file=f, tally=self._tally)
+            for f in M3_FILES
+        ]
         m3 = M3Head(self.spec.backbone.hidden_size, *files)
         for file in files:
             file.finish()
         return M3Reader(head, m3, self._tokenizer.ids_of(head.special_tokens))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return self._tally.nbytes
 
     def limit(self, asked: int | None) -> int:
         """Tokens per text or pair: what was asked for, as far as the model's positions reach.
@@ -264,18 +276,25 @@ class Engine:
         )
 
     def calibrate(self, seconds: float = 1.5) -> None:
-        """Measure which batch size, in tokens, this machine runs fastest, within about `seconds`.
+        """Measure which batch size, in tokens, this machine runs fastest, within about `seconds`."""
+        for _ in self.calibration(seconds):
+            pass
+
+    def calibration(self, seconds: float = 1.5) -> Iterator[None]:
+        """The same in steps of one pass each, so that others' batches may come between them.
 
         The sizes take turns, so that a busy neighbour hits all of them alike; each is judged by its best pass.
         """
-        sizes, end = BATCH_SIZES[self.device.type], time.perf_counter() + seconds
+        sizes, spent = BATCH_SIZES[self.device.type], 0.0
         self._measure(sizes[0])  # the first pass lays out weights and warms up
         rates = dict.fromkeys(sizes, 0.0)
-        while time.perf_counter() < end:
-            for size in sizes:
-                rates[size] = max(rates[size], self._measure(size))
-                if time.perf_counter() > end:
-                    break
+        for size in itertools.cycle(sizes):
+            yield
+            rate = self._measure(size)
+            rates[size] = max(rates[size], rate)
+            spent += size / rate
+            if spent > seconds:
+                break
         self.tokens_per_second = max(rates.values())
         self.batch_tokens = min(size for size, rate in rates.items() if rate >= 0.97 * self.tokens_per_second)
 

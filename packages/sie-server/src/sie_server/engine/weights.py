@@ -7,15 +7,21 @@ therefore never served with made-up weights.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sie_server.engine.device import out_of_memory
+from sie_server.models.sparse import M3_FILES
 from sie_server.models.spec import UnsupportedCheckpoint
 
 # Buffers older transformers versions saved, and the pooler of a bare encoder: known, and of no effect on what we serve
@@ -24,17 +30,53 @@ HARMLESS = re.compile(
     r"(^|\.)embeddings\.position_ids$|^((bert|roberta)\.)?pooler\.dense\.(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
 )
+# names in a safetensors header (https://huggingface.co/docs/safetensors, "Format")
+STORED_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass
+class Tally:
+    """Bytes of the tensors taken so far, over all files of a checkpoint; may be read from another thread."""
+
+    nbytes: int = 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        self.nbytes += tensor.nbytes
+        return tensor
 
 
 class CheckpointWeights:
-    """The tensors of one checkpoint directory; implements `models.layers.Weights`."""
+    """The tensors of one checkpoint directory; implements `models.layers.Weights`.
+
+    Every tensor is a copy: nothing that is done to the files afterwards can reach a model that is being served.
+    """
 
     def __init__(
-        self, directory: Path, *, device: torch.device, dtype: torch.dtype, file: str | None = None
+        self,
+        directory: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        file: str | None = None,
+        tally: Tally | None = None,
     ) -> None:
         """`file`: a small table of its own beside the checkpoint's weights, without code."""
         self._read = _read_bin(directory / file) if file else _open_checkpoint(directory)
         self._device, self._dtype = device, dtype
+        self._tally = tally or Tally()
         self._directory = directory
         self._taken: set[str] = set()
         self._folders: list[CheckpointWeights] = []
@@ -49,17 +91,20 @@ class CheckpointWeights:
 
     def folder(self, name: str) -> CheckpointWeights:
         """The weights of a module with its own file; `finish` sees to them too."""
-        weights = CheckpointWeights(self._directory / name, device=self._device, dtype=self._dtype)
+        weights = CheckpointWeights(
+            self._directory / name, device=self._device, dtype=self._dtype, tally=self._tally
+        )
         self._folders.append(weights)
         return weights
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor `name` of exactly `shape`, on the device, in the model's dtype unless `dtype` is given."""
-        return self._stored(name, shape).to(device=self._device, dtype=dtype or self._dtype)
+        stored = self._stored(name, shape)
+        return self._tally.add(stored.to(device=self._device, dtype=dtype or self._dtype))
 
     def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
         """Those rows of the tensor `name` of exactly `shape`, on the device in fp32; the others stay on the host."""
-        return self._stored(name, shape)[rows].to(device=self._device, dtype=torch.float32)
+        return self._tally.add(self._stored(name, shape)[rows].to(device=self._device, dtype=torch.float32))
 
     def has(self, name: str) -> bool:
         """True when the checkpoint holds a tensor `name`; asking does not take it."""
@@ -71,13 +116,13 @@ class CheckpointWeights:
             raise UnsupportedCheckpoint(
                 f"the checkpoint lacks the weight {full!r} {list(shape)}; {self._hint()}"
             )
-        tensor = self._read[full]()
-        if tuple(tensor.shape) != shape:
+        stored = self._read[full]
+        if stored.shape != shape:
             raise UnsupportedCheckpoint(
-                f"the weight {full!r} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
+                f"the weight {full!r} has shape {list(stored.shape)}, config.json asks for {list(shape)}"
             )
         self._taken.add(full)
-        return tensor
+        return stored.read()
 
     def finish(self) -> None:
         """Refuse a checkpoint with tensors that no part of the model has asked for."""
@@ -100,7 +145,33 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" … ({len(names)} in all)" if len(names) > 6 else "")
 
 
-TensorReaders = Mapping[str, Callable[[], Tensor]]
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its shape is known from the header, its values are read when asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+TensorReaders = Mapping[str, StoredTensor]
+
+
+def stored_elements(directory: Path) -> int:
+    """How many numbers a checkpoint holds, modules' folders included; only headers are read.
+
+    Raises:
+        UnsupportedCheckpoint: there are no weights, or they are not readable.
+    """
+    return sum(math.prod(tensor.shape) for table in _tables(directory) for tensor in table.values())
+
+
+def _tables(directory: Path) -> Iterator[TensorReaders]:
+    yield _open_checkpoint(directory)
+    yield from (_read_bin(directory / name) for name in M3_FILES if (directory / name).exists())
+    for config in sorted(directory.glob("*/config.json")):
+        names = ("model.safetensors", "pytorch_model.bin")
+        if any((config.parent / name).exists() for name in names):
+            yield _open_checkpoint(config.parent)
 
 
 def _open_checkpoint(directory: Path) -> TensorReaders:
@@ -119,7 +190,7 @@ def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorRe
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise UnsupportedCheckpoint(f"{index} is not a weight index: {error!r}") from error
-    readers: dict[str, Callable[[], Tensor]] = {}
+    readers: dict[str, StoredTensor] = {}
     for shard in shards:
         path = index.parent / Path(shard).name  # a shard lies beside its index, whatever the index says
         if not path.exists():
@@ -129,24 +200,45 @@ def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorRe
 
 
 def _read_safetensors(path: Path) -> TensorReaders:
+    """The library checks the file; the values are read, not mapped into memory.
+
+    A mapped file that somebody cuts short or overwrites kills the process that touches it, or changes its weights.
+    """
     try:
-        file = safe_open(path, framework="pt")
-        return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
     except (SafetensorError, OSError) as error:
         raise UnsupportedCheckpoint(f"{path} is truncated or not a safetensors file: {error}") from error
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(tuple(entry["shape"]), partial(_read_values, path, 8 + size, entry))
+        for name, entry in header.items()
+    }
+
+
+def _read_values(path: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
+    """The values of one header entry; `data` is where the file's values begin."""
+    if entry["dtype"] not in STORED_TYPES:
+        raise UnsupportedCheckpoint(
+            f"{path} holds {entry['dtype']} values; read are {', '.join(STORED_TYPES)}"
+        )
+    start, end = entry["data_offsets"]
+    values = np.fromfile(path, np.uint8, count=end - start, offset=data + start)
+    if len(values) != end - start:
+        raise UnsupportedCheckpoint(f"{path} became shorter while it was read")
+    return torch.from_numpy(values).view(STORED_TYPES[entry["dtype"]]).view(entry["shape"])
 
 
 def _read_bin(path: Path) -> TensorReaders:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen types for a bad file; all mean the same here
+        if out_of_memory(error):
+            raise
         raise UnsupportedCheckpoint(
             f"{path} cannot be read as plain weights (code is never run): {error}"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UnsupportedCheckpoint(f"{path} does not hold a plain name → tensor table")
-    return {name: partial(_same, tensor) for name, tensor in tensors.items()}
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+    return {name: StoredTensor(tuple(tensor.shape), tensor.clone) for name, tensor in tensors.items()}

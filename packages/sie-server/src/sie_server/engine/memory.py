@@ -1,0 +1,72 @@
+"""How much memory models may take on the device, how much one will need, and giving it back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from pathlib import Path
+
+import torch
+
+from sie_server.engine.device import pick_device, pick_dtype
+from sie_server.engine.weights import stored_elements
+from sie_server.models.checkpoint import read_spec
+from sie_server.models.spec import UnsupportedCheckpoint
+
+# of what the device has; the rest is for activations, the document cache and everybody else
+CPU_SHARE, CUDA_SHARE = 0.7, 0.8
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def automatic_budget(device: str) -> int:
+    """Bytes for models where the operator names none: a share of the GPU's free memory, or of what this process may use.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    if pick_device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return int(CUDA_SHARE * free)
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(CPU_SHARE * min([installed, *cgroup_limits()]))
+
+
+def cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Every memory limit this process is under, in bytes: those of containers and services, cgroup v2 and v1."""
+    names = ["memory/memory.limit_in_bytes"]
+    if own.exists():
+        for line in own.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            group = Path(path.lstrip("/"))
+            if not controllers:  # v2: a limit of any group above counts as well
+                names += [str(part / "memory.max") for part in (group, *group.parents)]
+            elif "memory" in controllers.split(","):
+                names.append(str("memory" / group / "memory.limit_in_bytes"))
+    limits = []
+    for name in names:
+        try:
+            limits.append(int((root / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # no such group in this namespace, or "max"
+            continue
+    return limits
+
+
+def needed_bytes(directory: Path, *, device: str, dtype: str, template: str | None) -> int:
+    """What a checkpoint will take, from the headers of its files; 0 for one that cannot be loaded, which will say why."""
+    try:
+        spec = read_spec(directory, template)
+        served = torch.float32 if spec.compat else pick_dtype(dtype, pick_device(device))
+        return stored_elements(directory) * served.itemsize
+    except (UnsupportedCheckpoint, ValueError):
+        return 0
+
+
+def give_back() -> None:
+    """Return the memory of dropped models to the system; torch and the C library would keep it for themselves."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim:
+        trim(0)

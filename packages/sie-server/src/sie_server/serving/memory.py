@@ -1,0 +1,75 @@
+"""Which models give way to another: pure policy over what is held, without models, threads or a clock of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Held:
+    """One version of a model and the memory it holds; `name` is whatever the caller knows it by."""
+
+    name: str
+    nbytes: int
+    last_use: float  # seconds on any clock
+    loaded: float = 0.0  # when it began to serve, on the same clock
+    in_use: bool = False  # somebody has a lease on it, or waits for one
+    pinned: bool = False
+    passing: bool = False  # loading or draining: it neither can be evicted nor will stay as it is
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to make room. Not `fits`: not now; then `drain` names those in use that would have to go first."""
+
+    fits: bool
+    evict: list[str] = field(default_factory=list)
+    drain: list[str] = field(default_factory=list)
+    possible: bool = True  # False: not even with everything gone that may go
+
+
+def make_room(held: Sequence[Held], budget: int, need: int) -> Plan:
+    """How `need` bytes more fit into `budget`.
+
+    Idle versions go, the least recently used first; never one that is in use, pinned or passing. When they are not
+    enough nothing is evicted yet, and of those in use the longest loaded are named to be drained.
+    """
+    missing = sum(h.nbytes for h in held) + need - budget
+    free = [h for h in held if not h.pinned and not h.passing]
+    idle = sorted((h for h in free if not h.in_use), key=lambda h: h.last_use)
+    evict = _enough(idle, missing)
+    if evict is not None:
+        return Plan(True, [h.name for h in evict])
+    busy = sorted((h for h in free if h.in_use), key=lambda h: h.loaded)
+    later = sum(h.nbytes for h in held if h.passing)  # may be gone by itself
+    drain = _enough(busy, missing - sum(h.nbytes for h in idle) - later)
+    if drain is None:
+        return Plan(False, possible=False)
+    return Plan(False, drain=[h.name for h in drain])
+
+
+def _enough(candidates: Sequence[Held], missing: int) -> list[Held] | None:
+    """The first candidates that together free `missing` bytes, without those that turn out not to be needed."""
+    chosen: list[Held] = []
+    for held in candidates:
+        if missing <= 0:
+            break
+        chosen.append(held)
+        missing -= held.nbytes
+    if missing > 0:
+        return None
+    for held in reversed(chosen[:-1]):
+        if missing + held.nbytes <= 0:
+            chosen.remove(held)
+            missing += held.nbytes
+    return chosen
+
+
+def idle_for(held: Sequence[Held], now: float, seconds: float) -> list[str]:
+    """The versions nobody has used for `seconds`, and that may go."""
+    return [
+        h.name
+        for h in held
+        if not (h.in_use or h.pinned or h.passing) and now - max(h.last_use, h.loaded) >= seconds
+    ]
