@@ -62,9 +62,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = (DEFAULT_MODEL,)
     models_dir: Annotated[
         str | None,
-        Meta(
-            description="Directory whose subdirectories with a config.json, and whose *.yaml files of the catalog's form, become models"
-        ),
+        Meta(description="Directory whose subdirectories with a config.json and *.yaml files become models"),
     ] = None
     models_dir_poll_s: Annotated[
         float, Meta(ge=0, description="How often models_dir is looked at for changes; 0: only at the start")
@@ -94,7 +92,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
-            description="Memory for the weights of loaded models, in MiB; 0: 70 % of the memory this process may use, 80 % of what is free on a GPU",
+            description="Memory for the weights of loaded models, in MiB; 0: 70 % of the machine's, 80 % of a GPU's",
         ),
     ] = 0
     idle_unload_s: Annotated[

@@ -20,12 +20,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def automatic_budget(device: str) -> int:
-    """Bytes for models where the operator names none: a share of the GPU's free memory, or of what this process may use.
-
-    Raises:
-        ValueError: the device is not there.
-    """
-    if pick_device(device).type == "cuda":
+    """Bytes for models where the operator names none: a share of the GPU's free memory, or of what we may use."""
+    if device != "cpu" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return int(CUDA_SHARE * free)
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -53,7 +49,7 @@ def cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -
 
 
 def needed_bytes(directory: Path, *, device: str, dtype: str, template: str | None) -> int:
-    """What a checkpoint will take, from the headers of its files; 0 for one that cannot be loaded, which will say why."""
+    """What a checkpoint will take, from the headers of its files; 0 for a broken one, whose load will say why."""
     try:
         spec = read_spec(directory, template)
         served = torch.float32 if spec.compat else pick_dtype(dtype, pick_device(device))

@@ -55,7 +55,17 @@ class Metrics:
         )
         self.queue_tokens = Gauge("sie_queue_tokens", "Tokens waiting for the device", registry=self.registry)
         self.cancelled = Counter("sie_cancelled", "Requests whose caller hung up", registry=self.registry)
-        self.models = Gauge("sie_model_loaded", "1 while loaded", ["model"], registry=self.registry)
+        model = ["model"]  # ids the server knows, never a caller's words
+        self.loads = Counter("sie_model_loads", "Loads that succeeded", model, registry=self.registry)
+        self.load_failures = Counter(
+            "sie_model_load_failures", "Loads and swaps that failed", model, registry=self.registry
+        )
+        self.swaps = Counter(
+            "sie_model_swaps", "Versions replaced while serving", model, registry=self.registry
+        )
+        self.evictions = Counter(
+            "sie_model_evictions", "Unloaded to make room for another", model, registry=self.registry
+        )
 
     def done(self, route: str, model: str, status: int, timing: RequestTiming) -> None:
         """Count one answered request."""

@@ -9,29 +9,32 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
 from msgspec import UNSET
 
-from sie_server.catalog import ModelConfig, known_models
+from sie_server.catalog import ModelsDirectory, with_configured
 from sie_server.config import ServerConfig
-from sie_server.engine.document_cache import DocumentCache, ModelDocuments
+from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
-from sie_server.engine.source import fetch
+from sie_server.engine.memory import automatic_budget
 from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
-from sie_server.serving.cache_metrics import CacheCollector
+from sie_server.serving.admin import ModelAdmin
 from sie_server.serving.candidates import candidates_of
+from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.encoding import encoded, plan_of
 from sie_server.serving.inspecting import inspected
+from sie_server.serving.loading import Loader
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.rank import rank
 from sie_server.serving.registry import Registry
+from sie_server.serving.watching import watch
 from sie_server.serving.worker import DeviceWorker
 from sie_server.wire import (
+    AdminAnswer,
     EncodeParams,
     EncodeRequest,
     EncodeResponse,
@@ -54,14 +57,29 @@ class Service:
         self.config = config
         self.metrics = Metrics()
         self.worker = DeviceWorker(config.max_queue_tokens, config.threads, self.metrics)
-        models = known_models(config.model, config.models_dir)
-        budget = config.document_cache_mb * 2**20
-        self.documents = DocumentCache(budget) if budget else None
+        cache = config.document_cache_mb * 2**20
+        self.documents = DocumentCache(cache) if cache else None
         if self.documents:
             self.metrics.registry.register(CacheCollector(self.documents))
-        self.registry = Registry(models, self._load, config.load_wait_s, self.metrics)
+        self._loader = Loader(config, self.worker, self.documents)
         self._tokenizers = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="sie-tokenize")
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="sie-load")
+        self._housekeeping: list[asyncio.Task[None]] = []
+        self._open_registry()
+
+    def _open_registry(self) -> None:
+        config = self.config
+        directory = ModelsDirectory(config.models_dir) if config.models_dir else None
+        models = with_configured(config.model, directory.scan() if directory else {})
+        budget = config.memory_budget_mb * 2**20 or automatic_budget(config.device)
+        self.registry = Registry(models, self._loader, config.load_wait_s, budget, self.metrics)
+        self.metrics.registry.register(ModelCollector(self.registry.infos, budget))
+        self._admin = ModelAdmin(self.registry, config.models_dir, config.source_roots)
+        if directory and config.models_dir_poll_s:
+            watching = watch(directory, config.model, models, self.registry, config.models_dir_poll_s)
+            self._housekeeping.append(asyncio.create_task(watching))
+        if config.idle_unload_s:
+            idle = self.registry.unload_idle(config.idle_unload_s)
+            self._housekeeping.append(asyncio.create_task(idle))
 
     async def score(self, model: str, request: ScoreRequest, timing: RequestTiming) -> ScoreResponse:
         """Put the candidates in order of relevance to the query.
@@ -141,10 +159,27 @@ class Service:
         warnings = options.warnings + requests.cut_warning(job.truncated, False, limit)
         return EncodeResponse(model, items, _wire_timing(timing), Usage(job.input_tokens), warnings or UNSET)
 
+    async def load(
+        self, model: str, source: str | None = None, revision: str | None = None, pin: bool | None = None
+    ) -> AdminAnswer:
+        """See `ModelAdmin.load`."""
+        return await self._admin.load(model, source, revision, pin)
+
+    async def unload(self, model: str) -> AdminAnswer:
+        """See `ModelAdmin.unload`."""
+        return await self._admin.unload(model)
+
+    async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
+        """See `ModelAdmin.swap`."""
+        return await self._admin.swap(model, source, revision)
+
     async def close(self) -> None:
         """End all threads; requests still waiting fail."""
+        for task in self._housekeeping:
+            task.cancel()
+        self.registry.close()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
         await asyncio.to_thread(self.worker.close)
 
     async def _tokenize(self, work: Callable[[], Result], timing: RequestTiming) -> Result:
@@ -159,33 +194,6 @@ class Service:
         if job.known:
             await self.worker.score_known(engine, job, timing)
         self.metrics.tokens.labels(model).inc(job.tokens)
-
-    async def _load(self, model: ModelConfig) -> Engine:
-        engine = await asyncio.get_running_loop().run_in_executor(
-            self._loader, load_engine, model, self.config, self.documents
-        )
-        if self.config.batch_tokens:
-            engine.batch_tokens = self.config.batch_tokens
-        else:
-            await self.worker.call(engine.calibrate)
-        return engine
-
-
-def load_engine(model: ModelConfig, config: ServerConfig, documents: DocumentCache | None = None) -> Engine:
-    """Fetch and load one model; blocking. `documents` is where late-interaction models cache what they read.
-
-    Raises:
-        ModelLoadFailed: with what is wrong and what to do.
-    """
-    directory: Path = fetch(model.source, revision=model.revision, offline=config.offline)
-    return Engine(
-        directory,
-        device=config.device,
-        dtype=config.dtype,
-        max_seq_length=model.max_seq_length,
-        template=model.template,
-        documents=ModelDocuments(documents, model.id, model.revision) if documents else None,
-    )
 
 
 def _require_score(engine: Engine, model: str) -> None:

@@ -111,18 +111,23 @@ class DeviceWorker:
 
     def _work(self, cpu_threads: int) -> None:
         use_cpu_threads(cpu_threads)
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._closed or self._calls or self._queue.tokens_waiting)
-                if self._closed:
-                    return
-                call = self._calls.pop(0) if self._calls else None
-                batch = None if call else self._queue.take()
-                self._metrics.queue_tokens.set(self._queue.tokens_waiting)
-            if call:
-                self._run_call(*call)
-            elif batch:
-                self._run_batch(batch)
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """The next call or batch; False at the end. While it waits it holds on to no model."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed or self._calls or self._queue.tokens_waiting)
+            if self._closed:
+                return False
+            call = self._calls.pop(0) if self._calls else None
+            batch = None if call else self._queue.take()
+            self._metrics.queue_tokens.set(self._queue.tokens_waiting)
+        if call:
+            self._run_call(*call)
+        elif batch:
+            self._run_batch(batch)
+        return True
 
     def _run_call(self, function: Callable[[], Any], done: asyncio.Future[Any]) -> None:
         try:

@@ -1,0 +1,97 @@
+"""`--models-dir`: subdirectories that are checkpoints, and `*.yaml` files of the catalog's form, as they are now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from sie_server.catalog.entries import CatalogEntry, ModelConfig, id_problem, models_of
+from sie_server.config import ConfigError
+
+log = logging.getLogger("sie_server.catalog")
+
+
+class ModelsDirectory:
+    """Reads the directory as often as it is told to; an invalid file is reported once, and what it last said stays."""
+
+    def __init__(self, models_dir: str) -> None:
+        """Raises ConfigError when there is no such directory."""
+        self._root = Path(models_dir).expanduser()
+        if not self._root.is_dir():
+            raise ConfigError(f"--models-dir {models_dir}: no such directory")
+        self._files: dict[Path, list[ModelConfig]] = {}  # as they were when last valid
+        self.problems: dict[str, str] = {}  # file name → what is wrong with it
+
+    def scan(self) -> dict[str, ModelConfig]:
+        """Id → model.
+
+        Raises:
+            OSError: the directory cannot be read at the moment.
+        """
+        next(
+            self._root.iterdir(), None
+        )  # a glob over a directory that has gone finds nothing and says nothing
+        models = {model.id: model for model in self._checkpoints()}
+        paths = sorted(self._root.glob("*.yaml"))
+        self._files = {path: self._files.get(path, []) for path in paths}
+        problems = {path.name: problem for path in paths if (problem := self._read(path, models))}
+        for name, problem in problems.items():
+            if self.problems.get(name) != problem:
+                log.warning("%s is ignored: %s", self._root / name, problem)
+        self.problems = problems
+        return models
+
+    def _read(self, path: Path, models: dict[str, ModelConfig]) -> str | None:
+        """Add a file's models; what is wrong with it, if anything is."""
+        problem = None
+        try:
+            entry = read_entry(path)
+            self._files[path] = [replace(m, stamp=_stamp(m.source)) for m in models_of(entry, self._root)]
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            problem = " ".join(str(error).split())
+        for model in self._files[path]:
+            if models.get(model.id, model).entry is not None and model.id in models:
+                problem = f"another file has the id {model.id!r}"
+            else:
+                models[model.id] = model
+        return problem
+
+    def _checkpoints(self) -> Iterator[ModelConfig]:
+        """`DIR/name` and `DIR/org/name`, wherever there is a config.json."""
+        root = self._root
+        found = sorted(
+            c.parent for pattern in ("*/config.json", "*/*/config.json") for c in root.glob(pattern)
+        )
+        for directory in found:
+            # a module's folder inside a checkpoint (1_Pooling/config.json) is not a model
+            if not (directory.parent / "config.json").exists() or directory.parent == root:
+                name = directory.relative_to(root).as_posix()
+                yield ModelConfig(name, str(directory), stamp=_stamp(str(directory)))
+
+
+def read_entry(path: Path) -> CatalogEntry:
+    """One catalog file.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: with what is wrong.
+    """
+    entry = msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), CatalogEntry)
+    for name in (entry.id, *entry.aliases):
+        if problem := id_problem(name):
+            raise ValueError(f"the id {name!r} {problem}")
+    return entry
+
+
+def _stamp(source: str) -> str | None:
+    """What changes when a checkpoint directory's files do; None for a hub id."""
+    directory = Path(source)
+    if not directory.is_dir():
+        return None
+    files = sorted(path for pattern in ("*", "*/*") for path in directory.glob(pattern) if path.is_file())
+    stats = [(path.relative_to(directory), path.stat()) for path in files]
+    return ";".join(f"{name}:{stat.st_mtime_ns}:{stat.st_size}" for name, stat in stats)

@@ -1,0 +1,93 @@
+"""What a catalog file says, and the model it makes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+EMBEDDED = Path(__file__).parent.parent / "embedded"
+ID_LENGTH = 200
+
+
+class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """One YAML file."""
+
+    id: Annotated[str, Meta(min_length=1)]
+    source: Annotated[
+        str, Meta(min_length=1, description="Hub id, or `embedded:NAME` for weights in this package")
+    ]
+    license: str
+    description: str
+    outputs: Annotated[list[str], Meta(min_length=1)]
+    max_seq_length: Annotated[int, Meta(ge=8)]
+    revision: str | None = None
+    package: Annotated[
+        str | None,
+        Meta(
+            description="PACKAGE/FOLDER: the checkpoint in an installed Python package, used before the hub"
+        ),
+    ] = None
+    dims: dict[str, int] = {}
+    aliases: tuple[str, ...] = ()
+    compat: bool = False  # needs the extra of that name
+    template: Annotated[
+        str | None, Meta(description="Name of the form a causal reranker is asked in (sie_server/templates)")
+    ] = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model that can be asked for; `entry` is what the catalog says about it, if it is in there."""
+
+    id: str
+    source: str
+    revision: str | None = None
+    max_seq_length: int | None = None
+    entry: CatalogEntry | None = None
+    preload: bool = False
+    template: str | None = None
+    stamp: str | None = None  # changes when the files of a watched directory do
+
+    @property
+    def shown_source(self) -> str:
+        """The source as users know it: where this package lies is of no use to them."""
+        path = Path(self.source)
+        return f"embedded:{path.name}" if path.parent == EMBEDDED else self.source
+
+
+def id_problem(name: str) -> str | None:
+    """What is wrong with a model id, in words that follow it; None when it is a good one."""
+    if len(name) > ID_LENGTH:
+        return f"is longer than {ID_LENGTH} characters"
+    if not re.fullmatch(r"[\w./ @+-]+", name):
+        return "has characters other than letters, digits, space and ._-/@+"
+    if any(part.strip() in ("", ".", "..") for part in name.split("/")):
+        return "has an empty part or one of dots; expected NAME or ORGANISATION/NAME"
+    return None
+
+
+def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelConfig]:
+    """The models of one entry: its id and its aliases; a directory may be given relative to `root`."""
+    source = _installed(entry.package) or entry.source
+    if source.startswith("embedded:"):
+        source = str(EMBEDDED / source.removeprefix("embedded:"))
+    elif root and (root / source).is_dir():
+        source = str(root / source)
+    for name in (entry.id, *entry.aliases):
+        yield ModelConfig(name, source, entry.revision, entry.max_seq_length, entry, template=entry.template)
+
+
+def _installed(package: str | None) -> str | None:
+    """The folder of a checkpoint that came as a Python package; the package is looked for, never imported."""
+    name, _, folder = (package or "").partition("/")
+    found = find_spec(name) if name else None
+    if found is None or found.origin is None:
+        return None
+    directory = Path(found.origin).parent / folder
+    return str(directory) if (directory / "config.json").exists() else None

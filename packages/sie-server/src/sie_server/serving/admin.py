@@ -1,0 +1,115 @@
+"""What admin callers may ask of the registry: which ids and sources they may name, and what they are told."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sie_server.catalog import ModelConfig, id_problem
+from sie_server.engine.source import is_path
+from sie_server.errors import InvalidInput
+from sie_server.serving.registry import Registry
+from sie_server.wire import AdminAnswer
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
+
+
+class ModelAdmin:
+    """Load, unload and swap, for callers who are not the operator at the command line."""
+
+    def __init__(self, registry: Registry, models_dir: str | None, source_roots: Sequence[str]) -> None:
+        self._registry = registry
+        roots = [models_dir, *source_roots] if models_dir else source_roots
+        self._roots = [Path(root).expanduser().resolve() for root in roots]
+
+    async def load(
+        self, model: str, source: str | None = None, revision: str | None = None, pin: bool | None = None
+    ) -> AdminAnswer:
+        """Load a model now; with a source, also one that is not known yet.
+
+        Raises:
+            InvalidInput, ModelNotFound, Conflict, ModelLoadFailed, ResourceExhausted
+        """
+        began = time.monotonic()
+        if source is not None and model not in self._registry:
+            if problem := id_problem(model):
+                raise InvalidInput(f"the id {problem} - at `$.model`")
+            config = ModelConfig(model, source)
+        else:
+            config = self._registry.slot(model).config
+        if source is not None or revision is not None:
+            config = self._moved(config, source, revision)
+        await self._registry.load(config)
+        if pin is not None:
+            self._registry.slot(model).pinned = pin
+        return self._answer(model, began)
+
+    async def unload(self, model: str) -> AdminAnswer:
+        """Let running requests finish and free the memory. The model stays known: the next request loads it again.
+
+        Raises:
+            ModelNotFound, Conflict
+        """
+        began = time.monotonic()
+        await self._registry.unload(model)
+        return self._answer(model, began)
+
+    async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
+        """Replace the weights of a model between two requests; one that is not loaded is loaded from there.
+
+        Raises:
+            InvalidInput, ModelNotFound, Conflict
+            ModelLoadFailed, ResourceExhausted: the old version serves on.
+        """
+        began = time.monotonic()
+        config = self._moved(self._registry.slot(model).config, source, revision)
+        await self._registry.swap(config)
+        return self._answer(model, began)
+
+    def _moved(self, config: ModelConfig, source: str | None, revision: str | None) -> ModelConfig:
+        """The model with other weights; everything else that is known of it stays."""
+        checked = config.source if source is None else self.check_source(source)
+        if revision is not None:
+            if is_path(checked):
+                raise InvalidInput("a directory has no revision; leave it out - at `$.revision`")
+            if not REVISION.fullmatch(revision) or ".." in revision:
+                raise InvalidInput("expected the name of a branch or tag, or a commit - at `$.revision`")
+        return replace(config, source=checked, revision=revision, stamp=None)
+
+    def check_source(self, source: str) -> str:
+        """A hub id, or a directory under one of the roots; the answer is the same whether others exist or not.
+
+        Raises:
+            InvalidInput: neither.
+        """
+        if not is_path(source):
+            if not HUB_ID.fullmatch(source) or ".." in source:
+                raise InvalidInput(
+                    f"{source!r} is neither an absolute path nor a hub id, ORGANISATION/NAME - at `$.source`"
+                )
+            return source
+        path = Path(source)
+        allowed = path.is_absolute() and ".." not in path.parts and "\0" not in source
+        resolved = path.resolve() if allowed else path
+        if not allowed or not any(resolved.is_relative_to(root) for root in self._roots):
+            raise InvalidInput(
+                "a directory must be given by its absolute path under models_dir or one of source_roots "
+                f"({len(self._roots)} configured), without '..' - at `$.source`"
+            )
+        return str(resolved)
+
+    def _answer(self, model: str, began: float) -> AdminAnswer:
+        slot = self._registry.slot(model)
+        return AdminAnswer(
+            model=model,
+            state=slot.state,
+            source=slot.config.shown_source,
+            revision=slot.config.revision,
+            pinned=slot.pinned,
+            memory_bytes=slot.memory_bytes,
+            seconds=round(time.monotonic() - began, 3),
+        )

@@ -1,0 +1,49 @@
+"""What is read when Prometheus scrapes: the document cache, and the memory of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sie_server.engine.document_cache import DocumentCache
+from sie_server.wire import ModelInfo
+
+
+class CacheCollector(Collector):
+    """Reads the counters when asked; the cache itself knows nothing of metrics."""
+
+    def __init__(self, cache: DocumentCache) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterator[Metric]:
+        """sie_document_cache_{hits,misses,evictions}_total and sie_document_cache_bytes."""
+        cache = self._cache
+        counts = {
+            "hits": ("Documents whose token vectors were there already", cache.hits),
+            "misses": ("Documents that had to be read", cache.misses),
+            "evictions": ("Documents dropped to stay within document_cache_mb", cache.evictions),
+        }
+        for name, (text, value) in counts.items():
+            yield CounterMetricFamily(f"sie_document_cache_{name}", text, value)
+        yield GaugeMetricFamily("sie_document_cache_bytes", "Memory of the document cache", cache.nbytes)
+
+
+class ModelCollector(Collector):
+    """Which models are loaded and what they hold; models that are forgotten are gone from here, too."""
+
+    def __init__(self, infos: Callable[[], list[ModelInfo]], budget_bytes: int) -> None:
+        self._infos, self._budget = infos, budget_bytes
+
+    def collect(self) -> Iterator[Metric]:
+        """sie_model_loaded, sie_model_memory_bytes and sie_memory_budget_bytes."""
+        loaded = GaugeMetricFamily("sie_model_loaded", "1 while loaded", labels=["model"])
+        held = GaugeMetricFamily("sie_model_memory_bytes", "What its tensors hold", labels=["model"])
+        for info in self._infos():
+            if info.loaded or info.memory_bytes:
+                loaded.add_metric([info.name], float(info.loaded))
+                held.add_metric([info.name], info.memory_bytes)
+        yield loaded
+        yield held
+        yield GaugeMetricFamily("sie_memory_budget_bytes", "What all models may hold", self._budget)

@@ -1,0 +1,211 @@
+"""Bringing up one version: fetch, load, measure, probe; and giving its memory back. Knows nothing of slots and leases.
+
+Downloads run on threads of their own, several at once; loading and freeing share one thread, so that what was evicted
+is free before what took its place is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sie_server.catalog import ModelConfig
+from sie_server.config import ServerConfig
+from sie_server.engine import memory
+from sie_server.engine.device import out_of_memory
+from sie_server.engine.document_cache import DocumentCache, ModelDocuments
+from sie_server.engine.engine import Engine
+from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.source import fetch
+from sie_server.engine.weights import Tally
+from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
+from sie_server.serving import scores
+from sie_server.serving.slots import Progress, Version
+from sie_server.serving.worker import DeviceWorker
+from sie_server.wire import Options
+
+log = logging.getLogger("sie_server.loading")
+Result = TypeVar("Result")
+DOWNLOADS = 4
+PROBE = ["when does rain fall", "rain falls tomorrow over the harbour", "stars burn hydrogen"]
+
+
+class Loader:
+    """Used on the event loop; all that takes time happens on other threads."""
+
+    def __init__(self, config: ServerConfig, worker: DeviceWorker, documents: DocumentCache | None) -> None:
+        self._config, self._worker, self._documents = config, worker, documents
+        self._fetching = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="sie-fetch")
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="sie-load")
+        self._measured: dict[
+            tuple[Any, ...], tuple[int, float]
+        ] = {}  # shape → batch tokens, tokens per second
+        self.bytes_per_second: float | None = None  # of the loads so far
+
+    async def fetch(self, model: ModelConfig) -> tuple[Path, int]:
+        """The checkpoint's directory, downloaded if need be, and the bytes its tensors will take."""
+        config = self._config
+
+        def work() -> tuple[Path, int]:
+            directory = fetch(model.source, revision=model.revision, offline=config.offline)
+            need = memory.needed_bytes(
+                directory, device=config.device, dtype=config.dtype, template=model.template
+            )
+            return directory, need
+
+        return await self._on(self._fetching, work)
+
+    async def load(self, model: ModelConfig, directory: Path, progress: Progress) -> Engine:
+        """The checkpoint on the device, with its batch size measured.
+
+        Raises:
+            ModelLoadFailed: with what is wrong and what to do.
+        """
+        log.info("loading %s from %s: %.1f MiB", model.id, directory, (progress.total or 0) / 2**20)
+        started = time.monotonic()
+        engine = await self._on(
+            self._loading,
+            lambda: load_engine(model, directory, self._config, self._documents, progress.tally),
+        )
+        self.bytes_per_second = engine.memory_bytes / max(1e-3, time.monotonic() - started)
+        progress.enter("measure")
+        await self._measure(model, engine)
+        return engine
+
+    async def _measure(self, model: ModelConfig, engine: Engine) -> None:
+        """Set the batch size: as configured, as found for a model of the same shape, or measured now.
+
+        Measured pass by pass, so that other models' batches run in between.
+        """
+        if self._config.batch_tokens:
+            engine.batch_tokens = self._config.batch_tokens
+            return
+        shape = (
+            engine.spec.architecture,
+            engine.spec.backbone.hidden_size,
+            engine.dtype,
+            engine.memory_bytes,
+        )
+        if shape not in self._measured:
+            steps, done = engine.calibration(), object()
+            while await self._worker.call(lambda: next(steps, done)) is not done:
+                pass
+            self._measured[shape] = engine.batch_tokens, engine.tokens_per_second
+            log.info("measured %s: batches of %d tokens", model.id, engine.batch_tokens)
+        engine.batch_tokens, engine.tokens_per_second = self._measured[shape]
+
+    async def probe(self, model: ModelConfig, engine: Engine) -> None:
+        """Put a request of every kind through a version that is to replace another.
+
+        Raises:
+            ModelLoadFailed: it fails, or gives something else than finite numbers.
+        """
+        try:
+            for job in await self._on(self._fetching, lambda: _probes(engine)):
+                results = await self._worker.call(lambda job=job: engine.run(job.work))  # type: ignore[misc]
+                given = [r for w, r in zip(job.work, results, strict=True) if w.index != QUERY]
+                if not all(_finite(result) for result in given):
+                    raise ModelLoadFailed(
+                        f"{model.source} gives scores or vectors that are not finite numbers; check its weights",
+                        error_class="NotFinite",
+                        permanent=True,
+                        attempts=1,
+                    )
+        except Exception as error:
+            raise as_load_error(model.id, error) from error
+
+    async def free(self, version: Version) -> None:
+        """Drop what belongs to a version nobody uses, and return its memory to the system."""
+        if version.engine and version.engine.documents:
+            version.engine.documents.forget()
+        version.engine = None
+        await self._on(self._loading, memory.give_back)
+
+    def close(self) -> None:
+        """End the threads; what is running is not waited for."""
+        for pool in (self._fetching, self._loading):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+def load_engine(
+    model: ModelConfig,
+    directory: Path,
+    config: ServerConfig,
+    documents: DocumentCache | None = None,
+    tally: Tally | None = None,
+) -> Engine:
+    """Load one model; blocking. `documents` is where late-interaction models cache what they read.
+
+    Raises:
+        ModelLoadFailed: with what is wrong and what to do.
+    """
+    return Engine(
+        directory,
+        device=config.device,
+        dtype=config.dtype,
+        max_seq_length=model.max_seq_length,
+        template=model.template,
+        documents=ModelDocuments(documents, model.id, model.revision) if documents else None,
+        tally=tally,
+    )
+
+
+def as_load_error(name: str, error: Exception, retry_after_s: float = 5.0) -> SIEError:
+    """Whatever stopped a load, as an answer; keeps no hold on the frames it came through."""
+    if isinstance(error, SIEError):
+        return error
+    if out_of_memory(error):
+        return ResourceExhausted(
+            f"the device ran out of memory while loading {name!r}; unload another model or lower memory_budget_mb",
+            retry_after_s=retry_after_s,
+        )
+    log.error("unexpected error while loading %s", name, exc_info=error)
+    kind = type(error).__name__
+    return ModelLoadFailed(f"cannot load {name}: {kind}", error_class=kind, permanent=False, attempts=1)
+
+
+def check_outputs(model: ModelConfig, old: Engine, new: Engine) -> None:
+    """Refuse a version that cannot answer what clients ask of the one it is to replace.
+
+    Raises:
+        ModelLoadFailed: an output is missing, or its vectors are of another width than those clients have stored.
+    """
+    missing = [name for name in old.spec.outputs if name not in new.spec.outputs]
+    widths, others = old.spec.dims, new.spec.dims
+    if missing or any(others[name] != width for name, width in widths.items()):
+        raise ModelLoadFailed(
+            f"{model.source} gives {', '.join(new.spec.outputs)} {others or ''}, the version it would replace "
+            f"{', '.join(old.spec.outputs)} {widths or ''}; unload {model.id!r} first if that is meant",
+            error_class="OtherOutputs",
+            permanent=True,
+            attempts=1,
+        )
+
+
+def _probes(engine: Engine) -> list[Job]:
+    limit, outputs = engine.max_seq_length, engine.spec.outputs
+    jobs = []
+    if "score" in outputs:
+        jobs.append(engine.tokenize_score(PROBE[0], PROBE[1:], limit))
+        jobs[0].m3_scoring = scores.m3_scoring(Options())
+    if vectors := tuple(name for name in outputs if name != "score"):
+        jobs.append(engine.tokenize_encode(PROBE, vectors, limit))
+    return jobs
+
+
+def _finite(result: Any) -> bool:
+    if isinstance(result, dict):
+        arrays = [v.values if isinstance(v, Sparse) else v for v in result.values()]
+        return all(bool(np.isfinite(array).all()) for array in arrays)
+    return math.isfinite(result)

@@ -1,0 +1,46 @@
+"""What to say when a model finds no room: both sizes, who holds the rest, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sie_server.errors import ModelLoadFailed, SIEError
+from sie_server.serving.slots import NoRoom, Slot
+
+KEY = "memory_budget_mb"
+
+
+def never(name: str, need: int, slots: Iterable[Slot], budget: int) -> SIEError:
+    """The model does not fit, whoever else gives way."""
+    if need > budget:
+        return ModelLoadFailed(
+            f"model {name!r} needs {_mib(need)}, and all models together may hold {_mib(budget)} ({KEY})",
+            error_class="MemoryBudget",
+            permanent=True,
+            attempts=1,
+        )
+    return NoRoom(
+        f"model {name!r} needs {_mib(need)} of {_mib(budget)} ({KEY}), and what stays holds too much: "
+        f"{_holders(slots)}. Unload one of them or raise {KEY}",
+        retry_after_s=60,
+    )
+
+
+def none_yet(name: str, need: int, slots: Iterable[Slot], budget: int, waited_s: float) -> SIEError:
+    """Models in use hold the memory; how long they will is not known, so the guess is as long as it took so far."""
+    return NoRoom(
+        f"model {name!r} needs {_mib(need)} of {_mib(budget)} ({KEY}), held by models in use: "
+        f"{_holders(slots)}",
+        retry_after_s=max(1.0, waited_s),
+    )
+
+
+def _holders(slots: Iterable[Slot]) -> str:
+    holders = sorted((s for s in slots if s.memory_bytes), key=lambda slot: -slot.memory_bytes)
+    return ", ".join(
+        f"{slot.name} {_mib(slot.memory_bytes)}{' (pinned)' if slot.pinned else ''}" for slot in holders
+    )
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.1f} MiB"
