@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_server import __version__
-from sie_server.api import routes
+from sie_server.api import admin, routes
 from sie_server.api.codec import JSON
 from sie_server.api.gate import Gate
 from sie_server.config import ServerConfig
@@ -60,6 +60,7 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
             Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
             Route("/v1/models", routes.list_models),
             Route("/v1/models/{model:path}", routes.get_model),
+            *admin.ROUTES,
             Route("/healthz", routes.alive),
             Route("/livez", routes.alive),
             Route("/readyz", routes.ready),
