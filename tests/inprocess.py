@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from starlette.testclient import TestClient
 
 from sie_server.api.app import create_app
 from sie_server.config import ServerConfig
+from sie_server.serving.metrics import RequestTiming
+from sie_server.serving.service import Service
+from sie_server.wire import Item, ScoreRequest
 
 FP32 = ServerConfig(device="cpu", dtype="float32", offline=True, threads=1, batch_tokens=2048, model=())
 
@@ -44,3 +47,21 @@ def in_order(answer: Any, key: str = "score") -> list[Any]:
     """One field of the entries in the order of the request."""
     entries = sorted(answer["scores"], key=lambda entry: int(entry["item_id"].removeprefix("item-")))
     return [entry[key] for entry in entries]
+
+
+@asynccontextmanager
+async def serving(**config: Any) -> AsyncIterator[Service]:
+    """The service without HTTP, in fp32 on one thread; nothing is loaded yet."""
+    service = Service(msgspec.structs.replace(FP32, **config))
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+async def scores(service: Service, model: str, query: str, texts: list[str]) -> tuple[float, ...]:
+    """Scores in the order of `texts`."""
+    request = ScoreRequest(Item(text=query), [Item(text=text) for text in texts])
+    answer = await service.score(model, request, RequestTiming())
+    by_id = {entry.item_id: entry.score for entry in answer.scores}
+    return tuple(by_id[f"item-{i}"] for i in range(len(texts)))

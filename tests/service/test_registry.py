@@ -1,0 +1,414 @@
+"""The life of models in a running service: loads, budget, swaps, unloads. Real checkpoints, real threads, no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import checkpoints
+import inprocess
+import servers
+from inprocess import scores
+from sie_server.errors import (
+    Conflict,
+    InvalidInput,
+    ModelLoadFailed,
+    ModelLoading,
+    ModelNotFound,
+    ResourceExhausted,
+    SIEError,
+)
+from sie_server.serving.service import Service
+
+QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
+MIB = 2**20
+serving = partial(
+    inprocess.serving, batch_tokens=8
+)  # a pass is one pair, so that answers are equal to the last bit
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three versions of one model of about 5 MiB, and what must not replace them."""
+    root = tmp_path_factory.mktemp("made")
+    for seed, name in enumerate("abc"):
+        checkpoints.make_cross_encoder(root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2)
+    # one tokenizer for all: training it twice may give two
+    for name in "bc":
+        shutil.copy(root / "a/tokenizer.json", root / name)
+        shutil.copy(root / "a/config.json", root / name)
+    servers.poison(root / "nan", root / "a")
+    servers.make_encoder(root / "encoder")
+    shutil.copytree(root / "a", root / "cut")
+    weights = root / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return root
+
+
+def size_of(directory: Path) -> float:
+    """MiB, nearly all of it weights in fp32, as they are served here."""
+    return (directory / "model.safetensors").stat().st_size / MIB
+
+
+def metric(service: Service, name: str, **labels: str) -> float:
+    return service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def ask(service: Service, model: str = "m") -> tuple[float, ...]:
+    return await scores(service, model, QUERY, TEXTS)
+
+
+@contextmanager
+def no_load_ends(service: Service) -> Iterator[None]:
+    """Keep the load thread busy for as long as the block runs."""
+    gate = threading.Event()
+    service._loader._loading.submit(gate.wait, 60)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+async def until(holds: Any, within: float = 20) -> None:
+    end = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def clients(service: Service, count: int, models: list[str]) -> AsyncIterator[list[Any]]:
+    """Ask without pause, each client for the models in turn; what they are answered, errors too."""
+    answers: list[Any] = []
+    over = False
+
+    async def client(turns: Iterator[str]) -> None:
+        while not over:
+            try:
+                answers.append(await ask(service, next(turns)))
+            except SIEError as error:
+                answers.append(error)
+
+    tasks = [
+        asyncio.create_task(client(itertools.cycle(models[i % len(models) :] + models[: i % len(models)])))
+        for i in range(count)
+    ]
+    yield answers
+    over = True
+    await asyncio.gather(*tasks)
+
+
+# ── loads ──
+
+
+async def test_many_requests_load_once(made: Path) -> None:
+    async with serving(models_dir=str(made)) as service:
+        answers = await asyncio.gather(*(ask(service, "a") for _ in range(50)))
+        assert len(set(answers)) == 1
+        assert metric(service, "sie_model_loads_total", model="a") == 1
+
+
+async def test_a_load_outlives_those_who_wait(made: Path) -> None:
+    async with serving(models_dir=str(made), load_wait_s=0.3) as service:
+        with no_load_ends(service):
+            gone = asyncio.create_task(ask(service, "a"))
+            await until(lambda: service.registry.info("a").progress)
+            gone.cancel()
+            with pytest.raises(ModelLoading, match="loading") as caught:
+                await ask(service, "a")
+            assert (caught.value.retry_after_s or 0) >= 1
+            info = service.registry.info("a")
+            assert (info.state, info.loaded) == ("loading", False)
+            assert info.progress is not None
+            assert info.progress.phase == "load"
+            assert info.progress.bytes_total == pytest.approx(size_of(made / "a") * MIB, rel=0.02)
+        await until(lambda: service.registry.info("a").loaded)
+        assert len(await ask(service, "a")) == 3
+        assert metric(service, "sie_model_loads_total", model="a") == 1
+
+
+async def test_what_was_set_aside_is_what_it_holds(made: Path) -> None:
+    async with serving(models_dir=str(made)) as service:
+        answer = await service.load("a")
+        assert answer.memory_bytes == pytest.approx(size_of(made / "a") * MIB, rel=0.02)
+        assert metric(service, "sie_model_memory_bytes", model="a") == answer.memory_bytes
+        assert (answer.state, answer.source, answer.pinned) == ("loaded", str(made / "a"), False)
+
+
+async def test_a_failed_load_cools_down_and_concerns_nobody_else(made: Path) -> None:
+    async with serving(models_dir=str(made)) as service:
+        for _ in range(3):
+            with pytest.raises(ModelLoadFailed, match=r"model\.safetensors"):
+                await ask(service, "cut")
+        assert metric(service, "sie_model_load_failures_total", model="cut") == 1
+        with pytest.raises(ModelLoadFailed):
+            await service.load("cut")  # an operator need not wait
+        assert metric(service, "sie_model_load_failures_total", model="cut") == 2
+        assert service.registry.info("cut").memory_bytes == 0
+        await ask(service, "a")
+
+
+# ── the budget ──
+
+
+def budget(made: Path, models: float) -> int:
+    return round(models * size_of(made / "a") + 0.5)
+
+
+async def test_three_models_in_a_budget_for_two(made: Path) -> None:
+    async with serving(models_dir=str(made), memory_budget_mb=budget(made, 2)) as service:
+        expected = {name: await ask(service, name) for name in "abc"}
+        for name in "abcabcacb":
+            assert await ask(service, name) == expected[name]
+            assert sum(info.loaded for info in service.registry.infos()) <= 2
+        assert sum(metric(service, "sie_model_evictions_total", model=name) for name in "abc") >= 8
+        held = sum(metric(service, "sie_model_memory_bytes", model=name) for name in "abc")
+        assert held <= metric(service, "sie_memory_budget_bytes") == budget(made, 2) * MIB
+
+
+async def test_three_busy_models_in_a_budget_for_two(made: Path) -> None:
+    """None is ever idle; those that have been loaded longest are drained in turn."""
+    settings = {"memory_budget_mb": budget(made, 2), "load_wait_s": 4.0}
+    async with serving(models_dir=str(made), **settings) as service:
+        seen: dict[str, int] = dict.fromkeys("abc", 0)
+        end = time.monotonic() + 6
+
+        async def client(name: str) -> None:
+            while time.monotonic() < end:
+                await ask(service, name)
+                seen[name] += 1
+
+        await asyncio.gather(*(client(name) for name in "abc" * 4))
+        assert all(seen.values())
+
+
+async def test_pins_are_kept_and_named(made: Path) -> None:
+    async with serving(models_dir=str(made), memory_budget_mb=budget(made, 2)) as service:
+        await service.load("a", pin=True)
+        for name in "bcb":
+            await ask(service, name)
+        assert service.registry.info("a").pinned and service.registry.info("a").loaded
+        await service.load("b", pin=True)
+        with pytest.raises(ResourceExhausted, match=r"MiB of .*memory_budget_mb.*a .*pinned"):
+            await ask(service, "c")
+        await service.load("a", pin=False)
+        await ask(service, "c")
+        assert not service.registry.info("a").loaded
+
+
+async def test_a_model_larger_than_the_budget(made: Path) -> None:
+    async with serving(models_dir=str(made), memory_budget_mb=2) as service:
+        with pytest.raises(ModelLoadFailed, match=r"needs [\d.]+ MiB.*2\.0 MiB \(memory_budget_mb\)"):
+            await ask(service, "a")
+
+
+async def test_what_is_in_use_is_waited_for_and_then_named(made: Path) -> None:
+    settings = {"memory_budget_mb": budget(made, 1), "load_wait_s": 0.4}
+    async with serving(models_dir=str(made), **settings) as service:
+        async with service.registry.lease("a"):
+            with pytest.raises(ResourceExhausted, match=r"in use: a ") as caught:
+                await ask(service, "b")
+            assert (caught.value.retry_after_s or 0) >= 1
+        assert (await service.load("b")).state == "loaded"
+
+
+async def test_idle_models_are_unloaded_and_pinned_ones_are_not(made: Path) -> None:
+    async with serving(models_dir=str(made), idle_unload_s=0.3) as service:
+        await service.load("a", pin=True)
+        before = await ask(service, "b")
+        await until(lambda: service.registry.info("b").state == "available")
+        assert service.registry.info("a").loaded
+        assert await ask(service, "b") == before
+
+
+# ── unloading ──
+
+
+async def test_unloading_waits_for_requests_and_frees_the_engine(made: Path) -> None:
+    async with serving(models_dir=str(made)) as service:
+        async with service.registry.lease("a") as engine:
+            gone = weakref.ref(engine)
+            unloading = asyncio.create_task(service.unload("a"))
+            await until(lambda: service.registry.info("a").state == "unloading")
+            new = asyncio.create_task(ask(service, "a"))
+            await asyncio.sleep(0.05)
+            assert not unloading.done() and not new.done()
+            del engine
+        answer = await unloading
+        assert answer.memory_bytes == 0 or answer.state in ("loading", "loaded")
+        assert len(await new) == 3  # it came while the model was unloading, and has it loaded again
+        gc.collect()
+        assert gone() is None
+        assert (await service.unload("a")).state == "available"
+        assert (await service.unload("a")).state == "available"
+
+
+# ── swaps ──
+
+
+@pytest.mark.parametrize(("batch_tokens", "tolerance"), [(8, 0.0), (2048, 1e-4)])
+async def test_swapping_under_load_mixes_nothing(made: Path, batch_tokens: int, tolerance: float) -> None:
+    """Exactly so where a pass is one pair; in shared batches up to rounding, which is far less than A and B differ."""
+    config: dict[str, Any] = {"source_roots": (str(made),), "batch_tokens": batch_tokens}
+    async with serving(model=(f"m={made / 'a'}",), **config) as service:
+        await service.registry.preload()
+        versions = {"a": await ask(service)}
+        await service.swap("m", str(made / "b"))
+        versions["b"] = await ask(service)
+        assert all(abs(a - b) > 0.1 for a, b in zip(*versions.values(), strict=True))
+
+        def same(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+            return all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
+
+        async with clients(service, 16, ["m"]) as answers:
+            for turn in range(20):
+                name = "ab"[turn % 2]
+                assert (await service.swap("m", str(made / name))).source == str(made / name)
+                assert same(await ask(service), versions[name])
+        failed = [answer for answer in answers if isinstance(answer, SIEError)]
+        assert not failed
+        counts = {name: sum(same(a, answer) for a in answers) for name, answer in versions.items()}
+        assert sum(counts.values()) == len(answers) and all(counts.values()), counts
+        assert metric(service, "sie_model_swaps_total", model="m") == 21
+        await until(lambda: service.registry.info("m").memory_bytes < 1.5 * size_of(made / "a") * MIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cut", r"model\.safetensors"),
+        ("nan", "finite"),
+        ("encoder", "dense.*score"),
+        ("nothing", "does not exist"),
+    ],
+)
+async def test_a_swap_that_fails_leaves_the_old_version(made: Path, name: str, words: str) -> None:
+    async with serving(models_dir=str(made)) as service:
+        before = await ask(service, "a")
+        async with clients(service, 4, ["a"]) as answers:
+            with pytest.raises(ModelLoadFailed, match=words):
+                await service.swap("a", str(made / name))
+            await asyncio.sleep(0.05)
+        assert set(answers) == {before}
+        info = service.registry.info("a")
+        assert info.loaded and info.source == str(made / "a") and info.last_error
+        assert info.memory_bytes == pytest.approx(size_of(made / "a") * MIB, rel=0.02)
+
+
+async def test_two_swaps_at_once(made: Path) -> None:
+    async with serving(models_dir=str(made)) as service:
+        before = await ask(service, "a")
+        with no_load_ends(service):
+            first = asyncio.create_task(service.swap("a", str(made / "b")))
+            await until(lambda: service.registry.info("a").progress)
+            for other in (service.swap("a", str(made / "c")), service.unload("a"), service.load("a")):
+                with pytest.raises(Conflict, match="being swapped"):
+                    await other
+            assert await ask(service, "a") == before
+        assert (await first).state == "loaded"
+
+
+async def test_a_swap_that_has_no_room(made: Path) -> None:
+    settings = {"memory_budget_mb": budget(made, 1.5), "load_wait_s": 0.3}
+    async with serving(models_dir=str(made), **settings) as service:
+        before = await ask(service, "a")
+        with pytest.raises(ResourceExhausted, match="memory_budget_mb"):
+            await service.swap("a", str(made / "b"))
+        assert await ask(service, "a") == before
+        assert service.registry.info("a").source == str(made / "a")
+
+
+async def test_swap_and_load_of_what_is_not_there(made: Path) -> None:
+    async with serving(models_dir=str(made)) as service:
+        with pytest.raises(ModelNotFound):
+            await service.swap("unknown", str(made / "a"))
+        with pytest.raises(ModelNotFound):
+            await service.load("unknown")
+        assert (await service.swap("a", str(made / "b"))).source == str(made / "b")  # not loaded: just loaded
+        await service.load("new", str(made / "c"))
+        assert await ask(service, "new") == await ask(service, "c")
+        with pytest.raises(Conflict, match="swap"):
+            await service.load("new", str(made / "a"))
+        with pytest.raises(ModelLoadFailed):
+            await service.load("broken", str(made / "cut"))
+        assert "broken" not in service.registry
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["/etc", "../made", "{made}/../a", "./a", "~", "~root", "{made}/out", "a/../../b", "org/..", "name", "a/b/c",
+     "org/na\nme", "\\\\host\\share", "{made}\0"],
+)  # fmt: skip
+async def test_sources_outside_of_the_roots(made: Path, tmp_path: Path, source: str) -> None:
+    root = tmp_path / "made"
+    root.mkdir()
+    (root / "out").symlink_to(made)
+    async with serving(source_roots=(str(root),)) as service:
+        with pytest.raises(InvalidInput, match=r"\$\.source"):
+            await service.load("new", source.replace("{made}", str(root)))
+        with pytest.raises(InvalidInput, match=r"\$\.source"):
+            await service.swap("sie/mini-en", source.replace("{made}", str(root)))
+
+
+async def test_ids_and_revisions_of_admin_callers(made: Path) -> None:
+    async with serving(models_dir=str(made)) as service:
+        for name in ("../a", "/a", "a\nb", "x" * 300):
+            with pytest.raises(InvalidInput, match=r"\$\.model"):
+                await service.load(name, str(made / "a"))
+        for source, revision in ((str(made / "a"), "v1"), ("org/name", "../../x"), ("org/name", "a\nb")):
+            with pytest.raises(InvalidInput, match=r"\$\.revision"):
+                await service.load("new", source, revision)
+
+
+# ── the models directory ──
+
+
+async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> None:
+    def write(weights: str) -> None:
+        entry = {"id": "m", "source": str(made / weights), "license": "mit", "description": "",
+                 "outputs": ["score"], "max_seq_length": 64}  # fmt: skip
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(entry))
+
+    async with serving(models_dir=str(tmp_path), models_dir_poll_s=0.05) as service:
+        write("a")
+        await until(lambda: "m" in service.registry)
+        first = await ask(service)
+        async with clients(service, 4, ["m"]) as answers:
+            write("b")
+            await until(lambda: service.registry.info("m").source == str(made / "b"))
+            second = await ask(service)
+            write("cut")
+            await until(lambda: service.registry.info("m").last_error)
+            (tmp_path / "m.yaml").write_text("id: [")
+            await asyncio.sleep(0.2)
+            assert await ask(service) == second
+        assert set(answers) == {first, second}
+        (tmp_path / "m.yaml").unlink()
+        await until(lambda: "m" not in service.registry)
+        with pytest.raises(ModelNotFound):
+            await ask(service)
+
+
+async def test_overwritten_files_reach_a_loaded_model_only_as_a_whole(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "a", tmp_path / "m")
+    async with serving(models_dir=str(tmp_path), models_dir_poll_s=0.1) as service:
+        first = await ask(service)
+        async with clients(service, 4, ["m"]) as answers:
+            shutil.copyfile(made / "b/model.safetensors", tmp_path / "m/model.safetensors")
+            await until(lambda: metric(service, "sie_model_swaps_total", model="m"))
+            second = await ask(service)
+        assert first != second
+        assert set(answers) == {first, second}

@@ -1,0 +1,90 @@
+"""Who gives way to whom: idle ones by last use, and never one that is in use, pinned or passing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sie_server.engine.memory import cgroup_limits
+from sie_server.serving.memory import Held, Plan, idle_for, make_room
+
+
+def held(name: str, nbytes: int, last_use: float = 0.0, **more: Any) -> Held:
+    return Held(name, nbytes, last_use, **more)
+
+
+A, B, C = held("a", 40, 3), held("b", 40, 1), held("c", 20, 2)
+
+
+@pytest.mark.parametrize(
+    ("holding", "need", "evicted"),
+    [
+        ([], 100, []),
+        ([A, B], 20, []),
+        ([A, B], 21, ["b"]),
+        ([A, B, C], 40, ["b"]),
+        ([A, B, C], 60, ["b", "c"]),
+        ([A, B, C], 100, ["b", "c", "a"]),
+        ([held("small", 5, 0), A, B, C], 35, ["b"]),  # the oldest alone is not enough, and then not needed
+    ],
+)
+def test_the_least_recently_used_go_and_no_more_than_needed(
+    holding: list[Held], need: int, evicted: list[str]
+) -> None:
+    plan = make_room(holding, 100, need)
+    assert plan == Plan(True, evicted)
+    assert sum(h.nbytes for h in holding if h.name not in plan.evict) + need <= 100
+
+
+@pytest.mark.parametrize("kept", ["in_use", "pinned", "passing"])
+def test_what_must_stay_stays(kept: str) -> None:
+    stays = held("stays", 40, 0, **{kept: True})
+    assert make_room([stays, A], 100, 60) == Plan(True, ["a"])
+    plan = make_room([stays, A], 100, 61)
+    assert not plan.fits and not plan.evict
+
+
+def test_waiting_helps_where_something_in_use_could_go() -> None:
+    first, second = held("first", 40, loaded=1, in_use=True), held("second", 40, loaded=2, in_use=True)
+    assert make_room([second, first], 100, 60) == Plan(False, drain=["first"])
+    assert make_room([second, first], 100, 100) == Plan(False, drain=["first", "second"])
+    assert make_room([second, first, C], 100, 60) == Plan(
+        False, drain=["first"]
+    )  # c goes, too, when it is time
+    assert make_room([held("loading", 90, passing=True)], 100, 60) == Plan(False)
+
+
+def test_what_never_fits() -> None:
+    assert make_room([], 100, 101) == Plan(False, possible=False)
+    assert make_room([A, held("pin", 50, pinned=True)], 100, 60) == Plan(False, possible=False)
+
+
+def test_idle_for_a_while() -> None:
+    holding = [
+        held("old", 1, last_use=10),
+        held("fresh", 1, last_use=90),
+        held("new", 1, last_use=10, loaded=90),
+        held("used", 1, in_use=True),
+        held("pinned", 1, pinned=True),
+        held("loading", 1, passing=True),
+    ]
+    assert idle_for(holding, 100, 60) == ["old"]
+    assert idle_for(holding, 69, 60) == []
+
+
+def test_limits_of_this_group_and_of_those_above(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/system/server\n4:cpu,memory:/old\n")
+    for name, value in {
+        "memory.max": "max",
+        "system/memory.max": "3000",
+        "system/server/memory.max": "5000",
+        "memory/old/memory.limit_in_bytes": "4000",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value)
+    assert sorted(cgroup_limits(tmp_path, own)) == [3000, 4000, 5000]
+    assert cgroup_limits(tmp_path / "nowhere", tmp_path / "none") == []

@@ -1,0 +1,125 @@
+"""The models directory: checkpoints and catalog files in it, what is wrong with them, and when a change counts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sie_server.catalog import ModelConfig, ModelsDirectory, catalog, id_problem
+from sie_server.serving.watching import settled
+
+
+def write(path: Path, **changes: object) -> None:
+    entry = {
+        "id": "my/model",
+        "source": "weights",
+        "license": "mit",
+        "description": "mine",
+        "outputs": ["score"],
+        "max_seq_length": 64,
+    }
+    path.write_text(yaml.safe_dump(entry | changes))
+
+
+def test_a_file_names_a_directory_beside_it_or_a_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    write(tmp_path / "a.yaml", aliases=["short"])
+    write(tmp_path / "b.yaml", id="hub", source="org/name", revision="v1")
+    models = ModelsDirectory(str(tmp_path)).scan()
+    assert set(models) == {"my/model", "short", "hub"}
+    assert models["short"].source == str(tmp_path / "weights")
+    assert (models["hub"].source, models["hub"].revision) == ("org/name", "v1")
+    assert models["hub"].max_seq_length == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("id: [", "expected"),
+        ("- 1", "object"),
+        ("id: x", "missing required field `source`"),
+        ({"wrong": 1}, "wrong"),
+        ({"max_seq_length": 4}, ">= 8"),
+        ({"id": "../etc"}, "dots"),
+        ({"aliases": ["a\nb"]}, "characters"),
+    ],
+)
+def test_an_invalid_file_is_reported_once_and_what_it_last_said_stays(
+    tmp_path: Path, content: str | dict[str, object], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.yaml"
+    write(path)
+    directory = ModelsDirectory(str(tmp_path))
+    good = directory.scan()
+    if isinstance(content, dict):
+        write(path, **content)
+    else:
+        path.write_text(content)
+    with caplog.at_level(logging.WARNING):
+        assert directory.scan() == directory.scan() == good
+    assert len(caplog.records) == 1
+    assert "a.yaml" in caplog.text and words in caplog.text and words in directory.problems["a.yaml"]
+    path.unlink()
+    assert directory.scan() == {} and directory.problems == {}
+
+
+def test_one_id_in_two_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", source="org/first")
+    write(tmp_path / "b.yaml", source="org/second")
+    directory = ModelsDirectory(str(tmp_path))
+    assert directory.scan()["my/model"].source == "org/first"
+    assert "another file" in directory.problems["b.yaml"]
+
+
+def test_files_of_a_checkpoint_change_its_model(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text("{}")
+    directory = ModelsDirectory(str(tmp_path))
+    first = directory.scan()
+    assert directory.scan() == first
+    os.utime(tmp_path / "m/config.json", ns=(1, 1))
+    second = directory.scan()
+    assert second != first
+    (tmp_path / "m/model.safetensors").write_bytes(b"x")
+    assert directory.scan() != second
+
+
+def test_a_directory_that_has_gone_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    directory = ModelsDirectory(str(tmp_path / "models"))
+    (tmp_path / "models").rmdir()
+    with pytest.raises(OSError, match="models"):
+        directory.scan()
+
+
+def test_a_change_counts_when_two_looks_agree() -> None:
+    old, new = {"m": ModelConfig("m", "old")}, {"m": ModelConfig("m", "new")}
+    assert not settled("m", old, old, old)
+    assert not settled("m", old, old, new) and settled("m", old, new, new)
+    assert not settled("m", old, old, {}) and settled("m", old, {}, {})
+    assert not settled("m", {}, {}, new) and settled("m", {}, new, new)
+
+
+def test_ids() -> None:
+    for good in [*catalog(), "a", "org/name", "org/sub/name", "naïve model@v1.0"]:
+        assert id_problem(good) is None
+    for bad in [
+        "",
+        "/a",
+        "a/",
+        "a//b",
+        "..",
+        "a/../b",
+        "./a",
+        "a\nb",
+        "a\0",
+        "a:b",
+        "a\\b",
+        "x" * 201,
+        "a/ /b",
+    ]:
+        assert id_problem(bad), bad
