@@ -12,7 +12,7 @@ from typing import Any, get_args
 import msgspec
 
 from sie_server.catalog import CatalogEntry, catalog
-from sie_server.config import ServerConfig
+from sie_server.config import ServerConfig, is_secret
 from sie_server.models.table import ARCHITECTURES
 from sie_server.templates import template_names
 from sie_server.wire import Profile
@@ -27,12 +27,13 @@ def configuration() -> str:
         HEAD.format(source="sie_server/config.py"),
         "# Configuration of `sie-server serve`\n\n",
         "Sources, later ones win: defaults, a TOML file (`--config FILE` or `SIE_CONFIG`), `SIE_*` variables, flags.\n",
-        "An unknown key is an error. Lists in a variable are separated by commas.\n\n",
+        "An unknown key is an error. Lists in a variable are separated by commas. Secrets have no flag: every\n",
+        "user of a machine can read its command lines.\n\n",
         "| flag | variable | key in the file | default | meaning |\n|---|---|---|---|---|\n",
     ]
     for field in msgspec.structs.fields(ServerConfig):
         cells = (
-            f"`--{field.name.replace('_', '-')}`",
+            "–" if is_secret(field) else f"`--{field.name.replace('_', '-')}`",
             f"`SIE_{field.name.upper()}`",
             f"`{field.name}`",
             f"`{_toml(field.default)}`" if field.default is not None else "–",

@@ -72,8 +72,8 @@ class Server:
                     request.headers[name] = value
             return client.send(request)
 
-    def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.base_url + path, timeout=60)
+    def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        return httpx.get(self.base_url + path, headers=headers, timeout=60)
 
     def score(self, model: str, query: str, texts: list[str], **body: Any) -> dict[str, Any]:
         """The answer to a plain JSON request, which must be a 200."""

@@ -1,4 +1,5 @@
-"""The command line: `serve` runs the server, `score` reranks without one, `models` lists what can be served.
+"""The command line: `serve` runs the server, `score` reranks without one, `models` lists what can be served,
+`admin` (cli_admin.py) tells a running server what to load.
 
 Flags come from the fields of `ServerConfig`. Nothing heavy is imported before a command needs it.
 """
@@ -15,28 +16,28 @@ from typing import IO, Any, get_args, get_origin
 
 import click
 import msgspec
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 from sie_server import __version__
 from sie_server.catalog import known_models
-from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, load_config
+from sie_server.cli_admin import admin
+from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, is_secret, load_config
+from sie_server.console import errors, output
 from sie_server.errors import SIEError
+from sie_server.keys import read_keys
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 Command = Callable[..., Any]
 ENGINE_FIELDS = ("device", "dtype", "offline", "threads")  # of use without a server, too
-PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}  # texts are printed as they are
-errors = Console(stderr=True, **PLAIN)
 
 
 def config_options(*fields: str) -> Callable[[Command], Command]:
-    """A flag per configuration field, all of them when none is named."""
+    """A flag per configuration field that is no secret, all of them when none is named."""
 
     def decorate(command: Command) -> Command:
         for field in reversed(msgspec.structs.fields(ServerConfig)):
-            if not fields or field.name in fields:
+            if (not fields or field.name in fields) and not is_secret(field):
                 command = _option(field)(command)
         return click.option(
             "--config", "config_file", envvar="SIE_CONFIG", help="TOML file with any of these keys"
@@ -79,12 +80,16 @@ def cli() -> None:
     """SIE: a self-hosted inference engine for reranking."""
 
 
+cli.add_command(admin)
+
+
 @cli.command()
 @config_options()
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answer score and encode requests over HTTP until told to stop."""
     config = _config(config_file, flags)
-    known_models(config.model, config.models_dir)  # a wrong id is an error before anything heavy is imported
+    known_models(config.model, config.models_dir)  # what is wrong is told before anything heavy is imported
+    read_keys(config)
     _log_to_stderr(config.log_level)
     from sie_server.api.server import serve as run
 
@@ -153,7 +158,7 @@ def _print_scores(response: ScoreResponse, items: list[Item]) -> None:
     for entry in response.scores:
         text = " ".join((texts[entry.item_id] or "").split())
         table.add_row(str(entry.rank), f"{entry.score:.4f}", entry.item_id, text[:100])
-    Console(**PLAIN).print(table)
+    output.print(table)
     for warning in response.warnings or []:
         errors.print(f"note: {warning}")
 
@@ -208,7 +213,7 @@ def models(models_dir: str | None, as_json: bool) -> None:
         table.add_row(
             str(row["id"]), gives, *(str(row[k] or "?") for k in ("max_seq_length", "license", "description"))
         )
-    Console(**PLAIN).print(table)
+    output.print(table)
 
 
 def _log_to_stderr(level: str) -> None:

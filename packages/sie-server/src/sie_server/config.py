@@ -1,6 +1,7 @@
 """One frozen configuration, layered once: defaults < file < environment < flags. An unknown key is an error.
 
-Flags, `SIE_*` variables, file keys and the documentation of all three come from the fields of `ServerConfig`.
+Flags, `SIE_*` variables, file keys and the documentation of all three come from the fields of `ServerConfig`. A field
+that holds a `Secret` has no flag: every user of a machine can read another's command lines.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
 DEFAULT_MODEL = "sie/mini-en"
-# variables of the SDK, which may well be set in the same shell
-SDK_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
+# variables of the clients, which may well be set in the same shell
+CLIENT_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
 
 LISTS = {"model", "source_roots"}
 
@@ -25,11 +26,31 @@ class ConfigError(Exception):
     """A key, value or file the server cannot start with; the message is what the user sees."""
 
 
+class Secret:
+    """A text that shows itself to nobody: not in a repr, not in a message, not in JSON."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: str) -> None:
+        if not isinstance(value, str):
+            raise TypeError("Expected `str`")
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
 Port = Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 picks a free one")]
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that can be set; each field is a flag, a `SIE_*` variable and a key of the file."""
+    """Everything that can be set; each field is a `SIE_*` variable, a key of the file and, but for secrets, a flag."""
 
     host: Annotated[str, Meta(description="Address to listen on")] = "127.0.0.1"
     port: Port = 8080
@@ -97,6 +118,13 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: Annotated[float, Meta(ge=0, description="How long a shutdown waits for accepted requests")] = (
         60.0
     )
+    api_keys: Annotated[
+        Secret | None,
+        Meta(description="Who may call: NAME:SCOPES:KEY or just KEY, separated by commas (docs/security.md)"),
+    ] = None
+    api_keys_file: Annotated[
+        str | None, Meta(description="TOML file of API keys, in addition to `api_keys`")
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe message to log")
     ] = "info"
@@ -113,7 +141,16 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
     for source, layer in layers.items():
         _check_layer(layer, source, file)
         merged.update(layer)
-    return msgspec.convert(merged, ServerConfig, strict=False)
+    return _convert(merged, strict=False)
+
+
+def is_secret(field: msgspec.structs.FieldInfo) -> bool:
+    """Whether a field of `ServerConfig` holds a `Secret`."""
+    return Secret in get_args(field.type) or Secret in get_args(get_args(field.type)[0])
+
+
+def _convert(layer: dict[str, Any], *, strict: bool) -> ServerConfig:
+    return msgspec.convert(layer, ServerConfig, strict=strict, dec_hook=lambda kind, value: kind(value))
 
 
 def _check_layer(layer: dict[str, Any], source: str, file: str | None) -> None:
@@ -125,7 +162,7 @@ def _check_layer(layer: dict[str, Any], source: str, file: str | None) -> None:
                 f"{where}unknown option {_spell(key, source)}{suggest(key, ServerConfig.__struct_fields__)}"
             )
     try:
-        msgspec.convert(layer, ServerConfig, strict=source == "file")
+        _convert(layer, strict=source == "file")
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
         raise ConfigError(f"{where}{_spell(path.rstrip('`'), source)}: {reason}") from None
@@ -157,7 +194,7 @@ def _read_file(file: str | None) -> dict[str, Any]:
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in environment.items():
-        if name.startswith("SIE_") and name not in SDK_VARIABLES:
+        if name.startswith("SIE_") and name not in CLIENT_VARIABLES:
             key = name.removeprefix("SIE_").lower()
             values[key] = (
                 [part.strip() for part in value.split(",") if part.strip()] if key in LISTS else value

@@ -3,10 +3,11 @@
     SIEError
     ├── InvalidInput 400            ├── ModelLoadFailed 502
     ├── InputTooLong 413            ├── ModelLoading 503 + Retry-After
-    ├── NotFound 404                ├── QueueFull 503 + Retry-After
-    ├── MethodNotAllowed 405        ├── ResourceExhausted 503 + Retry-After
-    ├── ModelNotFound 404           ├── InferenceError 500
-    ├── Conflict 409                └── ClientGone 499
+    ├── Unauthorized 401            ├── QueueFull 503 + Retry-After
+    ├── Forbidden 403               ├── ResourceExhausted 503 + Retry-After
+    ├── NotFound 404                ├── InferenceError 500
+    ├── MethodNotAllowed 405        ├── Conflict 409
+    ├── ModelNotFound 404           └── ClientGone 499
 
 One handler (`api.app`) turns them into bodies; anything else becomes a 500 without its internals.
 """
@@ -39,6 +40,19 @@ class InputTooLong(SIEError):
     """The body is larger than the server takes."""
 
     status, code = 413, "INPUT_TOO_LONG"
+
+
+class Unauthorized(SIEError):
+    """No API key, or one that is not known here."""
+
+    status, code = 401, "UNAUTHORIZED"
+    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(SIEError):
+    """The key lacks a scope, or an admin route was asked from elsewhere without keys."""
+
+    status, code = 403, "FORBIDDEN"
 
 
 class NotFound(SIEError):

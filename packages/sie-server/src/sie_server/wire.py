@@ -2,7 +2,7 @@
 from these, and the OpenAPI document is generated from these.
 
 Unknown keys are ignored at every level of a request, except that unknown *options* are reported back in
-`warnings`. Null and absent are the same.
+`warnings`, and that admin requests refuse them. Null and absent are the same.
 """
 
 from __future__ import annotations

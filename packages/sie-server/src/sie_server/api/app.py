@@ -21,21 +21,28 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_server import __version__
-from sie_server.api import routes
+from sie_server.api import admin, routes
 from sie_server.api.codec import JSON
+from sie_server.api.gate import Gate
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError
+from sie_server.keys import read_keys
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
 OnStartFailure = Callable[[SIEError], None]
 SHUTTING_DOWN = QueueFull("the server is shutting down; another one will answer", retry_after_s=1)
+COUNTED = ("score", "encode", "inspect", "embeddings")  # routes with metrics
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
 
 def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = None) -> Starlette:
-    """The server as an ASGI app. `on_start_failure` is told when a model named at start cannot be loaded."""
+    """The server as an ASGI app. `on_start_failure` is told when a model named at start cannot be loaded.
+
+    Raises:
+        ConfigError: API keys that cannot be used.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -53,6 +60,7 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
             Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
             Route("/v1/models", routes.list_models),
             Route("/v1/models/{model:path}", routes.get_model),
+            *admin.ROUTES,
             Route("/healthz", routes.alive),
             Route("/livez", routes.alive),
             Route("/readyz", routes.ready),
@@ -66,7 +74,7 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
     )
     app.router.redirect_slashes = False  # an unknown route is a 404 with an error body
     app.state.ready = app.state.draining = False
-    app.add_middleware(RequestFrame, state=app.state)
+    app.add_middleware(RequestFrame, state=app.state, gate=Gate(read_keys(config)))
     return app
 
 
@@ -102,10 +110,10 @@ def _as_known(request: Request, error: Exception) -> SIEError:
 
 
 class RequestFrame:
-    """Around every request: an id, version and timing headers, metrics, and a refusal while shutting down."""
+    """Around every request: who may ask, an id, version headers, metrics, and a refusal while shutting down."""
 
-    def __init__(self, app: ASGIApp, state: object) -> None:
-        self._app, self._state = app, state
+    def __init__(self, app: ASGIApp, state: object, gate: Gate) -> None:
+        self._app, self._state, self._gate = app, state, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -145,14 +153,16 @@ class RequestFrame:
         if self._state.draining and scope["method"] == "POST":  # type: ignore[attr-defined]
             await (await on_error(Request(scope), SHUTTING_DOWN))(scope, receive, send)
         else:
+            Request(scope).state.caller = self._gate.admit(scope)  # before any of the body is read
             await self._app(scope, receive, send)
 
     def _count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
         path, service = scope["path"], getattr(self._state, "service", None)
-        route = next((name for name in ("score", "encode") if path.startswith(f"/v1/{name}/")), None)
+        route = next((name for name in COUNTED if f"{path}/".startswith(f"/v1/{name}/")), None)
         if service is None or route is None:
             return
-        model = path.removeprefix(f"/v1/{route}/")
+        in_body = getattr(Request(scope).state, "model", None)  # embeddings
+        model = in_body or path.removeprefix(f"/v1/{route}/")
         # labels only for known ids: a caller must not be able to grow the metrics
         service.metrics.done(route, model if model in service.registry else "unknown", status, timing)
         if status == ClientGone.status:

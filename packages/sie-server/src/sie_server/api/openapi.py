@@ -25,6 +25,10 @@ def document() -> dict[str, Any]:
         wire.ModelInfo,
         wire.Options,
         wire.ErrorBody,
+        wire.AdminLoadRequest,
+        wire.AdminUnloadRequest,
+        wire.AdminSwapRequest,
+        wire.AdminAnswer,
         openai.EmbeddingsRequest,
         openai.EmbeddingsResponse,
     ]
@@ -36,15 +40,22 @@ def document() -> dict[str, Any]:
             "/v1/score/{model}": {"post": _posted("Rank candidates by relevance to a query", "Score")},
             "/v1/encode/{model}": {"post": _posted("Turn texts into vectors", "Encode")},
             "/v1/inspect/{model}": {
-                "post": _posted("Show what a score request would read", "Score", "Inspect")
+                "post": _posted("Show what a score request would read", "Score", "InspectResponse")
             },
             "/v1/embeddings": {
                 "post": _posted("Turn texts into vectors, in OpenAI's shape", "Embeddings", own=False)
             },
+            "/v1/admin/load": {"post": _administered("Load a model now", "AdminLoad")},
+            "/v1/admin/unload": {"post": _administered("Free a model's memory", "AdminUnload")},
+            "/v1/admin/swap": {"post": _administered("Replace a model's weights as it serves", "AdminSwap")},
             "/v1/models": {"get": _got("All models the server knows", "ModelList")},
             "/v1/models/{model}": {"get": _got("One model", "ModelInfo", with_model=True)},
         },
-        "components": {"schemas": components},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],  # without keys in the configuration, none is needed
     }
 
 
@@ -66,10 +77,16 @@ def _posted(summary: str, kind: str, answer: str | None = None, *, own: bool = T
         "parameters": [_model_parameter()] if own else [],
         "requestBody": {"required": True, "content": _content(f"{kind}Request", own=own)},
         "responses": {
-            "200": {"description": "OK", "content": _content(f"{answer or kind}Response", own=own)},
+            "200": {"description": "OK", "content": _content(answer or f"{kind}Response", own=own)},
             **_errors(),
         },
     }
+
+
+def _administered(summary: str, kind: str) -> dict[str, Any]:
+    route = _posted(summary, kind, "AdminAnswer", own=False)
+    route["responses"]["409"] = {**_errors()["400"], "description": "The model is changing already"}
+    return route
 
 
 def _got(summary: str, kind: str, *, with_model: bool = False) -> dict[str, Any]:
@@ -90,6 +107,8 @@ def _errors() -> dict[str, Any]:
     content = {JSON: {"schema": {"$ref": REF.format(name="ErrorBody")}}}
     meanings = {
         "400": "Bad input",
+        "401": "API key missing or unknown",
+        "403": "Not allowed with this API key, or from there",
         "404": "Unknown model",
         "413": "Body too large",
         "500": "Model error",

@@ -40,6 +40,7 @@ async def embeddings(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, service.config.max_body_mb * 2**20)
     asked = codec.decode(body, codec.JSON, openai.EmbeddingsRequest)
+    request.state.model = asked.model  # for the metrics
     try:
         answer = await unless_gone(request, service.encode(asked.model, openai.to_encode(asked), timing))
     except InvalidInput as error:

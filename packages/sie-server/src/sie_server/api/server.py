@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ import uvicorn
 from sie_server.api.app import create_app
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
+
+log = logging.getLogger("sie_server.api")
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
 class StartFailed(ConfigError):
@@ -54,12 +58,15 @@ def serve(config: ServerConfig) -> None:
         server.should_exit = True
 
     app = create_app(config, on_start_failure)
+    if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
+        log.warning("no API keys are configured: whoever reaches %s may use this server", config.host)
     server = DrainingServer(
         uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # a header must not decide who counts as this machine (api.gate)
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, int(config.drain_s)),
         )

@@ -1,0 +1,64 @@
+"""The admin routes: load, unload and swap models while the server runs. `api.gate` decides who may ask.
+
+Bodies are JSON and say so: a web page of another origin cannot send that content type without being asked about it
+first. A field that is not known is an error, because an admin must not be misheard. What was begun goes on when the
+caller hangs up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sie_server.api import codec
+from sie_server.api.bodies import read_body
+from sie_server.api.gate import ADMIN
+from sie_server.api.routes import service_of
+from sie_server.errors import InvalidInput
+from sie_server.wire import AdminAnswer, AdminLoadRequest, AdminSwapRequest, AdminUnloadRequest
+
+log = logging.getLogger("sie_server.admin")
+Body = TypeVar("Body")
+
+
+async def load(request: Request) -> Response:
+    """POST /v1/admin/load"""
+    asked = await _asked(request, AdminLoadRequest)
+    work = service_of(request).load(asked.model, asked.source, asked.revision, asked.pin)
+    return await _answer(work)
+
+
+async def unload(request: Request) -> Response:
+    """POST /v1/admin/unload"""
+    asked = await _asked(request, AdminUnloadRequest)
+    return await _answer(service_of(request).unload(asked.model))
+
+
+async def swap(request: Request) -> Response:
+    """POST /v1/admin/swap"""
+    asked = await _asked(request, AdminSwapRequest)
+    return await _answer(service_of(request).swap(asked.model, asked.source, asked.revision))
+
+
+ROUTES = [Route(ADMIN + action.__name__, action, methods=["POST"]) for action in (load, unload, swap)]
+
+
+async def _asked(request: Request, kind: type[Body]) -> Body:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != codec.JSON:
+        raise InvalidInput(f"admin requests are JSON: send the header Content-Type: {codec.JSON}")
+    body = await read_body(request, service_of(request).config.max_body_mb * 2**20)
+    asked = codec.decode(body, codec.JSON, kind)
+    client = request.client.host if request.client else "an unknown address"
+    log.info("%s asked %s: %r", request.state.caller or client, request.url.path, asked)
+    return asked
+
+
+async def _answer(work: Coroutine[Any, Any, AdminAnswer]) -> Response:
+    return Response(msgspec.json.encode(await work), media_type=codec.JSON)

@@ -1,0 +1,136 @@
+"""API keys: who may call, and what for. They come from `api_keys` and from the file `api_keys_file` names.
+
+    SIE_API_KEYS="search:infer:KEY,ops:admin:KEY"     or just KEY, which may infer
+
+    [[key]]
+    name = "ops"
+    key_sha256 = "…"     # or: key = "…"
+    scopes = ["admin"]   # default: ["infer"]
+
+Only digests are kept. No message shows a key, or anything that may be one by mistake: keys are named by their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from sie_server.config import ConfigError, ServerConfig
+
+Scope = Literal["infer", "admin"]
+KEY = re.compile(r"[\x21-\x7e]{16,}")  # visible ASCII: what a header can carry
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """One key; `name` may be logged."""
+
+    name: str
+    digest: bytes = field(repr=False)  # SHA-256
+    scopes: frozenset[Scope]
+
+    def may(self, scope: Scope) -> bool:
+        """The scope `admin` includes everything."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class KeyEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A `[[key]]` of the file."""
+
+    name: str
+    key: str | None = None
+    key_sha256: str | None = None
+    scopes: tuple[str, ...] = ("infer",)
+
+
+class KeyFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    key: list[KeyEntry] = []
+
+
+def read_keys(config: ServerConfig) -> tuple[ApiKey, ...]:
+    """All keys of a configuration; none when neither source is given.
+
+    Raises:
+        ConfigError: a malformed, weak or repeated key, or a source that is given and holds none.
+    """
+    keys: list[ApiKey] = []
+    if config.api_keys is not None:
+        keys += _checked(_of_text(config.api_keys.value), "api_keys")
+    if config.api_keys_file is not None:
+        keys += _checked(_of_file(config.api_keys_file), config.api_keys_file)
+    for what, values in (("name", [k.name for k in keys]), ("key", [k.digest for k in keys])):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"two API keys have the same {what}; each needs its own")
+    return tuple(keys)
+
+
+def find_key(keys: tuple[ApiKey, ...], sent: bytes) -> ApiKey | None:
+    """The key that was sent. The time it takes does not depend on which key, or how much of one, is right."""
+    digest, found = hashlib.sha256(sent).digest(), None
+    for key in keys:
+        if hmac.compare_digest(key.digest, digest):
+            found = key
+    return found
+
+
+def _of_text(text: str) -> list[KeyEntry]:
+    entries = []
+    for i, part in enumerate((part.strip() for part in text.split(",")), 1):
+        match part.split(":", 2):
+            case [key]:
+                entries.append(KeyEntry(f"key-{i}", key))
+            case [name, scopes, key]:
+                entries.append(KeyEntry(name, key, scopes=tuple(scopes.split("+"))))
+            case _:
+                raise ConfigError(f"api_keys: key {i} is neither KEY nor NAME:SCOPES:KEY, like ops:admin:KEY")
+    return entries
+
+
+def _of_file(file: str) -> list[KeyEntry]:
+    try:
+        entries = msgspec.convert(tomllib.loads(Path(file).read_text(encoding="utf-8")), KeyFile).key
+    except msgspec.ValidationError:  # it would show an unknown name, which may be a key
+        raise ConfigError(
+            f"{file}: it holds [[key]] tables with name, scopes (a list) and key or key_sha256, nothing else"
+        ) from None
+    except (OSError, ValueError) as error:  # tomllib names lines and columns, not values
+        raise ConfigError(f"cannot read the API keys in {file}: {error}") from None
+    if not entries:
+        raise ConfigError(f"{file} holds no API keys; it needs a [[key]] with name, key and scopes")
+    return entries
+
+
+def _checked(entries: list[KeyEntry], source: str) -> list[ApiKey]:
+    return [_check(entry, f"{source}: key {i}") for i, entry in enumerate(entries, 1)]
+
+
+def _check(entry: KeyEntry, where: str) -> ApiKey:
+    if not NAME.fullmatch(entry.name):
+        raise ConfigError(f"{where}: a name has 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+    scopes = frozenset(scope for scope in get_args(Scope) if scope in entry.scopes)
+    if not scopes or len(scopes) < len(set(entry.scopes)):
+        raise ConfigError(f"{where}: scopes are {' and '.join(get_args(Scope))}, at least one of them")
+    if (entry.key is None) == (entry.key_sha256 is None):
+        raise ConfigError(f"{where}: give either key or key_sha256")
+    if entry.key is not None:
+        if not KEY.fullmatch(entry.key):
+            raise ConfigError(
+                f"{where}: a key has at least 16 characters, visible ASCII only; `openssl rand -hex 32` makes one"
+            )
+        return ApiKey(entry.name, hashlib.sha256(entry.key.encode()).digest(), scopes)
+    digest = (entry.key_sha256 or "").lower()
+    if not DIGEST.fullmatch(digest):
+        raise ConfigError(f"{where}: key_sha256 is not a SHA-256 in hexadecimal (64 digits)")
+    return ApiKey(entry.name, bytes.fromhex(digest), scopes)

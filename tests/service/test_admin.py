@@ -1,0 +1,267 @@
+"""Admin routes and `sie-server admin`: real servers that load, unload and swap while they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+import servers
+from servers import Server
+
+INFER, ADMIN = "infer-3f9a27c1d05b", "admin-8c1e64b7a290"
+ABSENT = "BAAI/bge-reranker-base"  # in the catalog, and not on this machine
+TEXTS = ["rain falls", "stars burn"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("admin")
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path, models: Path) -> Iterator[Server]:
+    """No keys; only this machine may administer it."""
+    args = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
+    with servers.running(folder, *args) as server:
+        yield server
+
+
+def admin(server: Server, action: str, status: int = 200, **body: Any) -> dict[str, Any]:
+    answer = server.post(f"/v1/admin/{action}", body)
+    assert answer.status_code == status, answer.text
+    decoded: dict[str, Any] = answer.json()
+    return decoded
+
+
+def state(server: Server, model: str) -> str:
+    return str(server.get(f"/v1/models/{model}").json()["state"])
+
+
+# ── HTTP ──
+
+
+def test_load_unload_and_load_again(local: Server) -> None:
+    assert state(local, "toy/bert") == "available"
+    answer = admin(local, "load", model="toy/bert", pin=True)
+    assert (answer["model"], answer["state"], answer["pinned"]) == ("toy/bert", "loaded", True)
+    assert answer["memory_bytes"] > 0 and answer["seconds"] >= 0 and "toy/bert" in answer["source"]
+    assert admin(local, "load", model="toy/bert", pin=False)["pinned"] is False
+    answer = admin(local, "unload", model="toy/bert")
+    assert (answer["state"], answer["memory_bytes"]) == ("available", 0)
+    assert state(local, "toy/bert") == "available"
+    assert local.scores("toy/bert", "rain", TEXTS)
+
+
+def test_swap_changes_the_scores_and_a_source_makes_a_new_model(local: Server, models: Path) -> None:
+    admin(local, "load", model="new/model", source=str(models / "toy/roberta"))
+    before, wanted = local.scores("new/model", "rain", TEXTS), local.scores("toy/xlm-roberta", "rain", TEXTS)
+    assert before == local.scores("toy/roberta", "rain", TEXTS) != wanted
+    answer = admin(local, "swap", model="new/model", source=str(models / "toy/xlm-roberta"))
+    assert answer["source"] == str(models / "toy/xlm-roberta") and answer["state"] == "loaded"
+    assert local.scores("new/model", "rain", TEXTS) == wanted
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "words"),
+    [
+        ("load", {}, "`model`"),
+        ("load", {"model": ""}, "$.model"),
+        ("load", {"model": 5}, "$.model"),
+        ("load", {"model": "toy/bert", "sorce": "x"}, "`sorce`"),
+        ("load", {"model": "toy/bert", "pin": "yes"}, "$.pin"),
+        ("unload", {"model": "toy/bert", "force": True}, "`force`"),
+        ("swap", {"model": "toy/bert"}, "`source`"),
+        ("swap", {"model": "toy/bert", "source": ""}, "$.source"),
+        ("swap", ["toy/bert"], "object"),
+    ],
+)
+def test_an_admin_is_not_misheard(local: Server, action: str, body: Any, words: str) -> None:
+    answer = local.post(f"/v1/admin/{action}", body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_INPUT")
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", servers.MSGPACK]
+)
+def test_only_json_is_taken_because_web_pages_cannot_send_it(local: Server, content_type: str | None) -> None:
+    answer = local.post("/v1/admin/load", b'{"model": "toy/bert"}', content_type=content_type)
+    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
+    preflight = httpx.options(f"{local.base_url}/v1/admin/load", headers={"origin": "http://evil.example"})
+    assert preflight.status_code == 405 and "access-control-allow-origin" not in preflight.headers
+    accepted = local.post(
+        "/v1/admin/load", b'{"model": "toy/bert"}', content_type="Application/JSON; charset=utf-8"
+    )
+    assert accepted.status_code == 200
+
+
+def test_unknown_models_and_the_methods_of_the_routes(local: Server) -> None:
+    for action, more in (("load", {}), ("unload", {}), ("swap", {"source": "BAAI/bge-reranker-base"})):
+        assert admin(local, action, 404, model="toy/brt", **more)["code"] == "MODEL_NOT_FOUND"
+    assert local.get("/v1/admin/load").status_code == 405
+    assert local.post("/v1/admin/reload", {}).status_code == 404
+
+
+def test_the_openapi_document_shows_the_routes(local: Server) -> None:
+    document = local.get("/openapi.json").json()
+    for action, kind in (("load", "AdminLoad"), ("unload", "AdminUnload"), ("swap", "AdminSwap")):
+        route = document["paths"][f"/v1/admin/{action}"]["post"]
+        assert list(route["requestBody"]["content"]) == [servers.JSON]
+        schema = route["requestBody"]["content"][servers.JSON]["schema"]["$ref"]
+        assert (
+            schema.endswith(f"/{kind}Request")
+            and schema.rpartition("/")[2] in document["components"]["schemas"]
+        )
+        assert {"200", "400", "401", "403", "404", "409", "502", "503"} <= set(route["responses"])
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+
+
+def test_what_an_admin_did_is_logged_with_who(local: Server) -> None:
+    admin(local, "load", model="toy/encoder")
+    assert "127.0.0.1 asked /v1/admin/load" in local.log and "toy/encoder" in local.log
+
+
+# ── the command ──
+
+
+def command(folder: Path, server: Server, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return servers.command_line(folder, "admin", *args, env={"SIE_BASE_URL": server.base_url, **env})
+
+
+def test_the_command_does_the_same(tmp_path: Path, local: Server, models: Path) -> None:
+    done = command(tmp_path, local, "load", "my/model", "--source", str(models / "toy/bert"), "--pin")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "my/model: loaded" in done.stdout and "pinned" in done.stdout and str(models) in done.stdout
+    done = command(tmp_path, local, "swap", "my/model", str(models / "toy/roberta"), "--json")
+    assert json.loads(done.stdout)["source"] == str(models / "toy/roberta")
+    listed = command(tmp_path, local, "models", "--json")
+    rows = {row["name"]: row for row in json.loads(listed.stdout)}
+    assert rows["my/model"]["pinned"] and "BAAI/bge-m3" not in rows
+    table = command(tmp_path, local, "models", COLUMNS="250")
+    assert "my/model" in table.stdout and "loaded" in table.stdout and "--all" in table.stderr
+    everything = json.loads(command(tmp_path, local, "models", "--all", "--json").stdout)
+    assert "BAAI/bge-m3" in {row["name"] for row in everything}
+    done = command(tmp_path, local, "unload", "my/model")
+    assert (done.returncode, done.stderr) == (0, "") and "available" in done.stdout
+
+
+def test_a_terminal_sees_a_download_and_ctrl_c_ends_only_the_watching(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a hub that takes connections and says nothing
+        env = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        with servers.running(tmp_path, "--batch-tokens", "512", env=env) as server:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sie_server", "admin", "load", ABSENT, "--url", server.base_url],
+                env=servers.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+                stderr=theirs,
+            )
+            seen = ""
+            while "downloading" not in seen:
+                seen += os.read(ours, 65536).decode()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+            assert state(server, ABSENT) == "loading"
+            silent.close()
+            assert server.scores("sie/mini-en", "rain", TEXTS)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_terminal_sees_a_bar_and_then_one_line(tmp_path: Path, local: Server) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "sie_server", "admin", "load", "toy/roberta", "--url", local.base_url],
+        env=servers.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    )
+    os.close(theirs)
+    seen = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "toy/roberta" in seen and "━" in seen
+    assert done.stdout.startswith("toy/roberta: loaded") and len(done.stdout.splitlines()) == 1
+
+
+def complaint(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
+    """One line on stderr, nothing on stdout."""
+    assert (done.returncode, done.stdout) == (status, ""), done
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_what_goes_wrong_is_one_line(tmp_path: Path, local: Server) -> None:
+    complaint(command(tmp_path, local, "load", "toy/brt"), "toy/bert", "404 MODEL_NOT_FOUND")
+    complaint(command(tmp_path, local, "load", "a/b", "--source", "/etc"), "$.source", "400")
+    complaint(command(tmp_path, local, "load", "x", "--url", servers.NOBODY), "no answer", "--url")
+    for url in ("localhost:8080", "http://", "ftp://x", "http://x:port", "http://x?y=1"):
+        complaint(command(tmp_path, local, "models", "--url", url), "http://HOST:PORT", status=2)
+    complaint(command(tmp_path, local, "models", SIE_ADMIN_KEY="schlüssel"), "SIE_ADMIN_KEY", status=2)
+    complaint(command(tmp_path, local, "swap", "toy/bert"), "SOURCE", status=2)
+    complaint(command(tmp_path, local, "models", "--url", local.base_url + "/x"), "no route")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, b"<html>hello</html>", ["answered 200", "--url"]),
+        (404, b'{"error": "not here"}', ["answered 404", "--url"]),
+        (301, b"", ["answered 301 and sends elsewhere, to https://elsewhere.example/"]),
+        (None, b"", ["no answer from http://127.0.0.1"]),
+    ],
+)
+def test_something_else_on_the_port(
+    tmp_path: Path, local: Server, status: int | None, body: bytes, words: list[str]
+) -> None:
+    """A key must not follow a redirect, and no answer may end in a traceback."""
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if status is None:
+                return  # hangs up
+            self.send_response(status)
+            if status == 301:
+                self.send_header("Location", "https://elsewhere.example/")
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+    with HTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        Thread(target=stranger.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{stranger.server_port}"
+        complaint(command(tmp_path, local, "models", "--url", url), *words)
+        complaint(command(tmp_path, local, "load", "x", "--url", url), *words)
+        stranger.shutdown()
+
+
+def test_keys_come_from_the_environment(tmp_path: Path, models: Path) -> None:
+    env = {"SIE_API_KEYS": f"web:infer:{INFER},ops:admin:{ADMIN}"}
+    with servers.running(tmp_path, "--models-dir", str(models), "--batch-tokens", "512", env=env) as server:
+        load = ["load", "toy/bert"]
+        complaint(command(tmp_path, server, *load), "401 UNAUTHORIZED", "SIE_ADMIN_KEY")
+        complaint(command(tmp_path, server, *load, SIE_API_KEY="x" * 20), "401 UNAUTHORIZED", "not known")
+        complaint(
+            command(tmp_path, server, *load, SIE_API_KEY=INFER), "403 FORBIDDEN", "'web'", "SIE_ADMIN_KEY"
+        )
+        assert command(tmp_path, server, "models", SIE_API_KEY=INFER).returncode == 0
+        done = command(tmp_path, server, *load, SIE_API_KEY=INFER, SIE_ADMIN_KEY=ADMIN)
+        assert done.returncode == 0 and "loaded" in done.stdout
+        assert "ops asked /v1/admin/load" in server.log
+        assert INFER not in server.log and ADMIN not in server.log
