@@ -157,7 +157,7 @@ class BertLayer:
     def __init__(self, spec: BertSpec, weights: Weights) -> None:
         size, inner, eps = spec.hidden_size, spec.intermediate_size, spec.layer_norm_eps
         layout, self.heads, self.gated = spec.layout, spec.num_heads, spec.gated
-        self.qkv = Linear.fused(weights, list(layout.qkv), 3 * size // len(layout.qkv), size)
+        self.qkv = Linear.fused(weights, dict.fromkeys(layout.qkv, 3 * size // len(layout.qkv)), size)
         self.out = Linear.load(weights, layout.out, size, size)
         self.attention_norm = LayerNorm.load(weights, layout.attention_norm, size, eps)
         self.up = Linear.load(
