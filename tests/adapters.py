@@ -10,21 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def make_adapter(model: Any, directory: Path, *, seed: int = 0, **config: Any) -> Path:
+def make_adapter(model: Any, directory: Path, *, seed: int = 0, scale: float = 0.2, **config: Any) -> Path:
     """Wrap `model` (changed in place), fill the adapter with noise and save it."""
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(**config))
-    wrapped.save_pretrained(directory)
-    path = directory / "adapter_model.safetensors"
-    generator = torch.Generator().manual_seed(seed)
-    tensors = load_file(path)
+    peft.get_peft_model(model, peft.LoraConfig(**config)).save_pretrained(directory)
+    path, generator = directory / "adapter_model.safetensors", torch.Generator().manual_seed(seed)
     noise = {}
-    for name in sorted(tensors):
-        noise[name] = torch.randn(tensors[name].shape, generator=generator) * 0.2
+    for name, tensor in sorted(load_file(path).items()):
+        if name.endswith(".base_layer.weight"):
+            noise[name] = tensor  # a copy of the base's
+            continue
+        noise[name] = torch.randn(tensor.shape, generator=generator) * scale
         if "norm" in name.lower() and name.endswith("weight"):
             noise[name] += 1.0
     for name in noise:  # what PEFT writes twice stays the same
-        plain = name.replace(".modules_to_save.", ".")
-        noise[name] = noise[plain]
+        noise[name] = noise[name.replace(".modules_to_save.", ".")]
     save_file(noise, path)
     return directory
 

@@ -25,7 +25,8 @@ from sie_server.models.spec import UnsupportedCheckpoint
 PREFIX = "base_model.model."
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # PEFT's own names of a retrained module's weights; `original_module` is the base's, and of no effect
-WRAPPERS = (".base_layer", ".modules_to_save")
+BASE = ".base_layer"
+WRAPPERS = (BASE, ".modules_to_save")
 UNUSED = ".original_module"
 
 
@@ -50,6 +51,7 @@ class _Tensors:
 
     low: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # module → A and B
     whole: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # module → weight and bias
+    base: dict[str, Tensor] = field(default_factory=dict)  # module → the weight that A and B were trained on
 
 
 def read_changes(directory: Path, targets: Mapping[str, Target], base_names: Iterable[str] = ()) -> Changes:
@@ -63,6 +65,7 @@ def read_changes(directory: Path, targets: Mapping[str, Target], base_names: Ite
     tensors = _sorted(_read(directory), targets)
     _check_names(config, tensors, targets)
     _check_complete(config, tensors, targets)
+    _check_weights(tensors, targets)
     return _changes(config, tensors, targets)
 
 
@@ -110,6 +113,9 @@ def _sorted(tensors: dict[str, Tensor], targets: Mapping[str, Target]) -> _Tenso
             )
         else:
             plain = next((module.removesuffix(w) for w in WRAPPERS if module.endswith(w)), module)
+            if module.endswith(BASE) and kind == "weight":  # of an output matrix, PEFT saves it beside A and B
+                found.base[plain] = tensor
+                continue
             same = found.whole.setdefault(plain, {}).setdefault(kind, tensor)
             if not torch.equal(same, tensor):  # PEFT writes some twice
                 raise UnsupportedCheckpoint(f"the adapter has two different tensors for {plain}.{kind}")
@@ -167,6 +173,19 @@ def _check_complete(config: LoraConfig, tensors: _Tensors, targets: Mapping[str,
                 )
     if not tensors.low and not tensors.whole:
         raise UnsupportedCheckpoint("the adapter changes nothing of this model")
+
+
+def _check_weights(tensors: _Tensors, targets: Mapping[str, Target]) -> None:
+    """Where the adapter brings the weight it was trained on, it is this model's, up to rounding."""
+    for module, saved in tensors.base.items():
+        target = targets.get(module)
+        if target is None or not target.linear:
+            raise UnsupportedCheckpoint(f"the adapter has a weight for {module!r}, no linear layer of this model")
+        _check_shape(saved, target.shape, f"{module}.base_layer.weight")
+        own = target.layer.plain_weight()[target.outputs].float().cpu()
+        kept = saved.float() if target.rows is None else saved[target.rows].float()
+        if not torch.allclose(kept, own, rtol=0.02, atol=1e-3):
+            raise UnsupportedCheckpoint(f"the adapter was trained on another base: {module}.weight differs")
 
 
 def _changes(config: LoraConfig, tensors: _Tensors, targets: Mapping[str, Target]) -> Changes:

@@ -20,6 +20,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+# The same over their input: after an adapter's change the activation is a pass of its own over memory
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    "relu": F.relu_,
+    "silu": lambda x: F.silu(x, inplace=True),
+    "tanh": torch.tanh_,
+}
 
 
 class Weights(Protocol):
@@ -109,7 +118,7 @@ class Linear:
         y = self._product(x, None, residual)
         for rows, change in changes:
             change.add(x[rows], y[rows])
-        return ACTIVATIONS[activation](y) if activation else y
+        return IN_PLACE[activation](y) if activation else y
 
     def _product(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
         if not self._asked:
