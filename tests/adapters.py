@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from safetensors.torch import load_file, save_file
+
+Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def make_adapter(model: Any, directory: Path, *, seed: int = 0, scale: float = 0.2, **config: Any) -> Path:
@@ -31,3 +34,16 @@ def make_adapter(model: Any, directory: Path, *, seed: int = 0, scale: float = 0
 def under(model: Any, directory: Path) -> Any:
     """`model` with the adapter, as PEFT loads it; the model itself is changed in place."""
     return peft.PeftModel.from_pretrained(model, str(directory)).eval()
+
+
+def write_adapter(directory: Path, rank: int, alpha: float, pairs: Pairs) -> Path:
+    """An adapter for modules that no library class has: module → A and B, in PEFT's files."""
+    directory.mkdir()
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(pairs)}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {}
+    for module, (a, b) in pairs.items():
+        name = f"base_model.model.{module}"
+        tensors |= {f"{name}.lora_A.weight": a.clone(), f"{name}.lora_B.weight": b.clone()}
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory

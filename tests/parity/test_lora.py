@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from adapters import make_adapter, under
+from adapters import make_adapter, under, write_adapter
 from checkpoints import FAMILIES, make_cross_encoder, random_text
 from colbert_checkpoints import make_pylate, make_stanford
 from decoder_checkpoints import DECODERS, make_decoder
@@ -26,8 +26,6 @@ from sie_server.engine.job import Job
 from sie_server.engine.lora import Adapter
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.layers import LayerNorm, Linear
-from test_bert_relatives import RELATIVES
-from test_bert_relatives import make as make_relative
 
 LIMIT, TOLERANCE = 96, 1e-4
 QUERY = "why do stars burn hydrogen"
@@ -307,7 +305,7 @@ def test_the_projection_of_a_stanford_checkpoint_can_be_changed(tmp_path: Path) 
     directory = make_stanford(tmp_path / "model", "bert", {"dim": 24})
     load, merged = load_file(directory / "model.safetensors"), tmp_path / "merged"
     a, b = torch.randn(2, 48), torch.randn(24, 2)
-    path = write_adapter(tmp_path / "adapter", {"r": 2, "lora_alpha": 6, "target_modules": ["linear"]}, linear=(a, b))
+    path = write_adapter(tmp_path / "adapter", 2, 6, {"linear": (a, b)})
     merged.mkdir()
     for file in directory.iterdir():
         (merged / file.name).write_bytes(file.read_bytes())
@@ -320,17 +318,6 @@ def test_the_projection_of_a_stanford_checkpoint_can_be_changed(tmp_path: Path) 
     )
     for mine, theirs in zip(ours, expected, strict=True):
         assert_close(mine, theirs)
-
-
-def write_adapter(directory: Path, config: dict[str, Any], **pairs: tuple[torch.Tensor, torch.Tensor]) -> Path:
-    directory.mkdir()
-    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
-    tensors = {}
-    for module, (a, b) in pairs.items():
-        name = f"base_model.model.{module.replace('__', '.')}"
-        tensors |= {f"{name}.lora_A.weight": a.contiguous(), f"{name}.lora_B.weight": b.contiguous()}
-    save_file(tensors, directory / "adapter_model.safetensors")
-    return directory
 
 
 def test_cached_documents_belong_to_their_adapter(tmp_path: Path) -> None:
@@ -489,42 +476,3 @@ def write_electra(directory: Path) -> Path:
     )
     transformers.ElectraForSequenceClassification(config).save_pretrained(directory)
     return directory
-
-
-@pytest.mark.parametrize("name", ["new", "xlm-roberta-flash"])
-def test_relatives_under_published_names(tmp_path: Path, name: str) -> None:
-    """Their modules are fused where the library's are three: an adapter of both, with one A, against the library."""
-    relative = RELATIVES[name]
-    case = make_relative(tmp_path, relative)
-    layers = [f"encoder.layer.{i}" for i in range(3)]
-    library, ours = ("gte", "new") if name == "new" else ("roberta", "roberta")
-    generator = torch.Generator().manual_seed(1)
-    theirs: dict[str, Any] = {}
-    published: dict[str, Any] = {}
-    for i, layer in enumerate(layers):
-        a, b = torch.randn(3, 48, generator=generator), torch.randn(144, 3, generator=generator)
-        down = torch.randn(3, 96, generator=generator), torch.randn(48, 3, generator=generator)
-        if name == "new":
-            theirs |= {f"{library}.{layer}.attention.qkv_proj": (a, b), f"{library}.{layer}.mlp.down_proj": down}
-            published |= {f"{ours}.{layer}.attention.qkv_proj": (a, b), f"{ours}.{layer}.mlp.down_proj": down}
-            continue
-        for part, own in zip(("query", "key", "value"), b.split(48), strict=True):
-            theirs[f"{library}.{layer}.attention.self.{part}"] = (a, own)
-        theirs[f"{library}.{layer}.output.dense"] = down
-        published |= {f"roberta.encoder.layers.{i}.mixer.Wqkv": (a, b), f"roberta.encoder.layers.{i}.mlp.fc2": down}
-    modules = [m for m, _ in case.reference.named_modules()]
-    assert set(theirs) <= set(modules), modules
-    settings = {"r": 3, "lora_alpha": 0.3}
-    paths = [
-        write_adapter(tmp_path / side, settings | {"target_modules": sorted(pairs)}, **{
-            module.replace(".", "__"): pair for module, pair in pairs.items()
-        })
-        for side, pairs in (("theirs", theirs), ("ours", published))
-    ]
-    base = logits(case.engine, documents := ["rain", "stars burn hydrogen for billions of years"])
-    scores = logits(case.engine, documents, case.engine.attach(paths[1]))
-    encoded = case.tokenizer([QUERY] * 2, documents, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        expected = under(case.reference, paths[0])(**encoded).logits[:, 0]
-    assert_close(scores, expected)
-    assert (scores - base).abs().min() > 0.05

@@ -117,7 +117,7 @@ class Linear:
             return self._product(x, activation, residual)
         y = self._product(x, None, residual)
         for rows, change in changes:
-            change.add(x[rows], y[rows])
+            change.add(x, y, rows)
         return IN_PLACE[activation](y) if activation else y
 
     def _product(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:

@@ -18,6 +18,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sie_server.models.packed import PackedBatch
 
+# oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. Products of any length would
+# push each other and the model's own out; so there are few lengths.
+WINDOW = 128
+
 
 @dataclass(frozen=True)
 class Target:
@@ -42,12 +46,19 @@ class Delta:
     ]  # A [inputs, rank], or None: x itself; B [rank, outputs]
     shift: Tensor | None  # [outputs]
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """To `y` [rows, outputs], in place."""
+    def add(self, x: Tensor, y: Tensor, rows: slice) -> None:
+        """To those rows of `y` [rows, outputs], in place."""
         for a, b in self.products:
-            y.addmm_(x if a is None else x @ a, b)
+            if a is None:
+                y[rows].addmm_(x[rows], b)
+                continue
+            near = _window(rows, len(x))
+            low = x[near] @ a
+            low[: rows.start - near.start] = 0  # the window's other rows: adding 0 leaves them as they are
+            low[rows.stop - near.start :] = 0
+            y[near].addmm_(low, b)
         if self.shift is not None:
-            y += self.shift
+            y[rows] += self.shift
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -64,6 +75,13 @@ class Norm:
     @property
     def tensors(self) -> list[Tensor]:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+
+def _window(rows: slice, total: int) -> slice:
+    """`rows` and some of their neighbours, a multiple of `WINDOW` where there are as many."""
+    size = min(-(-(rows.stop - rows.start) // WINDOW) * WINDOW, total)
+    start = min(rows.start, total - size)
+    return slice(start, start + size)
 
 
 Changes = Mapping[Any, Delta | Norm]  # layer → what is other there
