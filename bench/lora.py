@@ -1,4 +1,4 @@
-"""What adapters cost: batches that mix sequences of four LoRA adapters and the base model, against the base model alone.
+"""What adapters cost: batches that mix sequences of four LoRA adapters and the base model, against the base alone.
 
     python -m bench.lora                        # both shapes, bf16 where the CPU multiplies it fast
     python -m bench.lora --dtype float32 --rank 16
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import click
 import torch
+from bench.contenders import quiet_libraries
 from bench.workload import QUERY, SHAPES, Shape, natural_texts, write_checkpoint
 
-from bench.contenders import quiet_libraries
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Work
 from sie_server.engine.lora import Adapter

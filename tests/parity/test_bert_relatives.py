@@ -257,7 +257,8 @@ def adapted_modules(name: str) -> tuple[Pairs, Pairs]:
     generator, theirs, ours = torch.Generator().manual_seed(1), Pairs(), Pairs()
     for i in range(LAYERS):
         a, b, down_a, down_b = (
-            torch.randn(shape, generator=generator) for shape in ((3, SIZE), (3 * SIZE, 3), (3, 96), (SIZE, 3))
+            torch.randn(shape, generator=generator)
+            for shape in ((3, SIZE), (3 * SIZE, 3), (3, 96), (SIZE, 3))
         )
         three, split, out, fused, own_out = {
             "new": (

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,9 @@ def test_logits_equal_peft(case: Case, tmp_path: Path, name: str) -> None:
 
 
 def test_a_retrained_head_is_exchanged_whole(case: Case, tmp_path: Path) -> None:
-    module = {"bert": "pooler", "modernbert": "head", "modernbert-mean": "head"}.get(case.family, "classifier")
+    module = {"bert": "pooler", "modernbert": "head", "modernbert-mean": "head"}.get(
+        case.family, "classifier"
+    )
     directory = adapter_of(case, tmp_path, modules_to_save=[module, "classifier"])
     ours = logits(case.engine, case.documents, case.engine.attach(directory))
     assert_close(ours, expected_logits(case, directory))
@@ -136,7 +138,7 @@ def test_a_mixed_batch_equals_each_alone(case: Case, tmp_path: Path) -> None:
     jobs = [case.engine.tokenize_score(QUERY, case.documents, LIMIT, adapter=a) for a in adapters]
     for together, expected in zip(results(case.engine, *jobs), alone, strict=True):
         assert_close(together, expected)
-    for one, other in zip(alone, alone[1:], strict=False):
+    for one, other in pairwise(alone):
         assert (one - other).abs().mean() > 0.05
 
 
@@ -177,7 +179,9 @@ def test_bf16_ranks_as_fp32(case: Case, tmp_path: Path) -> None:
     directory = adapter_of(case, tmp_path, target_modules="all-linear", r=2, lora_alpha=1)
     coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
     exact = logits(case.engine, case.documents, case.engine.attach(directory))
-    logits(coarse, case.documents[:1])  # from here on weights are packed where the processor multiplies bf16 fast
+    logits(
+        coarse, case.documents[:1]
+    )  # from here on weights are packed where the processor multiplies bf16 fast
     rough = logits(coarse, case.documents, coarse.attach(directory))
     assert kendalltau(rough, exact).statistic >= 0.8
 
@@ -216,7 +220,7 @@ def test_decoders_equal_peft_with_a_shared_start(family: str, tmp_path: Path) ->
             rows = [model(input_ids=sequences[i]).logits[0, -1, answers] for i in range(len(documents))]
         expected = [float(row[0] - row[1]) if len(row) == 2 else float(row[0]) for row in rows]
         assert_close(scores, expected, 1e-3)
-    assert min((torch.tensor(a) - torch.tensor(b)).abs().mean() for a, b in zip(ours, ours[1:], strict=False)) > 0.01
+    assert min((torch.tensor(a) - torch.tensor(b)).abs().mean() for a, b in pairwise(ours)) > 0.01
 
 
 def test_a_retrained_output_matrix_is_read_at_its_answers(tmp_path: Path) -> None:
@@ -266,11 +270,16 @@ def test_embeddings_equal_peft_in_sentence_transformers(tmp_path: Path) -> None:
 def test_sparse_vectors_equal_peft(tmp_path: Path) -> None:
     directory = make_splade(tmp_path / "model")
     load = transformers.AutoModelForMaskedLM.from_pretrained
-    path = make_adapter(load(directory), tmp_path / "adapter", r=3, target_modules=["query", "dense"], scale=0.1)
+    path = make_adapter(
+        load(directory), tmp_path / "adapter", r=3, target_modules=["query", "dense"], scale=0.1
+    )
     engine = Engine(directory, device="cpu", dtype="float32")
     texts = ["stars", "rain falls over the quiet harbour"]
     _, ours = vectors(engine, texts, "sparse", None, engine.attach(path))
-    model, tokenizer = under(load(directory).eval(), path), transformers.AutoTokenizer.from_pretrained(directory)
+    model, tokenizer = (
+        under(load(directory).eval(), path),
+        transformers.AutoTokenizer.from_pretrained(directory),
+    )
     for text, sparse in zip(texts, ours, strict=True):
         with torch.inference_mode():
             state = model(**tokenizer(text, return_tensors="pt")).logits[0]
@@ -393,14 +402,26 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "excluded": ({"exclude_modules": ["query"]}, None, "not one of its target_modules"),
     "half a pair": ({}, drop(f"{QUERY_0}.lora_B.weight"), "lacks lora_B of"),
     "shape": ({}, put(f"{QUERY_0}.lora_A.weight", 4, 64), "trained on another base"),
-    "unknown module": ({}, put("base_model.model.bert.pooler.query.lora_A.weight", 4, 48), "bert.pooler.query"),
-    "embedding": ({}, put("base_model.model.bert.embeddings.word_embeddings.lora_embedding_A", 4, 9), "embedding_A"),
+    "unknown module": (
+        {},
+        put("base_model.model.bert.pooler.query.lora_A.weight", 4, 48),
+        "bert.pooler.query",
+    ),
+    "embedding": (
+        {},
+        put("base_model.model.bert.embeddings.word_embeddings.lora_embedding_A", 4, 9),
+        "embedding_A",
+    ),
     "retrained embedding": (
         {"modules_to_save": ["word_embeddings"]},
         put("base_model.model.bert.embeddings.word_embeddings.weight", 9, 48),
         "cannot be exchanged per sequence",
     ),
-    "unannounced head": ({}, put("base_model.model.classifier.weight", 1, 48), "neither modules_to_save nor bias"),
+    "unannounced head": (
+        {},
+        put("base_model.model.classifier.weight", 1, 48),
+        "neither modules_to_save nor bias",
+    ),
     "half a head": (
         {"modules_to_save": ["classifier"]},
         put("base_model.model.classifier.weight", 1, 48),

@@ -18,8 +18,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sie_server.models.packed import PackedBatch
 
-# oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. Products of any length would
-# push each other and the model's own out; so there are few lengths.
+# oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. Products of any length
+# would push each other and the model's own out; so there are few lengths.
 WINDOW = 128
 
 
