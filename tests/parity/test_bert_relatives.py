@@ -20,14 +20,18 @@ import pytest
 import torch
 import transformers
 
+from adapters import Pairs, under, write_adapter
 from checkpoints import random_text
 from relatives import (
+    LAYERS,
     LIMIT,
     RELATIVES,
+    SIZE,
     Relative,
     make_relative,
 )
 from sie_server.engine.engine import Engine
+from sie_server.engine.lora import Adapter
 from sie_server.errors import ModelLoadFailed
 
 
@@ -58,8 +62,8 @@ def documents() -> list[str]:
     ]
 
 
-def logits(engine: Engine, texts: list[str]) -> list[float]:
-    job = engine.tokenize_score("rain data", texts, LIMIT)
+def logits(engine: Engine, texts: list[str], adapter: Adapter | None = None) -> list[float]:
+    job = engine.tokenize_score("rain data", texts, LIMIT, adapter=adapter)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
         job.put(work.index, result)
     return job.results
@@ -102,6 +106,50 @@ def test_alone_equals_batched_equals_permuted(case: Case) -> None:
     batched = logits(case.engine, some)
     np.testing.assert_allclose([logits(case.engine, [d])[0] for d in some], batched, atol=1e-4, rtol=0)
     np.testing.assert_allclose(logits(case.engine, some[::-1]), batched[::-1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["new", "xlm-roberta-flash"])
+def test_adapters_on_published_names_equal_peft(tmp_path: Path, name: str) -> None:
+    """Where the published modules are fused and the library's are not, one A does for all of its three."""
+    case, (theirs, ours) = make(tmp_path, RELATIVES[name]), adapted_modules(name)
+    library, own = (
+        write_adapter(tmp_path / side, 3, 0.3, pairs) for side, pairs in (("peft", theirs), ("us", ours))
+    )
+    scores = np.array(logits(case.engine, documents(), case.engine.attach(own)))
+    assert np.abs(scores - logits(case.engine, documents())).mean() > 0.05
+    with torch.inference_mode():
+        expected = under(case.reference, library)(**encoded(case)).logits[:, 0]
+    np.testing.assert_allclose(scores, expected, atol=1e-4, rtol=0)
+
+
+def adapted_modules(name: str) -> tuple[Pairs, Pairs]:
+    """An adapter for the library's class, and the same under the published names."""
+    generator, theirs, ours = torch.Generator().manual_seed(1), Pairs(), Pairs()
+    for i in range(LAYERS):
+        a, b, down_a, down_b = (
+            torch.randn(shape, generator=generator)
+            for shape in ((3, SIZE), (3 * SIZE, 3), (3, 96), (SIZE, 3))
+        )
+        three, split, out, fused, own_out = {
+            "new": (
+                ("q_proj", "k_proj", "v_proj"),
+                f"gte.layers.{i}.self_attn",
+                f"gte.layers.{i}.mlp.down_proj",
+                f"new.encoder.layer.{i}.attention.qkv_proj",
+                f"new.encoder.layer.{i}.mlp.down_proj",
+            ),
+            "xlm-roberta-flash": (
+                ("query", "key", "value"),
+                f"roberta.encoder.layer.{i}.attention.self",
+                f"roberta.encoder.layer.{i}.output.dense",
+                f"roberta.encoder.layers.{i}.mixer.Wqkv",
+                f"roberta.encoder.layers.{i}.mlp.fc2",
+            ),
+        }[name]
+        theirs |= {f"{split}.{m}": (a, part) for m, part in zip(three, b.split(SIZE), strict=True)}
+        theirs[out] = ours[own_out] = (down_a, down_b)
+        ours[fused] = (a, b)
+    return theirs, ours
 
 
 def test_scaling_changes_scores(tmp_path: Path) -> None:

@@ -198,7 +198,8 @@ class ColbertReader:
             whole = work.index == QUERY or work.job.is_query
             rows[place] = start + (np.arange(len(ids)) if whole else np.flatnonzero(self._matched[ids]))
         index = torch.from_numpy(np.concatenate(rows)).to(hidden.device)
-        return list(self._project(hidden[index]).split([len(r) for r in rows]))
+        # all rows are projected, so that adapters find theirs: the few that are not matched cost nothing beside it
+        return list(self._project(hidden)[index].split([len(r) for r in rows]))
 
     def _scores(self, job: Job, places: list[int], parts: list[Tensor], works: list[Work]) -> list[float]:
         if job.query_vectors is None:

@@ -78,12 +78,18 @@ class DocumentCache:
 
 
 class ModelDocuments:
-    """One load of one model's share of the cache."""
+    """One load of one model's share of the cache, or one adapter's."""
 
     def __init__(self, cache: DocumentCache, model: str, revision: str | None) -> None:
         name = f"{model}\n{revision}\n{next(_loads)}"
         self.scope = blake2b(name.encode(), digest_size=8).digest()
         self._cache = cache
+
+    def under_adapter(self) -> ModelDocuments:
+        """The share of one adapter of the model, whose vectors are others; forgotten with the model's own."""
+        part = object.__new__(ModelDocuments)
+        part._cache, part.scope = self._cache, self.scope + next(_loads).to_bytes(8, "big")
+        return part
 
     def key(self, text: str, limit: int) -> bytes:
         """What identifies a document cut to `limit` tokens."""

@@ -22,6 +22,7 @@ from sie_server.engine.inputs import EncodeInput, TextInput
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.kinds import KINDS, Parts
 from sie_server.engine.listwise import ListwiseTokenizer, marked
+from sie_server.engine.lora import Adapter, read_changes
 from sie_server.engine.prefix import compute_prefixes
 from sie_server.engine.readout import score_known
 from sie_server.engine.source import failed
@@ -30,6 +31,7 @@ from sie_server.errors import InvalidInput
 from sie_server.models.causal import Prefix
 from sie_server.models.checkpoint import read_spec
 from sie_server.models.decoder import Decoder
+from sie_server.models.lora import Changes, applied
 from sie_server.models.packed import PackedBatch, Readout, Tokens, pack
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.models.table import build_backbone
@@ -92,10 +94,12 @@ class Engine:
         )
         self._input = kind.input(parts)
         self._plain_input = kind.input(replace(parts, documents=None, share_prefix=False))
+        self._kind, self._parts = kind, parts
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype, tally=self._tally)
         self._backbone = build_backbone(self.spec, weights)
         self._reader = kind.reader(parts, weights)
         weights.finish()
+        self._targets = weights.targets
 
     def _check_vocabulary(self) -> None:
         known, rows = self._tokenizer.vocab_size, self.spec.backbone.vocab_size
@@ -106,6 +110,32 @@ class Engine:
     def memory_bytes(self) -> int:
         """Bytes of its tensors."""
         return self._tally.nbytes
+
+    def attach(self, directory: Path, base_names: Sequence[str] = ()) -> Adapter:
+        """Load a PEFT adapter, to be given to `tokenize_*`; any thread may call this while others run.
+
+        `base_names` are the hub ids the model goes by: an adapter that names another base is refused.
+
+        Raises:
+            ModelLoadFailed: the adapter is no LoRA, or something in it could not be applied to this model.
+        """
+        try:
+            if self.spec.compat:
+                raise UnsupportedCheckpoint(
+                    f"{self.spec.architecture} runs through transformers, where adapters are not applied per sequence"
+                )
+            changes = read_changes(directory, self._targets, base_names)
+        except UnsupportedCheckpoint as error:
+            message = f"cannot load the adapter {directory}: {error}"
+            raise failed(message, "UnsupportedCheckpoint") from error
+        documents = self.documents.under_adapter() if self.documents else None
+        texts = self._kind.input(replace(self._parts, documents=documents))
+        return Adapter(directory, changes, texts, documents)
+
+    def detach(self, adapter: Adapter) -> None:
+        """Forget what is cached under `adapter`. Jobs that have it finish with it; its memory goes with the last."""
+        if adapter.documents:
+            adapter.documents.forget()
 
     def limit(self, asked: int | None) -> int:
         """Tokens per text or pair: what was asked for, as far as the model's positions reach.
@@ -121,13 +151,20 @@ class Engine:
         return asked or self.max_seq_length
 
     def tokenize_score(
-        self, query: str, documents: list[str], max_seq_length: int, instruction: str | None = None
+        self,
+        query: str,
+        documents: list[str],
+        max_seq_length: int,
+        instruction: str | None = None,
+        *,
+        adapter: Adapter | None = None,
     ) -> Job:
         """The work of ranking `documents`; results will be logits, or late-interaction scores.
 
-        `instruction` only for a model whose `spec.takes_instruction`.
+        `instruction` only for a model whose `spec.takes_instruction`; `adapter` is one that this engine attached.
         """
-        return self._input.score_job(query, documents, max_seq_length, instruction)
+        job = self._input_of(adapter).score_job(query, documents, max_seq_length, instruction)
+        return _under(adapter, job)
 
     def tokenize_plain(
         self,
@@ -148,14 +185,20 @@ class Engine:
         return self._plain_input.score_job(query, documents, max_seq_length, instruction)
 
     def tokenize_vectors(
-        self, query: str | Floats, documents: list[str] | list[Floats], max_seq_length: int
+        self,
+        query: str | Floats,
+        documents: list[str] | list[Floats],
+        max_seq_length: int,
+        *,
+        adapter: Adapter | None = None,
     ) -> Job:
         """As `tokenize_score`, where query or documents came as token vectors [tokens, dim].
 
         Only for models with `LateInteractionSpec`.
         """
-        assert isinstance(self._input, ColbertInput)
-        return self._input.vectors_job(query, documents, max_seq_length)
+        texts = self._input_of(adapter)
+        assert isinstance(texts, ColbertInput)
+        return _under(adapter, texts.vectors_job(query, documents, max_seq_length))
 
     def tokenize_chunks(
         self,
@@ -164,20 +207,33 @@ class Engine:
         max_seq_length: int,
         chunking: Chunking,
         instruction: str | None = None,
+        *,
+        adapter: Adapter | None = None,
     ) -> Job:
         """As `tokenize_score` with every document whole, in overlapping windows, one result each (`Job.chunks`).
 
         Raises:
             InvalidInput: this kind of model does not split documents, or the overlap is too large.
         """
-        return _splitting(self._input).chunk_job(query, documents, max_seq_length, chunking, instruction)
+        texts = _splitting(self._input_of(adapter))
+        return _under(adapter, texts.chunk_job(query, documents, max_seq_length, chunking, instruction))
 
     def tokenize_encode(
-        self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False
+        self,
+        texts: list[str],
+        outputs: tuple[str, ...],
+        max_seq_length: int,
+        *,
+        is_query: bool = False,
+        adapter: Adapter | None = None,
     ) -> Job:
         """The work of turning `texts` into vectors."""
-        assert isinstance(self._input, EncodeInput)  # the spec lists outputs other than "score"
-        return self._input.encode_job(texts, outputs, max_seq_length, is_query=is_query)
+        encoder = self._input_of(adapter)
+        assert isinstance(encoder, EncodeInput)  # the spec lists outputs other than "score"
+        return _under(adapter, encoder.encode_job(texts, outputs, max_seq_length, is_query=is_query))
+
+    def _input_of(self, adapter: Adapter | None) -> TextInput:
+        return adapter.input if adapter else self._input
 
     def marked(self, work: Work) -> list[int]:
         """Of a listwise reranker: the places where documents, and last the query, are read out."""
@@ -222,9 +278,11 @@ class Engine:
         if any(prefixes):
             assert isinstance(self._backbone, Decoder)
             compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), pack)
-        batch = pack([work.tokens for work in works], prefixes)
-        hidden = self._backbone.forward(batch, self._reader.readout)
-        return self._reader.read(hidden, batch, works)
+        under = [work.job.changes for work in works]
+        batch = pack([work.tokens for work in works], under, prefixes)
+        with applied(batch):
+            hidden = self._backbone.forward(batch, self._reader.readout)
+            return self._reader.read(hidden, batch, works)
 
     @torch.inference_mode()
     def score_known(self, job: Job) -> None:
@@ -233,7 +291,11 @@ class Engine:
         score_known(job, self.device, head.dense_weight if isinstance(head, EmbeddingSpec) else None)
 
     def _pack(
-        self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = (), depth: int | None = None
+        self,
+        sequences: list[Tokens],
+        adapters: Sequence[Changes | None],
+        prefixes: Sequence[Prefix | None] = (),
+        depth: int | None = None,
     ) -> PackedBatch:
         backbone = self.spec.backbone
         return pack(
@@ -245,6 +307,7 @@ class Engine:
             dtype=self.dtype,
             prefixes=prefixes,
             depth=depth,
+            adapters=adapters,
         )
 
     def calibrate(self, seconds: float = 1.5) -> None:
@@ -287,3 +350,8 @@ def _splitting(texts: TextInput) -> ChunkInput:
             "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
         )
     return texts
+
+
+def _under(adapter: Adapter | None, job: Job) -> Job:
+    job.adapter = adapter
+    return job

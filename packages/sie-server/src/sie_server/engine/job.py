@@ -11,9 +11,11 @@ import numpy.typing as npt
 from sie_server.models.packed import Tokens
 
 if TYPE_CHECKING:
+    from sie_server.engine.lora import Adapter
     from sie_server.engine.sparse_readout import M3Scoring, M3Vectors
     from sie_server.models.causal import Prefix
     from sie_server.models.late_interaction import DocumentVectors, QueryVectors
+    from sie_server.models.lora import Changes
 
 
 class Sparse(NamedTuple):
@@ -72,12 +74,18 @@ class Job:
     work: list[Work] = field(default_factory=list)  # in the order it should be done
     copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
     cutoff_layer: int | None = None  # after which the score is read; None: the last
+    adapter: Adapter | None = None  # under which its sequences are read
     prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens
 
     def put(self, index: int, result: Any) -> None:
         """Note a result, also for the texts that are the same sequence."""
         for i in (index, *self.copies.get(index, ())):
             self.results[i] = result
+
+    @property
+    def changes(self) -> Changes | None:
+        """What its adapter changes of the model; None: nothing."""
+        return self.adapter.changes if self.adapter else None
 
     @property
     def tokens(self) -> int:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sie_server.engine.device import out_of_memory
+from sie_server.models.lora import Target
 from sie_server.models.sparse import M3_FILES
 from sie_server.models.spec import UnsupportedCheckpoint
 
@@ -81,6 +82,7 @@ class CheckpointWeights:
         self._taken: set[str] = set()
         self._parts: list[CheckpointWeights] = []  # with files of their own
         self._prefix = ""
+        self.targets: dict[str, Target] = {}  # module → the layer it has become part of
 
     def at(self, prefix: str) -> CheckpointWeights:
         """The same source with `prefix.` before every name; what is taken counts for all views."""
@@ -122,6 +124,10 @@ class CheckpointWeights:
         """True when the checkpoint holds a tensor `name`; asking does not take it."""
         return self._prefix + name in self._read
 
+    def became(self, name: str, target: Target) -> None:
+        """Note which layer the module `name` has become part of."""
+        self.targets[self._prefix + name] = target
+
     def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
         full = self._prefix + name
         if full not in self._read:
@@ -141,7 +147,7 @@ class CheckpointWeights:
         left = sorted(name for name in self._read if name not in self._taken and not HARMLESS.search(name))
         if left:
             raise UnsupportedCheckpoint(
-                f"the checkpoint has {len(left)} weights this architecture does not use: {_some(left)}. "
+                f"the checkpoint has {len(left)} weights this architecture does not use: {some_of(left)}. "
                 "Serving it would ignore them; check `architectures` in config.json"
             )
 
@@ -150,10 +156,11 @@ class CheckpointWeights:
 
     def _hint(self) -> str:
         unused = sorted(name for name in self._read if name not in self._taken)
-        return f"it has, unused so far: {_some(unused)}" if unused else "it has no other weights"
+        return f"it has, unused so far: {some_of(unused)}" if unused else "it has no other weights"
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
+    """For messages: the first few, and how many there are."""
     return ", ".join(names[:6]) + (f" … ({len(names)} in all)" if len(names) > 6 else "")
 
 
@@ -195,6 +202,11 @@ def _open_checkpoint(directory: Path) -> TensorReaders:
         if index.exists():
             return _read_shards(index, read)
     raise UnsupportedCheckpoint(f"no weights in {directory}: neither model.safetensors nor pytorch_model.bin")
+
+
+def tensor_readers(path: Path) -> TensorReaders:
+    """The tensors of one file, safetensors or a pickle-free `.bin`."""
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
 
 
 def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorReaders:

@@ -173,7 +173,7 @@ class BertLayer:
         size, inner, eps = spec.hidden_size, spec.intermediate_size, spec.layer_norm_eps
         layout, self.heads = spec.layout, spec.num_heads
         self.gated, self.gate_first = spec.gated, spec.gate_first
-        self.qkv = Linear.fused(weights, list(layout.qkv), 3 * size // len(layout.qkv), size)
+        self.qkv = Linear.fused(weights, dict.fromkeys(layout.qkv, 3 * size // len(layout.qkv)), size)
         self.out = Linear.load(weights, layout.out, size, size)
         self.attention_norm = LayerNorm.load(weights, layout.attention_norm, size, eps)
         self.up = Linear.load(

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from sie_server.models.attention import attention
 from sie_server.models.causal import Product, States, causal_attention, causal_blocks
 from sie_server.models.layers import ACTIVATIONS, Linear, Residual, Weights, capped
+from sie_server.models.lora import Target
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
@@ -191,13 +192,13 @@ class DecoderLayer:
         size, inner, dim = spec.hidden_size, spec.intermediate_size, spec.head_dim
         asked, kept = spec.num_heads * dim, spec.num_kv_heads * dim
         attention, mlp = weights.at("self_attn"), weights.at("mlp")
-        self.query = _linear(attention, {"q_proj": asked}, size, spec.qkv_bias)
-        self.key_value = _linear(attention, {"k_proj": kept, "v_proj": kept}, size, spec.qkv_bias)
-        self.out: Residual = _linear(attention, {"o_proj": size}, asked, spec.out_bias)
+        self.query = Linear.fused(attention, {"q_proj": asked}, size, bias=spec.qkv_bias)
+        self.key_value = Linear.fused(attention, {"k_proj": kept, "v_proj": kept}, size, bias=spec.qkv_bias)
+        self.out: Residual = Linear.fused(attention, {"o_proj": size}, asked, bias=spec.out_bias)
         self.query_norm = RMSNorm.load(attention, "q_norm", dim, spec) if spec.qk_norm else None
         self.key_norm = RMSNorm.load(attention, "k_norm", dim, spec) if spec.qk_norm else None
-        self.gate_up = _linear(mlp, {"gate_proj": inner, "up_proj": inner}, size, spec.mlp_bias)
-        self.down: Residual = _linear(mlp, {"down_proj": size}, inner, spec.mlp_bias)
+        self.gate_up = Linear.fused(mlp, {"gate_proj": inner, "up_proj": inner}, size, bias=spec.mlp_bias)
+        self.down: Residual = Linear.fused(mlp, {"down_proj": size}, inner, bias=spec.mlp_bias)
         self.activation = ACTIVATIONS[spec.hidden_act]
         self.attention_norm = RMSNorm.load(weights, "input_layernorm", size, spec)
         self.norm = RMSNorm.load(weights, "post_attention_layernorm", size, spec)
@@ -262,17 +263,11 @@ class TokenLogits:
         # a tied checkpoint may hold the matrix once or, from older versions, twice
         own = not spec.tied or weights.has("lm_head.weight")
         name = "lm_head.weight" if own else words
-        self.rows = weights.take_rows(name, tokens, *shape)  # [1 or 2, hidden] fp32
+        self.rows = Linear(weights.take_rows(name, tokens, *shape), None)  # 1 or 2 outputs, fp32
         self.cap = spec.logit_cap
+        weights.became("lm_head", Target(self.rows, shape, slice(0, len(tokens)), tokens))
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """[sequences, hidden] of the last tokens → [sequences] fp32."""
-        logits = capped(F.linear(hidden.float(), self.rows), self.cap)
-        return logits[:, 0] if len(self.rows) == 1 else logits[:, 0] - logits[:, 1]
-
-
-def _linear(weights: Weights, outputs: dict[str, int], inputs: int, bias: bool) -> Linear:
-    """Projections of one input as a single product, in the order of `outputs` (name → width)."""
-    matrices = [weights.take(f"{name}.weight", width, inputs) for name, width in outputs.items()]
-    biases = [weights.take(f"{name}.bias", width) for name, width in outputs.items()] if bias else None
-    return Linear(torch.cat(matrices), None if biases is None else torch.cat(biases))
+        logits = capped(self.rows(hidden.float()), self.cap)
+        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 0] - logits[:, 1]

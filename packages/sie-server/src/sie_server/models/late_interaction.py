@@ -117,12 +117,11 @@ class TokenProjection:
 
 class _Projection:
     def __init__(self, spec: ProjectionSpec, weights: Weights) -> None:
-        shape, kind = (spec.outputs, spec.inputs), torch.float32
-        bias = weights.take("linear.bias", spec.outputs, dtype=kind) if spec.bias else None
-        self._linear = Linear(weights.take("linear.weight", *shape, dtype=kind), bias)
+        sizes, kind = (spec.outputs, spec.inputs), torch.float32
+        self._linear = Linear.load(weights, "linear", *sizes, kind, bias=spec.bias)
         self._activation, self._residual = ACTIVATIONS[spec.activation], spec.residual
         widens = spec.residual and spec.inputs != spec.outputs
-        self._bridge = Linear(weights.take("residual.weight", *shape, dtype=kind), None) if widens else None
+        self._bridge = Linear.load(weights, "residual", *sizes, kind, bias=False) if widens else None
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self._activation(self._linear(x))

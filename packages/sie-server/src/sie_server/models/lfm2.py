@@ -147,9 +147,7 @@ class Lfm2Layer:
         )
         self.mixer_norm = _norm(weights, "operator_norm", size, spec)
         mlp = weights.at("feed_forward")
-        self.gate_up = Linear(
-            torch.cat([mlp.take(f"{name}.weight", inner, size) for name in ("w1", "w3")]), None
-        )
+        self.gate_up = Linear.fused(mlp, {"w1": inner, "w3": inner}, size, bias=False)
         self.down = Linear.load(mlp, "w2", size, inner, bias=False)
         self.norm = _norm(weights, "ffn_norm", size, spec)
 
@@ -163,11 +161,9 @@ class _Attention:
     def __init__(self, spec: Lfm2Spec, weights: Weights) -> None:
         size, dim = spec.hidden_size, spec.head_dim
         self.heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        widths = [n * dim for n in self.heads]
         names = ("q_proj", "k_proj", "v_proj")
-        parts = [
-            weights.take(f"{name}.weight", n * dim, size) for name, n in zip(names, self.heads, strict=True)
-        ]
-        self.qkv = Linear(torch.cat(parts), None)
+        self.qkv = Linear.fused(weights, dict(zip(names, widths, strict=True)), size, bias=False)
         self.out = Linear.load(weights, "out_proj", size, spec.num_heads * dim, bias=False)
         self.query_norm, self.key_norm = (
             _norm(weights, name, dim, spec) for name in ("q_layernorm", "k_layernorm")

@@ -146,21 +146,25 @@ class SpladeHead:
         head = weights.at("cls.predictions")
         self.spec = spec
         self.dense = Linear.load(head, "transform.dense", size, size, dtype=fp32)
-        norm = head.at("transform.LayerNorm")
-        self.norm = LayerNorm(
-            norm.take("weight", size, dtype=fp32), norm.take("bias", size, dtype=fp32), spec.eps
-        )
+        self.norm = LayerNorm.load(head, "transform.LayerNorm", size, spec.eps, fp32)
         bias = head.take("bias", vocabulary, dtype=fp32)
+        # made without a name: it sees one sequence at a time, so no adapter could be applied to it
         table = weights.at("bert.embeddings")
         if spec.tied:
             self.out = Linear(table.take("word_embeddings.weight", vocabulary, size, dtype=fp32), bias)
         else:  # the decoder then has a bias of its own, and transformers leaves the other one unused
-            self.out = Linear.load(head, "decoder", vocabulary, size, dtype=fp32)
+            decoder = head.at("decoder")
+            weight = decoder.take("weight", vocabulary, size, dtype=fp32)
+            self.out = Linear(weight, decoder.take("bias", vocabulary, dtype=fp32))
 
-    def pooled(self, hidden: Tensor) -> Tensor:
-        """One sequence's [tokens, hidden] → [vocabulary] fp32, not below 0."""
+    def transformed(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] of the whole batch → what the logits are made of, [rows, hidden] fp32."""
         activation = ACTIVATIONS[self.spec.activation_name]
-        logits = self.out(self.norm(activation(self.dense(hidden.float()))))
+        return self.norm(activation(self.dense(hidden.float())))
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """One sequence's part of `transformed`, [tokens, hidden] → [vocabulary] fp32, not below 0."""
+        logits = self.out(states)
         if not self.spec.sums:
             return self._squash(logits.amax(0))  # both functions rise, so the largest may be taken first
         return self._squash(logits).sum(0)
