@@ -266,7 +266,7 @@ async def test_running_out_of_memory_while_loading(made: Path, tmp_path: Path) -
 
 async def test_unloading_waits_for_requests_and_frees_the_engine(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
-        async with service.registry.lease("a") as engine:
+        async with service.registry.lease("a") as (engine, _):
             gone = weakref.ref(engine)
             unloading = asyncio.create_task(service.unload("a"))
             await until(lambda: service.registry.info("a").state == "unloading")

@@ -42,6 +42,11 @@ class Options(Struct, frozen=True):
         None
     )
     top_n: Annotated[int, Meta(ge=1, description="Return only the best n entries")] | None = None
+    lora: Annotated[
+        str | None,
+        Meta(description="LoRA adapter to read with; the same as MODEL:ADAPTER in place of the model's id"),
+    ] = None
+    lora_id: Annotated[str | None, Meta(description="Another name of `lora`")] = None
     is_query: Annotated[bool, Meta(description="encode: the texts are queries")] | None = None
     dimensions: (
         Annotated[int, Meta(ge=1, description="encode: cut vectors to their first dimensions (Matryoshka)")]
@@ -292,6 +297,14 @@ class LoadProgress(Struct, frozen=True):
     bytes_total: Annotated[int | None, Meta(description="Null until the files are there")]
 
 
+class AdapterInfo(Struct, frozen=True):
+    """A LoRA adapter a model may be asked for; one that is not loaded is on first use."""
+
+    name: str
+    source: str
+    loaded: bool
+
+
 class ModelInfo(Struct, frozen=True):
     """One model the server knows, loaded or not."""
 
@@ -314,6 +327,7 @@ class ModelInfo(Struct, frozen=True):
     pinned: Annotated[bool, Meta(description="Never unloaded to make room or for being idle")] = False
     memory_bytes: Annotated[int, Meta(description="What its tensors hold, all versions together")] = 0
     progress: Annotated[LoadProgress | None, Meta(description="Of a load or swap that is running")] = None
+    adapters: list[AdapterInfo] = []
 
 
 class ModelList(Struct, frozen=True):
@@ -332,6 +346,9 @@ Source = Annotated[
         max_length=1000,
         description="Hub id, or a directory of the server under models_dir or source_roots",
     ),
+]
+AdapterName = Annotated[
+    str, Meta(min_length=1, max_length=100, pattern=r"^[\w.-]+$", description="Name for `options.lora`")
 ]
 Revision = Annotated[str, Meta(min_length=1, max_length=200, description="Branch, tag or commit of a hub id")]
 
@@ -359,6 +376,21 @@ class AdminSwapRequest(Struct, frozen=True, forbid_unknown_fields=True):
     revision: Revision | None = None
 
 
+class AdapterLoadRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/adapters/load`: load a LoRA adapter now, under a name that requests may use from then on."""
+
+    model: ModelName
+    adapter: AdapterName
+    source: Source
+
+
+class AdapterUnloadRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/adapters/unload`: free it; unknown from then on, unless the server was started with it."""
+
+    model: ModelName
+    adapter: AdapterName
+
+
 class AdminAnswer(Struct, frozen=True):
     """Where the model stands after an admin request."""
 
@@ -369,6 +401,7 @@ class AdminAnswer(Struct, frozen=True):
     pinned: bool
     memory_bytes: int
     seconds: Annotated[float, Meta(description="How long it took")]
+    adapters: list[AdapterInfo] = []
 
 
 class ErrorDetail(Struct, frozen=True):

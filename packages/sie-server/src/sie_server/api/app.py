@@ -162,7 +162,7 @@ class RequestFrame:
         if service is None or route is None:
             return
         in_body = getattr(Request(scope).state, "model", None)  # embeddings
-        model = in_body or path.removeprefix(f"/v1/{route}/")
+        model, _ = service.registry.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
         # labels only for known ids: a caller must not be able to grow the metrics
         service.metrics.done(route, model if model in service.registry else "unknown", status, timing)
         if status == ClientGone.status:

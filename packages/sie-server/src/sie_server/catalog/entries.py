@@ -45,6 +45,10 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
         dict[str, Profile],
         Meta(description="Name → options of a request; `default` holds for requests that name none"),
     ] = {}
+    adapters: Annotated[
+        dict[str, str],
+        Meta(description="Name → directory or hub id of LoRA adapters that it may be asked for"),
+    ] = {}
     prompts: Annotated[
         dict[Literal["query", "document"], str],
         Meta(description="What the model card puts before a text, for checkpoints whose files do not say it"),

@@ -11,6 +11,7 @@ from sie_server.arrays import array_of
 from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
+from sie_server.engine.lora import Adapter
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec
 from sie_server.serving.requests import text_of
@@ -28,7 +29,12 @@ class Candidates:
     texts: list[str] | None
 
     def job(
-        self, engine: Engine, limit: int, instruction: str | None = None, chunking: Chunking | None = None
+        self,
+        engine: Engine,
+        limit: int,
+        instruction: str | None = None,
+        chunking: Chunking | None = None,
+        adapter: Adapter | None = None,
     ) -> Job:
         """Tokenise, and decode what came as vectors; blocking, for a tokeniser thread.
 
@@ -37,8 +43,10 @@ class Candidates:
         """
         if self.query is not None and self.texts is not None:
             if chunking:
-                return engine.tokenize_chunks(self.query, self.texts, limit, chunking, instruction)
-            return engine.tokenize_score(self.query, self.texts, limit, instruction)
+                return engine.tokenize_chunks(
+                    self.query, self.texts, limit, chunking, instruction, adapter=adapter
+                )
+            return engine.tokenize_score(self.query, self.texts, limit, instruction, adapter=adapter)
         if chunking:
             raise InvalidInput("only texts can be split - at `$.options.long_document`")
         head, items = engine.spec.head, self.request.items
@@ -52,6 +60,7 @@ class Candidates:
             else query,
             self.texts or [_vectors(item, head.dim, f"$.items[{i}]") for i, item in enumerate(items)],
             limit,
+            adapter=adapter,
         )
 
 

@@ -23,6 +23,7 @@ from sie_server.engine.device import out_of_memory
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.lora import Adapter
 from sie_server.engine.source import fetch
 from sie_server.engine.weights import Tally
 from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
@@ -100,6 +101,21 @@ class Loader:
             self._measured[shape] = engine.batch_tokens, engine.tokens_per_second
             log.info("measured %s: batches of %d tokens", model.id, engine.batch_tokens)
         engine.batch_tokens, engine.tokens_per_second = self._measured[shape]
+
+    async def attach(self, model: ModelConfig, engine: Engine, source: str) -> Adapter:
+        """A LoRA adapter for that engine, downloaded if need be.
+
+        Raises:
+            ModelLoadFailed: it cannot be had, or not be applied to this model.
+        """
+        config = self._config
+
+        def work() -> Adapter:
+            directory = fetch(source, revision=None, offline=config.offline)
+            names = [model.id, model.source, *([model.entry.source] if model.entry else [])]
+            return engine.attach(directory, names)
+
+        return await self._on(self._fetching, work)
 
     async def probe(self, model: ModelConfig, engine: Engine) -> None:
         """Put a request of every kind through a version that is to replace another.

@@ -17,12 +17,15 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
+from sie_server.engine.lora import Adapter
 from sie_server.errors import Conflict, ModelLoading, ModelNotFound, SIEError
 from sie_server.serving import memory, room
+from sie_server.serving.adapters import Adapters
 from sie_server.serving.loading import Loader
 from sie_server.serving.metrics import Metrics
 from sie_server.serving.slots import Slot, Version, copy_of
@@ -30,6 +33,13 @@ from sie_server.serving.transitions import Transitions
 from sie_server.wire import ModelInfo, Profile
 
 log = logging.getLogger("sie_server.registry")
+
+
+class Leased(NamedTuple):
+    """What a request works with."""
+
+    engine: Engine
+    adapter: Adapter | None
 
 
 class Registry:
@@ -42,9 +52,11 @@ class Registry:
         wait_s: float,
         budget_bytes: int,
         metrics: Metrics,
+        adapters: Adapters,
     ) -> None:
         self._slots = {name: Slot(config, pinned=config.preload) for name, config in models.items()}
-        self._tasks = Transitions(self._slots, loader, wait_s, budget_bytes, metrics)
+        self._tasks = Transitions(self._slots, loader, wait_s, budget_bytes, metrics, adapters)
+        self._adapters = adapters
         self._wait_s = wait_s
 
     def __contains__(self, name: str) -> bool:
@@ -56,7 +68,13 @@ class Registry:
         Raises:
             ModelNotFound: with the ids that look alike.
         """
-        return self.slot(name).info()
+        slot = self.slot(name)
+        return slot.info(self._adapters.infos(slot))
+
+    def resolve(self, name: str) -> tuple[str, str | None]:
+        """MODEL or MODEL:ADAPTER as model and adapter; what is not known stays as it is."""
+        model, _, adapter = name.rpartition(":")
+        return (model, adapter) if name not in self._slots and model in self._slots else (name, None)
 
     def profiles(self, name: str) -> Mapping[str, Profile]:
         """What `options.profile` may be, beside `default`.
@@ -68,7 +86,7 @@ class Registry:
 
     def infos(self) -> list[ModelInfo]:
         """All models, by id."""
-        return [slot.info() for _, slot in sorted(self._slots.items())]
+        return [self.info(name) for name in sorted(self._slots)]
 
     def slot(self, name: str) -> Slot:
         """Raises ModelNotFound, with the ids that look alike."""
@@ -80,18 +98,24 @@ class Registry:
     # ── requests ──
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[Engine]:
+    async def lease(self, name: str, adapter: str | None = None) -> AsyncIterator[Leased]:
         """The serving version, kept for as long as the block runs; loaded first if need be.
 
         Raises:
-            ModelNotFound, ModelLoadFailed, ModelLoading, ResourceExhausted
+            ModelNotFound, AdapterNotFound, ModelLoadFailed, ModelLoading, ResourceExhausted
         """
+        async with self._lease_version(name) as version:
+            under = await self._adapters.get(self.slot(name), version, adapter) if adapter else None
+            assert version.engine is not None
+            yield Leased(version.engine, under)
+
+    @asynccontextmanager
+    async def _lease_version(self, name: str) -> AsyncIterator[Version]:
         version = self.slot(name).serving or await self._wait_for_version(name)
-        assert version.engine is not None
         version.leases += 1
         version.last_use = time.monotonic()
         try:
-            yield version.engine
+            yield version
         finally:
             version.leases -= 1
             version.last_use = time.monotonic()
@@ -192,6 +216,15 @@ class Registry:
         slot.pinned = False
         if slot.serving or slot.task:
             await asyncio.shield(slot.task or self._tasks.begin_unload(slot))
+
+    async def load_adapter(self, model: str, name: str, source: str) -> None:
+        """Attach an adapter, to the model's first version if it is not loaded; see `Adapters.add`."""
+        async with self._lease_version(model) as version:
+            await self._adapters.add(self.slot(model), version, name, source)
+
+    def unload_adapter(self, model: str, name: str) -> None:
+        """See `Adapters.remove`."""
+        self._adapters.remove(self.slot(model), name)
 
     async def update(self, config: ModelConfig) -> None:
         """Take over a changed or new configuration: swapped if the model is loaded, noted if not."""

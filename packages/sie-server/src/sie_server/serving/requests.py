@@ -22,6 +22,7 @@ class ParsedOptions:
     known: Options
     warnings: list[str]
     profile_instruction: str | None = None
+    adapter: str | None = None  # LoRA adapter, wherever it was named
 
 
 # options that mean something on one route only; on the other they are reported like unknown ones
@@ -119,6 +120,20 @@ def refuse_instruction(instruction: Instruction) -> None:
         raise InvalidInput(
             f"this model takes no instruction; put it into the query's text - at `{instruction.at}`"
         )
+
+
+def adapter_of(in_id: str | None, options: Options, path: str) -> str | None:
+    """The LoRA adapter a request asks for, in its model's id or in either option.
+
+    Raises:
+        InvalidInput: two of them differ.
+    """
+    given = {"the model's id": in_id, "lora": options.lora, "lora_id": options.lora_id}
+    names = {where: name for where, name in given.items() if name}
+    if len(set(names.values())) > 1:
+        said = " and ".join(f"{where} {name!r}" for where, name in names.items())
+        raise InvalidInput(f"{said} name different adapters; give one - at `{path}.lora`")
+    return next(iter(names.values()), None)
 
 
 def text_of(item: Item, path: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +23,7 @@ from sie_server.engine.job import Job
 from sie_server.engine.memory import automatic_budget
 from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
+from sie_server.serving.adapters import Adapters, Limits, configured_adapters
 from sie_server.serving.admin import ModelAdmin
 from sie_server.serving.candidates import candidates_of
 from sie_server.serving.collectors import CacheCollector, ModelCollector
@@ -71,7 +73,13 @@ class Service:
         directory = ModelsDirectory(config.models_dir) if config.models_dir else None
         models = with_configured(config.model, directory.scan() if directory else {})
         budget = config.memory_budget_mb * 2**20 or automatic_budget(config.device)
-        self.registry = Registry(models, self._loader, config.load_wait_s, budget, self.metrics)
+        adapters = Adapters(
+            self._loader,
+            Limits(config.max_adapters, config.load_wait_s),
+            self.metrics,
+            configured_adapters(config.adapter, models),
+        )
+        self.registry = Registry(models, self._loader, config.load_wait_s, budget, self.metrics, adapters)
         self.metrics.registry.register(ModelCollector(self.registry.infos, budget))
         self._admin = ModelAdmin(self.registry, config.models_dir, config.source_roots)
         if directory and config.models_dir_poll_s:
@@ -87,10 +95,10 @@ class Service:
         Raises:
             SIEError: any of its kinds but the HTTP ones.
         """
-        options = self._options(model, request.options, "$.options", "score")
+        name, options = self._options(model, request.options, "$.options", "score")
         instruction = requests.instruction_of(request.instruction, options, "$")
         asked, candidates = options.known, candidates_of(request)
-        async with self.registry.lease(model) as engine:
+        async with self.registry.lease(name, options.adapter) as (engine, adapter):
             _require_score(engine, model)
             if not engine.spec.takes_instruction:
                 requests.refuse_instruction(instruction)
@@ -98,10 +106,10 @@ class Service:
             cutoff_layer = scores.cutoff_layer_of(engine.spec, asked)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
             job = await self._tokenize(
-                lambda: candidates.job(engine, limit, instruction.text, chunking), timing
+                lambda: candidates.job(engine, limit, instruction.text, chunking, adapter), timing
             )
             job.m3_scoring, job.cutoff_layer = scores.m3_scoring(asked), cutoff_layer
-            await self._run(model, engine, job, timing)
+            await self._run(name, engine, job, timing)
         found = scores.per_document(job, asked.aggregate)
         entries = rank(
             request.items,
@@ -124,10 +132,10 @@ class Service:
         Raises:
             SIEError: any of its kinds but the HTTP ones.
         """
-        options = self._options(model, request.options, "$.options", "score")
+        name, options = self._options(model, request.options, "$.options", "score")
         instruction, asked = requests.instruction_of(request.instruction, options, "$"), options.known
         query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
-        async with self.registry.lease(model) as engine:
+        async with self.registry.lease(name, options.adapter) as (engine, _):
             _require_score(engine, model)
             if not engine.spec.takes_instruction:
                 requests.refuse_instruction(instruction)
@@ -148,25 +156,32 @@ class Service:
             SIEError: any of its kinds but the HTTP ones.
         """
         params = request.params or EncodeParams()
-        options = self._options(model, params.options, "$.params.options", "encode")
+        name, options = self._options(model, params.options, "$.params.options", "encode")
         instruction = requests.instruction_of(params.instruction, options, "$.params")
         texts = requests.texts_of(request.items)
-        async with self.registry.lease(model) as engine:
+        async with self.registry.lease(name, options.adapter) as (engine, adapter):
             plan = plan_of(model, engine.spec, params, options.known, instruction)
             limit = engine.limit(options.known.max_seq_length)
             prompted, is_query = [plan.prompt + text for text in texts], plan.is_query
-            job = await self._tokenize(
-                lambda: engine.tokenize_encode(prompted, plan.outputs, limit, is_query=is_query), timing
-            )
-            await self._run(model, engine, job, timing)
+
+            def read() -> Job:
+                return engine.tokenize_encode(
+                    prompted, plan.outputs, limit, is_query=is_query, adapter=adapter
+                )
+
+            job = await self._tokenize(read, timing)
+            await self._run(name, engine, job, timing)
         items = [encoded(i, item, job, plan) for i, item in enumerate(request.items)]
         warnings = options.warnings + instruction.warnings + requests.cut_warning(job.truncated, False, limit)
         return EncodeResponse(model, items, _wire_timing(timing), Usage(job.input_tokens), warnings or UNSET)
 
     def _options(
         self, model: str, raw: dict[str, Any] | None, path: str, route: Literal["score", "encode"]
-    ) -> requests.ParsedOptions:
-        return requests.parse_options(raw, path, route, self.registry.profiles(model))
+    ) -> tuple[str, requests.ParsedOptions]:
+        """The model without an adapter's name in it, and the options, the adapter among them."""
+        name, in_id = self.registry.resolve(model)
+        options = requests.parse_options(raw, path, route, self.registry.profiles(name))
+        return name, replace(options, adapter=requests.adapter_of(in_id, options.known, path))
 
     async def load(
         self, model: str, source: str | None = None, revision: str | None = None, pin: bool | None = None
@@ -181,6 +196,14 @@ class Service:
     async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
         """See `ModelAdmin.swap`."""
         return await self._admin.swap(model, source, revision)
+
+    async def load_adapter(self, model: str, adapter: str, source: str) -> AdminAnswer:
+        """See `ModelAdmin.load_adapter`."""
+        return await self._admin.load_adapter(model, adapter, source)
+
+    async def unload_adapter(self, model: str, adapter: str) -> AdminAnswer:
+        """See `ModelAdmin.unload_adapter`."""
+        return await self._admin.unload_adapter(model, adapter)
 
     async def close(self) -> None:
         """End all threads; requests still waiting fail."""

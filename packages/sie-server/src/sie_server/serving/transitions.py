@@ -14,6 +14,7 @@ from typing import Any
 from sie_server.catalog import ModelConfig
 from sie_server.errors import SIEError
 from sie_server.serving import memory, room
+from sie_server.serving.adapters import Adapters
 from sie_server.serving.loading import Loader, as_load_error, check_outputs
 from sie_server.serving.metrics import Metrics
 from sie_server.serving.slots import Progress, Slot, Version, copy_of
@@ -26,11 +27,17 @@ class Transitions:
     """All slots, and the tasks that change them; used on the event loop only."""
 
     def __init__(
-        self, slots: dict[str, Slot], loader: Loader, wait_s: float, budget_bytes: int, metrics: Metrics
+        self,
+        slots: dict[str, Slot],
+        loader: Loader,
+        wait_s: float,
+        budget_bytes: int,
+        metrics: Metrics,
+        adapters: Adapters,
     ) -> None:
         self.slots = slots
         self.leaving: set[Slot] = set()  # removed, and still holding memory
-        self.loader, self._metrics = loader, metrics
+        self.loader, self._metrics, self._adapters = loader, metrics, adapters
         self._wait_s, self.budget = wait_s, budget_bytes
         self._changed = asyncio.Event()
         self._draining: set[asyncio.Task[None]] = set()
@@ -87,9 +94,9 @@ class Transitions:
         except SIEError as error:
             slot.refused = error.message
             raise
-        self._serve(
-            slot, version
-        )  # from here on leases are of the new version; there is no moment in between
+        await self._adapters.carry(slot, old, version)
+        # from here on leases are of the new version; there is no moment in between
+        self._serve(slot, version)
         self._metrics.swaps.labels(slot.name).inc()
         task = asyncio.create_task(self._drain(slot, old))
         self._draining.add(task)
