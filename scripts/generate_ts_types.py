@@ -17,8 +17,7 @@ from typing import Any
 from sie_server.api import openapi
 
 TARGET = Path(__file__).parents[1] / "packages" / "sie-ts-sdk" / "src" / "wire.ts"
-HEAD = """/** The wire's own types, snake_case. Made by scripts/generate_ts_types.py from the server's OpenAPI document. */
-"""
+HEAD = "/** The wire's types, snake_case. Made by scripts/generate_ts_types.py from the server's OpenAPI document. */\n"
 ROOTS = (  # what the client sends and receives; what they refer to comes along
     "ScoreRequest",
     "ScoreResponse",

@@ -1,4 +1,4 @@
-/** The wire's own types, snake_case. Made by scripts/generate_ts_types.py from the server's OpenAPI document. */
+/** The wire's types, snake_case. Made by scripts/generate_ts_types.py from the server's OpenAPI document. */
 
 export interface ChunkSpan {
   start: number;
