@@ -87,11 +87,13 @@ test("silence, before the answer and in the middle of it, is a timeout and not t
       await assert.rejects(client.score("m", { text: "q" }, ITEMS), SIETimeoutError);
       assert.equal(heads.length, 1);
     }, { timeout: 300 });
+  const quarter = Math.ceil(SCORES.length / 4);
   const slow: Behaviour = (write) => {
-    write(`HTTP/1.1 200 OK\r\ncontent-length: ${SCORES.length}\r\n\r\n`);
-    [0, 1, 2, 3].forEach((part) => setTimeout(() => write(SCORES.subarray(part * 30, part === 3 ? undefined : part * 30 + 30)), 250 * part));
+    setTimeout(() => write(`HTTP/1.1 200 OK\r\ncontent-length: ${SCORES.length}\r\n\r\n`), 400);
+    for (const part of [0, 1, 2, 3])
+      setTimeout(() => write(SCORES.subarray(part * quarter, (part + 1) * quarter)), 800 + 400 * part);
   };
-  await trying([slow], async (client) => assert.ok(await client.score("m", { text: "q" }, ITEMS)), { timeout: 600 });
+  await trying([slow], async (client) => assert.ok(await client.score("m", { text: "q" }, ITEMS)), { timeout: 700 });
 });
 
 test("nobody listens", async () => {
