@@ -60,7 +60,7 @@ def _option(field: msgspec.structs.FieldInfo) -> Callable[[Command], Command]:
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", field.name, default=None, help=text)
     if get_origin(kind) is tuple:
-        metavar = "ID[=SOURCE]" if field.name == "model" else "DIRECTORY"
+        metavar = {"model": "ID[=SOURCE]", "cors_origins": "ORIGIN"}.get(field.name, "DIRECTORY")
         return click.option(flag, field.name, multiple=True, default=None, metavar=metavar, help=text)
     choices = [str(c) for c in get_args(kind)] if all(isinstance(c, str) for c in get_args(kind)) else []
     parameter = (

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sie_server import __version__
 from sie_server.api import admin, routes
 from sie_server.api.codec import JSON
+from sie_server.api.cors import Cors, check_origins
 from sie_server.api.gate import Gate
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError
@@ -41,8 +42,9 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
     """The server as an ASGI app. `on_start_failure` is told when a model named at start cannot be loaded.
 
     Raises:
-        ConfigError: API keys that cannot be used.
+        ConfigError: API keys or origins that cannot be used.
     """
+    check_origins(config.cors_origins)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -75,6 +77,8 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
     app.router.redirect_slashes = False  # an unknown route is a 404 with an error body
     app.state.ready = app.state.draining = False
     app.add_middleware(RequestFrame, state=app.state, gate=Gate(read_keys(config)))
+    if config.cors_origins:
+        app.add_middleware(Cors, origins=config.cors_origins)
     return app
 
 
