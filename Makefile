@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := .venv/.installed-run
 DEV := .venv/.installed-dev
-SOURCES := packages/sie-sdk/src packages/sie-server/src
+INTEGRATIONS := sie-langchain sie-llamaindex sie-haystack
+SOURCES := packages/sie-sdk/src packages/sie-server/src $(INTEGRATIONS:%=packages/%/src)
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -49,6 +50,6 @@ $(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examp
 	@PYTHON="$(PYTHON)" scripts/install run
 	@touch $@
 
-$(DEV): $(RUN) requirements-dev.txt
+$(DEV): $(RUN) requirements-dev.txt requirements-integrations.txt $(INTEGRATIONS:%=packages/%/pyproject.toml)
 	@PYTHON="$(PYTHON)" scripts/install dev
 	@touch $@

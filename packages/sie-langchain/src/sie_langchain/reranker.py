@@ -58,7 +58,7 @@ class SIEReranker(Connected, BaseDocumentCompressor):
         return {"instruction": self.instruction, "options": self.options}
 
     def _best(self, documents: Sequence[Document], ranked: list[Ranked]) -> list[Document]:
-        return [_scored(documents[one.index], one) for one in ranked[: self.top_k]]
+        return [_scored(documents[one.position], one) for one in ranked[: self.top_k]]
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr, SecretStr
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 from sie_sdk.texts import TextClient
 
 
 class Connected(BaseModel):
     """A component with a server behind it. The key is never part of `to_dict`; loaded again, it is SIE_API_KEY."""
+
+    model_config = ConfigDict(extra="forbid")
 
     base_url: str | None = Field(
         default=None, description="Where the server is; default: SIE_BASE_URL, else http://localhost:8080."

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks import CBEventType, EventPayload
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
@@ -22,8 +22,8 @@ dispatcher = get_dispatcher(__name__)
 class SIENodePostprocessor(Connected, BaseNodePostprocessor):
     """Puts retrieved nodes in order of relevance to the query, by their text as for embedding.
 
-    The nodes that come out are new `NodeWithScore`s; with `options={"long_document": "chunk"}` a copy of the node has the
-    characters of its best window in `metadata["relevance_chunk"]`. Raises `sie_sdk.SIEError`.
+    What comes out are new `NodeWithScore`s. With `options={"long_document": "chunk"}` they hold copies of the nodes with
+    the characters of the best window in `metadata["relevance_chunk"]`. Raises `sie_sdk.SIEError`.
     """
 
     model: str = Field(min_length=1, description="The model's id on the server.")
@@ -55,13 +55,13 @@ class SIENodePostprocessor(Connected, BaseNodePostprocessor):
         return {"instruction": self.instruction, "options": self.options}
 
     def _best(self, nodes: list[NodeWithScore], ranked: list[Ranked]) -> list[NodeWithScore]:
-        return [_scored(nodes[one.index], one) for one in ranked[: self.top_n]]
+        return [_scored(nodes[one.position], one) for one in ranked[: self.top_n]]
 
     @contextmanager
     def _reported(self, nodes: list[NodeWithScore], query: str) -> Iterator[list[NodeWithScore]]:
         """Callbacks and instrumentation hear of the start, and of the end with what was put into the list."""
         top_n = self.top_n or len(nodes)
-        payload = {
+        payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
             EventPayload.QUERY_STR: query,
@@ -90,6 +90,9 @@ def _scored(node: NodeWithScore, place: Ranked) -> NodeWithScore:
         return NodeWithScore(node=node.node, score=place.score)
     copy, key = node.node.model_copy(), "relevance_chunk"
     copy.metadata = {**copy.metadata, key: place.chunk}
-    copy.excluded_embed_metadata_keys = [*copy.excluded_embed_metadata_keys, key]  # for readers, not for models
+    copy.excluded_embed_metadata_keys = [
+        *copy.excluded_embed_metadata_keys,
+        key,
+    ]  # for readers, not for models
     copy.excluded_llm_metadata_keys = [*copy.excluded_llm_metadata_keys, key]
     return NodeWithScore(node=copy, score=place.score)

@@ -26,7 +26,7 @@ BATCH = 128  # texts in one encode request: keeps its body small; the server mak
 class Ranked(NamedTuple):
     """One text's place: its position in the list, its score, and its best window where long texts were chunked."""
 
-    index: int
+    position: int
     score: float
     chunk: ChunkSpan | None
 
@@ -37,7 +37,9 @@ class TextClient:
     def __init__(
         self, base_url: str | None = None, api_key: str | None = None, timeout: float | None = None
     ) -> None:
-        resolve(base_url, api_key=api_key, timeout=timeout)  # a wrong setting shows here, not at the first call
+        resolve(
+            base_url, api_key=api_key, timeout=timeout
+        )  # a wrong setting shows here, not at the first call
         self._arguments = (base_url, api_key, timeout)
         self._blocking: SIEClient | None = None
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, SIEAsyncClient] = WeakKeyDictionary()
@@ -118,6 +120,12 @@ class TextClient:
             base_url, api_key, timeout = self._arguments
             self._by_loop[loop] = SIEAsyncClient(base_url, api_key=api_key, timeout=timeout)
         return self._by_loop[loop]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TextClient) and self._arguments == other._arguments
+
+    def __hash__(self) -> int:
+        return hash(self._arguments)
 
     def __reduce__(self) -> tuple[type[TextClient], tuple[Any, ...]]:
         return TextClient, self._arguments

@@ -109,7 +109,7 @@ class SIERanker(Connected):
         kept = ranked[: self.top_k if top_k is None else _checked(top_k)]
         lowest = self.score_threshold if threshold is None else threshold
         return [
-            _scored(documents[one.index], one) for one in kept if lowest is None or one.score >= lowest
+            _scored(documents[one.position], one) for one in kept if lowest is None or one.score >= lowest
         ]
 
 
