@@ -22,8 +22,8 @@ dispatcher = get_dispatcher(__name__)
 class SIENodePostprocessor(Connected, BaseNodePostprocessor):
     """Puts retrieved nodes in order of relevance to the query, by their text as for embedding.
 
-    What comes out are new `NodeWithScore`s. With `options={"long_document": "chunk"}` they hold copies of the nodes with
-    the characters of the best window in `metadata["relevance_chunk"]`. Raises `sie_sdk.SIEError`.
+    What comes out are new `NodeWithScore`s. With `options={"long_document": "chunk"}` they hold copies of the
+    nodes, with the characters of the best window in `metadata["relevance_chunk"]`. Raises `sie_sdk.SIEError`.
     """
 
     model: str = Field(min_length=1, description="The model's id on the server.")
