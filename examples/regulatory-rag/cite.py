@@ -4,9 +4,9 @@
     sie-server serve &
     python examples/regulatory-rag/cite.py "How soon must a fire be reported?"
 
-The candidates are whole articles, however long. The server reads each in overlapping windows and says which one is best
-(`long_document: chunk`); a second call ranks the sentences of these windows. Every citation is a span of characters of a
-file, and the prompt for a language model quotes nothing but such spans.
+The candidates are whole articles, however long. The server reads each in overlapping windows and says which one is
+best (`long_document: chunk`); a second call ranks the sentences of these windows. Every citation is a span of
+characters of a file, and the prompt for a language model quotes nothing but such spans.
 """
 
 from __future__ import annotations
@@ -80,14 +80,20 @@ def best_windows(client: SIEClient, question: str, files: dict[str, str]) -> lis
 
 def cite(client: SIEClient, question: str, files: dict[str, str], count: int) -> list[tuple[Span, float]]:
     """The most relevant sentences of the best windows, with their scores."""
-    spans = [one for window in best_windows(client, question, files) for one in sentences(files[window.file], window)]
+    spans = [
+        one
+        for window in best_windows(client, question, files)
+        for one in sentences(files[window.file], window)
+    ]
     texts = [f"{one.heading}. {files[one.file][one.start : one.end]}" for one in spans]
     entries = rank(client, question, texts, {"top_n": count})
     return [(spans[int(str(entry["item_id"]))], entry["score"]) for entry in entries]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Passages of a regulation that answer a question, with citations.")
+    parser = argparse.ArgumentParser(
+        description="Passages of a regulation that answer a question, with citations."
+    )
     parser.add_argument("question")
     parser.add_argument("--url", help="default: SIE_BASE_URL, else http://localhost:8080")
     parser.add_argument("--top", type=int, default=3)
@@ -99,7 +105,9 @@ def main() -> None:
     quotations = []
     for number, (one, score) in enumerate(found, 1):
         quotation = f"“{files[one.file][one.start : one.end]}”"
-        quotations.append(f"[{number}] {one.heading} ({one.file}, characters {one.start}–{one.end}): {quotation}")
+        quotations.append(
+            f"[{number}] {one.heading} ({one.file}, characters {one.start}–{one.end}): {quotation}"
+        )
         if not args.prompt:
             print(f"{score:.3f}  {quotations[-1]}")
     if args.prompt:
