@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from sie_sdk.errors import ProtocolError
+from sie_sdk.errors import AuthError, ProtocolError
 from sie_sdk.texts import Ranked, TextClient, in_order, numbered
 
 
@@ -79,3 +81,22 @@ async def test_no_texts_are_no_request() -> None:
     client = TextClient("http://127.0.0.1:9")  # nobody listens there
     assert client.rank("m", "q", []) == client.embed("m", []) == []
     assert await client.arank("m", "q", []) == await client.aembed("m", []) == []
+
+
+async def test_waiting_does_not_block_the_event_loop(loopback: Callable[..., Any]) -> None:
+    def slow(handler: Any, _: int) -> None:
+        time.sleep(0.3)
+        handler.send_response(401)
+        handler.send_header("content-length", "0")
+        handler.end_headers()
+
+    client = TextClient(loopback(slow).url)
+    for call in (client.arank("m", "q", ["a"]), client.aembed("m", ["a"])):
+        waiting, ticks = asyncio.ensure_future(call), 0
+        while not waiting.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        with pytest.raises(AuthError):
+            await waiting
+        assert ticks > 5
+    await client.aclose()
