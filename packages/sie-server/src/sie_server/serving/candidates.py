@@ -13,8 +13,8 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec
-from sie_server.serving.requests import text_of
-from sie_server.wire import Item, ScoreRequest
+from sie_server.serving.requests import refuse_cut, text_of
+from sie_server.wire import Item, Options, ScoreRequest
 
 Floats = npt.NDArray[np.float32]
 
@@ -28,19 +28,28 @@ class Candidates:
     texts: list[str] | None
 
     def job(
-        self, engine: Engine, limit: int, instruction: str | None = None, chunking: Chunking | None = None
+        self,
+        engine: Engine,
+        limit: int,
+        instruction: str | None = None,
+        chunking: Chunking | None = None,
+        options: Options | None = None,
     ) -> Job:
         """Tokenise, and decode what came as vectors; blocking, for a tokeniser thread.
 
         Raises:
-            InvalidInput: vectors for a model that has no use for them, of another width than its own, or none at all.
+            InvalidInput: vectors for a model that has no use for them, of another width than its own, or none at all;
+                a text that is too long, where the options say to refuse it.
         """
+        options = options or Options()
         if self.query is not None and self.texts is not None:
             if chunking:
                 return engine.tokenize_chunks(self.query, self.texts, limit, chunking)
-            return engine.tokenize_score(self.query, self.texts, limit, instruction)
+            return _text_job(engine, self.query, self.texts, limit, instruction, options)
         if chunking:
             raise InvalidInput("only texts can be split - at `$.options.long_document`")
+        if options.max_document_tokens:
+            raise InvalidInput("only texts can be cut - at `$.options.max_document_tokens`")
         head, items = engine.spec.head, self.request.items
         if not isinstance(head, LateInteractionSpec):
             at = "$.query" if self.query is None else "$.items[0]"
@@ -53,6 +62,23 @@ class Candidates:
             self.texts or [_vectors(item, head.dim, f"$.items[{i}]") for i, item in enumerate(items)],
             limit,
         )
+
+
+def _text_job(
+    engine: Engine, query: str, texts: list[str], limit: int, instruction: str | None, options: Options
+) -> Job:
+    """The job of texts, cut to `max_document_tokens` first; only the model's own limit can be refused."""
+    kept, short = shortened(engine, texts, options.max_document_tokens)
+    job = engine.tokenize_score(query, kept, limit, instruction)
+    if options.long_document == "refuse":
+        refuse_cut(job, limit)
+    job.truncated = [cut or less for cut, less in zip(job.truncated, short, strict=True)]
+    return job
+
+
+def shortened(engine: Engine, texts: list[str], most: int | None) -> tuple[list[str], list[bool]]:
+    """Texts of at most so many tokens (None: as they are), and which of them are shorter now."""
+    return engine.shorten(texts, most) if most else (texts, [False] * len(texts))
 
 
 def candidates_of(request: ScoreRequest) -> Candidates:

@@ -23,7 +23,7 @@ from sie_server.engine.memory import automatic_budget
 from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
 from sie_server.serving.admin import ModelAdmin
-from sie_server.serving.candidates import candidates_of
+from sie_server.serving.candidates import candidates_of, shortened
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.encoding import encoded, plan_of
 from sie_server.serving.inspecting import inspected
@@ -95,7 +95,9 @@ class Service:
             requests.check_instruction(engine.spec.takes_instruction, request.instruction, asked.instruction)
             scale, limit = scores.scale_of(engine.spec, asked), engine.limit(asked.max_seq_length)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
-            job = await self._tokenize(lambda: candidates.job(engine, limit, instruction, chunking), timing)
+            job = await self._tokenize(
+                lambda: candidates.job(engine, limit, instruction, chunking, asked), timing
+            )
             job.m3_scoring = scores.m3_scoring(asked)
             await self._run(model, engine, job, timing)
         found = scores.per_document(job, asked.aggregate)
@@ -110,7 +112,9 @@ class Service:
             chunks=found.chunks,
         )
         most = chunking.most if chunking else None
-        cut = requests.cut_warning(found.truncated, job.query_truncated, limit, job.query_limit, most)
+        cut = requests.cut_warning(
+            found.truncated, job.query_truncated, limit, job.query_limit, most, asked.max_document_tokens
+        )
         warnings, usage = options.warnings + cut, Usage(job.input_tokens)
         return ScoreResponse(model, request.query.id, entries, usage, scale.score_type, warnings or UNSET)
 
@@ -133,7 +137,9 @@ class Service:
                 if chunking:
                     job = engine.tokenize_chunks(query, texts, limit, chunking)
                 else:
-                    job = engine.tokenize_plain(query, texts, limit, instruction)
+                    kept, short = shortened(engine, texts, asked.max_document_tokens)
+                    job = engine.tokenize_plain(query, kept, limit, instruction)
+                    job.truncated = [cut or less for cut, less in zip(job.truncated, short, strict=True)]
                 return inspected(model, engine, request.items, job, limit)
 
             return await self._tokenize(look, timing)
