@@ -10,7 +10,7 @@ import math
 
 from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json, marked_by
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import Positive, as_text_object, asked, documents_of
+from sie_server.api.dialects.reading import EXAMPLE, Positive, as_text_object, asked, documents_of
 from sie_server.errors import SIEError
 
 DOCUMENTS_PER_UNIT = 100
@@ -59,7 +59,12 @@ def _complain(error: SIEError) -> Json:
     return {"message": error.message}
 
 
-COHERE_V2 = Dialect("Cohere v2", _read_v2, _write_v2, _complain, strict=True)
+COHERE_V2 = Dialect("Cohere v2", _read_v2, _write_v2, _complain, EXAMPLE, strict=True)
 COHERE_V1 = Dialect(
-    "Cohere v1", _read_v1, _write_v1, _complain, claims=marked_by("rank_fields", "max_chunks_per_doc")
+    "Cohere v1",
+    _read_v1,
+    _write_v1,
+    _complain,
+    EXAMPLE,
+    claims=marked_by("rank_fields", "max_chunks_per_doc"),
 )

@@ -112,6 +112,7 @@ class Dialect:
     read: Callable[[Fields], Asked]
     write: Callable[[Answer], Any]
     complain: Callable[[SIEError], Json]
+    example: Json  # a body, for the OpenAPI document
     claims: Callable[[Mapping[str, Any]], bool] = lambda body: True
     strict: bool = False
 

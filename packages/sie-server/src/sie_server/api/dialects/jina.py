@@ -9,7 +9,7 @@ from __future__ import annotations
 from sie_server.api.dialects import cohere
 from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import Positive, asked, documents_of, usage
+from sie_server.api.dialects.reading import EXAMPLE, Positive, asked, documents_of, usage
 from sie_server.errors import SIEError
 
 
@@ -58,5 +58,5 @@ def _complain_infinity(error: SIEError) -> Json:
     return {"error": {"message": error.message, "type": error_type, "param": None, "code": error.status}}
 
 
-JINA = Dialect("Jina", _read, _write, _complain)
-INFINITY = Dialect("infinity", _read_infinity, _write_infinity, _complain_infinity)
+JINA = Dialect("Jina", _read, _write, _complain, EXAMPLE)
+INFINITY = Dialect("infinity", _read_infinity, _write_infinity, _complain_infinity, EXAMPLE)

@@ -33,4 +33,9 @@ def _complain(error: SIEError) -> Json:
     return {"error": error.message}
 
 
-NIM = Dialect("NVIDIA NIM", _read, _write, _complain, strict=True)
+EXAMPLE = {
+    "query": {"text": "what do stars burn?"},
+    "passages": [{"text": "Stars burn hydrogen."}, {"text": "Rain falls."}],
+    "truncate": "END",
+}
+NIM = Dialect("NVIDIA NIM", _read, _write, _complain, EXAMPLE, strict=True)

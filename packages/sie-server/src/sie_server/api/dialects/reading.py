@@ -16,6 +16,7 @@ NotNegative = Annotated[int, Meta(ge=0)]
 DOCUMENTS = ("documents", "texts", "passages")
 TOP_N = ("top_n", "top_k")
 RETURN = ("return_documents", "return_text")
+EXAMPLE = {"query": "what do stars burn?", "documents": ["Stars burn hydrogen.", "Rain falls."]}
 
 
 def asked(

@@ -40,7 +40,7 @@ async def embed(request: Request) -> Response:
     """POST /embed"""
     service, timing = _service(request), request.state.timing
     asked_model, encode, truncate = tei.read_embed(fields := Fields(await _body(request)))
-    model = _model(request, asked_model)
+    model = _model(request, asked_model, "dense")
     try:
         answer = await unless_gone(request, service.encode(model, encode, timing))
     except InvalidInput as error:
@@ -68,12 +68,15 @@ async def _body(request: Request) -> dict[str, Any]:
     return codec.decode(body, codec.JSON, dict[str, Any])
 
 
-def _model(request: Request, asked: str | None) -> str:
-    """The model of the body, else the first that is configured; noted for the metrics."""
-    configured = _service(request).config.model
-    model = asked or (configured[0].partition("=")[0] if configured else None)
+def _model(request: Request, asked: str | None, output: str = "score") -> str:
+    """The model of the body, else the first `--model` that gives `output`; noted for the metrics."""
+    service = _service(request)
+    names = [value.partition("=")[0] for value in service.config.model]
+    model = asked or next((n for n in names if output in service.registry.info(n).outputs), None)
     if model is None:
-        raise InvalidInput("missing required field `model`: this server has no first --model - at `$.model`")
+        raise InvalidInput(
+            f"missing required field `model`: no --model of this server gives {output!r} - at `$.model`"
+        )
     request.state.model = model
     return model
 

@@ -50,7 +50,8 @@ def _error_type(status: int) -> str:
     return "Validation" if status < 500 else "Backend"
 
 
-TEI = Dialect("TEI", _read, _write, _complain, claims=marked_by("texts"))
+EXAMPLE = {"query": "what do stars burn?", "texts": ["Stars burn hydrogen.", "Rain falls."]}
+TEI = Dialect("TEI", _read, _write, _complain, EXAMPLE, claims=marked_by("texts"))
 
 
 # ── /embed and /info ──

@@ -10,7 +10,7 @@ from typing import Any
 
 from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import as_text_object, asked, documents_of, usage
+from sie_server.api.dialects.reading import EXAMPLE, as_text_object, asked, documents_of, usage
 from sie_server.errors import InvalidInput, SIEError
 
 TYPES = {
@@ -85,5 +85,6 @@ def _complain(error: SIEError) -> Json:
     return {"error": {"message": error.message, "type": kind, "param": None, "code": error.status}}
 
 
-VLLM_RERANK = Dialect("vLLM", _read_rerank, _write_rerank, _complain)
-VLLM_SCORE = Dialect("vLLM score", _read_score, _write_score, _complain)
+SCORE_EXAMPLE = {"text_1": "what do stars burn?", "text_2": ["Stars burn hydrogen.", "Rain falls."]}
+VLLM_RERANK = Dialect("vLLM", _read_rerank, _write_rerank, _complain, EXAMPLE)
+VLLM_SCORE = Dialect("vLLM score", _read_score, _write_score, _complain, SCORE_EXAMPLE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json, marked_by
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import asked, documents_of
+from sie_server.api.dialects.reading import EXAMPLE, asked, documents_of
 from sie_server.errors import SIEError
 
 
@@ -34,4 +34,11 @@ def _complain(error: SIEError) -> Json:
     return {"detail": error.message}
 
 
-VOYAGE = Dialect("Voyage", _read, _write, _complain, claims=marked_by("truncation", "top_k"))
+VOYAGE = Dialect(
+    "Voyage",
+    _read,
+    _write,
+    _complain,
+    EXAMPLE | {"truncation": True},
+    claims=marked_by("truncation", "top_k"),
+)
