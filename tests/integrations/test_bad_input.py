@@ -237,7 +237,9 @@ def test_what_the_clients_make_of_errors(server: Server, guarded: Server) -> Non
     with pytest.raises(voyageai.error.InvalidRequestError, match="128 tokens"):
         client = voyageai.Client(KEY, base_url=f"{server.base_url}/v1")
         client.rerank(QUERY, [LONG], model=PROBABILITY, truncation=False)
-    with pytest.raises(litellm.exceptions.AuthenticationError, match="not known to this server"):
+    with pytest.raises(
+        litellm.exceptions.APIConnectionError, match="not known to this server"
+    ):  # its name for it
         model = f"hosted_vllm/{PROBABILITY}"
         litellm.rerank(**{**ask, "model": model}, api_base=guarded.base_url, api_key="wrong")
 

@@ -178,7 +178,10 @@ class Engine:
         return self._input.score_job(query, documents, max_seq_length, instruction)
 
     def shorten(self, texts: list[str], most: int) -> tuple[list[str], list[bool]]:
-        """Each text to the end of its `most`-th token, special ones not counted, and which texts are shorter now."""
+        """Each text to where its `most`-th token ends, special ones not counted, and which texts are shorter now.
+
+        A token that ends within a character is read to that character's end.
+        """
         encoded, cut = self._tokenizer.encode_with_spans(texts, most)
         ends = [spans[-1][1] if spans else 0 for _, spans in encoded]
         return [t[:e] if c else t for t, e, c in zip(texts, ends, cut, strict=True)], cut

@@ -121,12 +121,12 @@ def refuse_cut(job: Job, limit: int) -> None:
     if job.query_truncated:
         raise InvalidInput(
             f"the query is longer than the model reads ({job.query_limit or limit} tokens), and "
-            "long_document 'refuse' forbids to cut it - at `$.query.text`"
+            "long_document 'refuse' does not let it be cut - at `$.query.text`"
         )
     if any(job.truncated):
         raise InvalidInput(
             f"with the query, the text is longer than the {limit} tokens the model reads, and "
-            f"long_document 'refuse' forbids to cut it - at `$.items[{job.truncated.index(True)}]`"
+            f"long_document 'refuse' does not let it be cut - at `$.items[{job.truncated.index(True)}]`"
         )
 
 

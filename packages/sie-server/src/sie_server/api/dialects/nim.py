@@ -6,22 +6,18 @@ are too long. `top_k`, which LiteLLM sends, is taken too.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Json
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.reading import asked, documents_of, usage
-from sie_server.errors import InvalidInput, SIEError
+from sie_server.errors import SIEError
 
 
 def _read(fields: Fields) -> Asked:
-    sent: Any = fields.need(object, "query")
-    query = sent.get("text") if isinstance(sent, dict) else sent
-    if not isinstance(query, str):
-        raise InvalidInput("expected an object with a text under `text` - at `$.query.text`")
     documents = documents_of(fields)
     truncate = fields.take(Literal["NONE", "END"], "truncate")
-    return asked(fields, documents, query=query, truncate=truncate == "END", raw=True)
+    return asked(fields, documents, truncate=truncate == "END", raw=True)
 
 
 def _write(answer: Answer) -> Json:

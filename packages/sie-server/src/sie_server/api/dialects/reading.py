@@ -31,18 +31,16 @@ def asked(
 ) -> Asked:
     """What is left to read of any body: model, query, how many, with documents or without."""
     model = fields.take(str, "model")
-    query = fields.need(str, "query") if query is None else query
+    query = _query(fields) if query is None else query
     top_n = fields.take(NotNegative if zero_is_all else Positive, *TOP_N) or None
     returned = fields.take(bool, *RETURN)
     names = {
         "$.query.text": f"$.{fields.spelled['query']}",
         "$.items": f"$.{fields.spelled['documents']}",
-        "$.options.top_n": f"$.{fields.spelled['top_n']}",
-        "$.options.long_document": f"$.{truncate_name}",
-        "$.options.max_document_tokens": "$.max_tokens_per_doc",
         "$.options.max_seq_length": "$.truncate_prompt_tokens",
-        "long_document 'refuse'": f"`{truncate_name}` as sent",
-        "max_document_tokens": "max_tokens_per_doc",
+        "$.options.": "$.",
+        "long_document 'refuse'": f"`{truncate_name}`",
+        "max_document_tokens": fields.spelled.get("max_tokens_per_doc", "max_document_tokens"),
     }
     return Asked(
         model,
@@ -55,6 +53,15 @@ def asked(
         names=names,
         **known,
     )
+
+
+def _query(fields: Fields) -> str:
+    """A text, or an object with one."""
+    sent: Any = fields.need(object, "query")
+    query = sent.get("text") if isinstance(sent, dict) else sent
+    if not isinstance(query, str):
+        raise InvalidInput("expected a text or an object with `text` - at `$.query`")
+    return query
 
 
 def documents_of(fields: Fields, rank_fields: list[str] | None = None) -> list[Document]:

@@ -34,11 +34,5 @@ def _complain(error: SIEError) -> Json:
     return {"detail": error.message}
 
 
-VOYAGE = Dialect(
-    "Voyage",
-    _read,
-    _write,
-    _complain,
-    EXAMPLE | {"truncation": True},
-    claims=marked_by("truncation", "top_k"),
-)
+VOYAGE_EXAMPLE = EXAMPLE | {"truncation": True}
+VOYAGE = Dialect("Voyage", _read, _write, _complain, VOYAGE_EXAMPLE, claims=marked_by("truncation", "top_k"))
