@@ -49,6 +49,6 @@ $(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examp
 	@PYTHON="$(PYTHON)" scripts/install run
 	@touch $@
 
-$(DEV): $(RUN) requirements-dev.txt
+$(DEV): $(RUN) requirements-dev.txt requirements-integrations.txt
 	@PYTHON="$(PYTHON)" scripts/install dev
 	@touch $@
