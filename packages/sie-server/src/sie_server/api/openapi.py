@@ -103,7 +103,8 @@ def _free(summary: str) -> dict[str, Any]:
     """A route whose answers and errors have the form of another vendor's API."""
     anything: dict[str, Any] = {"content": {JSON: {"schema": {}}}}
     errors = {status: {**error, **anything} for status, error in _errors().items()}
-    return {"summary": summary, "responses": {"200": {"description": "OK", **anything}, **errors}}
+    answers = {"200": {"description": "OK", **anything}, **errors}
+    return {"summary": summary, "parameters": [], "responses": answers}
 
 
 def _administered(summary: str, kind: str) -> dict[str, Any]:
