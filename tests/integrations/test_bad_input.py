@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import cohere
@@ -11,6 +12,7 @@ import litellm
 import pytest
 import voyageai
 
+import servers
 from questions import KEY, LONG, PROBABILITY, QUERY, TEXTS
 from servers import Server
 
@@ -221,6 +223,18 @@ def test_too_large_and_the_wrong_method(server: Server, path: str) -> None:
     assert answer.status_code == 413 and "2 MiB" in message_of(path, answer)
     answer = server.get(path)
     assert answer.status_code == 405 and "GET" in message_of(path, answer)
+
+
+def test_a_model_that_is_loading_says_when_to_come_back(tmp_path: Path, checkpoint_dirs: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for i in range(len(BODIES)):
+        (models / f"m{i}").symlink_to(checkpoint_dirs / "bert")
+    with servers.running(tmp_path, f"--models-dir={models}", "--load-wait-s=0") as slow:
+        for i, (path, body) in enumerate(BODIES.items()):
+            answer = slow.post(path, {**body, "model": f"m{i}"})
+            assert answer.status_code == 503 and "loading" in message_of(path, answer), answer.text
+            assert int(answer.headers["retry-after"]) >= 1
 
 
 def test_what_the_clients_make_of_errors(server: Server, guarded: Server) -> None:
