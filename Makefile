@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := .venv/.installed-run
 DEV := .venv/.installed-dev
+TYPESCRIPT := packages/sie-ts-sdk
+TYPESCRIPT_DEV := $(TYPESCRIPT)/node_modules/.installed
 SOURCES := packages/sie-sdk/src packages/sie-server/src
 ARGS ?=
 
@@ -18,15 +20,17 @@ install: $(RUN) ## fill .venv with the server, the client and the demo
 demo: $(RUN) ## rerank keyword search results with a local server
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
 
-test: $(DEV) ## run all tests (ARGS="-k name" picks some)
+test: $(DEV) $(TYPESCRIPT_DEV) ## run all tests (ARGS="-k name" picks some)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(DEV) ## formatting, lint, types, import rules and generated pages
+check: $(DEV) $(TYPESCRIPT_DEV) ## formatting, lint, types, import rules and generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python scripts/generate_ts_types.py --check
+	@if [ -e $(TYPESCRIPT_DEV) ]; then npm --silent --prefix $(TYPESCRIPT) run check && echo "TypeScript: types are right"; fi
 
 format: $(DEV) ## format the code and fix what can be fixed
 	$(BIN)/ruff format .
@@ -52,3 +56,7 @@ $(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examp
 $(DEV): $(RUN) requirements-dev.txt requirements-integrations.txt
 	@PYTHON="$(PYTHON)" scripts/install dev
 	@touch $@
+
+# Not made where there is no Node: the TypeScript client is then neither checked nor tested, and every run says so.
+$(TYPESCRIPT_DEV): $(TYPESCRIPT)/package-lock.json
+	@scripts/install typescript

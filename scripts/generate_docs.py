@@ -13,7 +13,9 @@ import msgspec
 
 from sie_server.catalog import CatalogEntry, catalog
 from sie_server.config import ServerConfig, is_secret
+from sie_server.models.table import ARCHITECTURES
 from sie_server.templates import template_names
+from sie_server.wire import Profile
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEAD = "<!-- Made by scripts/generate_docs.py; edit {source} instead. -->\n\n"
@@ -47,22 +49,32 @@ def models() -> str:
         HEAD.format(source="the YAML files in sie_server/catalog"),
         "# Models known without configuration\n\n",
         "A known model is fetched and loaded when it is first asked for. Any other checkpoint of a served\n",
-        "architecture (BERT, RoBERTa, XLM-R, ModernBERT, mGTE sequence classification with one label; BERT-like and\n",
-        "ModernBERT encoders with a `modules.json`; ColBERT in Stanford's or PyLate's layout) is served with\n",
-        "`--model ID=DIRECTORY`, `--model ID=HUB_ID` or from `--models-dir`.\n\n",
-        "A causal reranker (Gemma, Llama, Mistral, Qwen2, Qwen3) needs a template: it has one under an id of this\n",
-        "list; under any other, put a `sie_reranker.yaml` beside its `config.json` that says `template: NAME`, with\n",
+        "architecture (below the table) is served with `--model ID=DIRECTORY`, `--model ID=HUB_ID` or from\n",
+        "`--models-dir`.\n\n",
+        "A causal reranker, and one with a classifier that reads a prompt (NVIDIA's Llama, jina-reranker-m0), needs\n",
+        "a template: it has one under an id of this list; under any other, put a `sie_reranker.yaml` beside its\n",
+        "`config.json` that says `template: NAME`, with\n",
         f"one of {', '.join(f'`{name}`' for name in template_names())}, or holds a template of its own.\n\n",
+        "A profile is a set of options under a name, chosen with `options.profile`; a request's own options\n",
+        "beat it.\n\n",
         "| id | gives | tokens | licence | |\n|---|---|---|---|---|\n",
     ]
     entries: dict[str, CatalogEntry] = {m.entry.id: m.entry for m in catalog().values() if m.entry}
     for entry in sorted(entries.values(), key=lambda e: e.id.lower()):
         aliases = "".join(f"<br>`{alias}`" for alias in entry.aliases)
         gives = ", ".join(entry.outputs)
+        about = entry.description + "".join(f"<br>{_profile(*profile)}" for profile in entry.profiles.items())
         lines.append(
-            f"| `{entry.id}`{aliases} | {gives} | {entry.max_seq_length} | {entry.license} | {entry.description} |\n"
+            f"| `{entry.id}`{aliases} | {gives} | {entry.max_seq_length} | {entry.license} | {about} |\n"
         )
+    lines += ["\n## Architectures\n\n", "Names as `architectures` of a `config.json` has them:\n\n"]
+    lines += [f"- `{name}`\n" for name in sorted(ARCHITECTURES)]
     return "".join(lines)
+
+
+def _profile(name: str, options: Profile) -> str:
+    given = {key: value for key, value in msgspec.structs.asdict(options).items() if value is not None}
+    return f"profile `{name}`: {', '.join(f'{key} {value}' for key, value in given.items())}"
 
 
 def _toml(value: Any) -> str:

@@ -9,21 +9,41 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from checkpoints import FAMILIES, SPECIAL_TOKENS
 
 BASES = {
     "bert": transformers.BertModel,
+    "lfm2": transformers.Lfm2Model,
     "modernbert": transformers.ModernBertModel,
     "xlm-roberta": transformers.XLMRobertaModel,
 }
+# jina-colbert-v2: rotary XLM-R published with code of its own; the weights' names are those of JinaEmbeddingsV3Model
+FLASH_CONFIG = {
+    "auto_map": {
+        "AutoConfig": "jinaai/xlm-roberta-flash-implementation--configuration_xlm_roberta.XLMRobertaFlashConfig"
+    },
+    "model_type": "xlm-roberta",
+    "position_embedding_type": "rotary",
+    "rotary_emb_base": 300.0,
+    "use_flash_attn": True,
+    "emb_pooler": None,
+}
+LFM2_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
 STANFORD_MARKERS = ["[unused0]", "[unused1]"]
 
 
 def make_pylate(
-    directory: Path, family: str, *, dims: tuple[int, ...] = (24,), hidden: int = 48, **settings: Any
+    directory: Path,
+    family: str,
+    *,
+    dims: tuple[int, ...] = (24,),
+    hidden: int = 48,
+    activation: str = "linear.Identity",
+    lower_case: bool = False,
+    **settings: Any,
 ) -> Path:
     """`modules.json` of Transformer and Dense modules, as `pylate.models.ColBERT.save_pretrained` leaves it."""
     tokenizer = _tokenizer(family)
@@ -40,7 +60,7 @@ def make_pylate(
             "in_features": width,
             "out_features": dim,
             "bias": i > 1,  # PyLate's own layer has none; a second one shows that a bias is read
-            "activation_function": "torch.nn.modules.linear.Identity",
+            "activation_function": f"torch.nn.modules.{activation if i < len(dims) else 'linear.Identity'}",
             "use_residual": i > 1,
         }
         (folder / "config.json").write_text(json.dumps(config))
@@ -54,7 +74,7 @@ def make_pylate(
         modules.append(_module(folder.name, i, "pylate.models.Dense.Dense"))
         width = dim
     (directory / "modules.json").write_text(json.dumps(modules))
-    limits = {"max_seq_length": 96, "do_lower_case": False}
+    limits = {"max_seq_length": 96, "do_lower_case": lower_case}
     (directory / "sentence_bert_config.json").write_text(json.dumps(limits))
     known = {"model_type": "ColBERT", "query_prefix": "[Q] ", "document_prefix": "[D] "}
     config = known | {"query_length": 16, "document_length": 60} | settings
@@ -81,9 +101,35 @@ def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None,
     return directory
 
 
+def make_jina(directory: Path, metadata: dict[str, Any]) -> Path:
+    """jina-colbert-v2: Stanford's layout, markers of its own; `library` in it is what transformers saves of it."""
+    tokenizer = _tokenizer("xlm-roberta")
+    markers = [metadata["query_token_id"], metadata["doc_token_id"]]
+    tokenizer.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in markers])
+    shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+    shape |= {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 98, "pad_token_id": 1}
+    shape |= {"type_vocab_size": 1}
+    rope = {"rope_type": "default", "rope_theta": FLASH_CONFIG["rotary_emb_base"]}
+    torch.manual_seed(3)
+    config = transformers.JinaEmbeddingsV3Config(layer_norm_eps=1e-5, rope_parameters=rope, **shape)
+    backbone = _roughened(transformers.JinaEmbeddingsV3Model(config))
+    backbone.save_pretrained(directory / "library")
+    published = load_file(directory / "library" / "model.safetensors")
+    tensors = {f"roberta.{name}": tensor for name, tensor in published.items()}
+    tensors["linear.weight"] = torch.randn(metadata["dim"], 48) * 0.3
+    save_file(tensors, directory / "model.safetensors")
+    own = (
+        shape | FLASH_CONFIG | {"architectures": ["HF_ColBERT"], "layer_norm_eps": 1e-5, "hidden_act": "gelu"}
+    )
+    (directory / "config.json").write_text(json.dumps(own))
+    (directory / "artifact.metadata").write_text(json.dumps(metadata))
+    _save_tokenizer(directory, "xlm-roberta", tokenizer)
+    return directory
+
+
 def _tokenizer(family: str) -> Tokenizer:
     """Real vocabularies have a token for every punctuation mark; the one trained here would not."""
-    tokenizer: Tokenizer = FAMILIES[family][2]()
+    tokenizer: Tokenizer = _lfm2_tokenizer() if family == "lfm2" else FAMILIES[family][2]()
     if family == "xlm-roberta":  # as the real file has it, and as transformers rebuilds it
         split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
@@ -96,8 +142,10 @@ def _module(folder: str, index: int, kind: str) -> dict[str, Any]:
 
 
 def _random_backbone(family: str, tokenizer: Tokenizer, hidden: int) -> transformers.PreTrainedModel:
-    config_class, _, _, _, extra = FAMILIES[family]
     torch.manual_seed(3)
+    if family == "lfm2":
+        return _random_lfm2(tokenizer, hidden)
+    config_class, _, _, _, extra = FAMILIES[family]
     model = BASES[family](
         config_class(
             vocab_size=tokenizer.get_vocab_size(),
@@ -115,13 +163,50 @@ def _random_backbone(family: str, tokenizer: Tokenizer, hidden: int) -> transfor
             ),
         )
     )
+    return _roughened(model)
+
+
+def _roughened(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     for name, parameter in model.named_parameters():  # flat initialisation would let wrong code agree too
         torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
-        if "LayerNorm.weight" in name or "norm.weight" in name:
+        if "norm" in name.lower() and name.endswith("weight"):
             parameter.data += 1.0
     return model.eval()
 
 
 def _save_tokenizer(directory: Path, family: str, tokenizer: Tokenizer) -> None:
-    fast = FAMILIES[family][3](tokenizer_object=tokenizer, model_max_length=96, **SPECIAL_TOKENS[family])
-    fast.save_pretrained(directory)
+    if family == "lfm2":
+        kind, special = transformers.PreTrainedTokenizerFast, LFM2_TOKENS
+    else:
+        kind, special = FAMILIES[family][3], SPECIAL_TOKENS[family]
+    kind(tokenizer_object=tokenizer, model_max_length=96, **special).save_pretrained(directory)
+
+
+def _lfm2_tokenizer() -> Tokenizer:
+    """A byte-level vocabulary without a mask token; texts begin with a token and end without one."""
+    tokenizer = FAMILIES["modernbert"][2]()
+    tokenizer.add_special_tokens(list(LFM2_TOKENS.values()))
+    start = LFM2_TOKENS["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A",
+        pair=f"{start} $A {start} $B",
+        special_tokens=[(start, tokenizer.token_to_id(start))],
+    )
+    return tokenizer
+
+
+def _random_lfm2(tokenizer: Tokenizer, hidden: int) -> transformers.PreTrainedModel:
+    config = transformers.Lfm2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=96,
+        pad_token_id=tokenizer.token_to_id(LFM2_TOKENS["pad_token"]),
+        hidden_size=hidden,
+        num_hidden_layers=5,
+        layer_types=["conv", "conv", "full_attention", "conv", "full_attention"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=2 * hidden,
+        block_multiple_of=16,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )
+    return _roughened(transformers.Lfm2Model(config)).eval()

@@ -113,6 +113,20 @@ DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
         "bge-reranker-gemma",
         {"head_dim": 16, "hidden_act": "gelu", "num_key_value_heads": 1},
     ),
+    "gemma2": (
+        transformers.Gemma2Config,
+        transformers.Gemma2ForCausalLM,
+        gemma_tokenizer,
+        "bge-reranker-gemma",
+        {
+            "head_dim": 16,
+            "num_key_value_heads": 2,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 2.0,  # low enough to be felt
+            "final_logit_softcapping": 3.0,
+            "sliding_window": 512,
+        },
+    ),
     "llama": (
         transformers.LlamaConfig,
         transformers.LlamaForCausalLM,
@@ -141,6 +155,14 @@ DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
 }
 
 
+def roughen_decoder(model: torch.nn.Module, family: str = "") -> None:
+    """Weights so uneven that wrong code does not agree by chance; Gemma's norms count from 1 themselves."""
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.1)
+        if name.endswith("norm.weight") and not family.startswith("gemma"):
+            parameter.data += 1.0
+
+
 def make_decoder(
     directory: Path, family: str, *, positions: int = 1024, seed: int = 0, **fields: Any
 ) -> Path:
@@ -165,14 +187,30 @@ def make_decoder(
             **shape,
         )
     )
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.1)
-        if name.endswith("norm.weight") and family != "gemma":
-            parameter.data += 1.0
+    roughen_decoder(model, family)
     directory.mkdir(parents=True, exist_ok=True)
     model.eval().save_pretrained(directory)
-    bos = {"gemma": "<bos>", "llama": "<|begin_of_text|>", "mistral": "<s>"}.get(family)
-    pad = "<pad>" if family == "gemma" else "<|endoftext|>"
+    bos = {"gemma": "<bos>", "gemma2": "<bos>", "llama": "<|begin_of_text|>", "mistral": "<s>"}.get(family)
+    pad = "<pad>" if family.startswith("gemma") else "<|endoftext|>"
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, pad_token=pad)
     fast.save_pretrained(directory)
     return directory
+
+
+def end_with(directory: Path, token: str) -> None:
+    """Append `token` to every text, as Qwen3-Embedding's tokenizer.json does."""
+    path = str(directory / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    before = tokenizer.encode("a").tokens[:-1]  # bos, where the family has one
+    names = [*before, token]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=" ".join([*before, "$A", token]),
+                pair=" ".join([*before, "$A", token, "$B", token]),
+                special_tokens=[(name, tokenizer.token_to_id(name)) for name in dict.fromkeys(names)],
+            ),
+        ]
+    )
+    tokenizer.save(path)

@@ -67,8 +67,10 @@ def test_not_an_object(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_an_unknown_model_is_a_404(server: Server, path: str) -> None:
+def test_an_unknown_model_or_adapter_is_a_404(server: Server, path: str) -> None:
     refused(server, path, {**BODIES[path], "model": "rerank-v3.5"}, "rerank-v3.5", status=404)
+    adapter = f"{'toy/encoder' if path == '/embed' else PROBABILITY}:none"
+    refused(server, path, {**BODIES[path], "model": adapter}, "adapter", "'none'", status=404)
 
 
 @pytest.mark.parametrize("path", BODIES)

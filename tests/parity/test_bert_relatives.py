@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,130 +19,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 
-from checkpoints import SPECIAL_TOKENS, random_text, xlm_roberta_tokenizer
+from adapters import Pairs, under, write_adapter
+from checkpoints import random_text
+from relatives import (
+    LAYERS,
+    LIMIT,
+    RELATIVES,
+    SIZE,
+    Relative,
+    make_relative,
+)
 from sie_server.engine.engine import Engine
+from sie_server.engine.lora import Adapter
 from sie_server.errors import ModelLoadFailed
-
-LIMIT, SIZE, HEADS, LAYERS = 200, 48, 4, 3
-FACTOR, THETA = 8.0, 20_000.0  # of gte-multilingual-reranker-base
-Tensors = dict[str, torch.Tensor]
-SHAPE: dict[str, Any] = {
-    "hidden_size": SIZE,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": 96,
-    "type_vocab_size": 1,
-    "pad_token_id": 1,
-}
-
-
-@dataclass(frozen=True)
-class Relative:
-    """How one architecture is built in the library, and what the published repository calls it."""
-
-    model: Callable[..., Any]
-    config: Callable[..., Any]
-    options: dict[str, Any]  # of the library's configuration
-    published: dict[str, Any]  # config.json beyond SHAPE
-    rename: Callable[[Tensors], Tensors]  # as the library saves them → as published
-
-
-def new_names(tensors: Tensors) -> Tensors:
-    return {re.sub("^gte[.]", "new.", name): tensor for name, tensor in tensors.items()}
-
-
-def flash_names(tensors: Tensors) -> Tensors:
-    """XLM-R's names → those of jina's implementation: fused projections, flash-attention's module names."""
-    layer = re.compile(r"roberta[.]encoder[.]layer[.](\d+)[.](.*)[.](weight|bias)")
-    parts = {
-        "attention.output.dense": "mixer.out_proj",
-        "attention.output.LayerNorm": "norm1",
-        "intermediate.dense": "mlp.fc1",
-        "output.dense": "mlp.fc2",
-        "output.LayerNorm": "norm2",
-    }
-    renamed: Tensors = {}
-    for name, tensor in tensors.items():
-        match = layer.fullmatch(name)
-        if match is None:
-            renamed[name.replace("embeddings.LayerNorm", "emb_ln")] = tensor
-            continue
-        number, part, kind = match.groups()
-        if part in parts:
-            renamed[f"roberta.encoder.layers.{number}.{parts[part]}.{kind}"] = tensor
-        elif part == "attention.self.query":
-            fused = [tensors[name.replace("query", other)] for other in ("query", "key", "value")]
-            renamed[f"roberta.encoder.layers.{number}.mixer.Wqkv.{kind}"] = torch.cat(fused)
-    return renamed
-
-
-def same(tensors: Tensors) -> Tensors:
-    return tensors
-
-
-FLASH = {
-    "architectures": ["XLMRobertaForSequenceClassification"],
-    "auto_map": {
-        "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
-        "AutoModelForSequenceClassification": "modeling_xlm_roberta.XLMRobertaForSequenceClassification",
-    },
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "max_position_embeddings": LIMIT + 2,
-    "use_flash_attn": True,
-    "emb_pooler": None,
-}
-NEW = {
-    "architectures": ["NewForSequenceClassification"],
-    "auto_map": {"AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig"},
-    "model_type": "new",
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "layer_norm_type": "layer_norm",
-    "max_position_embeddings": LIMIT,
-    "pack_qkv": True,
-    "position_embedding_type": "rope",
-    "logn_attention_clip1": False,
-    "logn_attention_scale": False,
-    "rope_theta": THETA,
-    "rope_scaling": {"factor": FACTOR, "type": "ntk"},
-    "unpad_inputs": False,
-    "use_memory_efficient_attention": False,
-}
-# base · f and all frequencies divided by f^(2 / dim), said in transformers' words
-NTK = {"rope_type": "linear", "factor": FACTOR ** (2 * HEADS / SIZE), "rope_theta": THETA * FACTOR}
-RELATIVES = {
-    "new": Relative(
-        transformers.GteForSequenceClassification,
-        transformers.GteConfig,
-        {"rope_parameters": NTK, "max_position_embeddings": LIMIT, "layer_norm_eps": 1e-12},
-        NEW,
-        new_names,
-    ),
-    "new-unscaled": Relative(
-        transformers.GteForSequenceClassification,
-        transformers.GteConfig,
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "max_position_embeddings": LIMIT},
-        NEW | {"rope_scaling": None, "rope_theta": 500.0},
-        new_names,
-    ),
-    "xlm-roberta-flash": Relative(
-        transformers.XLMRobertaForSequenceClassification,
-        transformers.XLMRobertaConfig,
-        {"max_position_embeddings": LIMIT + 2, "layer_norm_eps": 1e-5},
-        FLASH | {"position_embedding_type": "absolute"},
-        flash_names,
-    ),
-    "xlm-roberta-flash-rotary": Relative(
-        transformers.JinaEmbeddingsV3ForSequenceClassification,
-        transformers.JinaEmbeddingsV3Config,
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}, "layer_norm_eps": 1e-5},
-        FLASH | {"position_embedding_type": "rotary", "rotary_emb_base": 300.0},
-        same,
-    ),
-}
 
 
 @dataclass
@@ -161,26 +49,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def make(root: Path, relative: Relative) -> Case:
-    tokenizer = xlm_roberta_tokenizer()
-    shape = SHAPE | {"vocab_size": tokenizer.get_vocab_size()}
-    torch.manual_seed(1)
-    model = relative.model(relative.config(num_labels=1, **shape, **relative.options)).eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
-        if "norm" in name.lower() and name.endswith("weight"):
-            parameter.data += 1.0
-    model.save_pretrained(root / "library")
-    directory = root / "published"
-    directory.mkdir()
-    tensors = relative.rename(load_file(root / "library" / "model.safetensors"))
-    save_file(tensors, directory / "model.safetensors")
-    config = shape | relative.published | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    (directory / "config.json").write_text(json.dumps(config))
-    fast = transformers.XLMRobertaTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=LIMIT, **SPECIAL_TOKENS["xlm-roberta"]
-    )
-    fast.save_pretrained(directory)
-    return Case(directory, model, fast, Engine(directory, device="cpu", dtype="float32"))
+    published, library = make_relative(root, relative)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(library).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(published)
+    return Case(published, model, tokenizer, Engine(published, device="cpu", dtype="float32"))
 
 
 def documents() -> list[str]:
@@ -190,8 +62,8 @@ def documents() -> list[str]:
     ]
 
 
-def logits(engine: Engine, texts: list[str]) -> list[float]:
-    job = engine.tokenize_score("rain data", texts, LIMIT)
+def logits(engine: Engine, texts: list[str], adapter: Adapter | None = None) -> list[float]:
+    job = engine.tokenize_score("rain data", texts, LIMIT, adapter=adapter)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
         job.put(work.index, result)
     return job.results
@@ -234,6 +106,50 @@ def test_alone_equals_batched_equals_permuted(case: Case) -> None:
     batched = logits(case.engine, some)
     np.testing.assert_allclose([logits(case.engine, [d])[0] for d in some], batched, atol=1e-4, rtol=0)
     np.testing.assert_allclose(logits(case.engine, some[::-1]), batched[::-1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["new", "xlm-roberta-flash"])
+def test_adapters_on_published_names_equal_peft(tmp_path: Path, name: str) -> None:
+    """Where the published modules are fused and the library's are not, one A does for all of its three."""
+    case, (theirs, ours) = make(tmp_path, RELATIVES[name]), adapted_modules(name)
+    library, own = (
+        write_adapter(tmp_path / side, 3, 0.3, pairs) for side, pairs in (("peft", theirs), ("us", ours))
+    )
+    scores = np.array(logits(case.engine, documents(), case.engine.attach(own)))
+    assert np.abs(scores - logits(case.engine, documents())).mean() > 0.05
+    with torch.inference_mode():
+        expected = under(case.reference, library)(**encoded(case)).logits[:, 0]
+    np.testing.assert_allclose(scores, expected, atol=1e-4, rtol=0)
+
+
+def adapted_modules(name: str) -> tuple[Pairs, Pairs]:
+    """An adapter for the library's class, and the same under the published names."""
+    generator, theirs, ours = torch.Generator().manual_seed(1), Pairs(), Pairs()
+    for i in range(LAYERS):
+        a, b, down_a, down_b = (
+            torch.randn(shape, generator=generator)
+            for shape in ((3, SIZE), (3 * SIZE, 3), (3, 96), (SIZE, 3))
+        )
+        three, split, out, fused, own_out = {
+            "new": (
+                ("q_proj", "k_proj", "v_proj"),
+                f"gte.layers.{i}.self_attn",
+                f"gte.layers.{i}.mlp.down_proj",
+                f"new.encoder.layer.{i}.attention.qkv_proj",
+                f"new.encoder.layer.{i}.mlp.down_proj",
+            ),
+            "xlm-roberta-flash": (
+                ("query", "key", "value"),
+                f"roberta.encoder.layer.{i}.attention.self",
+                f"roberta.encoder.layer.{i}.output.dense",
+                f"roberta.encoder.layers.{i}.mixer.Wqkv",
+                f"roberta.encoder.layers.{i}.mlp.fc2",
+            ),
+        }[name]
+        theirs |= {f"{split}.{m}": (a, part) for m, part in zip(three, b.split(SIZE), strict=True)}
+        theirs[out] = ours[own_out] = (down_a, down_b)
+        ours[fused] = (a, b)
+    return theirs, ours
 
 
 def test_scaling_changes_scores(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import MultiVectorEncoder
-from transformers import AutoTokenizer, BertModel, ModernBertModel, XLMRobertaModel
+from tokenizers import normalizers
+from transformers import AutoTokenizer, JinaEmbeddingsV3Model
 
 from checkpoints import random_text
-from colbert_checkpoints import make_pylate, make_stanford
+from colbert_checkpoints import BASES, make_jina, make_pylate, make_stanford
+from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.models.spec import LateInteractionSpec
@@ -70,6 +72,36 @@ CASES: dict[str, tuple[str, str, Any, tuple[int, int, bool, bool, bool]]] = {
         STANFORD | {"attend_to_mask_tokens": True, "mask_punctuation": False},
         (20, 50, True, True, False),
     ),
+    "pylate-edge": (  # as mxbai-edge-colbert: lower-cased, queries as they are, a wider layer between
+        "pylate",
+        "modernbert",
+        {"dims": (64, 24), "lower_case": True, "do_query_expansion": False},
+        (16, 60, False, False, True),
+    ),
+    "pylate-activation": (
+        "pylate",
+        "bert",
+        {"dims": (40, 24), "activation": "activation.SiLU"},
+        (16, 60, True, False, True),
+    ),
+    "pylate-lfm2": ("pylate", "lfm2", {}, (16, 60, True, False, True)),
+    "pylate-lfm2-attend": (
+        "pylate",
+        "lfm2",
+        {"attend_to_expansion_tokens": True},
+        (16, 60, True, True, True),
+    ),
+    "jina": (
+        "jina",
+        "xlm-roberta",
+        STANFORD
+        | {
+            "query_token_id": "[QueryMarker]",
+            "doc_token_id": "[DocumentMarker]",
+            "attend_to_mask_tokens": True,
+        },
+        (20, 50, True, True, True),
+    ),
     "stanford-xlmr": ("stanford", "xlm-roberta", STANFORD, (20, 50, True, False, True)),
     "stanford-defaults": ("stanford", "bert", None, (32, 96, True, False, True)),
 }
@@ -97,6 +129,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     directory = tmp_path_factory.mktemp("colbert") / request.param
     if layout == "pylate":
         make_pylate(directory, family, **settings)
+    elif layout == "jina":
+        make_jina(directory, settings)
     else:
         make_stanford(directory, family, settings)
     engine = Engine(directory, device="cpu", dtype="float32")
@@ -104,7 +138,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     queries = ["", "rain", "  rain falls - 3.14  "] + [random_text(rng, n) for n in (3, 6, 9, 40)]
     # from nothing to far beyond the limit, with punctuation
     documents = ["", "?", "- - -"] + [random_text(rng, n) for n in (1, 2, 5, 13, 17, 30, 60, 90)]
-    documents += [random_text(rng, rng.randint(1, 40)) + " e-mail - x." for _ in range(20)]
+    documents += [random_text(rng, rng.randint(1, 40)) + " E-Mail - X." for _ in range(20)]
     assert isinstance(engine.spec.head, LateInteractionSpec)
     yield Case(request.param, directory, engine, engine.spec.head, queries, documents)
 
@@ -116,14 +150,22 @@ class Reference:
         self.spec, self.limit = case.spec, case.limit
         self.tokenizer = AutoTokenizer.from_pretrained(case.directory)
         weights = load_file(case.directory / "model.safetensors")
-        kind: Any = XLMRobertaModel if "xlmr" in case.name else BertModel
-        kind = ModernBertModel if "modernbert" in case.name else kind
-        model = kind(kind.config_class.from_pretrained(case.directory)).eval()
+        if self.spec.lower_case:
+            backend = self.tokenizer.backend_tokenizer
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
+        layout, family = CASES[case.name][:2]
+        kind: Any = JinaEmbeddingsV3Model if layout == "jina" else BASES[family]
+        own_config = case.directory / "library" if layout == "jina" else case.directory
+        model = kind(kind.config_class.from_pretrained(own_config)).eval()
         prefix = f"{model.base_model_prefix}."
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k != "linear.weight"}
-        model.load_state_dict(own, strict=True)
-        self.model = model
+        if layout == "jina":  # whose published names transformers converts while it loads
+            self.model: Any = kind.from_pretrained(own_config).eval()
+        else:
+            model.load_state_dict(own, strict=True)
+            self.model = model
         dense = [load_file(p) for p in sorted(case.directory.glob("*_Dense/model.safetensors"))]
+        self.activated = case.name == "pylate-activation"
         self.dense = dense or [{"linear.weight": weights["linear.weight"]}]
 
     def read(self, text: str, *, is_query: bool) -> tuple[list[int], npt.NDArray[np.float32]]:
@@ -133,17 +175,35 @@ class Reference:
         ids = self.tokenizer(text.strip(), truncation=True, max_length=length - 1).input_ids
         ids = [ids[0], self.tokenizer.convert_tokens_to_ids(marker), *ids[1:]]
         mask = [1] * len(ids)
-        if is_query and self.spec.expand_queries:
+        if is_query and self.spec.expand_to:
             mask += [int(self.spec.attend_to_expansion)] * (length - len(ids))
-            ids += [self.tokenizer.mask_token_id] * (length - len(ids))
+            filler = self.tokenizer.mask_token_id or self.tokenizer.eos_token_id
+            ids += [filler] * (length - len(ids))
+        return ids, self.vectors(ids, mask, skip=not is_query)
+
+    def vectors(self, ids: list[int], mask: list[int], *, skip: bool) -> npt.NDArray[np.float32]:
+        """Normalised token vectors; with `skip` without those of the skip list."""
         with torch.inference_mode():
             x = self.model(torch.tensor([ids]), attention_mask=torch.tensor([mask])).last_hidden_state[0]
             for layer in self.dense:
                 y = x @ layer["linear.weight"].T + layer.get("linear.bias", torch.zeros(1))
+                y = torch.nn.functional.silu(y) if self.activated and layer is self.dense[0] else y
                 x = y + x @ layer["residual.weight"].T if "residual.weight" in layer else y
-        skip = set() if is_query else {self.tokenizer.vocab.get(word) for word in self.spec.skip_words}
-        kept = [i for i, number in enumerate(ids) if number not in skip]
-        return ids, torch.nn.functional.normalize(x[kept], dim=-1).numpy()
+        skipped = {self.tokenizer.vocab.get(word) for word in self.spec.skip_words} if skip else set()
+        kept = [i for i, number in enumerate(ids) if number not in skipped]
+        return torch.nn.functional.normalize(x[kept], dim=-1).numpy()
+
+    def windows(self, text: str, limit: int, overlap: int) -> Iterator[tuple[npt.NDArray[np.float32], str]]:
+        """Token vectors and characters of each window of a document."""
+        backend, stripped = self.tokenizer.backend_tokenizer, text.strip()
+        first, *last = self.tokenizer("").input_ids
+        marker = self.tokenizer.convert_tokens_to_ids(self.spec.document_marker)
+        whole, room = backend.encode(stripped, add_special_tokens=False), limit - 2 - len(last)
+        for start in range(0, max(1, len(whole.ids) - overlap), room - overlap):
+            ids = [first, marker, *whole.ids[start : start + room], *last]
+            offsets = whole.offsets[start : start + room] or [(0, 0)]
+            vectors = self.vectors(ids, [1] * len(ids), skip=True)
+            yield vectors, stripped[offsets[0][0] : offsets[-1][1]].strip()
 
 
 def encoded(engine: Engine, texts: list[str], limit: int, *, is_query: bool) -> Vectors:
@@ -173,12 +233,11 @@ def test_settings_are_the_checkpoints(case: Case) -> None:
     query, document, expanded, attended, skips = CASES[case.name][3]
     spec = case.spec
     assert (spec.query_length, case.limit) == (query, document)
-    assert (spec.expand_queries, spec.attend_to_expansion) == (expanded, attended)
+    assert (bool(spec.expand_to), spec.attend_to_expansion) == (expanded, attended)
     assert spec.skip_words == (tuple(string.punctuation) if skips else ())
-    stanford = CASES[case.name][0] == "stanford"
-    assert [spec.query_marker, spec.document_marker] == (
-        ["[unused0]", "[unused1]"] if stanford else ["[Q] ", "[D] "]
-    )
+    markers = {"stanford": ["[unused0]", "[unused1]"], "jina": ["[QueryMarker]", "[DocumentMarker]"]}
+    expected = markers.get(CASES[case.name][0], ["[Q] ", "[D] "])
+    assert [spec.query_marker, spec.document_marker] == expected
     assert case.engine.spec.outputs == ["score", "multivector"]
     assert case.engine.spec.dims == {"multivector": 128 if case.name == "stanford-defaults" else 24}
 
@@ -201,6 +260,8 @@ def test_vectors_equal_sentence_transformers(case: Case) -> None:
     """Its `MultiVectorEncoder` reads both layouts."""
     if case.name == "pylate-defaults":
         pytest.skip("it takes an absent marker for none, PyLate for its own")
+    if case.name == "jina":
+        pytest.skip("it would run the repository's own code")
     model = MultiVectorEncoder(str(case.directory), device="cpu")
     for is_query, texts, encode in (
         (True, case.queries, model.encode_query),
@@ -221,6 +282,27 @@ def test_scores_are_the_sum_of_best_matches(case: Case) -> None:
         ours = scored(case.engine, case.engine.tokenize_score(query, case.documents, case.limit))
         np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)
         assert len(set(np.round(ours, 3))) > 5
+
+
+def test_every_window_of_a_long_document_scores_as_by_hand(case: Case) -> None:
+    reference, engine, query = Reference(case), case.engine, case.queries[4]
+    documents = [
+        "",
+        " ",
+        "  rain falls\n",
+        *(f"\n  {text} \t" for text in case.documents[-8:]),
+        "Rain - " * 70,
+    ]
+    job = engine.tokenize_chunks(query, documents, 30, Chunking(5, 100))
+    results, vectors = scored(engine, job), reference.read(query, is_query=True)[1]
+    assert job.chunks is not None
+    for number, text in enumerate(documents):
+        ours = [(c, r) for c, r in zip(job.chunks, results, strict=True) if c.document == number]
+        expected = list(reference.windows(text, 30, 5))
+        assert [text[c.start : c.end] for c, _ in ours] == [piece for _, piece in expected]
+        by_hand = [float((vectors @ d.T).max(1).sum()) for d, _ in expected]
+        np.testing.assert_allclose([r for _, r in ours], by_hand, atol=TOLERANCE, rtol=0)
+    assert max(chunk.count for chunk in job.chunks) > 4
 
 
 def test_alone_equals_batched_permuted_and_mixed(case: Case) -> None:

@@ -13,72 +13,12 @@ import pytest
 import torch
 import transformers
 
-from checkpoints import SPECIAL_TOKENS, bert_tokenizer, random_text, xlm_roberta_tokenizer
+from checkpoints import random_text
+from compat_checkpoints import COMPAT, LIMIT, make_compat
 from sie_server.catalog import catalog
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.serving.slots import Slot
-
-LIMIT = 100  # no multiple of 16: slots are longer than the position tables
-# family → what its configuration says beyond the common shape
-MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "deberta-v2": (  # as mxbai-rerank-v1
-        transformers.DebertaV2Config,
-        transformers.DebertaV2ForSequenceClassification,
-        {
-            "type_vocab_size": 0,
-            "relative_attention": True,
-            "position_biased_input": False,
-            "pos_att_type": ["p2c", "c2p"],
-            "share_att_key": True,
-            "norm_rel_ebd": "layer_norm",
-            "position_buckets": 16,
-            "max_relative_positions": -1,
-            "pooler_hidden_size": 48,
-            "pooler_hidden_act": "gelu",
-        },
-    ),
-    "electra": (
-        transformers.ElectraConfig,
-        transformers.ElectraForSequenceClassification,
-        {"type_vocab_size": 2, "embedding_size": 24},
-    ),
-    "camembert": (  # positions count from the padding token's
-        transformers.CamembertConfig,
-        transformers.CamembertForSequenceClassification,
-        {"type_vocab_size": 1},
-    ),
-}
-
-
-def make(directory: Path, family: str) -> Path:
-    config_class, model_class, more = MODELS[family]
-    camembert = family == "camembert"
-    tokenizer = xlm_roberta_tokenizer() if camembert else bert_tokenizer()
-    pad = 1 if camembert else 0
-    torch.manual_seed(2)
-    config = config_class(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        max_position_embeddings=LIMIT + (pad + 1 if camembert else 0),
-        pad_token_id=pad,
-        num_labels=1,
-        **more,
-    )
-    model = model_class(config).eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
-        if "norm" in name.lower() and name.endswith("weight"):
-            parameter.data += 1.0
-    model.save_pretrained(directory)
-    tokenizer_class = transformers.XLMRobertaTokenizerFast if camembert else transformers.BertTokenizerFast
-    special = SPECIAL_TOKENS["roberta" if camembert else "bert"]
-    fast = tokenizer_class(tokenizer_object=tokenizer, model_max_length=LIMIT, **special)
-    fast.save_pretrained(directory)
-    return directory
 
 
 def documents() -> list[str]:
@@ -108,9 +48,9 @@ def reference(directory: Path) -> Any:
         return model(**encoded).logits[:, 0].numpy()
 
 
-@pytest.mark.parametrize("family", sorted(MODELS))
+@pytest.mark.parametrize("family", sorted(COMPAT))
 def test_logits_equal_transformers(tmp_path: Path, family: str) -> None:
-    directory = make(tmp_path, family)
+    directory = make_compat(tmp_path, family)
     engine = Engine(directory, device="cpu", dtype="bfloat16")  # computed in fp32 all the same
     assert engine.spec.compat
     assert engine.spec.backbone.max_length == LIMIT
@@ -124,7 +64,7 @@ def test_logits_equal_transformers(tmp_path: Path, family: str) -> None:
 def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    directory = make(tmp_path, "deberta-v2")
+    directory = make_compat(tmp_path, "deberta-v2")
     weights = load_file(directory / "model.safetensors")
     del weights["classifier.weight"]
     save_file(weights, directory / "model.safetensors")
@@ -135,7 +75,7 @@ def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
 def test_without_the_extra_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = make(tmp_path, "deberta-v2")
+    directory = make_compat(tmp_path, "deberta-v2")
     for name in [n for n in sys.modules if n.partition(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModelLoadFailed, match=r"pip install 'sie-server\[compat\]'"):
@@ -153,7 +93,7 @@ def test_without_the_extra_the_message_says_what_to_install(
     ],
 )
 def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
-    directory = make(tmp_path, "deberta-v2")
+    directory = make_compat(tmp_path, "deberta-v2")
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelLoadFailed, match=named):

@@ -12,66 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from checkpoints import FAMILIES, SPECIAL_TOKENS, random_text
+from checkpoints import random_text
+from modular_checkpoints import LIMIT, MODELS, SIZE, make_encoder, make_reranker, shaken
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
-
-LIMIT, SIZE = 200, 48
-MODELS = {"bert": transformers.BertModel, "modernbert": transformers.ModernBertModel}
-
-
-def make_encoder(directory: Path, family: str) -> Transformer:
-    """A random bare encoder and its tokenizer, as sentence-transformers loads them."""
-    config_class, _, build_tokenizer, tokenizer_class, _ = FAMILIES[family]
-    tokenizer = build_tokenizer()
-    torch.manual_seed(3)
-    config = config_class(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=SIZE,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=96,
-        max_position_embeddings=512,
-        pad_token_id=0,
-    )
-    model = shaken(MODELS[family](config))
-    model.save_pretrained(directory)
-    fast = tokenizer_class(tokenizer_object=tokenizer, model_max_length=LIMIT, **SPECIAL_TOKENS[family])
-    fast.save_pretrained(directory)
-    return Transformer(str(directory), transformer_task="feature-extraction")
-
-
-def shaken(module: Any) -> Any:
-    """Weights wide enough that wrong code would not agree by chance."""
-    for name, parameter in module.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
-        if name.lower().endswith("norm.weight"):
-            parameter.data += 1.0
-    return module.eval()
-
-
-def make_reranker(
-    tmp_path: Path, family: str = "modernbert", pooling: Any = "cls", activation: Any = None
-) -> tuple[Path, CrossEncoder]:
-    """The layout of the ettin rerankers: encoder, pooling, Dense without bias and GELU, LayerNorm, Dense to one."""
-    modules = [
-        make_encoder(tmp_path / "encoder", family),
-        Pooling(SIZE, pooling_mode=pooling),
-        Dense(SIZE, SIZE, bias=False, activation_function=torch.nn.GELU()),
-        LayerNorm(SIZE),
-        Dense(SIZE, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
-    ]
-    for module in modules[2:]:
-        shaken(module)
-    model = CrossEncoder(modules=modules, activation_fn=activation or torch.nn.Identity(), device="cpu")
-    model.save_pretrained(str(tmp_path / "reranker"))
-    return tmp_path / "reranker", model
 
 
 def documents(words: int = 90) -> list[str]:

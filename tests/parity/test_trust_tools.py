@@ -16,11 +16,14 @@ from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
 from checkpoints import make_cross_encoder
+from decoder_checkpoints import make_decoder
 from encoders import make_encoder
+from families import EVERY
 from inprocess import ask, asking, post
 from sie_server.catalog import EMBEDDED
 from sie_server.cli import cli
-from sie_server.engine.verify import CannotVerify, kendall_tau, verify
+from sie_server.engine.references import CannotVerify
+from sie_server.engine.verify import kendall_tau, verify
 
 LIMIT = 48
 QUERY = "how stars burn hydrogen"
@@ -114,6 +117,23 @@ def test_equal_cross_encoders_and_encoders_pass(toy: Path, tmp_path: Path) -> No
         status, output = run(f"m={directory}", "--pairs", "20", "--offline")
         assert status == 0, output
         assert "max |Δ|" in output and "Kendall tau  1.000000" in output and "token ids    equal" in output
+
+
+@pytest.mark.parametrize(
+    "name", ["ColBERT, Stanford", "ColBERT, PyLate", "SPLADE", "bge-m3, dense", "ettin", "deberta-v2"]
+)
+def test_every_kind_with_a_reference_passes(name: str, tmp_path: Path) -> None:
+    made = EVERY[name].make(tmp_path)
+    status, output = run(f"m={made.served}", "--pairs", "12", "--offline")
+    assert status == 0, output
+    assert "token ids    equal" in output
+
+
+def test_a_causal_reranker_passes_under_its_template(tmp_path: Path) -> None:
+    directory = make_decoder(tmp_path / "qwen", "qwen3")
+    status, output = run(f"Qwen/Qwen3-Reranker-0.6B={directory}", "--pairs", "12", "--offline")
+    assert status == 0, output
+    assert "token ids    equal" in output
 
 
 def test_another_lower_casing_is_found_by_its_token(toy: Path, tmp_path: Path) -> None:

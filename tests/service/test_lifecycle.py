@@ -20,23 +20,13 @@ import pytest
 import torch
 
 import servers
-from servers import Server
+from servers import Server, eventually
 from sie_sdk import Item, SIEClient
 from sie_server import __version__
 
 MINI = "sie/mini-en"
 WORDS = "rain falls tomorrow over the quiet harbour and nobody reads contracts about proteins "
 Edit = Callable[[Path], Any]
-
-
-def eventually(holds: Callable[[], bool], within: float = 60) -> bool:
-    """Whether it holds at some time from now on."""
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return holds()
 
 
 def bulk(texts: int, words: int = 4) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import resource
 import shutil
 import threading
 import time
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -219,6 +221,7 @@ async def test_what_is_in_use_is_waited_for_and_then_named(made: Path) -> None:
     settings = {"memory_budget_mb": budget(made, 1), "load_wait_s": 0.4}
     async with serving(models_dir=str(made), **settings) as service:
         async with service.registry.lease("a"):
+            assert [held.in_use for held in service.registry.slot("a").held()] == [True]
             with pytest.raises(ResourceExhausted, match=r"in use: a ") as caught:
                 await ask(service, "b")
             assert (caught.value.retry_after_s or 0) >= 1
@@ -234,12 +237,36 @@ async def test_idle_models_are_unloaded_and_pinned_ones_are_not(made: Path) -> N
         assert await ask(service, "b") == before
 
 
+async def test_running_out_of_memory_while_loading(made: Path, tmp_path: Path) -> None:
+    """The process may take no more address space than half of what the new version needs."""
+    wide = checkpoints.make_cross_encoder(
+        tmp_path / "wide", "bert", hidden_size=1024, num_hidden_layers=8, intermediate_size=4096
+    )
+    servers.edit_weights(wide, lambda w: w.update({name: t.bfloat16() for name, t in w.items()}))
+    async with serving(models_dir=str(made), source_roots=(str(tmp_path),)) as service:
+        before = await ask(service, "a")
+        need = await service.load("wide", str(wide))
+        await service.unload("wide")
+        taken = psutil.Process().memory_info().vms
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (taken + need.memory_bytes * 3 // 4, limits[1]))
+        try:
+            with pytest.raises(ResourceExhausted, match="out of memory while loading"):
+                await service.swap("a", str(wide))
+            assert await ask(service, "a") == before
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+        info = service.registry.info("a")
+        assert info.source == str(made / "a")
+        assert info.memory_bytes == pytest.approx(size_of(made / "a") * MIB, rel=0.02)
+
+
 # ── unloading ──
 
 
 async def test_unloading_waits_for_requests_and_frees_the_engine(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
-        async with service.registry.lease("a") as engine:
+        async with service.registry.lease("a") as (engine, _):
             gone = weakref.ref(engine)
             unloading = asyncio.create_task(service.unload("a"))
             await until(lambda: service.registry.info("a").state == "unloading")

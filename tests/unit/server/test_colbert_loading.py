@@ -57,11 +57,11 @@ def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
             {"default_prompt_name": "p", "prompts": {"p": "search: "}},
             "default prompt",
         ),
-        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
-        ("1_Dense/config.json", {"activation_function": "torch.nn.modules.activation.Tanh"}, "Tanh"),
+        ("1_Dense/config.json", {"activation_function": "my.Tanh"}, "my.Tanh"),
         ("1_Dense/config.json", {"in_features": 47}, "in_features is 47.*48 wide"),
         ("1_Dense/config.json", {"out_features": 23}, r"linear\.weight.*\[24, 48\].*\[23, 48\]"),
         ("1_Dense/config.json", {"bias": True}, r"linear\.bias"),
+        ("tokenizer_config.json", {"padding_side": "left"}, "padding_side"),
         ("tokenizer_config.json", {"mask_token": None, "eos_token": None}, "mask_token"),
     ],
 )
@@ -98,6 +98,19 @@ def test_another_width_or_backbone_is_named(tmp_path: Path) -> None:
         load(directory)
     edit(directory / "config.json", model_type="deberta-v2")
     with pytest.raises(ModelLoadFailed, match=r"HF_ColBERT/deberta-v2.*HF_ColBERT/bert"):
+        load(directory)
+
+
+def test_lfm2_reads_both_spellings_of_its_layers(tmp_path: Path) -> None:
+    directory = make_pylate(tmp_path / "model", "lfm2")
+    spec = load(directory).spec.backbone
+    edit(directory / "config.json", layer_types=None, full_attn_idxs=[2, 4])
+    assert load(directory).spec.backbone == spec
+    edit(directory / "config.json", full_attn_idxs=[2])
+    with pytest.raises(ModelLoadFailed, match=r"lacks.*layers\.4\.conv"):
+        load(directory)
+    edit(directory / "config.json", layer_types=["conv", "mamba"])
+    with pytest.raises(ModelLoadFailed, match="5 times 'full_attention' or 'conv'"):
         load(directory)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from sie_server.catalog import catalog, known_models
 from sie_server.config import ConfigError, ServerConfig, load_config
+from sie_server.models.prompts import read_prompts
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -85,3 +86,21 @@ def test_models_dir_finds_models_and_not_their_parts(tmp_path: Path) -> None:
     assert found == {"flat", "org/name"}
     with pytest.raises(ConfigError, match="no such directory"):
         known_models([], str(tmp_path / "missing"))
+
+
+def test_a_known_id_keeps_its_prompts_wherever_its_weights_are() -> None:
+    for name in ("intfloat/multilingual-e5-base", "intfloat/multilingual-e5-base=/some/dir"):
+        prompts = known_models([name], None)["intfloat/multilingual-e5-base"].prompts
+        assert prompts == {"query": "query: ", "document": "passage: "}
+    assert known_models(["mine=/some/dir"], None)["mine"].prompts == {}
+
+
+def test_the_prompts_of_a_checkpoint_come_first(tmp_path: Path) -> None:
+    known = {"query": "search: "}
+    file = tmp_path / "config_sentence_transformers.json"
+    assert read_prompts(tmp_path, known).of(True) == "search: "
+    for silent in ("{}", '{"prompts": {}}', '{"prompts": {"query": "", "document": ""}}'):
+        file.write_text(silent)
+        assert read_prompts(tmp_path, known).of(True) == "search: "
+    file.write_text('{"prompts": {"query": "own: "}}')
+    assert (read_prompts(tmp_path, known).of(True), read_prompts(tmp_path, known).of(False)) == ("own: ", "")

@@ -13,6 +13,7 @@ import torch
 from checkpoints import random_text
 from colbert_checkpoints import make_pylate
 from sie_server.catalog import EMBEDDED
+from sie_server.engine.chunks import Chunking
 from sie_server.engine.document_cache import ENTRY_BYTES, CachedDocument, DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job
@@ -22,7 +23,7 @@ SIZE = 4 * 4 * 10 + ENTRY_BYTES  # bytes of `entry()`
 
 
 def entry(value: float = 0.0) -> CachedDocument:
-    return CachedDocument(DocumentVectors(torch.full((10, 4), float(value))), False)
+    return CachedDocument(DocumentVectors(torch.full((10, 4), float(value))), False, 12)
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -40,7 +41,7 @@ def test_replacing_counts_once_and_too_large_is_not_kept() -> None:
     cache.put(b"a", entry(1))
     cache.put(b"a", entry(2))
     assert cache.nbytes == SIZE
-    cache.put(b"b", CachedDocument(DocumentVectors(torch.zeros(10_000, 4)), False))
+    cache.put(b"b", CachedDocument(DocumentVectors(torch.zeros(10_000, 4)), False, 10_000))
     assert cache.get(b"b") is None
     found = cache.get(b"a")
     assert found is not None
@@ -53,8 +54,8 @@ def test_keys_tell_model_load_limit_and_text_apart() -> None:
     keys = {first.key("rain", 32), first.key("rain", 33), first.key("Rain", 32), again.key("rain", 32)}
     assert len(keys) == 4
     assert first.key("rain", 32) in keys
-    first.put(first.key("rain", 32), entry().vectors, True)
-    again.put(again.key("rain", 32), entry().vectors, False)
+    first.put(first.key("rain", 32), entry())
+    again.put(again.key("rain", 32), entry())
     first.forget()
     assert first.get(first.key("rain", 32)) is None
     assert again.get(again.key("rain", 32)) is not None
@@ -124,6 +125,17 @@ def test_another_limit_is_another_document(directory: Path) -> None:
     run(caching, caching.tokenize_score("rain", [text], 48))
     assert caching.tokenize_score("rain", [text], 48).known
     assert caching.tokenize_score("rain", [text], 32).known == []
+
+
+def test_a_cached_window_says_nothing_of_its_document(directory: Path) -> None:
+    """Whether a document was cut depends on the request, and is not kept with its windows."""
+    engine = Engine(directory, device="cpu", documents=ModelDocuments(DocumentCache(2**26), "m", None))
+    text = random_text(random.Random(1), 90)
+    for most, known in ((2, 0), (100, 2), (2, 2)):
+        job = engine.tokenize_chunks("rain", [text], 32, Chunking(0, most))
+        assert len(job.known) == known
+        assert job.truncated == [most == 2] * len(job.truncated)
+        assert all(isinstance(score, float) for score in run(engine, job))
 
 
 def test_a_cached_document_does_not_keep_its_batch_alive(directory: Path) -> None:

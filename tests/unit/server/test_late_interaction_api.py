@@ -62,6 +62,17 @@ def vectors(client: TestClient, model: str, texts: list[str], params: dict[str, 
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_a_query_that_is_too_long_can_be_refused_beside_vectors(client: TestClient, model: str) -> None:
+    items = [{"multivector": found} for found in vectors(client, model, DOCUMENTS[2:4], {})]
+    body = {"query": {"text": QUERY}, "items": items, "options": {"long_document": "refuse"}}
+    assert len(post(client, f"score/{model}", body)["scores"]) == 2
+    body["query"] = {"text": "rain " * 60}
+    assert "$.query.text" in post(client, f"score/{model}", body, 400)
+    tokens = {"long_document": None, "max_document_tokens": 2}
+    assert "$.options.max_document_tokens" in post(client, f"score/{model}", body | {"options": tokens}, 400)
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("as_query", [{"is_query": True}, {"options": {"is_query": True}}])
 def test_scores_equal_the_clients_maxsim(client: TestClient, model: str, as_query: dict[str, Any]) -> None:
     [query] = vectors(client, model, [QUERY], as_query)
@@ -98,6 +109,15 @@ def test_what_was_cut_is_said(client: TestClient) -> None:
         assert cut == {"item-0": True, "item-1": None}
         assert "20 tokens" in answer["warnings"][0]
         assert "1 of 2" in answer["warnings"][1]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_narrower_vectors_are_the_first_dimensions_at_length_one(client: TestClient, model: str) -> None:
+    whole = vectors(client, model, DOCUMENTS, {})
+    narrow = vectors(client, model, DOCUMENTS, {"options": {"dimensions": 12}})
+    for one, two in zip(whole, narrow, strict=True):
+        expected = one[:, :12] / np.linalg.norm(one[:, :12], axis=1, keepdims=True)
+        np.testing.assert_allclose(two, expected, atol=1e-6)
 
 
 GOOD = np.ones((3, 24), np.float32)
@@ -148,7 +168,9 @@ def test_models_of_another_kind_take_no_vectors(client: TestClient) -> None:
 
 def counters(client: TestClient) -> dict[str, float]:
     found = re.findall(r"^sie_document_cache_(\w+) (\S+)$", client.get("/metrics").text, re.MULTILINE)
-    return {name: float(value) for name, value in found if not name.endswith("_created")}
+    counted = {name: float(value) for name, value in found if not name.endswith("_created")}
+    tokens = re.findall(r"^sie_tokens_total\{.*?\} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return counted | {"tokens": sum(map(float, tokens))} if counted else {}
 
 
 @pytest.mark.parametrize("model", [*MODELS, "sie/mini-en"])
@@ -170,11 +192,44 @@ def test_a_hit_skips_tokenisation_and_forward_pass(client: TestClient, model: st
     )
     assert between["bytes"] == after["bytes"] > before["bytes"]
     assert after["evictions_total"] == 0
-    # only the query went through the model
-    assert second["usage"]["input_tokens"] < first["usage"]["input_tokens"] / 3
+    # only the query went through the model; the caller is told the same all the same
+    assert after["tokens"] - between["tokens"] < (between["tokens"] - before["tokens"]) / 3
+    assert second["usage"] == first["usage"]
     assert [e["item_id"] for e in first["scores"]] == [e["item_id"] for e in second["scores"]]
     ours, theirs = ([e["score"] for e in answer["scores"]] for answer in (second, first))
     np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("model", [*MODELS, "sie/mini-en"])
+def test_windows_are_cached_by_their_content(client: TestClient, model: str) -> None:
+    """Also those of a document that was changed elsewhere."""
+    long = random_text(random.Random(12), 200)
+    options = {"long_document": "chunk", "chunk_overlap": 0, "max_seq_length": 32}
+
+    def ask(texts: list[str]) -> Any:
+        items = [{"text": text} for text in texts]
+        return post(client, f"score/{model}", {"query": {"text": QUERY}, "items": items, "options": options})
+
+    start = counters(client)
+    first = ask([long, "rain"])
+    between = counters(client)
+    second = ask([long, "rain"])
+    after = counters(client)
+    windows = between["misses_total"] - start["misses_total"]
+    assert windows > 6
+    assert after["hits_total"] - between["hits_total"] == windows
+    assert after["tokens"] - between["tokens"] < (between["tokens"] - start["tokens"]) / 3
+    assert second["usage"] == first["usage"]
+    for one, two in zip(first["scores"], second["scores"], strict=True):
+        assert one.pop("score") == pytest.approx(two.pop("score"), abs=1e-5)
+        assert one == two
+    ask([f"{long} and more"])
+    changed = counters(client)
+    assert changed["hits_total"] - after["hits_total"] >= windows - 2
+    # looking at what would be read shows every window, cached or not
+    body = {"query": {"text": QUERY}, "items": [{"text": long}, {"text": "rain"}], "options": options}
+    assert len(post(client, f"inspect/{model}", body)["items"]) == windows
+    assert counters(client) == changed
 
 
 def test_zero_budget_means_no_cache(tmp_path: Path) -> None:

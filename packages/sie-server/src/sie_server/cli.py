@@ -60,7 +60,7 @@ def _option(field: msgspec.structs.FieldInfo) -> Callable[[Command], Command]:
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", field.name, default=None, help=text)
     if get_origin(kind) is tuple:
-        metavar = "ID[=SOURCE]" if field.name == "model" else "DIRECTORY"
+        metavar = {"model": "ID[=SOURCE]", "cors_origins": "ORIGIN"}.get(field.name, "DIRECTORY")
         return click.option(flag, field.name, multiple=True, default=None, metavar=metavar, help=text)
     choices = [str(c) for c in get_args(kind)] if all(isinstance(c, str) for c in get_args(kind)) else []
     parameter = (
@@ -176,7 +176,7 @@ def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
 
     with errors.status(f"comparing {known.id} with its reference …"):
         directory = fetch(known.source, revision=known.revision, offline=offline)
-        report = compare(directory, pairs)
+        report = compare(directory, pairs, known.template)
     click.echo(f"{known.id} against {report.reference}: {report.compared} of {report.pairs} texts, fp32")
     click.echo(f"max |Δ|      {report.max_difference:.3g} (allowed {tolerance:g})")
     click.echo(f"Kendall tau  {report.kendall_tau:.6f}")

@@ -156,6 +156,25 @@ def swap(remote: Remote, as_json: bool, **body: Any) -> None:
     _do(remote, "swap", body, as_json)
 
 
+@admin.command("load-adapter")
+@click.argument("model")
+@click.argument("adapter")
+@click.argument("source")
+@_remote
+def load_adapter(remote: Remote, as_json: bool, **body: Any) -> None:
+    """Load a LoRA ADAPTER for MODEL from SOURCE, a hub id or a directory of the server's."""
+    _do(remote, "adapters/load", body, as_json)
+
+
+@admin.command("unload-adapter")
+@click.argument("model")
+@click.argument("adapter")
+@_remote
+def unload_adapter(remote: Remote, as_json: bool, **body: Any) -> None:
+    """Free a LoRA ADAPTER of MODEL."""
+    _do(remote, "adapters/unload", body, as_json)
+
+
 @admin.command()
 @click.option("--all", "everything", is_flag=True, help="Also those nobody has asked for yet")
 @_remote
@@ -184,8 +203,10 @@ def _do(remote: Remote, action: str, body: Json, as_json: bool) -> None:
         return
     size, revision = answer["memory_bytes"] / 2**20, f" at {answer['revision']}" if answer["revision"] else ""
     pinned = ", pinned" if answer["pinned"] else ""
+    loaded = [adapter["name"] for adapter in answer["adapters"] if adapter["loaded"]]
+    adapters = f", adapters {' '.join(loaded)}" if loaded else ""
     click.echo(
-        f"{answer['model']}: {answer['state']}, {size:.0f} MiB{pinned}, from {answer['source']}{revision}, "
+        f"{answer['model']}: {answer['state']}, {size:.0f} MiB{pinned}{adapters}, from {answer['source']}{revision}, "
         f"after {answer['seconds']:.1f} s"
     )
 

@@ -19,7 +19,7 @@ DEFAULT_MODEL = "sie/mini-en"
 # variables of the clients, which may well be set in the same shell
 CLIENT_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
 
-LISTS = {"model", "source_roots"}
+LISTS = {"model", "adapter", "source_roots", "cors_origins"}
 
 
 class ConfigError(Exception):
@@ -67,6 +67,16 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     models_dir_poll_s: Annotated[
         float, Meta(ge=0, description="How often models_dir is looked at for changes; 0: only at the start")
     ] = 2.0
+    adapter: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="LoRA adapter that a model may be asked for: MODEL:NAME=DIRECTORY or MODEL:NAME=HUB_ID; "
+            "loaded on first use; may be given several times"
+        ),
+    ] = ()
+    max_adapters: Annotated[
+        int, Meta(ge=1, description="LoRA adapters kept per model; the least recently used gives way")
+    ] = 16
     source_roots: Annotated[
         tuple[str, ...],
         Meta(
@@ -125,6 +135,12 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     api_keys_file: Annotated[
         str | None, Meta(description="TOML file of API keys, in addition to `api_keys`")
     ] = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origin of web pages that may call, `https://example.com`, or `*`; may be given several times"
+        ),
+    ] = ()
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe message to log")
     ] = "info"

@@ -7,7 +7,8 @@
     ├── Forbidden 403               ├── ResourceExhausted 503 + Retry-After
     ├── NotFound 404                ├── InferenceError 500
     ├── MethodNotAllowed 405        ├── Conflict 409
-    ├── ModelNotFound 404           └── ClientGone 499
+    ├── ModelNotFound 404           ├── ClientGone 499
+    └── AdapterNotFound 404
 
 One handler (`api.app`) turns them into bodies; anything else becomes a 500 without its internals.
 """
@@ -77,6 +78,12 @@ class Conflict(SIEError):
     """The model is being loaded, swapped or unloaded already, or is loaded from somewhere else."""
 
     status, code = 409, "CONFLICT"
+
+
+class AdapterNotFound(SIEError):
+    """The model has no LoRA adapter of that name; the base model's scores are never given instead."""
+
+    status, code = 404, "ADAPTER_NOT_FOUND"
 
 
 class ClientGone(SIEError):

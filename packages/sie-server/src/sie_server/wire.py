@@ -36,12 +36,17 @@ class Item(Struct, frozen=True):
 class Options(Struct, frozen=True):
     """Options of one request. A key that is not listed here is ignored and reported in `warnings`."""
 
-    profile: str | None = None
+    profile: Annotated[str | None, Meta(description="One of the model's named sets of options")] = None
     instruction: str | None = None
     max_seq_length: Annotated[int, Meta(ge=1, description="Tokens a model reads per text or pair")] | None = (
         None
     )
     top_n: Annotated[int, Meta(ge=1, description="Return only the best n entries")] | None = None
+    lora: Annotated[
+        str | None,
+        Meta(description="LoRA adapter to read with; the same as MODEL:ADAPTER in place of the model's id"),
+    ] = None
+    lora_id: Annotated[str | None, Meta(description="Another name of `lora`")] = None
     is_query: Annotated[bool, Meta(description="encode: the texts are queries")] | None = None
     dimensions: (
         Annotated[int, Meta(ge=1, description="encode: cut vectors to their first dimensions (Matryoshka)")]
@@ -68,6 +73,19 @@ class Options(Struct, frozen=True):
         ]
         | None
     ) = None
+    cutoff_layer: (
+        Annotated[
+            int,
+            Meta(ge=1, description="score, models with several heads only: read the score after this layer"),
+        ]
+        | None
+    ) = None
+    compress_ratio: (
+        Annotated[
+            int, Meta(ge=1, description="score: token compression, which is not served: 1, or leave it out")
+        ]
+        | None
+    ) = None
     return_documents: Annotated[bool, Meta(description="score: each entry carries its text")] | None = None
     return_logits: Annotated[bool, Meta(description="score: each entry carries its raw logit")] | None = None
     long_document: (
@@ -89,6 +107,14 @@ class Options(Struct, frozen=True):
         Annotated[Literal["max", "mean"], Meta(description="score: how windows make a document's score")]
         | None
     ) = None
+
+
+class Profile(Options, frozen=True, forbid_unknown_fields=True):
+    """Options under a name, as a model's catalog entry lists them; a request's own options beat them."""
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            raise ValueError("a profile cannot name another profile")
 
 
 class ScoreRequest(Struct, frozen=True):
@@ -132,8 +158,8 @@ class ScoreEntry(Struct, frozen=True):
 class Usage(Struct, frozen=True):
     """Tokens of all sequences the model reads, without padding.
 
-    A prompt's start that all pairs of a request share is computed once, and counted in every pair all the same: what a
-    request costs does not depend on how the server saves work.
+    A prompt's start that all pairs of a request share is computed once, and counted in every pair all the same; so are
+    documents whose token vectors are cached: what a request costs does not depend on how the server saves work.
     """
 
     input_tokens: int
@@ -150,18 +176,34 @@ class ScoreResponse(Struct, frozen=True):
     warnings: list[str] | UnsetType = UNSET
 
 
+class InspectedPassage(Struct, frozen=True):
+    """One document of a block, which a listwise reranker reads as one sequence."""
+
+    item_id: str
+    position: Annotated[int, Meta(description="Place of its read-out token, from 0")]
+    truncated: bool
+
+
 class InspectedText(Struct, frozen=True):
     """One sequence as the model reads it."""
 
-    item_id: Annotated[str | None, Meta(description="Null for a query that is read by itself")]
+    item_id: Annotated[
+        str | None, Meta(description="Null for a query that is read by itself, and for a block of documents")
+    ]
     text: Annotated[str, Meta(description="The tokens as text, special ones included")]
     token_ids: list[int]
     tokens: list[str]
     readout: Annotated[
-        Literal["first", "last", "all"], Meta(description="The tokens whose hidden states make the result")
+        Literal["first", "last", "all", "marked"],
+        Meta(
+            description="The tokens whose hidden states make the result; marked: one per passage and the query's"
+        ),
     ]
     truncated: bool
-    position: Annotated[int | UnsetType, Meta(description="Place of the read-out token, from 0")] = UNSET
+    position: Annotated[
+        int | UnsetType, Meta(description="Place of the read-out token (of a block: the query's), from 0")
+    ] = UNSET
+    passages: Annotated[list[InspectedPassage] | UnsetType, Meta(description="Of a block")] = UNSET
     read_to: Annotated[int | UnsetType, Meta(description="Characters of a cut text that are read")] = UNSET
     chunk: ChunkSpan | UnsetType = UNSET
 
@@ -260,6 +302,14 @@ class LoadProgress(Struct, frozen=True):
     bytes_total: Annotated[int | None, Meta(description="Null until the files are there")]
 
 
+class AdapterInfo(Struct, frozen=True):
+    """A LoRA adapter a model may be asked for; one that is not loaded is on first use."""
+
+    name: str
+    source: str
+    loaded: bool
+
+
 class ModelInfo(Struct, frozen=True):
     """One model the server knows, loaded or not."""
 
@@ -282,6 +332,7 @@ class ModelInfo(Struct, frozen=True):
     pinned: Annotated[bool, Meta(description="Never unloaded to make room or for being idle")] = False
     memory_bytes: Annotated[int, Meta(description="What its tensors hold, all versions together")] = 0
     progress: Annotated[LoadProgress | None, Meta(description="Of a load or swap that is running")] = None
+    adapters: list[AdapterInfo] = []
 
 
 class ModelList(Struct, frozen=True):
@@ -300,6 +351,9 @@ Source = Annotated[
         max_length=1000,
         description="Hub id, or a directory of the server under models_dir or source_roots",
     ),
+]
+AdapterName = Annotated[
+    str, Meta(min_length=1, max_length=100, pattern=r"^[\w.-]+$", description="Name for `options.lora`")
 ]
 Revision = Annotated[str, Meta(min_length=1, max_length=200, description="Branch, tag or commit of a hub id")]
 
@@ -327,6 +381,21 @@ class AdminSwapRequest(Struct, frozen=True, forbid_unknown_fields=True):
     revision: Revision | None = None
 
 
+class AdapterLoadRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/adapters/load`: load a LoRA adapter now, under a name that requests may use from then on."""
+
+    model: ModelName
+    adapter: AdapterName
+    source: Source
+
+
+class AdapterUnloadRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/admin/adapters/unload`: free it; unknown from then on, unless the server was started with it."""
+
+    model: ModelName
+    adapter: AdapterName
+
+
 class AdminAnswer(Struct, frozen=True):
     """Where the model stands after an admin request."""
 
@@ -337,6 +406,7 @@ class AdminAnswer(Struct, frozen=True):
     pinned: bool
     memory_bytes: int
     seconds: Annotated[float, Meta(description="How long it took")]
+    adapters: list[AdapterInfo] = []
 
 
 class ErrorDetail(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The admin routes: load, unload and swap models while the server runs. `api.gate` decides who may ask.
+"""The admin routes: load, unload and swap models and adapters while the server runs. `api.gate` decides who may ask.
 
 Bodies are JSON and say so: a web page of another origin cannot send that content type without being asked about it
 first. A field that is not known is an error, because an admin must not be misheard. What was begun goes on when the
@@ -21,7 +21,14 @@ from sie_server.api.bodies import read_body
 from sie_server.api.gate import ADMIN
 from sie_server.api.routes import service_of
 from sie_server.errors import InvalidInput
-from sie_server.wire import AdminAnswer, AdminLoadRequest, AdminSwapRequest, AdminUnloadRequest
+from sie_server.wire import (
+    AdapterLoadRequest,
+    AdapterUnloadRequest,
+    AdminAnswer,
+    AdminLoadRequest,
+    AdminSwapRequest,
+    AdminUnloadRequest,
+)
 
 log = logging.getLogger("sie_server.admin")
 Body = TypeVar("Body")
@@ -46,7 +53,26 @@ async def swap(request: Request) -> Response:
     return await _answer(service_of(request).swap(asked.model, asked.source, asked.revision))
 
 
-ROUTES = [Route(ADMIN + action.__name__, action, methods=["POST"]) for action in (load, unload, swap)]
+async def load_adapter(request: Request) -> Response:
+    """POST /v1/admin/adapters/load"""
+    asked = await _asked(request, AdapterLoadRequest)
+    return await _answer(service_of(request).load_adapter(asked.model, asked.adapter, asked.source))
+
+
+async def unload_adapter(request: Request) -> Response:
+    """POST /v1/admin/adapters/unload"""
+    asked = await _asked(request, AdapterUnloadRequest)
+    return await _answer(service_of(request).unload_adapter(asked.model, asked.adapter))
+
+
+ACTIONS = {
+    "load": load,
+    "unload": unload,
+    "swap": swap,
+    "adapters/load": load_adapter,
+    "adapters/unload": unload_adapter,
+}
+ROUTES = [Route(ADMIN + path, action, methods=["POST"]) for path, action in ACTIONS.items()]
 
 
 async def _asked(request: Request, kind: type[Body]) -> Body:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sie_server import __version__
 from sie_server.api import admin, dialects, routes
 from sie_server.api.codec import JSON
+from sie_server.api.cors import Cors, check_origins
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
 from sie_server.api.gate import Gate
 from sie_server.config import ServerConfig
@@ -42,8 +43,9 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
     """The server as an ASGI app. `on_start_failure` is told when a model named at start cannot be loaded.
 
     Raises:
-        ConfigError: API keys that cannot be used.
+        ConfigError: API keys or origins that cannot be used.
     """
+    check_origins(config.cors_origins)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -77,6 +79,8 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
     app.router.redirect_slashes = False  # an unknown route is a 404 with an error body
     app.state.ready = app.state.draining = False
     app.add_middleware(RequestFrame, state=app.state, gate=Gate(read_keys(config)))
+    if config.cors_origins:
+        app.add_middleware(Cors, origins=config.cors_origins)
     return app
 
 
@@ -174,7 +178,7 @@ class RequestFrame:
         if service is None or route is None:
             return
         in_body = getattr(Request(scope).state, "model", None)  # embeddings and dialects
-        model = in_body or path.removeprefix(f"/v1/{route}/")
+        model, _ = service.registry.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
         # labels only for known ids: a caller must not be able to grow the metrics
         service.metrics.done(route, model if model in service.registry else "unknown", status, timing)
         if status == ClientGone.status:

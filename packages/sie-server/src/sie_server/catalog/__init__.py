@@ -45,9 +45,9 @@ def with_configured(configured: Iterable[str], found: Mapping[str, ModelConfig])
         if not name or (separator and not source):
             raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
         if separator:
-            # a known id keeps its template wherever its weights come from
-            template = models[name].template if name in models else None
-            models[name] = ModelConfig(name, source, preload=True, template=template)
+            # a known id keeps its limits, template, prompts and profiles wherever its weights come from
+            known = models.get(name, ModelConfig(name, source))
+            models[name] = replace(known, source=source, revision=None, preload=True)
         else:
             # an operator may name any hub id; only ids in callers' requests must be known already
             models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+
+from sie_server.wire import Profile
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 ID_LENGTH = 200
@@ -39,6 +41,18 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     template: Annotated[
         str | None, Meta(description="Name of the form a causal reranker is asked in (sie_server/templates)")
     ] = None
+    profiles: Annotated[
+        dict[str, Profile],
+        Meta(description="Name → options of a request; `default` holds for requests that name none"),
+    ] = {}
+    adapters: Annotated[
+        dict[str, str],
+        Meta(description="Name → directory or hub id of LoRA adapters that it may be asked for"),
+    ] = {}
+    prompts: Annotated[
+        dict[Literal["query", "document"], str],
+        Meta(description="What the model card puts before a text, for checkpoints whose files do not say it"),
+    ] = {}
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,13 @@ class ModelConfig:
     entry: CatalogEntry | None = None
     preload: bool = False
     template: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
     stamp: str | None = None  # changes when the files of a watched directory do
+
+    @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """The options its catalog entry gives names to."""
+        return self.entry.profiles if self.entry else {}
 
     @property
     def shown_source(self) -> str:
@@ -80,7 +100,15 @@ def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelCo
     elif root and (root / source).is_dir():
         source = str(root / source)
     for name in (entry.id, *entry.aliases):
-        yield ModelConfig(name, source, entry.revision, entry.max_seq_length, entry, template=entry.template)
+        yield ModelConfig(
+            name,
+            source,
+            entry.revision,
+            entry.max_seq_length,
+            entry,
+            template=entry.template,
+            prompts=dict[str, str](entry.prompts.items()),
+        )
 
 
 def _installed(package: str | None) -> str | None:

@@ -4,11 +4,13 @@ Exactly as PyLate 1.6 (https://github.com/lightonai/pylate, `pylate/models/colbe
 with Stanford's code on the ids: texts are stripped; the marker goes after the first token and counts in the limit; a
 query is filled up to its length with mask tokens of token type 0, all of whose vectors are matched. Where a checkpoint
 does not attend to the expansion, those tokens look at the real ones and are looked at by none, not even by
-themselves. Documents keep every token for the encoder; those in the skip list are not matched.
+themselves. Documents keep every token for the encoder; those in the skip list are not matched. A checkpoint in the
+layout of sentence-transformers 6 has prompts in place of markers, tokenised with the text as it came.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sie_server.engine.document_cache import ModelDocuments
-from sie_server.engine.inputs import document_job
+from sie_server.engine.chunks import Chunking, Chunks, split
+from sie_server.engine.document_cache import CachedDocument, ModelDocuments
+from sie_server.engine.inputs import document_job, window_job
 from sie_server.engine.job import QUERY, Job, Work, build_job
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.models.late_interaction import DocumentVectors, QueryVectors, TokenProjection, maxsim
@@ -41,23 +44,28 @@ class ColbertInput:
         self._spec, self._tokenizer, self._cache = spec, tokenizer, cache
         self._query_marker = _marker(tokenizer, spec.query_marker)
         self._document_marker = _marker(tokenizer, spec.document_marker)
-        self._filler = _filler(tokenizer, directory) if spec.expand_queries else 0
+        self._filler = _filler(tokenizer, directory, spec.expansion_token) if spec.expand_to else 0
 
     def queries(self, texts: list[str]) -> tuple[list[Tokens], list[bool]]:
         """Queries, filled up where the checkpoint does so, and which were cut."""
-        length, filler = self._spec.query_length, self._filler
-        plain, cut = self._tokenizer.singles([t.strip() for t in texts], length, self._query_marker)
-        if not self._spec.expand_queries:
+        spec, read = self._spec, [self._spec.query_prompt + text for text in self._stripped(texts)]
+        plain, cut = self._tokenizer.singles(read, spec.query_length, self._query_marker)
+        if not spec.expand_to:
             return plain, cut
         tokens = []
         for query in plain:
-            ids = np.concatenate((query.ids, np.full(length - len(query), filler, np.int32)))
-            tokens.append(Tokens(ids, length, None if self._spec.attend_to_expansion else len(query)))
+            length = max(len(query), spec.expand_to)
+            ids = np.concatenate((query.ids, np.full(length - len(query), self._filler, np.int32)))
+            tokens.append(Tokens(ids, length, None if spec.attend_to_expansion else len(query)))
         return tokens, cut
 
     def documents(self, texts: list[str], limit: int) -> tuple[list[Tokens], list[bool]]:
         """Documents of at most `limit` tokens, and which were cut."""
-        return self._tokenizer.singles([t.strip() for t in texts], limit, self._document_marker)
+        read = [self._spec.document_prompt + text for text in self._stripped(texts)]
+        return self._tokenizer.singles(read, limit, self._document_marker)
+
+    def _stripped(self, texts: list[str]) -> list[str]:
+        return [text.strip() for text in texts] if self._spec.strip else texts
 
     def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
         """The vectors of `texts`, read as queries or as documents."""
@@ -68,6 +76,19 @@ class ColbertInput:
     def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
         """One score per document; documents whose vectors are cached are not read again."""
         job = document_job(documents, limit, self.documents, self._cache)
+        self._add_query(job, query)
+        return job
+
+    def chunk_job(
+        self, query: str, documents: list[str], limit: int, chunking: Chunking, instruction: str | None = None
+    ) -> Job:
+        """One score per window of a document; marker and prompt stand in each."""
+        marker, tokenizer = self._document_marker, self._tokenizer
+        room = tokenizer.single_room(limit) - (marker is not None)
+        parts = split(tokenizer, self._stripped(documents), room, chunking, self._spec.document_prompt)
+        if self._spec.strip:
+            parts = _unstripped(parts, documents)
+        job = window_job(parts, lambda ids: tokenizer.single(ids, marker), self._cache)
         self._add_query(job, query)
         return job
 
@@ -103,8 +124,24 @@ def _marker(tokenizer: TextTokenizer, text: str) -> int | None:
     return number
 
 
-def _filler(tokenizer: TextTokenizer, directory: Path) -> int:
-    """The mask token; for decoders, which have none, the end-of-sequence token."""
+def _unstripped(parts: Chunks, documents: list[str]) -> Chunks:
+    """Spans in the texts as they came, from spans in the stripped ones."""
+    before = [len(text) - len(text.lstrip()) if text.strip() else 0 for text in documents]
+    chunks = [
+        replace(c, start=c.start + before[c.document], end=c.end + before[c.document]) for c in parts.chunks
+    ]
+    return replace(parts, chunks=chunks)
+
+
+def _filler(tokenizer: TextTokenizer, directory: Path, named: str | None) -> int:
+    """The token the checkpoint names, else the mask token; for decoders, which have none, the end-of-sequence token."""
+    settings = directory / "tokenizer_config.json"
+    if settings.exists() and read_json(settings).get("padding_side") == "left":
+        raise UnsupportedCheckpoint(
+            "tokenizer_config.json: padding_side is 'left'; queries are filled up on the right only"
+        )
+    if named is not None:
+        return min(tokenizer.ids_of((named,)))
     for name in ("mask_token", "eos_token"):
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             path = directory / file
@@ -161,7 +198,8 @@ class ColbertReader:
             whole = work.index == QUERY or work.job.is_query
             rows[place] = start + (np.arange(len(ids)) if whole else np.flatnonzero(self._matched[ids]))
         index = torch.from_numpy(np.concatenate(rows)).to(hidden.device)
-        return list(self._project(hidden[index]).split([len(r) for r in rows]))
+        # all rows are projected, so that adapters find theirs: the few that are not matched cost nothing beside it
+        return list(self._project(hidden)[index].split([len(r) for r in rows]))
 
     def _scores(self, job: Job, places: list[int], parts: list[Tensor], works: list[Work]) -> list[float]:
         if job.query_vectors is None:
@@ -171,5 +209,6 @@ class ColbertReader:
             work = works[place]
             if self._cache and work.key:
                 vectors = DocumentVectors(parts[place].clone())
-                self._cache.put(work.key, vectors, job.truncated[work.index])
+                document = CachedDocument(vectors, job.truncated[work.index], len(work.tokens))
+                self._cache.put(work.key, document)
         return maxsim(query, [DocumentVectors(parts[place]) for place in places], None)

@@ -43,5 +43,6 @@ def use_cpu_threads(count: int) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True when a forward pass failed for want of memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """True when a forward pass or a load failed for want of memory."""
+    words = ("can't allocate memory", "Cannot allocate memory")  # torch's, and the system's
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in words)

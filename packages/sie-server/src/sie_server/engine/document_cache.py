@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from sie_server.models.late_interaction import DocumentVectors
+from sie_server.models.packed import Ids
 
 ENTRY_BYTES = 512  # of the entry itself, beside its vectors
 _loads = itertools.count()
@@ -21,10 +22,11 @@ _loads = itertools.count()
 
 @dataclass(frozen=True)
 class CachedDocument:
-    """A document as it was scored, and whether its text had been cut."""
+    """A document as it was scored, whether its text had been cut, and the tokens it took to read it."""
 
     vectors: DocumentVectors
     truncated: bool
+    tokens: int
 
     @property
     def nbytes(self) -> int:
@@ -76,23 +78,35 @@ class DocumentCache:
 
 
 class ModelDocuments:
-    """One load of one model's share of the cache."""
+    """One load of one model's share of the cache, or one adapter's."""
 
     def __init__(self, cache: DocumentCache, model: str, revision: str | None) -> None:
         name = f"{model}\n{revision}\n{next(_loads)}"
         self.scope = blake2b(name.encode(), digest_size=8).digest()
         self._cache = cache
 
+    def under_adapter(self) -> ModelDocuments:
+        """The share of one adapter of the model, whose vectors are others; forgotten with the model's own."""
+        part = object.__new__(ModelDocuments)
+        part._cache, part.scope = self._cache, self.scope + next(_loads).to_bytes(8, "big")
+        return part
+
     def key(self, text: str, limit: int) -> bytes:
         """What identifies a document cut to `limit` tokens."""
-        content = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=24)
-        return self.scope + limit.to_bytes(4, "big") + content.digest()
+        return self._key(text.encode("utf-8", "surrogatepass"), limit)
+
+    def window_key(self, ids: Ids) -> bytes:
+        """What identifies a window of a longer document: its tokens. No text has the limit 0."""
+        return self._key(ids.tobytes(), 0)
+
+    def _key(self, content: bytes, limit: int) -> bytes:
+        return self.scope + limit.to_bytes(4, "big") + blake2b(content, digest_size=24).digest()
 
     def get(self, key: bytes) -> CachedDocument | None:
         return self._cache.get(key)
 
-    def put(self, key: bytes, vectors: DocumentVectors, truncated: bool) -> None:
-        self._cache.put(key, CachedDocument(vectors, truncated))
+    def put(self, key: bytes, document: CachedDocument) -> None:
+        self._cache.put(key, document)
 
     def forget(self) -> None:
         """Give the memory back when the model is unloaded."""

@@ -4,42 +4,37 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from sie_server.engine.chunks import Chunking, ChunkInput
-from sie_server.engine.colbert import ColbertInput, ColbertReader, Floats
+from sie_server.engine.colbert import ColbertInput, Floats
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
-from sie_server.engine.inputs import LateInteractionInput, PairInput, ScoreInput
+from sie_server.engine.inputs import EncodeInput, TextInput
 from sie_server.engine.job import Job, Work, build_job
+from sie_server.engine.kinds import KINDS, Parts
+from sie_server.engine.listwise import ListwiseTokenizer, marked
+from sie_server.engine.lora import Adapter, read_changes
 from sie_server.engine.prefix import compute_prefixes
-from sie_server.engine.prompts import PromptInput, PromptTokenizer
-from sie_server.engine.readout import LogitReader, Reader, VectorReader
+from sie_server.engine.readout import score_known
 from sie_server.engine.source import failed
-from sie_server.engine.sparse_readout import M3Reader, SpladeReader
-from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights, Tally
 from sie_server.errors import InvalidInput
 from sie_server.models.causal import Prefix
 from sie_server.models.checkpoint import read_spec
 from sie_server.models.decoder import Decoder
-from sie_server.models.late_interaction import TokenProjection, maxsim
-from sie_server.models.modules import ModuleStack
+from sie_server.models.lora import Changes, applied
 from sie_server.models.packed import PackedBatch, Readout, Tokens, pack
-from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
-from sie_server.models.spec import (
-    CausalSpec,
-    EmbeddingSpec,
-    LateInteractionSpec,
-    ModelSpec,
-    UnsupportedCheckpoint,
-)
-from sie_server.models.table import build_backbone, build_classifier, build_token_logits
+from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.table import build_backbone
 
 CPU_ALIGN = 16  # see models.packed
 # Tokens; smaller ones pay for calls, larger ones fall out of the caches. All of them are good, one is best.
@@ -57,6 +52,7 @@ class Engine:
         dtype: str = "auto",
         max_seq_length: int | None = None,
         template: str | None = None,
+        prompts: Mapping[str, str] = MappingProxyType({}),
         share_prefix: bool = True,
         documents: ModelDocuments | None = None,
         tally: Tally | None = None,
@@ -64,8 +60,9 @@ class Engine:
         """Load a checkpoint directory.
 
         `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default. `template` names the form
-        in which a causal reranker is asked, where the directory does not say so itself; `share_prefix` is off only
-        to measure what sharing saves. `documents` is where token vectors of late-interaction models are cached;
+        in which a causal reranker is asked, `prompts` what an encoder wants before a text (`query`, `document`), both
+        where the directory does not say so itself; `share_prefix` is off only to measure what sharing saves.
+        `documents` is where token vectors of late-interaction models are cached;
         `tally` is where the bytes taken so far can be seen.
 
         Raises:
@@ -80,80 +77,65 @@ class Engine:
         self.documents = documents
         self._tally = tally or Tally()
         try:
-            self._load(directory, template)
+            self._load(directory, template, prompts)
         except UnsupportedCheckpoint as error:
             raise failed(f"cannot load {directory}: {error}", "UnsupportedCheckpoint") from error
         self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.backbone.max_length)
         self.batch_tokens = BATCH_SIZES[self.device.type][0]
         self.tokens_per_second = 10_000.0
 
-    def _load(self, directory: Path, template: str | None) -> None:
-        self.spec: ModelSpec = read_spec(directory, template)
-        self._read_text(directory)
+    def _load(self, directory: Path, template: str | None, prompts: Mapping[str, str]) -> None:
+        self.spec: ModelSpec = read_spec(directory, template, prompts)
+        kind = KINDS[type(self.spec.head)]
+        self._tokenizer = kind.tokenizer(directory, self.spec)
+        self._check_vocabulary()
+        parts = Parts(
+            directory, self.spec, self.spec.head, self._tokenizer, self.documents, self._share_prefix
+        )
+        self._input = kind.input(parts)
+        self._plain_input = kind.input(replace(parts, documents=None, share_prefix=False))
+        self._kind, self._parts = kind, parts
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype, tally=self._tally)
         self._backbone = build_backbone(self.spec, weights)
-        self._reader = self._build_reader(directory, weights)
+        self._reader = kind.reader(parts, weights)
         weights.finish()
+        self._targets = weights.targets
 
-    def _read_text(self, directory: Path) -> None:
-        head, backbone = self.spec.head, self.spec.backbone
-        if isinstance(head, CausalSpec):
-            self._tokenizer: TextTokenizer = PromptTokenizer(directory, head.template)
-        else:
-            self._tokenizer = TextTokenizer(directory, token_types=backbone.token_types)
-        self._input = self._build_input(directory, self.documents, self._share_prefix)
-        self._plain_input = self._build_input(directory, None, False)
-        if self._tokenizer.vocab_size > backbone.vocab_size:
-            raise UnsupportedCheckpoint(
-                f"tokenizer.json has {self._tokenizer.vocab_size} tokens, "
-                f"the embedding table {backbone.vocab_size} rows"
-            )
-
-    def _build_input(
-        self, directory: Path, documents: ModelDocuments | None, share_prefix: bool
-    ) -> ScoreInput:
-        head = self.spec.head
-        if isinstance(self._tokenizer, PromptTokenizer):
-            return PromptInput(self._tokenizer, share=share_prefix)
-        if isinstance(head, LateInteractionSpec):
-            return ColbertInput(head, self._tokenizer, directory, documents)
-        if isinstance(head, EmbeddingSpec):
-            return LateInteractionInput(self._tokenizer, documents)
-        return PairInput(self._tokenizer)
-
-    def _build_reader(self, directory: Path, weights: CheckpointWeights) -> Reader:
-        head = self.spec.head
-        if isinstance(head, SpladeSpec):
-            return SpladeReader(SpladeHead(head, self.spec.backbone, weights))
-        if isinstance(head, M3Spec):
-            return self._m3_reader(head, directory)
-        if isinstance(head, LateInteractionSpec):
-            own = [weights.folder(p.folder) if p.folder else weights for p in head.projections]
-            project = TokenProjection(head.projections, own)
-            return ColbertReader(project, self._tokenizer, head.skip_words, self.documents)
-        if isinstance(head, EmbeddingSpec):
-            scorer = weights.at("scorer") if head.dense_weight is not None else None
-            vocabulary = self.spec.backbone.vocab_size
-            table = scorer.take("token_weights", vocabulary, dtype=torch.float32) if scorer else None
-            return VectorReader(head, table, ModuleStack(head.modules, weights), self.documents)
-        if isinstance(self._tokenizer, PromptTokenizer):
-            return LogitReader(build_token_logits(self.spec, weights, self._tokenizer.answers))
-        return LogitReader(build_classifier(self.spec, weights))
-
-    def _m3_reader(self, head: M3Spec, directory: Path) -> Reader:
-        files = [
-            CheckpointWeights(directory, device=self.device, dtype=self.dtype, file=f, tally=self._tally)
-            for f in M3_FILES
-        ]
-        m3 = M3Head(self.spec.backbone.hidden_size, *files)
-        for file in files:
-            file.finish()
-        return M3Reader(head, m3, self._tokenizer.ids_of(head.special_tokens))
+    def _check_vocabulary(self) -> None:
+        known, rows = self._tokenizer.vocab_size, self.spec.backbone.vocab_size
+        if known > rows:
+            raise UnsupportedCheckpoint(f"tokenizer.json has {known} tokens, the embedding table {rows} rows")
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of its tensors."""
         return self._tally.nbytes
+
+    def attach(self, directory: Path, base_names: Sequence[str] = ()) -> Adapter:
+        """Load a PEFT adapter, to be given to `tokenize_*`; any thread may call this while others run.
+
+        `base_names` are the hub ids the model goes by: an adapter that names another base is refused.
+
+        Raises:
+            ModelLoadFailed: the adapter is no LoRA, or something in it could not be applied to this model.
+        """
+        try:
+            if self.spec.compat:
+                raise UnsupportedCheckpoint(
+                    f"{self.spec.architecture} runs through transformers, where adapters are not applied per sequence"
+                )
+            changes = read_changes(directory, self._targets, base_names)
+        except UnsupportedCheckpoint as error:
+            message = f"cannot load the adapter {directory}: {error}"
+            raise failed(message, "UnsupportedCheckpoint") from error
+        documents = self.documents.under_adapter() if self.documents else None
+        texts = self._kind.input(replace(self._parts, documents=documents))
+        return Adapter(directory, changes, texts, documents)
+
+    def detach(self, adapter: Adapter) -> None:
+        """Forget what is cached under `adapter`. Jobs that have it finish with it; its memory goes with the last."""
+        if adapter.documents:
+            adapter.documents.forget()
 
     def limit(self, asked: int | None) -> int:
         """Tokens per text or pair: what was asked for, as far as the model's positions reach.
@@ -169,13 +151,20 @@ class Engine:
         return asked or self.max_seq_length
 
     def tokenize_score(
-        self, query: str, documents: list[str], max_seq_length: int, instruction: str | None = None
+        self,
+        query: str,
+        documents: list[str],
+        max_seq_length: int,
+        instruction: str | None = None,
+        *,
+        adapter: Adapter | None = None,
     ) -> Job:
         """The work of ranking `documents`; results will be logits, or late-interaction scores.
 
-        `instruction` only for a model whose `spec.takes_instruction`.
+        `instruction` only for a model whose `spec.takes_instruction`; `adapter` is one that this engine attached.
         """
-        return self._input.score_job(query, documents, max_seq_length, instruction)
+        job = self._input_of(adapter).score_job(query, documents, max_seq_length, instruction)
+        return _under(adapter, job)
 
     def shorten(self, texts: list[str], most: int) -> tuple[list[str], list[bool]]:
         """Each text to where its `most`-th token ends, special ones not counted, and which texts are shorter now.
@@ -187,42 +176,78 @@ class Engine:
         return [t[:e] if c else t for t, e, c in zip(texts, ends, cut, strict=True)], cut
 
     def tokenize_plain(
-        self, query: str, documents: list[str], max_seq_length: int, instruction: str | None = None
+        self,
+        query: str,
+        documents: list[str],
+        max_seq_length: int,
+        instruction: str | None = None,
+        chunking: Chunking | None = None,
     ) -> Job:
-        """As `tokenize_score`, every sequence whole: nothing cached, no shared start. To look at, not to run."""
+        """As `tokenize_score` or `tokenize_chunks`, every sequence whole: nothing cached, no shared start.
+
+        To look at, not to run.
+        """
+        if chunking:
+            return _splitting(self._plain_input).chunk_job(
+                query, documents, max_seq_length, chunking, instruction
+            )
         return self._plain_input.score_job(query, documents, max_seq_length, instruction)
 
     def tokenize_vectors(
-        self, query: str | Floats, documents: list[str] | list[Floats], max_seq_length: int
+        self,
+        query: str | Floats,
+        documents: list[str] | list[Floats],
+        max_seq_length: int,
+        *,
+        adapter: Adapter | None = None,
     ) -> Job:
         """As `tokenize_score`, where query or documents came as token vectors [tokens, dim].
 
         Only for models with `LateInteractionSpec`.
         """
-        assert isinstance(self._input, ColbertInput)
-        return self._input.vectors_job(query, documents, max_seq_length)
+        texts = self._input_of(adapter)
+        assert isinstance(texts, ColbertInput)
+        return _under(adapter, texts.vectors_job(query, documents, max_seq_length))
 
     def tokenize_chunks(
-        self, query: str, documents: list[str], max_seq_length: int, chunking: Chunking
+        self,
+        query: str,
+        documents: list[str],
+        max_seq_length: int,
+        chunking: Chunking,
+        instruction: str | None = None,
+        *,
+        adapter: Adapter | None = None,
     ) -> Job:
-        """The same with every document whole, in overlapping windows; one result per window (`Job.chunks`).
+        """As `tokenize_score` with every document whole, in overlapping windows, one result each (`Job.chunks`).
 
         Raises:
             InvalidInput: this kind of model does not split documents, or the overlap is too large.
         """
-        if not isinstance(self._input, ChunkInput):
-            raise InvalidInput(
-                "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
-            )
-        return self._input.chunk_job(query, documents, max_seq_length, chunking)
+        texts = _splitting(self._input_of(adapter))
+        return _under(adapter, texts.chunk_job(query, documents, max_seq_length, chunking, instruction))
 
     def tokenize_encode(
-        self, texts: list[str], outputs: tuple[str, ...], max_seq_length: int, *, is_query: bool = False
+        self,
+        texts: list[str],
+        outputs: tuple[str, ...],
+        max_seq_length: int,
+        *,
+        is_query: bool = False,
+        adapter: Adapter | None = None,
     ) -> Job:
         """The work of turning `texts` into vectors."""
-        if isinstance(self._input, ColbertInput):
-            return self._input.encode_job(texts, outputs, max_seq_length, is_query=is_query)
-        return build_job(outputs, *self._tokenizer.singles(texts, max_seq_length))
+        encoder = self._input_of(adapter)
+        assert isinstance(encoder, EncodeInput)  # the spec lists outputs other than "score"
+        return _under(adapter, encoder.encode_job(texts, outputs, max_seq_length, is_query=is_query))
+
+    def _input_of(self, adapter: Adapter | None) -> TextInput:
+        return adapter.input if adapter else self._input
+
+    def marked(self, work: Work) -> list[int]:
+        """Of a listwise reranker: the places where documents, and last the query, are read out."""
+        assert isinstance(self._tokenizer, ListwiseTokenizer)
+        return [int(place) for place in marked(work.tokens.ids, self._tokenizer.marks)]
 
     @property
     def readout(self) -> Readout:
@@ -243,36 +268,44 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
-        """One forward pass over any mix of works; one result per work, in order (None for a query)."""
-        prefixes = [work.job.prefix for work in works]
+        """One result per work, in order (None for a query), of one forward pass over any mix of works.
+
+        Works whose jobs stop after different layers make a pass each.
+        """
+        depths = list(dict.fromkeys(work.job.cutoff_layer for work in works))
+        if len(depths) == 1:
+            return self._run(works, depths[0])
+        results: list[Any] = [None] * len(works)
+        for depth in depths:
+            places = [place for place, work in enumerate(works) if work.job.cutoff_layer == depth]
+            for place, result in zip(places, self._run([works[p] for p in places], depth), strict=True):
+                results[place] = result
+        return results
+
+    def _run(self, works: list[Work], depth: int | None) -> list[Any]:
+        prefixes, pack = [work.job.prefix for work in works], partial(self._pack, depth=depth)
         if any(prefixes):
             assert isinstance(self._backbone, Decoder)
-            compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), self._pack)
-        batch = self._pack([work.tokens for work in works], prefixes)
-        hidden = self._backbone.forward(batch, self._reader.readout)
-        return self._reader.read(hidden, batch, works)
+            compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), pack)
+        under = [work.job.changes for work in works]
+        batch = pack([work.tokens for work in works], under, prefixes)
+        with applied(batch):
+            hidden = self._backbone.forward(batch, self._reader.readout)
+            return self._reader.read(hidden, batch, works)
 
     @torch.inference_mode()
     def score_known(self, job: Job) -> None:
         """Score the documents whose vectors were there already, once the query's are; as `run`, on one thread."""
-        head, query = self.spec.head, job.query_vectors
-        if query is None:
-            raise RuntimeError("known documents came before their query")
-        # the same document twice is scored once, so that it ties with itself to the last bit
-        places: dict[int, list[int]] = {}
-        documents = []
-        for index, vectors in job.known:
-            same = places.setdefault(id(vectors), [])
-            if not same:
-                documents.append(vectors.to(self.device))
-            same.append(index)
-        weight = head.dense_weight if isinstance(head, EmbeddingSpec) else None
-        scores = maxsim(query.to(self.device), documents, weight)
-        for indices, score in zip(places.values(), scores, strict=True):
-            for index in indices:
-                job.results[index] = score
+        head = self.spec.head
+        score_known(job, self.device, head.dense_weight if isinstance(head, EmbeddingSpec) else None)
 
-    def _pack(self, sequences: list[Tokens], prefixes: Sequence[Prefix | None] = ()) -> PackedBatch:
+    def _pack(
+        self,
+        sequences: list[Tokens],
+        adapters: Sequence[Changes | None],
+        prefixes: Sequence[Prefix | None] = (),
+        depth: int | None = None,
+    ) -> PackedBatch:
         backbone = self.spec.backbone
         return pack(
             sequences,
@@ -282,6 +315,8 @@ class Engine:
             device=self.device,
             dtype=self.dtype,
             prefixes=prefixes,
+            depth=depth,
+            adapters=adapters,
         )
 
     def calibrate(self, seconds: float = 1.5) -> None:
@@ -316,3 +351,16 @@ class Engine:
         start = time.perf_counter()
         self.run(works)
         return len(works) * length / (time.perf_counter() - start)
+
+
+def _splitting(texts: TextInput) -> ChunkInput:
+    if not isinstance(texts, ChunkInput):
+        raise InvalidInput(
+            "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
+        )
+    return texts
+
+
+def _under(adapter: Adapter | None, job: Job) -> Job:
+    job.adapter = adapter
+    return job

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from sie_server.engine.chunks import Chunking, split
+from sie_server.engine.chunks import Chunking, Chunks, split
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.job import QUERY, Job, Work, build_job
 from sie_server.engine.tokenize import TextTokenizer
-from sie_server.models.packed import Tokens
+from sie_server.models.packed import Ids, Tokens
 
 
-class ScoreInput(Protocol):
-    """How a score request becomes work."""
+class TextInput(Protocol):
+    """How a score request becomes work; `ChunkInput` also splits documents, `EncodeInput` also gives vectors."""
 
     def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
         """One result per document; at most `limit` tokens per sequence.
 
         `instruction` is given only to models whose spec takes one.
         """
+        ...
+
+
+@runtime_checkable
+class EncodeInput(Protocol):
+    """How texts become work whose results are vectors."""
+
+    def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
+        """One result per text; at most `limit` tokens per sequence."""
         ...
 
 
@@ -35,7 +44,14 @@ class PairInput:
         job.query_truncated = query_cut
         return job
 
-    def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
+    def chunk_job(
+        self,
+        query: str,
+        documents: list[str],
+        limit: int,
+        chunking: Chunking,
+        instruction: str | None = None,
+    ) -> Job:
         head, room, query_cut = self._tokenizer.pair_head(query, limit)
         parts = split(self._tokenizer, documents, room, chunking)
         job = build_job(("score",), [self._tokenizer.pair(head, ids) for ids in parts.ids], parts.cut)
@@ -54,11 +70,19 @@ class LateInteractionInput:
             document_job(documents, limit, self._tokenizer.singles, self._cache), query, limit
         )
 
-    def chunk_job(self, query: str, documents: list[str], limit: int, chunking: Chunking) -> Job:
+    def chunk_job(
+        self,
+        query: str,
+        documents: list[str],
+        limit: int,
+        chunking: Chunking,
+        instruction: str | None = None,
+    ) -> Job:
         parts = split(self._tokenizer, documents, self._tokenizer.single_room(limit), chunking)
-        job = build_job(("score",), [self._tokenizer.single(ids) for ids in parts.ids], parts.cut)
-        job.chunks = parts.chunks
-        return self._with_query(job, query, limit)
+        return self._with_query(window_job(parts, self._tokenizer.single, self._cache), query, limit)
+
+    def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
+        return build_job(outputs, *self._tokenizer.singles(texts, limit))
 
     def _with_query(self, job: Job, query: str, limit: int) -> Job:
         [query_tokens], [job.query_truncated] = self._tokenizer.singles([query], limit)
@@ -66,27 +90,51 @@ class LateInteractionInput:
         return job
 
 
-Tokenize = Callable[
-    [list[str], int], tuple[list[Tokens], list[bool]]
-]  # texts, limit → sequences, which were cut
+Sequences = tuple[list[Tokens], list[bool]]  # and which texts were cut
 
 
-def document_job(documents: list[str], limit: int, tokenize: Tokenize, cache: ModelDocuments | None) -> Job:
+def document_job(
+    documents: list[str],
+    limit: int,
+    tokenize: Callable[[list[str], int], Sequences],
+    cache: ModelDocuments | None,
+) -> Job:
     """The work of reading the documents that are not cached; those that are become `known` at once."""
     if cache is None:
         return build_job(("score",), *tokenize(documents, limit))
     keys = [cache.key(text, limit) for text in documents]
+    return _cached_job(keys, lambda missing: tokenize([documents[i] for i in missing], limit), cache)
+
+
+def window_job(parts: Chunks, single: Callable[[Ids], Tokens], cache: ModelDocuments | None) -> Job:
+    """The work of reading the windows of documents that are not cached; `single` makes a sequence of one."""
+    windows = [single(ids) for ids in parts.ids]
+    if cache is None:
+        job = build_job(("score",), windows, parts.cut)
+    else:
+        keys = [cache.window_key(window.ids) for window in windows]
+        job = _cached_job(
+            keys, lambda missing: ([windows[i] for i in missing], [False] * len(missing)), cache
+        )
+        job.truncated = parts.cut  # says something of the document, not of the window
+    job.chunks = parts.chunks
+    return job
+
+
+def _cached_job(keys: list[bytes], read: Callable[[list[int]], Sequences], cache: ModelDocuments) -> Job:
+    """`read` makes sequences of the documents in those places, which are not cached."""
     found = [cache.get(key) for key in keys]
     missing = [i for i, document in enumerate(found) if document is None]
-    sequences, cut = tokenize([documents[i] for i in missing], limit)
+    sequences, cut = read(missing)
     job = build_job(("score",), sequences, cut)
     job.copies = {missing[i]: [missing[copy] for copy in copies] for i, copies in job.copies.items()}
     for work in job.work:
         work.index = missing[work.index]
         work.key = keys[work.index]
-    job.results = [None] * len(documents)
+    job.results = [None] * len(keys)
     job.truncated = [document.truncated if document else False for document in found]
     for i, was_cut in zip(missing, cut, strict=True):
         job.truncated[i] = was_cut
     job.known = [(i, document.vectors) for i, document in enumerate(found) if document]
+    job.known_tokens = sum(document.tokens for document in found if document)
     return job

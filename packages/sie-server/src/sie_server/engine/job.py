@@ -11,9 +11,11 @@ import numpy.typing as npt
 from sie_server.models.packed import Tokens
 
 if TYPE_CHECKING:
+    from sie_server.engine.lora import Adapter
     from sie_server.engine.sparse_readout import M3Scoring, M3Vectors
     from sie_server.models.causal import Prefix
     from sie_server.models.late_interaction import DocumentVectors, QueryVectors
+    from sie_server.models.lora import Changes
 
 
 class Sparse(NamedTuple):
@@ -52,7 +54,8 @@ class Chunk:
 class Job:
     """What one request wants from the device, and what it got so far.
 
-    `results[i]` is the logit or late-interaction score (float) or the vectors (`Vectors`) of the i-th text.
+    `results[i]` is the logit or late-interaction score (float) or the vectors (`Vectors`) of the i-th text; with
+    `chunks` or `blocks`, what the i-th of those gave.
     """
 
     outputs: tuple[str, ...]  # ("score",) or what encode should give
@@ -62,18 +65,27 @@ class Job:
     query_limit: int | None = None  # tokens, where it is another than the documents'
     query_vectors: QueryVectors | None = None
     known: list[tuple[int, DocumentVectors]] = field(default_factory=list)  # index, vectors: no work needed
+    known_tokens: int = 0  # that were read, in an earlier request, to know them
     is_query: bool = False  # texts to encode are queries
     query_m3: M3Vectors | None = None
     m3_scoring: M3Scoring | None = None
     chunks: list[Chunk] | None = None  # results are of these windows instead of whole documents
+    blocks: list[range] | None = None  # results are of these runs of documents, each read together
     work: list[Work] = field(default_factory=list)  # in the order it should be done
     copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
+    cutoff_layer: int | None = None  # after which the score is read; None: the last
+    adapter: Adapter | None = None  # under which its sequences are read
     prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens
 
     def put(self, index: int, result: Any) -> None:
         """Note a result, also for the texts that are the same sequence."""
         for i in (index, *self.copies.get(index, ())):
             self.results[i] = result
+
+    @property
+    def changes(self) -> Changes | None:
+        """What its adapter changes of the model; None: nothing."""
+        return self.adapter.changes if self.adapter else None
 
     @property
     def tokens(self) -> int:
@@ -84,11 +96,12 @@ class Job:
     def input_tokens(self) -> int:
         """Tokens of all sequences, as the caller is told.
 
-        A shared prefix counts in every sequence it begins, a sequence for every text it is; a document whose vectors
-        were known is not read and does not count.
+        A shared prefix counts in every sequence it begins, a sequence for every text it is, a cached document as if
+        it were read now. Vectors that the caller sent cost no tokens.
         """
         prefix = len(self.prefix or ())
-        return sum((len(w.tokens) + prefix) * (1 + len(self.copies.get(w.index, ()))) for w in self.work)
+        read = sum((len(w.tokens) + prefix) * (1 + len(self.copies.get(w.index, ()))) for w in self.work)
+        return read + self.known_tokens
 
     def release(self) -> None:
         """Let go of what the job keeps on the device; a batch that still runs has its own hold on it.

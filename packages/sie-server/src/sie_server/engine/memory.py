@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from sie_server.models.spec import UnsupportedCheckpoint
 
 # of what the device has; the rest is for activations, the document cache and everybody else
 CPU_SHARE, CUDA_SHARE = 0.7, 0.8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -58,11 +61,29 @@ def needed_bytes(directory: Path, *, device: str, dtype: str, template: str | No
         return 0
 
 
-def give_back() -> None:
-    """Return the memory of dropped models to the system; torch and the C library would keep it for themselves."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim:
-        trim(0)
+@contextmanager
+def freeing() -> Iterator[None]:
+    """What is dropped in this block goes back to the system at its end; torch and the C library would keep it.
+
+    glibc keeps up to 64 MiB of free memory on top of every thread's heap, which `malloc_trim` does not touch; it is
+    returned only when something next to it is freed while the limit is low. Afterwards the limits are those that glibc
+    itself arrives at in a process that frees large blocks.
+    """
+    glibc = _glibc()
+    if glibc:
+        glibc.mallopt(M_TRIM_THRESHOLD, 128 * 2**10)
+    try:
+        yield
+        gc.collect()
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if glibc:
+            glibc.malloc_trim(0)
+            glibc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+            glibc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None

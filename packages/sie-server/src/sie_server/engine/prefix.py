@@ -12,6 +12,7 @@ import numpy as np
 from sie_server.engine.job import Job
 from sie_server.models.causal import Prefix
 from sie_server.models.decoder import Decoder
+from sie_server.models.lora import Changes, applied
 from sie_server.models.packed import PackedBatch, Tokens
 
 # A shared start costs a pass of its own and attention with masks; it is taken when it saves at least this share of
@@ -30,15 +31,20 @@ def share_prefix(sequences: Sequence[Tokens]) -> tuple[Prefix | None, list[Token
 
 
 def compute_prefixes(
-    decoder: Decoder, jobs: Sequence[Job], pack: Callable[[list[Tokens]], PackedBatch]
+    decoder: Decoder, jobs: Sequence[Job], pack: Callable[[list[Tokens], list[Changes | None]], PackedBatch]
 ) -> None:
-    """Put the prefixes of `jobs` through the model that have not been yet; their states stay with the jobs."""
-    prefixes = [job.prefix for job in jobs if job.prefix and not job.prefix.layers]
-    if not prefixes:
+    """Put the prefixes of `jobs` through the model that have not been yet; their states stay with the jobs.
+
+    The jobs are of one depth, and `pack` knows it.
+    """
+    missing = [(job.prefix, job.changes) for job in jobs if job.prefix and not job.prefix.layers]
+    if not missing:
         return
-    batch = pack([Tokens(prefix.ids, len(prefix)) for prefix in prefixes])
-    for place, states in zip(batch.order, decoder.prefix_states(batch), strict=True):
-        prefixes[place].layers = states
+    batch = pack([Tokens(prefix.ids, len(prefix)) for prefix, _ in missing], [under for _, under in missing])
+    with applied(batch):
+        states = decoder.prefix_states(batch)
+    for place, own in zip(batch.order, states, strict=True):
+        missing[place][0].layers = own
 
 
 def _common_start(sequences: Sequence[Tokens]) -> int:

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sie_server.engine.job import Job, build_job
-from sie_server.engine.prefix import share_prefix
 from sie_server.engine.tokenize import CHARS_PER_TOKEN, TextTokenizer, _window
 from sie_server.errors import InvalidInput
 from sie_server.models.packed import Ids, Tokens
@@ -63,6 +61,28 @@ class Form:
         )
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A template filled with everything but the document."""
+
+    before: Ids
+    blank: Blank  # the part that holds the document
+    after: Ids
+    texts: dict[str, str]  # of the other placeholders
+    room: int  # tokens for the document's part
+    around: int  # tokens of that part without a document
+    query_cut: bool
+
+    def part(self, document: str) -> str:
+        """The text of the document's part."""
+        return self.blank.fill(self.texts | {"document": document})
+
+    def whole(self, part: Ids) -> Tokens:
+        """The filled template; `part` are the ids of the document's part."""
+        ids = np.concatenate((self.before, part, self.after))
+        return Tokens(ids, len(ids))
+
+
 class PromptTokenizer(TextTokenizer):
     """One causal reranker's tokenizer and template. Safe to call from several threads once built."""
 
@@ -72,13 +92,13 @@ class PromptTokenizer(TextTokenizer):
         added = self._tokenizer.get_added_tokens_decoder().values()
         controls = sorted((token.content for token in added if token.special), key=len, reverse=True)
         self._controls = re.compile("(" + "|".join(map(re.escape, controls)) + ")") if controls else None
-        start = self._start(directory)
-        self._plain = self._compile(template.pieces, start)
+        self.start = self._start(directory)  # what stands before the first piece
+        self._plain = self._compile(template.pieces)
         told = template.instruction_pieces
-        self._told = self._compile(told, start) if told else self._plain
+        self._told = self._compile(told) if told else self._plain
         self.answers = [
             self._token(t) for t in (template.positive, template.negative) if t is not None
-        ]  # one or two ids
+        ]  # at most two ids; none where a classifier reads
         # from here on the caller's texts are read: control tokens in them are text like any other
         self._tokenizer.encode_special_tokens = True
 
@@ -86,6 +106,20 @@ class PromptTokenizer(TextTokenizer):
         self, query: str, documents: list[str], instruction: str | None, limit: int
     ) -> tuple[list[Tokens], list[bool], bool]:
         """Filled templates of at most `limit` tokens each, which documents were cut, and whether the query was.
+
+        Raises:
+            InvalidInput: the template, the query's share and the instruction leave no room for a document.
+        """
+        frame = self.frame(query, instruction, limit)
+        if frame.blank.ends_with("document"):
+            parts, cut = self._encode([frame.part(text) for text in documents], frame.room)
+        else:
+            fitted = [self._fit(frame, text) for text in documents]
+            parts, cut = [ids for ids, _ in fitted], [was_cut for _, was_cut in fitted]
+        return [frame.whole(part) for part in parts], cut, frame.query_cut
+
+    def frame(self, query: str, instruction: str | None, limit: int) -> Frame:
+        """Everything but the document, in a template of at most `limit` tokens.
 
         Raises:
             InvalidInput: the template, the query's share and the instruction leave no room for a document.
@@ -107,45 +141,32 @@ class PromptTokenizer(TextTokenizer):
                 [ids], [query_cut] = self._encode([part.fill(texts)], cap)
                 parts.append(ids)
             else:
-                parts.append(self._ids(part.fill(texts)))
+                parts.append(self.ids(part.fill(texts)))
         room = limit - sum(map(len, parts))
         blank = form.parts[place]
         assert isinstance(blank, Blank)
-        middles, cut = self._fill(blank, texts, documents, room, instruction is not None)
-        before = np.concatenate(parts[:place])
-        after = np.concatenate(parts[place:])  # the document's own part is empty
-        whole = [np.concatenate((before, middle, after)) for middle in middles]
-        return [Tokens(ids, len(ids)) for ids in whole], cut, query_cut
-
-    def _fill(
-        self, blank: Blank, texts: dict[str, str], documents: list[str], room: int, told: bool
-    ) -> tuple[list[Ids], list[bool]]:
-        """The ids of the part that holds the document, for each document, at most `room`."""
-        around = len(self._ids(blank.fill(texts | {"document": ""})))
+        around = len(self.ids(blank.fill(texts | {"document": ""})))
         if room <= around:
-            where = "$.instruction" if told else "$.options.max_seq_length"
+            where = "$.instruction" if instruction is not None else "$.options.max_seq_length"
             raise InvalidInput(
-                f"template, query{' and instruction' if told else ''} take {around - room + 1} tokens more than "
-                f"max_seq_length leaves for a document - at `{where}`"
+                f"template, query{'' if instruction is None else ' and instruction'} take {around - room + 1} tokens "
+                f"more than max_seq_length leaves for a document - at `{where}`"
             )
-        if blank.ends_with("document"):
-            return self._encode([blank.fill(texts | {"document": text}) for text in documents], room)
-        fitted = [self._fit(blank, texts, text, room, around) for text in documents]
-        return [ids for ids, _ in fitted], [cut for _, cut in fitted]
+        # the document's own part is empty
+        before, after = np.concatenate(parts[:place]), np.concatenate(parts[place:])
+        return Frame(before, blank, after, texts, room, around, query_cut)
 
-    def _fit(
-        self, blank: Blank, texts: dict[str, str], document: str, room: int, around: int
-    ) -> tuple[Ids, bool]:
+    def _fit(self, frame: Frame, document: str) -> tuple[Ids, bool]:
         """Cut the document's text until the whole part fits, because what follows it must stay."""
-        keep, text, cut = room - around, document, False
-        if len(document) > room * CHARS_PER_TOKEN:
+        keep, text, cut = frame.room - frame.around, document, False
+        if len(document) > frame.room * CHARS_PER_TOKEN:
             text, cut = self._head(document, keep)
-        ids = self._ids(blank.fill(texts | {"document": text}))
-        while len(ids) > room:
+        ids = self.ids(frame.part(text))
+        while len(ids) > frame.room:
             # the ends of a cut text may need a token or two more than inside the whole, hence the loop
             text, _ = self._head(document, max(0, keep))
             keep, cut = keep - 1, True
-            ids = self._ids(blank.fill(texts | {"document": text}))
+            ids = self.ids(frame.part(text))
         return ids, cut
 
     def _head(self, text: str, tokens: int) -> tuple[str, bool]:
@@ -161,37 +182,37 @@ class PromptTokenizer(TextTokenizer):
             return text, False
         return text[: encoding.offsets[tokens - 1][1]] if tokens else "", True
 
-    def _ids(self, text: str) -> Ids:
+    def ids(self, text: str) -> Ids:
+        """A piece of text by itself."""
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     # ── when the checkpoint loads ──
 
-    def _compile(self, pieces: tuple[str, ...], start: Ids) -> Form:
-        parts: list[Ids | Blank] = [start]
+    def _compile(self, pieces: tuple[str, ...]) -> Form:
+        parts: list[Ids | Blank] = [self.start]
         for piece in pieces:
             compiled = [self._part(text) for text in self._sections(piece)]
             self._check(piece, compiled)
             parts += compiled
-        return Form(tuple(parts))
+        return Form((*parts, self._end()))
 
     def _sections(self, piece: str) -> list[str]:
         """The piece's control tokens and the texts between them; tokenizers never merge across a control token."""
         return [text for text in (self._controls.split(piece) if self._controls else [piece]) if text]
 
     def _part(self, text: str) -> Ids | Blank:
-        return Blank(tuple(PLACEHOLDER.split(text))) if PLACEHOLDER.search(text) else self._ids(text)
+        return Blank(tuple(PLACEHOLDER.split(text))) if PLACEHOLDER.search(text) else self.ids(text)
 
     def _check(self, piece: str, parts: list[Ids | Blank]) -> None:
         probe = {"query": PROBE, "document": PROBE, "instruction": PROBE}
-        apart = [self._ids(part.fill(probe)) if isinstance(part, Blank) else part for part in parts]
-        if not np.array_equal(np.concatenate(apart), self._ids(PLACEHOLDER.sub(PROBE, piece))):
+        apart = [self.ids(part.fill(probe)) if isinstance(part, Blank) else part for part in parts]
+        if not np.array_equal(np.concatenate(apart), self.ids(PLACEHOLDER.sub(PROBE, piece))):
             raise UnsupportedCheckpoint(
                 f"template {self.template.name!r}: this tokenizer reads the piece {piece!r} differently when the "
                 "caller's texts are kept apart from control tokens"
             )
 
     def _start(self, directory: Path) -> Ids:
-        """What stands before the first piece."""
         if self.template.bos == "none":
             return np.empty(0, np.int32)
         if self.template.bos == "tokenizer":
@@ -205,6 +226,12 @@ class PromptTokenizer(TextTokenizer):
             )
         return np.array([self._token(content)], np.int32)
 
+    def _end(self) -> Ids:
+        """What stands behind the last piece."""
+        after = self._single.suffix.tolist() if self.template.bos == "tokenizer" else []
+        own = [] if self.template.score_token is None else [self._token(self.template.score_token)]
+        return np.array(after + own, dtype=np.int32)
+
     def _token(self, wanted: str | int) -> int:
         """The id of a text that must be one token; an id is only checked."""
         if isinstance(wanted, int):
@@ -213,24 +240,9 @@ class PromptTokenizer(TextTokenizer):
                     f"template {self.template.name!r} reads token {wanted}, the tokenizer has {self.vocab_size}"
                 )
             return wanted
-        ids = self._ids(wanted)
+        ids = self.ids(wanted)
         if len(ids) != 1:
             raise UnsupportedCheckpoint(
                 f"template {self.template.name!r} reads the token {wanted!r}, which is {len(ids)} tokens here"
             )
         return int(ids[0])
-
-
-class PromptInput:
-    """Causal rerankers read a filled template; what all documents' prompts begin with is computed once."""
-
-    def __init__(self, tokenizer: PromptTokenizer, *, share: bool) -> None:
-        self._tokenizer, self._share = tokenizer, share
-
-    def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
-        """One result per document; at most `limit` tokens per prompt."""
-        sequences, cut, query_cut = self._tokenizer.prompts(query, documents, instruction, limit)
-        prefix, sequences = share_prefix(sequences) if self._share else (None, sequences)
-        job = build_job(("score",), sequences, cut)
-        job.prefix, job.query_truncated = prefix, query_cut
-        return job

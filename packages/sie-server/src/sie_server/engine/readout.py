@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from sie_server.engine.document_cache import ModelDocuments
+from sie_server.engine.document_cache import CachedDocument, ModelDocuments
 from sie_server.engine.job import QUERY, Job, Vectors, Work
-from sie_server.models.heads import Classifier, pool, unit
-from sie_server.models.late_interaction import DocumentVectors, QueryVectors, weighted_maxsim
+from sie_server.models.heads import Classifier, pool, pooled_states, pooling_readout, unit
+from sie_server.models.late_interaction import DocumentVectors, QueryVectors, maxsim, weighted_maxsim
 from sie_server.models.modules import ModuleStack
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.spec import EmbeddingSpec
@@ -46,8 +47,6 @@ class LogitReader:
 class VectorReader:
     """Encoders: pooled vectors, token vectors, and late-interaction scores from both."""
 
-    readout: Readout = "all"
-
     def __init__(
         self,
         spec: EmbeddingSpec,
@@ -57,9 +56,11 @@ class VectorReader:
     ) -> None:
         self._spec, self._token_weights = spec, token_weights  # weights: [vocabulary] fp32
         self._modules, self._cache = modules, cache
+        self.readout: Readout = "all" if spec.token_vectors else pooling_readout(spec.pooling)
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
-        pooled = self._modules(pool(hidden, batch, self._spec.pooling))
+        states = pool if self.readout == "all" else pooled_states
+        pooled = self._modules(states(hidden, batch, self._spec.pooling))
         pooled = unit(pooled) if self._spec.normalize else pooled
         tokens = unit(hidden.float()) if self._spec.token_vectors else hidden
         self._keep_queries(pooled, tokens, batch, works)
@@ -92,13 +93,33 @@ class VectorReader:
         if self._cache and work.key:
             rows = slice(batch.starts[packed], batch.starts[packed] + batch.lengths[packed])
             vectors = DocumentVectors(tokens[rows].clone(), pooled[packed].clone())
-            self._cache.put(work.key, vectors, work.job.truncated[work.index])
+            cut = work.job.truncated[work.index]
+            self._cache.put(work.key, CachedDocument(vectors, cut, len(work.tokens)))
 
     def _scores(self, job: Job, pooled: Tensor, tokens: Tensor, batch: PackedBatch) -> list[float]:
         query, weight = job.query_vectors, self._spec.dense_weight
         if query is None or query.pooled is None or weight is None:
             raise RuntimeError("a late-interaction document came before its query")
         return (weight * (pooled @ query.pooled) + weighted_maxsim(query, tokens, batch)).tolist()
+
+
+def score_known(job: Job, device: torch.device, dense_weight: float | None) -> None:
+    """Score the documents of a job whose vectors were there before it; the query's are by now."""
+    query = job.query_vectors
+    if query is None:
+        raise RuntimeError("known documents came before their query")
+    # the same document twice is scored once, so that it ties with itself to the last bit
+    places: dict[int, list[int]] = {}
+    documents = []
+    for index, vectors in job.known:
+        same = places.setdefault(id(vectors), [])
+        if not same:
+            documents.append(vectors.to(device))
+        same.append(index)
+    scores = maxsim(query.to(device), documents, dense_weight)
+    for indices, score in zip(places.values(), scores, strict=True):
+        for index in indices:
+            job.results[index] = score
 
 
 def _by_job(batch: PackedBatch, works: list[Work]) -> dict[Job, list[tuple[int, int]]]:

@@ -20,6 +20,8 @@ FILES = [
     "config_sentence_transformers.json",
     "special_tokens_map.json",
     "artifact.metadata",
+    "adapter_config.json",
+    "adapter_model.bin",
     "sparse_linear.pt",
     "colbert_linear.pt",
     "*/config.json",

@@ -106,10 +106,11 @@ class SpladeReader:
         self._head = head
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
+        states = self._head.transformed(hidden)
         results: list[Any] = [None] * len(works)
         for packed, place in enumerate(batch.order):
             start = batch.starts[packed]
-            values = self._head.pooled(hidden[start : start + batch.lengths[packed]])
+            values = self._head.pooled(states[start : start + batch.lengths[packed]])
             kept = torch.nonzero(values).squeeze(1)
             results[place] = {
                 "sparse": Sparse(kept.to(torch.int32).cpu().numpy(), values[kept].cpu().numpy())

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
+from tokenizers.normalizers import Lowercase, Sequence
 
 from sie_server.models.packed import Ids, Tokens
-from sie_server.models.spec import UnsupportedCheckpoint
+from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 # A window of this many characters per wanted token is tokenised first; English has about 5, and a window that turns
 # out too short is doubled.
@@ -40,7 +41,8 @@ class Template:
 class TextTokenizer:
     """One checkpoint's tokenizer. Safe to call from several threads."""
 
-    def __init__(self, directory: Path, *, token_types: bool) -> None:
+    def __init__(self, directory: Path, *, token_types: bool, lower_case: bool = False) -> None:
+        """`lower_case`: texts are lower-cased before anything the file itself says."""
         path = directory / "tokenizer.json"
         if not path.exists():
             raise UnsupportedCheckpoint(f"tokenizer.json is missing in {directory}")
@@ -50,6 +52,9 @@ class TextTokenizer:
             raise UnsupportedCheckpoint(f"{path} is not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        if lower_case:
+            own = self._tokenizer.normalizer
+            self._tokenizer.normalizer = Sequence([Lowercase(), own] if own else [Lowercase()])
         self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
         self._single = _probe(self._tokenizer, pair=False, typed=token_types)
 
@@ -57,6 +62,19 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         """Ids are below this."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def check_end(self, directory: Path) -> None:
+        """For models whose last token is read out: what their settings append must be in `tokenizer.json`.
+
+        Raises:
+            UnsupportedCheckpoint: `add_eos_token` is set, and the post-processor appends nothing.
+        """
+        path = directory / "tokenizer_config.json"
+        if path.exists() and read_json(path).get("add_eos_token") and not len(self._single.suffix):
+            raise UnsupportedCheckpoint(
+                "tokenizer_config.json sets add_eos_token, but the post-processor in tokenizer.json appends no token; "
+                "the vector would be another one. Load and save the tokenizer with transformers to write it down"
+            )
 
     def token_id(self, token: str) -> int | None:
         """The id of exactly this token, None when the vocabulary has no such token."""

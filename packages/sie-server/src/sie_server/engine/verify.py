@@ -1,7 +1,7 @@
 """Our scores against the reference library's, on this machine and these weights (`sie-server verify`).
 
-transformers and sentence-transformers are imported here and nowhere else, when asked for. Both sides compute in
-fp32 on the CPU, and raw logits or vectors are compared: a sigmoid would hide differences.
+Raw logits or vectors are compared, in fp32 on the CPU: a sigmoid would hide differences. `engine.references` is the
+other side.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY, Job
-from sie_server.errors import SIEError
-from sie_server.models.spec import ClassifierSpec, EmbeddingSpec
+from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.references import Answers, reference_of
+from sie_server.models.spec import CausalSpec, LateInteractionSpec
 
 QUERY_TEXT = "how do stars burn hydrogen"
 SENTENCES = (
@@ -27,10 +27,6 @@ SENTENCES = (
     "東京は日本の首都です。 机器学习从数据中学习。",
     'The function returns {"a": [1, 2.5], "b": null}; see section 3.14.',
 )
-
-
-class CannotVerify(SIEError):
-    """There is nothing to compare with; says why."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +45,70 @@ class Report:
         return self.first_token_difference is None and self.max_difference <= tolerance
 
 
-def verify(directory: Path, pairs: int) -> Report:
-    """Load a checkpoint twice and compare.
+def verify(directory: Path, pairs: int, template: str | None = None) -> Report:
+    """Load a checkpoint twice and compare; `template` as for `Engine`.
 
     Raises:
         CannotVerify: the library is not installed, or has no such kind of model.
         ModelLoadFailed: we cannot load it.
     """
-    engine = Engine(directory, device="cpu", dtype="float32")
-    documents = sample(pairs)
-    if isinstance(engine.spec.head, ClassifierSpec):
-        return _classifier(directory, engine, documents)
-    if (directory / "sie_scorer.json").exists():
-        raise CannotVerify("this model's scorer is our own; no reference library has it")
-    if isinstance(engine.spec.head, EmbeddingSpec) and "dense" in engine.spec.outputs:
-        return _encoder(directory, engine, documents)
-    raise CannotVerify(f"no reference for {engine.spec.architecture} giving {', '.join(engine.spec.outputs)}")
+    engine = Engine(directory, device="cpu", dtype="float32", template=template, share_prefix=False)
+    reference, documents = reference_of(directory, engine), sample(pairs)
+    if isinstance(engine.spec.head, CausalSpec):
+        # how a filled template is cut is no library's to say
+        cut = engine.tokenize_score(QUERY_TEXT, documents, engine.max_seq_length).truncated
+        documents = [text for text, was_cut in zip(documents, cut, strict=True) if not was_cut]
+    with torch.inference_mode():
+        theirs = reference(directory, engine, QUERY_TEXT, documents)
+    ours = _ours(engine, documents, theirs)
+    differences = [_distance(ours.scores, theirs.scores)]
+    differences += [float((a - b).abs().max()) for a, b in zip(ours.vectors, theirs.vectors, strict=True)]
+    return Report(
+        theirs.reference,
+        theirs.compared,
+        len(documents),
+        # max() may pass over a NaN
+        next((d for d in differences if d != d), max(differences)),
+        kendall_tau(ours.scores, theirs.scores),
+        _first_difference(ours.ids, theirs.ids),
+    )
+
+
+@dataclass(frozen=True)
+class _Ours:
+    scores: list[float]
+    ids: list[list[int]]
+    vectors: list[torch.Tensor]
+
+
+def _ours(engine: Engine, documents: list[str], theirs: Answers) -> _Ours:
+    """The same of this engine: scores where the model gives them, else products of its vectors."""
+    if not theirs.vectors or isinstance(engine.spec.head, LateInteractionSpec):
+        job = engine.tokenize_score(QUERY_TEXT, documents, engine.max_seq_length)
+        scores = [float(value) for value in _results(engine, job)]
+        vectors = _vectors(engine, documents) if theirs.vectors else []
+        return _Ours(scores, _ids(job), vectors)
+    vectors = _vectors(engine, documents)
+    job = engine.tokenize_encode(documents, ("dense",), engine.max_seq_length)
+    return _Ours([float(vectors[0] @ document) for document in vectors[1:]], _ids(job), vectors)
+
+
+def _vectors(engine: Engine, documents: list[str]) -> list[torch.Tensor]:
+    """Of the query and every document: the dense vectors, or the only kind the model has."""
+    given = [output for output in engine.spec.outputs if output != "score"]
+    name, limit = "dense" if "dense" in given else given[0], engine.max_seq_length
+    query = engine.tokenize_encode([QUERY_TEXT], (name,), limit, is_query=True)
+    job = engine.tokenize_encode(documents, (name,), limit)
+    results = [*_results(engine, query), *_results(engine, job)]
+    return [_tensor(result[name], engine.spec.backbone.vocab_size) for result in results]
+
+
+def _tensor(values: Any, vocabulary: int) -> torch.Tensor:
+    if not isinstance(values, Sparse):
+        return torch.from_numpy(values)
+    whole = torch.zeros(vocabulary)
+    whole[torch.from_numpy(values.indices).long()] = torch.from_numpy(values.values)
+    return whole
 
 
 def sample(count: int) -> list[str]:
@@ -77,61 +121,6 @@ def sample(count: int) -> list[str]:
     return texts[:count]
 
 
-def _classifier(directory: Path, engine: Engine, documents: list[str]) -> Report:
-    transformers = _library("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
-    ours = engine.tokenize_score(QUERY_TEXT, documents, engine.max_seq_length)
-    theirs, ids = [], []
-    for document in documents:
-        inputs = tokenizer(
-            [QUERY_TEXT],
-            [document],  # in lists: an empty text by itself would count as no second text
-            truncation="only_second",
-            max_length=engine.max_seq_length,
-            return_tensors="pt",
-        )
-        with torch.inference_mode():
-            theirs.append(float(model.eval()(**inputs).logits[0, 0]))
-        ids.append(inputs.input_ids[0].tolist())
-    scores = [float(value) for value in _results(engine, ours)]
-    return _report(
-        f"transformers {transformers.__version__}", "logits", scores, theirs, _first_difference(ours, ids)
-    )
-
-
-def _encoder(directory: Path, engine: Engine, documents: list[str]) -> Report:
-    library = _library("sentence_transformers")
-    model = library.SentenceTransformer(str(directory), device="cpu").float()
-    texts = [QUERY_TEXT, *documents]
-    job = engine.tokenize_encode(texts, ("dense",), engine.max_seq_length)
-    model.max_seq_length = engine.max_seq_length
-    ids = [
-        model.tokenizer(text, truncation=True, max_length=engine.max_seq_length).input_ids for text in texts
-    ]
-    ours = torch.stack([torch.from_numpy(result["dense"]) for result in _results(engine, job)])
-    theirs = model.encode(texts, prompt="", convert_to_tensor=True, show_progress_bar=False).float().cpu()
-    report = _report(
-        f"sentence-transformers {library.__version__}",
-        "vectors",
-        (ours[1:] @ ours[0]).tolist(),
-        (theirs[1:] @ theirs[0]).tolist(),
-        _first_difference(job, ids),
-    )
-    # the components say more than the products the order is made of
-    return Report(**{**report.__dict__, "max_difference": float((ours - theirs).abs().max())})
-
-
-def _library(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError:
-        package = name.replace("_", "-")
-        raise CannotVerify(
-            f"{package} is not installed beside the server; pip install {package}, then run this again"
-        ) from None
-
-
 def _results(engine: Engine, job: Job) -> list[Any]:
     for work in job.work:
         [result] = engine.run([work])
@@ -140,23 +129,27 @@ def _results(engine: Engine, job: Job) -> list[Any]:
     return job.results
 
 
-def _first_difference(job: Job, theirs: list[list[int]]) -> str | None:
-    ours = {work.index: work.tokens.ids.tolist() for work in job.work}
-    for text, reference in enumerate(theirs):
-        if ours[text] != reference:
-            both = zip(ours[text], reference, strict=False)
-            at = next((i for i, (a, b) in enumerate(both) if a != b), min(len(ours[text]), len(reference)))
-            return (
-                f"text {text}, token {at}: ours {ours[text][at : at + 1]}, reference {reference[at : at + 1]}"
-            )
+def _ids(job: Job) -> list[list[int]]:
+    """Of every document, in order; equal sequences are one work."""
+    found = {
+        index: work.tokens.ids.tolist()
+        for work in job.work
+        for index in (work.index, *job.copies.get(work.index, ()))
+    }
+    return [found[index] for index in range(len(job.results))]
+
+
+def _first_difference(ours: list[list[int]], theirs: list[list[int]]) -> str | None:
+    for text, (own, reference) in enumerate(zip(ours, theirs, strict=True)):
+        if own != reference:
+            both = zip(own, reference, strict=False)
+            at = next((i for i, (a, b) in enumerate(both) if a != b), min(len(own), len(reference)))
+            return f"text {text}, token {at}: ours {own[at : at + 1]}, reference {reference[at : at + 1]}"
     return None
 
 
-def _report(
-    reference: str, compared: str, ours: list[float], theirs: list[float], first: str | None
-) -> Report:
-    difference = float((torch.tensor(ours) - torch.tensor(theirs)).abs().max())
-    return Report(reference, compared, len(ours), difference, kendall_tau(ours, theirs), first)
+def _distance(ours: list[float], theirs: list[float]) -> float:
+    return float((torch.tensor(ours) - torch.tensor(theirs)).abs().max())
 
 
 def kendall_tau(first: list[float], second: list[float]) -> float:

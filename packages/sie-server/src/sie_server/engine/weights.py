@@ -21,13 +21,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sie_server.engine.device import out_of_memory
+from sie_server.models.lora import Target
 from sie_server.models.sparse import M3_FILES
 from sie_server.models.spec import UnsupportedCheckpoint
 
 # Buffers older transformers versions saved, and the pooler of a bare encoder: known, and of no effect on what we serve
 # (the decoder of a masked language model is saved beside the tables it is tied to)
 HARMLESS = re.compile(
-    r"(^|\.)embeddings\.position_ids$|^((bert|roberta)\.)?pooler\.dense\.(weight|bias)$"
+    r"(^|\.)embeddings\.position_ids$|^((bert|new|roberta)\.)?pooler\.dense\.(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
 )
 # names in a safetensors header (https://huggingface.co/docs/safetensors, "Format")
@@ -73,14 +74,15 @@ class CheckpointWeights:
         file: str | None = None,
         tally: Tally | None = None,
     ) -> None:
-        """`file`: a small table of its own beside the checkpoint's weights, without code."""
+        """`file`: of this table in the directory instead of the checkpoint's weights."""
         self._read = _read_bin(directory / file) if file else _open_checkpoint(directory)
         self._device, self._dtype = device, dtype
         self._tally = tally or Tally()
         self._directory = directory
         self._taken: set[str] = set()
-        self._folders: list[CheckpointWeights] = []
+        self._parts: list[CheckpointWeights] = []  # with files of their own
         self._prefix = ""
+        self.targets: dict[str, Target] = {}  # module → the layer it has become part of
 
     def at(self, prefix: str) -> CheckpointWeights:
         """The same source with `prefix.` before every name; what is taken counts for all views."""
@@ -91,10 +93,17 @@ class CheckpointWeights:
 
     def folder(self, name: str) -> CheckpointWeights:
         """The weights of a module with its own file; `finish` sees to them too."""
+        return self._part(self._directory / name)
+
+    def file(self, name: str) -> CheckpointWeights:
+        """A small table of its own beside the checkpoint's weights, without code; `finish` sees to it too."""
+        return self._part(self._directory, name)
+
+    def _part(self, directory: Path, file: str | None = None) -> CheckpointWeights:
         weights = CheckpointWeights(
-            self._directory / name, device=self._device, dtype=self._dtype, tally=self._tally
+            directory, device=self._device, dtype=self._dtype, file=file, tally=self._tally
         )
-        self._folders.append(weights)
+        self._parts.append(weights)
         return weights
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -106,9 +115,18 @@ class CheckpointWeights:
         """Those rows of the tensor `name` of exactly `shape`, on the device in fp32; the others stay on the host."""
         return self._tally.add(self._stored(name, shape)[rows].to(device=self._device, dtype=torch.float32))
 
+    def leave(self, prefix: str) -> None:
+        """Tensors whose names begin with `prefix` are known and not served; `finish` lets them be."""
+        full = self._prefix + prefix
+        self._taken.update(name for name in self._read if name.startswith(full))
+
     def has(self, name: str) -> bool:
         """True when the checkpoint holds a tensor `name`; asking does not take it."""
         return self._prefix + name in self._read
+
+    def became(self, name: str, target: Target) -> None:
+        """Note which layer the module `name` has become part of."""
+        self.targets[self._prefix + name] = target
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
         full = self._prefix + name
@@ -129,19 +147,20 @@ class CheckpointWeights:
         left = sorted(name for name in self._read if name not in self._taken and not HARMLESS.search(name))
         if left:
             raise UnsupportedCheckpoint(
-                f"the checkpoint has {len(left)} weights this architecture does not use: {_some(left)}. "
+                f"the checkpoint has {len(left)} weights this architecture does not use: {some_of(left)}. "
                 "Serving it would ignore them; check `architectures` in config.json"
             )
 
-        for folder in self._folders:
-            folder.finish()
+        for part in self._parts:
+            part.finish()
 
     def _hint(self) -> str:
         unused = sorted(name for name in self._read if name not in self._taken)
-        return f"it has, unused so far: {_some(unused)}" if unused else "it has no other weights"
+        return f"it has, unused so far: {some_of(unused)}" if unused else "it has no other weights"
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
+    """For messages: the first few, and how many there are."""
     return ", ".join(names[:6]) + (f" … ({len(names)} in all)" if len(names) > 6 else "")
 
 
@@ -185,6 +204,11 @@ def _open_checkpoint(directory: Path) -> TensorReaders:
     raise UnsupportedCheckpoint(f"no weights in {directory}: neither model.safetensors nor pytorch_model.bin")
 
 
+def tensor_readers(path: Path) -> TensorReaders:
+    """The tensors of one file, safetensors or a pickle-free `.bin`."""
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+
+
 def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorReaders:
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -209,6 +233,8 @@ def _read_safetensors(path: Path) -> TensorReaders:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
     except (SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise UnsupportedCheckpoint(f"{path} is truncated or not a safetensors file: {error}") from error
     header.pop("__metadata__", None)
     return {

@@ -1,18 +1,21 @@
 """BERT, RoBERTa, XLM-R and their relatives: one forward pass, post-norm.
 
-The families differ in what the spec says: position offset or rotary positions, token-type rows, a gated feed-forward,
-and the names of the weights. `models.bert_relatives` reads those that are not in this file.
+The families differ in what the spec says: position offset, rotary positions or ALiBi, token-type rows, a gated
+feed-forward, and the names of the weights. `models.bert_relatives` reads those that are not in this file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sie_server.models.alibi import AlibiAttention, head_slopes
 from sie_server.models.attention import attention
 from sie_server.models.layers import ACTIVATIONS, LayerNorm, Linear, Weights
 from sie_server.models.packed import PackedBatch, Readout
@@ -51,6 +54,8 @@ class BertSpec(BackboneSpec):
         float, ...
     ] = ()  # rotary, radians per position and pair of dimensions; none: not rotary
     gated: bool = False  # feed-forward: activation(gate) * up, both of one product without bias
+    gate_first: bool = False  # in that product the gate stands before the other half
+    alibi: bool = False  # attention fades with the distance
 
 
 def read_bert(config: dict[str, Any]) -> BertSpec:
@@ -64,7 +69,7 @@ def read_roberta(config: dict[str, Any]) -> BertSpec:
     return _read(config, pad + 1 if type(pad) is int else 0, token_types=False)
 
 
-def _check(config: dict[str, Any]) -> None:
+def check_sizes(config: dict[str, Any]) -> None:
     """Refuse numbers that would fail only when the first text comes."""
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     for name in (*sizes, "max_position_embeddings", "type_vocab_size"):
@@ -93,7 +98,7 @@ def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec
         raise UnsupportedCheckpoint(
             "the checkpoint is configured as a decoder; its attention would be causal"
         )
-    _check(config)
+    check_sizes(config)
     if config.get("hidden_act", "gelu") not in ACTIVATIONS:
         raise UnsupportedCheckpoint(
             f"hidden_act {config['hidden_act']!r} is not served; served: {', '.join(ACTIVATIONS)}"
@@ -131,6 +136,9 @@ class BertEncoder:
         self.norm = LayerNorm.load(weights, layout.embedding_norm, size, spec.layer_norm_eps)
         self.layers = [BertLayer(spec, weights.at(f"{layout.layers}.{i}")) for i in range(spec.num_layers)]
         self.frequencies = torch.tensor(spec.frequencies, device=self.words.device)
+        self.slopes = torch.tensor(
+            head_slopes(spec.num_heads) if spec.alibi else (), device=self.words.device
+        )
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
         """Hidden states of the last layer: [rows, hidden], or [sequences, hidden] of the read-out tokens.
@@ -146,9 +154,16 @@ class BertEncoder:
             x = x + (F.embedding(batch.types, self.types) if self.spec.type_rows > 1 else self.types[0])
         x = self.norm(x)
         rotary = Rotary(batch.positions, self.frequencies) if self.spec.frequencies else None
+        asking = batch.rows_of(readout)
+        attend: Attend = partial(attention, batch=batch)
+        if self.spec.alibi:
+            attend = AlibiAttention(batch, self.slopes, asking, x.dtype)
         for layer in self.layers[:-1]:
-            x = layer(x, batch, rotary)
-        return self.layers[-1](x, batch, rotary, asking=batch.rows_of(readout))
+            x = layer(x, attend, rotary)
+        return self.layers[-1](x, attend, rotary, asking)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values → [query rows, hidden]
 
 
 class BertLayer:
@@ -156,8 +171,9 @@ class BertLayer:
 
     def __init__(self, spec: BertSpec, weights: Weights) -> None:
         size, inner, eps = spec.hidden_size, spec.intermediate_size, spec.layer_norm_eps
-        layout, self.heads, self.gated = spec.layout, spec.num_heads, spec.gated
-        self.qkv = Linear.fused(weights, list(layout.qkv), 3 * size // len(layout.qkv), size)
+        layout, self.heads = spec.layout, spec.num_heads
+        self.gated, self.gate_first = spec.gated, spec.gate_first
+        self.qkv = Linear.fused(weights, dict.fromkeys(layout.qkv, 3 * size // len(layout.qkv)), size)
         self.out = Linear.load(weights, layout.out, size, size)
         self.attention_norm = LayerNorm.load(weights, layout.attention_norm, size, eps)
         self.up = Linear.load(
@@ -168,7 +184,7 @@ class BertLayer:
         self.norm = LayerNorm.load(weights, layout.norm, size, eps)
 
     def __call__(
-        self, x: Tensor, batch: PackedBatch, rotary: Rotary | None, asking: Tensor | None = None
+        self, x: Tensor, attend: Attend, rotary: Rotary | None, asking: Tensor | None = None
     ) -> Tensor:
         """`asking` are the rows whose output is wanted, one per sequence; None: all."""
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # each [rows, heads, dim], views
@@ -176,11 +192,13 @@ class BertLayer:
             x, q = x[asking], q[asking]
         if rotary is not None:
             q, k = rotary.at(asking)(q), rotary(k)
-        x = self.attention_norm(self.out(attention(q, k, v, batch), residual=x))
+        x = self.attention_norm(self.out(attend(q, k, v), residual=x))
         return self.norm(self.down(self._inner(x), residual=x))
 
     def _inner(self, x: Tensor) -> Tensor:
         if not self.gated:
             return self.up(x, activation=self.activation)
         up, gate = self.up(x).chunk(2, dim=-1)
+        if self.gate_first:
+            up, gate = gate, up
         return ACTIVATIONS[self.activation](gate) * up

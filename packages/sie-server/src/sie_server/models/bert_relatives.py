@@ -1,14 +1,15 @@
 """BERT's relatives that are published with code of their own; the code is not needed, and never loaded.
 
-Facts are from the published configurations, from text-embeddings-inference (`gte.rs`) and from the conversion tables of
-transformers 5 (`conversion_mapping.py`, "gte" and "jina_embeddings_v3").
+Facts are from the published configurations, from text-embeddings-inference (`gte.rs`, `jina.rs`) and from the
+conversion tables of transformers 5 (`conversion_mapping.py`, "gte" and "jina_embeddings_v3").
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from sie_server.models.bert import BertSpec, Layout
+from sie_server.models.bert import BertEncoder, BertSpec, Layout, check_sizes
 from sie_server.models.heads import Classifier, TanhClassifier
 from sie_server.models.layers import ACTIVATIONS, Weights
 from sie_server.models.rotary import inverse_frequencies
@@ -32,6 +33,22 @@ NEW_LAYOUT = Layout(
     down="mlp.down_proj",
     norm="mlp_ln",
 )
+JINA_GATED_LAYOUT = Layout(up="mlp.gated_layers", down="mlp.wo", norm="mlp.layernorm")
+GATES = {"geglu": "gelu", "reglu": "relu"}  # feed_forward_type → the gate's activation
+# the head of a masked language model, kept in a checkpoint that is published to embed
+MLM_HEAD = tuple(
+    f"cls.predictions.{name}"
+    for name in (
+        "bias",
+        "decoder.bias",
+        "decoder.weight",
+        "transform.LayerNorm.bias",
+        "transform.LayerNorm.weight",
+        "transform.dense.bias",
+        "transform.dense.weight",
+    )
+)
+TOKEN_CLASSIFIER = ("classifier.bias", "classifier.weight")
 
 
 def read_xlm_roberta_flash(config: dict[str, Any]) -> BertSpec:
@@ -100,6 +117,53 @@ def read_new(config: dict[str, Any]) -> BertSpec:
         frequencies=tuple(f / divisor for f in _frequencies(config, base)),
         gated=True,
     )
+
+
+def read_jina_bert(config: dict[str, Any]) -> BertSpec:
+    """JinaBERT (jina-reranker-v1, jina-embeddings-v2): BERT with ALiBi, and a feed-forward that may be gated.
+
+    What jina-embeddings-v2-base-code has beyond that (norms of queries and keys) is not served; such a checkpoint
+    fails at the names of its weights.
+    """
+    _one_of(config, "position_embedding_type", ("alibi",), "absolute")
+    kind = _one_of(config, "feed_forward_type", ("original", *GATES), "original")
+    activation = _one_of(config, "hidden_act", ACTIVATIONS, "gelu")
+    check_sizes(config)
+    return BertSpec(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        max_length=config["max_position_embeddings"],
+        pad_token_id=config.get("pad_token_id", 0),
+        token_types=config["type_vocab_size"] > 1,
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        intermediate_size=config["intermediate_size"],
+        hidden_act=GATES.get(kind, activation),
+        layer_norm_eps=config.get("layer_norm_eps", 1e-12),
+        position_rows=0,
+        position_offset=0,
+        type_rows=config["type_vocab_size"],
+        layout=JINA_GATED_LAYOUT if kind in GATES else Layout(),
+        gated=kind in GATES,
+        gate_first=True,
+        alibi=True,
+    )
+
+
+def embedder(prefix: str, *unread: str) -> Callable[[BertSpec, Weights], BertEncoder]:
+    """Builds the encoder of a checkpoint that is published to embed.
+
+    Its weights may or may not stand under `prefix`, after the class they were saved from; `unread` are those of a head
+    that class has and an embedding does not need.
+    """
+
+    def build(spec: BertSpec, weights: Weights) -> BertEncoder:
+        for name in unread:
+            weights.leave(name)
+        inside = weights.has(f"{prefix}.embeddings.word_embeddings.weight")
+        return BertEncoder(spec, weights.at(prefix) if inside else weights)
+
+    return build
 
 
 def new_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:

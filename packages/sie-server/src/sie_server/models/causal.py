@@ -8,6 +8,7 @@ looks from a real row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ from sie_server.models.packed import Group, Ids, PackedBatch
 # The prefix is put before the keys of every sequence by copying; so many key rows at a time bound what that takes.
 KEY_ROWS = 16_384
 
+Product = Callable[..., Tensor]  # as scaled_dot_product_attention
 States = tuple[Tensor, Tensor]  # keys and values of one layer, each [rows, key heads, dim], rotated
 
 
@@ -42,14 +44,22 @@ class CausalBlock:
     one_row: Tensor | None  # [count, 1, 1, prefix + slot] 0 or -inf; None: the read-out token sees every row
 
     prefix: list[States]  # per layer; empty: no prefix
+    windows: tuple[int | None, ...] = ()  # per layer; empty: every row sees all before it
+
+    def window(self, layer: int) -> int | None:
+        """How many rows one sees in this layer, its own included; None: as many as there are."""
+        found = self.windows[layer] if self.windows else None
+        return found if found and found < self.group.slot else None
 
 
-def causal_blocks(batch: PackedBatch, dtype: torch.dtype) -> list[CausalBlock]:
-    """The masks of a batch, in the dtype of the queries."""
+def causal_blocks(
+    batch: PackedBatch, dtype: torch.dtype, windows: tuple[int | None, ...] = ()
+) -> list[CausalBlock]:
+    """The masks of a batch, in the dtype of the queries; `windows` per layer, for batches without prefix."""
     blocks = []
     for group in batch.groups:
         if group.prefix is None:
-            blocks.append(CausalBlock(group, None, group.mask, []))
+            blocks.append(CausalBlock(group, None, group.mask, [], windows))
             continue
         before, device = len(group.prefix), batch.ids.device
         later = torch.full((group.slot, group.slot), float("-inf"), dtype=dtype, device=device).triu(1)
@@ -59,12 +69,18 @@ def causal_blocks(batch: PackedBatch, dtype: torch.dtype) -> list[CausalBlock]:
     return blocks
 
 
-def causal_attention(query: Tensor, states: States, blocks: list[CausalBlock], layer: int) -> Tensor:
-    """Every row sees its prefix, itself and the rows before it in its own sequence.
+def causal_attention(
+    query: Tensor,
+    states: States,
+    blocks: list[CausalBlock],
+    layer: int,
+    product: Product = scaled_dot_product_attention,
+) -> Tensor:
+    """Every row sees its prefix, itself and the rows before it in its own sequence, as far as the layer's window.
 
     `states` are keys and values of the batch's rows, [rows, key heads, dim]; `query` is [rows, heads, dim], or
     [sequences, heads, dim] for the read-out tokens alone. Heads are a multiple of the key heads (grouped queries).
-    Returns [query rows, heads * dim].
+    `product` is another one where a family's attention is not the usual. Returns [query rows, heads * dim].
     """
     one_row = query.shape[0] == sum(block.group.count for block in blocks)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -78,19 +94,45 @@ def causal_attention(query: Tensor, states: States, blocks: list[CausalBlock], l
         step = group.count if group.prefix is None else max(1, KEY_ROWS // (len(group.prefix) + group.slot))
         for start in range(0, group.count, step):
             part = slice(start, start + step)
-            target[part] = _attend(q[part], (k[part], v[part]), block, part, layer, one_row).transpose(1, 2)
+            mixed = _attend(q[part], (k[part], v[part]), block, part, layer, one_row, product)
+            target[part] = mixed.transpose(1, 2)
     return out.flatten(1)
 
 
 def _attend(
-    q: Tensor, own: States, block: CausalBlock, part: slice, layer: int, one_row: bool
+    q: Tensor, own: States, block: CausalBlock, part: slice, layer: int, one_row: bool, product: Product
 ) -> Tensor:  # [count, heads, 1 or slot, dim]
+    if window := block.window(layer):
+        assert not one_row, "a model whose layers have windows is read out at all rows"
+        return _attend_within(window, q, *own)
     k, v = _behind(block.prefix[layer], own) if block.prefix else own
     mask = block.all_rows
     if one_row:
         mask = None if block.one_row is None else block.one_row[part]
     causal = not one_row and mask is None
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+    return product(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+
+
+def _attend_within(window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention where each row sees `window` rows, its own included; `window` queries at a time.
+
+    Every step sees at most twice the keys it has to, so the cost is linear in the length.
+    """
+    out, slot = torch.empty_like(q), q.shape[2]
+    for start in range(0, slot, window):
+        asked, seen = (
+            slice(start, min(start + window, slot)),
+            slice(max(0, start - window + 1), start + window),
+        )
+        back = torch.arange(slot, device=q.device)[asked, None] - torch.arange(slot, device=q.device)[seen]
+        out[:, :, asked] = scaled_dot_product_attention(
+            q[:, :, asked],
+            k[:, :, seen],
+            v[:, :, seen],
+            attn_mask=(back >= 0) & (back < window),
+            enable_gqa=True,
+        )
+    return out
 
 
 def _behind(prefix: States, own: States) -> States:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sie_server.models.chat_template import logit_score_template
-from sie_server.models.spec import BackboneSpec, CausalSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.layerwise import CostWiseGemmaSpec, MiniCPMSpec
+from sie_server.models.spec import (
+    BackboneSpec,
+    CausalSpec,
+    LayerwiseSpec,
+    ModelSpec,
+    PromptedClassifierSpec,
+    UnsupportedCheckpoint,
+)
 from sie_server.templates import (
     RerankTemplate,
     TemplateError,
@@ -22,24 +30,54 @@ from sie_server.templates import (
 )
 
 TEMPLATE_FILE = "sie_reranker.yaml"
+LAYERWISE = (MiniCPMSpec, CostWiseGemmaSpec)  # have a head after each of several layers
 
 
 def read_causal(
-    directory: Path, config: dict[str, Any], backbone: BackboneSpec, template: str | None, limit: int
+    directory: Path,
+    config: dict[str, Any],
+    backbone: BackboneSpec,
+    template: str | None,
+    limit: int,
+    *,
+    own_head: bool,
 ) -> ModelSpec:
-    """The spec of a causal reranker; `limit` (tokens) holds where its template names none.
+    """The spec of a prompted reranker; `limit` (tokens) holds where its template names none.
+
+    With `own_head` its architecture has a classifier, else an answer's token is read.
 
     Raises:
-        UnsupportedCheckpoint: no template, or one that cannot be served.
+        UnsupportedCheckpoint: no template, or one that cannot be served, or not with this head.
     """
     try:
         found = _template(directory, config, template)
+        _check_answer(found, own_head or isinstance(backbone, LAYERWISE))
     except TemplateError as error:
         raise UnsupportedCheckpoint(str(error)) from error
     limit = min(found.max_seq_length or limit, backbone.max_length)
-    return ModelSpec(
-        config["architectures"][0], backbone, CausalSpec(found.activation, template=found), limit
-    )
+    return ModelSpec(config["architectures"][0], backbone, _head(backbone, found, own_head), limit)
+
+
+def _head(backbone: BackboneSpec, template: RerankTemplate, own_head: bool) -> CausalSpec:
+    if isinstance(backbone, LAYERWISE):
+        return LayerwiseSpec(
+            template.activation,
+            template=template,
+            cutoff_layers=backbone.cutoff_layers,
+            heads=backbone.heads,
+        )
+    head = PromptedClassifierSpec if own_head else CausalSpec
+    return head(template.activation, template=template)
+
+
+def _check_answer(template: RerankTemplate, own_head: bool) -> None:
+    if own_head and template.positive is not None:
+        raise TemplateError(
+            f"template {template.name!r} reads the token {template.positive!r}, but this architecture scores with "
+            "a head of its own; leave `positive` out"
+        )
+    if not own_head and template.positive is None:
+        raise TemplateError(f"template {template.name!r} names no `positive` token, whose logit is the score")
 
 
 def _template(directory: Path, config: dict[str, Any], named: str | None) -> RerankTemplate:

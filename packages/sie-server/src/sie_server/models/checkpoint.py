@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sie_server.models.causal_checkpoint import read_causal
 from sie_server.models.colbert import read_colbert
+from sie_server.models.decoder import DecoderSpec
+from sie_server.models.decoder_embedder import check_embedder, is_embedder
+from sie_server.models.listwise import read_listwise
 from sie_server.models.modules import (
     MODULES,
     check_modules,
@@ -32,28 +37,40 @@ from sie_server.models.spec import (
 )
 from sie_server.models.table import ARCHITECTURES, COMPAT, family_of
 
+# as Pooling modules name them, the suffixes `_token` and `_tokens` aside
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 
-def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
+
+def read_spec(
+    directory: Path, template: str | None = None, prompts: Mapping[str, str] = MappingProxyType({})
+) -> ModelSpec:
     """Read a checkpoint directory's configuration.
 
-    `template` names the form in which a causal reranker is asked, where the directory does not say so itself.
+    `template` names the form in which a causal reranker is asked, `prompts` are what an encoder wants before a text,
+    where the directory does not say so itself.
 
     Raises:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
     """
     config = read_json(directory / "config.json")
-    architecture = _architecture(config)
+    architecture = _architecture(directory, config)
     family = family_of(architecture)
     try:
         backbone = family.read(config)
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
-    if family.causal:
-        return read_causal(directory, config, backbone, template, _tokenizer_limit(directory, backbone))
-    if family.classifier is None:
-        if colbert := read_colbert(directory, architecture, backbone):
+    if family.listwise:
+        return read_listwise(architecture, backbone, _tokenizer_limit(directory, backbone))
+    own_head = family.classifier is not None
+    if family.prompted and (own_head or family.unserved or not is_embedder(directory)):
+        limit = _tokenizer_limit(directory, backbone)
+        return read_causal(directory, config, backbone, template, limit, own_head=own_head)
+    if isinstance(backbone, DecoderSpec):
+        check_embedder(directory, config)
+    if not own_head:
+        if colbert := read_colbert(directory, architecture, backbone, _sentence_limit(directory, backbone)):
             return ModelSpec(architecture, backbone, *colbert)
-        head, limit = _embedding_spec(directory, backbone, config)
+        head, limit = _embedding_spec(directory, backbone, config, prompts)
         return ModelSpec(architecture, backbone, head, limit)
     limit = _tokenizer_limit(directory, backbone)
     return ModelSpec(
@@ -61,22 +78,28 @@ def read_spec(directory: Path, template: str | None = None) -> ModelSpec:
     )
 
 
-def _architecture(config: dict[str, Any]) -> str:
+def _architecture(directory: Path, config: dict[str, Any]) -> str:
     """The first of `architectures`.
 
     A repository with code of its own may call it as a library's class; it is told apart by its configuration class, as
-    `models.table` lists it. The code itself is never loaded.
+    `models.table` lists it. The code itself is never loaded. `Family.bare` says what another name stands for.
     """
     name = str((config.get("architectures") or ["(none)"])[0])
     if name == "HF_ColBERT":
-        return f"{name}/{config.get('model_type')}"
+        name = f"{name}/{config.get('model_type')}"
     own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
     variant = f"{name} ({own})"
-    return variant if variant in ARCHITECTURES else name
+    name = variant if variant in ARCHITECTURES else name
+    family = ARCHITECTURES.get(name)
+    if family and family.bare and not (directory / "modules.json").exists():
+        return family.bare
+    return name
 
 
 def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:
-    labels = config.get("num_labels") or len(config.get("id2label") or {0: "", 1: ""})
+    # transformers' default is two labels; where the class named is no classifier's, sentence-transformers takes one
+    named = str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
+    labels = config.get("num_labels") or len(config.get("id2label") or range(2 if named else 1))
     if labels != 1:
         raise UnsupportedCheckpoint(f"the classifier has {labels} labels; a reranker has exactly one")
     return ClassifierSpec(_activation(directory, config))
@@ -114,7 +137,7 @@ def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
 
 
 def _embedding_spec(
-    directory: Path, backbone: BackboneSpec, config: dict[str, Any]
+    directory: Path, backbone: BackboneSpec, config: dict[str, Any], prompts: Mapping[str, str]
 ) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
     """An encoder without classifier: our own `sie_scorer.json`, or the sentence-transformers layout."""
     scorer = directory / "sie_scorer.json"
@@ -124,20 +147,20 @@ def _embedding_spec(
             raise UnsupportedCheckpoint(f"sie_scorer.json lacks {', '.join(sorted(missing))}")
         head = EmbeddingSpec(_pooling(recipe["pooling"]), True, True, float(recipe["dense_weight"]))
         return head, min(int(recipe["max_seq_length"]), backbone.max_length)
+    if (splade := splade_module(directory)) is not None:
+        return read_splade(directory, splade), _sentence_limit(directory, backbone)
     if not (directory / "modules.json").exists():
         raise UnsupportedCheckpoint(
             "the checkpoint is an encoder without a head (no classifier, no modules.json): it can neither score "
             "nor embed. A classifier that is not in the checkpoint is never made up"
         )
-    return _sentence_transformers_spec(directory, backbone, config)
+    return _sentence_transformers_spec(directory, backbone, config, prompts)
 
 
 def _sentence_transformers_spec(
-    directory: Path, backbone: BackboneSpec, config: dict[str, Any]
+    directory: Path, backbone: BackboneSpec, config: dict[str, Any], known: Mapping[str, str]
 ) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
     limit = _sentence_limit(directory, backbone)
-    if (splade := splade_module(directory)) is not None:
-        return read_splade(directory, splade), limit
     pooling: Pooling | None = None
     normalize, prompted = False, True
     modules: list[ModuleSpec] = []
@@ -164,13 +187,17 @@ def _sentence_transformers_spec(
             raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
-    prompts = read_prompts(directory)
+    prompts = read_prompts(directory, known)
     if prompts.any and not prompted:
         raise UnsupportedCheckpoint(
             "the Pooling module leaves prompts out of the average (include_prompt: false), which is not served"
         )
     check_modules(modules, backbone.hidden_size)
     if is_cross_encoder(directory, modules):
+        if isinstance(backbone, DecoderSpec):
+            raise UnsupportedCheckpoint(
+                "a decoder with a pooled classifier in modules.json is not served; served: LogitScore"
+            )
         return ClassifierSpec(_activation(directory, config), pooling, tuple(modules)), limit
     head = EmbeddingSpec(pooling, normalize, modules=tuple(modules), prompts=prompts)
     return read_m3(directory, head), limit
@@ -195,6 +222,6 @@ def _pooling_module(config: dict[str, Any]) -> Pooling:
 
 
 def _pooling(name: str) -> Pooling:
-    if name == "cls" or name == "mean":
-        return name  # type: ignore[return-value]
-    raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: cls, mean")
+    if name not in POOLINGS:
+        raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: {', '.join(POOLINGS)}")
+    return POOLINGS[name]

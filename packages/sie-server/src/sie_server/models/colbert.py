@@ -1,9 +1,10 @@
-"""ColBERT checkpoints, in the two layouts they come in: what their own files say of markers, lengths and projection.
+"""ColBERT checkpoints, in the layouts they come in: what their own files say of markers, lengths and projection.
 
 Stanford's (https://github.com/stanford-futuredata/ColBERT): architecture `HF_ColBERT`, the projection `linear.weight`
 among the backbone's weights, settings in `artifact.metadata`. PyLate's (https://github.com/lightonai/pylate): a
 sentence-transformers directory of one Transformer and Dense modules, settings in `config_sentence_transformers.json`.
 Settings are resolved as PyLate 1.6 does: `config_sentence_transformers.json`, else `artifact.metadata`, else defaults.
+The layout of sentence-transformers 6, which has modules of its own for this, is read in `models.multi_vector`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import string
 from pathlib import Path
 from typing import Any
 
+from sie_server.models.multi_vector import is_multi_vector, read_multi_vector
+from sie_server.models.projections import TOKENS, check_chain, read_projection
 from sie_server.models.spec import (
     BackboneSpec,
     LateInteractionSpec,
@@ -26,15 +29,20 @@ STANFORD_DIM = 128  # what Stanford's code takes when `artifact.metadata` names 
 
 
 def read_colbert(
-    directory: Path, architecture: str, backbone: BackboneSpec
+    directory: Path, architecture: str, backbone: BackboneSpec, limit: int
 ) -> tuple[LateInteractionSpec, int] | None:
     """The head of a ColBERT checkpoint and its document limit in tokens; None when the directory is no ColBERT.
+
+    `limit` is the tokenizer's own, in tokens, for layouts that do not name one of theirs.
 
     Raises:
         UnsupportedCheckpoint: a file is unreadable, or asks for something we do not serve.
     """
     stanford = architecture.startswith(STANFORD)
-    folders = [] if stanford else _dense_folders(directory)
+    modules = [] if stanford else _modules(directory)
+    if is_multi_vector(directory, modules):
+        return read_multi_vector(directory, modules, backbone, limit)
+    folders = _dense_folders(modules)
     if not stanford and not folders:
         return None
     settings = _Settings(directory, stanford)
@@ -42,16 +50,18 @@ def read_colbert(
         dim = settings.number("dim", "dim", STANFORD_DIM)
         projections = [ProjectionSpec(folder=None, inputs=backbone.hidden_size, outputs=dim)]
     else:
-        projections = [_projection(directory, folder) for folder in folders]
-    _check_chain(projections, backbone.hidden_size)
-    _refuse_text_changes(directory, settings)
+        projections = [read_projection(directory, folder, TOKENS) for folder in folders]
+    _refuse_default_prompt(settings)
     expand = settings.flag("do_query_expansion", None, True)
+    query_length = min(settings.number("query_length", "query_maxlen", 32), backbone.max_length)
     spec = LateInteractionSpec(
         projections=tuple(projections),
+        dim=check_chain(projections, backbone.hidden_size),
         query_marker=settings.text("query_prefix", "query_token_id", "[unused0]" if stanford else "[Q] "),
         document_marker=settings.text("document_prefix", "doc_token_id", "[unused1]" if stanford else "[D] "),
-        query_length=min(settings.number("query_length", "query_maxlen", 32), backbone.max_length),
-        expand_queries=expand,
+        lower_case=bool(_read_optional(directory / "sentence_bert_config.json").get("do_lower_case")),
+        query_length=query_length,
+        expand_to=query_length if expand else 0,
         attend_to_expansion=expand
         and settings.flag("attend_to_expansion_tokens", "attend_to_mask_tokens", False),
         skip_words=settings.skip_words(),
@@ -98,60 +108,32 @@ def _read_optional(path: Path) -> dict[str, Any]:
     return dict(read_json(path)) if path.exists() else {}
 
 
-def _dense_folders(directory: Path) -> list[str]:
-    """Folders of the Dense modules when modules.json is exactly Transformer, Dense, …; else nothing.
-
-    A Dense that follows a Pooling projects one vector per text: another kind of model.
-    """
+def _modules(directory: Path) -> list[tuple[str, str]]:
+    """Kind and folder of each entry of modules.json; none without the file."""
     path = directory / "modules.json"
     if not path.exists():
         return []
-    modules = read_json(path, list)
     try:
-        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
-        folders = [str(module["path"]) for module in modules]
+        return [
+            (str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in read_json(path, list)
+        ]
     except (KeyError, TypeError) as error:
         raise UnsupportedCheckpoint(f"modules.json has an entry without type and path: {error!r}") from error
+
+
+def _dense_folders(modules: list[tuple[str, str]]) -> list[str]:
+    """Folders of the Dense modules when the modules are exactly Transformer, Dense, …; else nothing.
+
+    A Dense that follows a Pooling projects one vector per text: another kind of model.
+    """
+    kinds = [kind for kind, _ in modules]
     if len(kinds) < 2 or kinds[0] != "Transformer" or set(kinds[1:]) != {"Dense"}:
         return []
-    for folder in folders[1:]:
-        if folder in ("", "..") or Path(folder).name != folder:
-            raise UnsupportedCheckpoint(f"modules.json: the path {folder!r} is no folder beside it")
-    return folders[1:]
+    return [folder for _, folder in modules[1:]]
 
 
-def _projection(directory: Path, folder: str) -> ProjectionSpec:
-    config = read_json(directory / folder / "config.json")
-    activation = str(config.get("activation_function", "Identity"))
-    if activation.rsplit(".", 1)[-1] != "Identity":
-        raise UnsupportedCheckpoint(
-            f"{folder}/config.json names the activation {activation!r}; a projection of token vectors has none"
-        )
-    try:
-        return ProjectionSpec(
-            folder=folder,
-            inputs=int(config["in_features"]),
-            outputs=int(config["out_features"]),
-            bias=bool(config.get("bias", True)),
-            residual=bool(config.get("use_residual", False)),
-        )
-    except KeyError as missing:
-        raise UnsupportedCheckpoint(f"{folder}/config.json lacks {missing.args[0]!r}") from None
-
-
-def _check_chain(projections: list[ProjectionSpec], width: int) -> None:
-    for projection in projections:
-        if projection.inputs != width:
-            raise UnsupportedCheckpoint(
-                f"{projection.folder}/config.json: in_features is {projection.inputs}, what comes in is {width} wide"
-            )
-        width = projection.outputs
-
-
-def _refuse_text_changes(directory: Path, settings: _Settings) -> None:
-    """What a checkpoint may ask to do to every text before it is tokenised, and we would otherwise ignore."""
-    if _read_optional(directory / "sentence_bert_config.json").get("do_lower_case"):
-        raise UnsupportedCheckpoint("sentence_bert_config.json: do_lower_case is not served")
+def _refuse_default_prompt(settings: _Settings) -> None:
+    """What a checkpoint may ask to put before every text, and we would otherwise ignore."""
     name = settings.pylate.get("default_prompt_name")
     if name is not None and (settings.pylate.get("prompts") or {}).get(name):
         raise UnsupportedCheckpoint(f"{PYLATE_CONFIG}: a default prompt ({name!r}) is not served")

@@ -1,20 +1,25 @@
-"""Llama, Mistral, Qwen2, Qwen3 and Gemma decoders: one causal forward pass, pre-norm, rotary positions, gated MLP.
+"""Llama, Mistral, Qwen2, Qwen3 and Gemma decoders: one forward pass, pre-norm, rotary positions, gated MLP.
 
 The five differ in what the spec says: biases, norms of queries and keys, Gemma's norm weights counted from 1 and
-scaled embeddings. As rerankers they are read out at the last token, on one or two rows of the output matrix.
+scaled embeddings. As rerankers they are read out at the last token, on one or two rows of the output matrix; as
+embedders the last token's state is the vector. Some were trained further to see the tokens behind them, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
-from sie_server.models.causal import CausalBlock, States, causal_attention, causal_blocks
-from sie_server.models.layers import ACTIVATIONS, Linear, Weights
+from sie_server.models.attention import attention
+from sie_server.models.causal import Product, States, causal_attention, causal_blocks
+from sie_server.models.layers import ACTIVATIONS, Linear, Residual, Weights, capped
+from sie_server.models.lora import Target
 from sie_server.models.packed import PackedBatch, Readout
 from sie_server.models.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
@@ -22,7 +27,7 @@ from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec(BackboneSpec):
-    """Pre-norm causal decoder with rotary positions and grouped queries."""
+    """Pre-norm decoder with rotary positions and grouped queries."""
 
     num_layers: int
     num_heads: int
@@ -39,6 +44,16 @@ class DecoderSpec(BackboneSpec):
     norm_offset: float = 0.0  # norms multiply by offset + weight
     embedding_scale: float = 1.0
     tied: bool = False  # the output matrix is the embedding table
+    windows: tuple[
+        int | None, ...
+    ] = ()  # per layer: tokens a row sees, its own included; None or missing: all
+    logit_cap: float | None = None  # logits are squashed to ±cap by a tanh
+    causal: bool = True  # tokens see themselves and those before them; False: all of their sequence
+
+
+Attend = Callable[
+    [Tensor, States, int, Product], Tensor
+]  # queries, keys and values, layer, its product → mixed
 
 
 def read_llama(config: dict[str, Any]) -> DecoderSpec:
@@ -108,6 +123,7 @@ def _read(config: dict[str, Any], *, window: int | None = None, **differences: A
         hidden_act=activation,
         rms_norm_eps=config["rms_norm_eps"],
         rope=read_rope(config, head_dim),
+        causal=bool(config.get("is_causal", True)),  # the name under which transformers 5 honours it
         **{"tied": bool(config.get("tie_word_embeddings", False))} | differences,
     )
 
@@ -115,10 +131,12 @@ def _read(config: dict[str, Any], *, window: int | None = None, **differences: A
 class Decoder:
     """Packed batch → hidden states; prefix → keys and values."""
 
+    layer: type[DecoderLayer]  # set below, another one by the families that differ in more than the spec
+
     def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
         self.spec = spec
         self.words = weights.take("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
-        self.layers = [DecoderLayer(spec, i, weights.at(f"layers.{i}")) for i in range(spec.num_layers)]
+        self.layers = [self.layer(spec, i, weights.at(f"layers.{i}")) for i in range(spec.num_layers)]
         self.norm = RMSNorm.load(weights, "norm", spec.hidden_size, spec)
         self.frequencies = scaled_frequencies(spec.rope).to(self.words.device)
 
@@ -126,51 +144,61 @@ class Decoder:
         """Hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens.
 
         In the second case the last layer computes keys and values for all rows, and the rest for those tokens only.
+        The last layer is that of `batch.depth`.
         """
-        x, rotary, blocks = self._start(batch)
-        for layer in self.layers[:-1]:
-            x = layer(x, rotary, blocks, layer.states(x, rotary))
-        last = self.layers[-1]
-        return self.norm(last(x, rotary, blocks, last.states(x, rotary), asking=batch.rows_of(readout)))
+        x, rotary, attend = self._start(batch)
+        *before, last = self.layers[: batch.depth]
+        for layer in before:
+            x = layer(x, rotary, attend, layer.states(x, rotary))
+        return self.norm(last(x, rotary, attend, last.states(x, rotary), asking=batch.rows_of(readout)))
 
     def prefix_states(self, batch: PackedBatch) -> list[list[States]]:
         """Keys and values per layer of every sequence in the batch, in packed order; copies."""
-        x, rotary, blocks = self._start(batch)
+        x, rotary, attend = self._start(batch)
         spans = [
             slice(start, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)
         ]
         kept: list[list[States]] = [[] for _ in spans]
-        for layer in self.layers:
+        layers = self.layers[: batch.depth]
+        for layer in layers:
             keys, values = states = layer.states(x, rotary)
             for own, rows in zip(kept, spans, strict=True):
                 own.append((keys[rows].clone(), values[rows].clone()))
-            if layer is not self.layers[-1]:
-                x = layer(x, rotary, blocks, states)
+            if layer is not layers[-1]:
+                x = layer(x, rotary, attend, states)
         return kept
 
-    def _start(self, batch: PackedBatch) -> tuple[Tensor, Rotary, list[CausalBlock]]:
+    def _start(self, batch: PackedBatch) -> tuple[Tensor, Rotary, Attend]:
         x = F.embedding(batch.ids, self.words)
         if self.spec.embedding_scale != 1.0:
             # rounded to the model's dtype first, as in training (transformers, GemmaTextScaledWordEmbedding)
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
-        return x, Rotary(batch.positions, self.frequencies), causal_blocks(batch, x.dtype)
+        return x, Rotary(batch.positions, self.frequencies), self._attend(batch, x.dtype)
+
+    def _attend(self, batch: PackedBatch, dtype: torch.dtype) -> Attend:
+        if not self.spec.causal:
+            return lambda query, states, _, __: attention(query, *states, batch)
+        blocks = causal_blocks(batch, dtype, self.spec.windows)
+        return lambda query, states, layer, product: causal_attention(query, states, blocks, layer, product)
 
 
 class DecoderLayer:
     """Norm → attention → residual, norm → gated feed-forward → residual."""
+
+    product: Product = staticmethod(scaled_dot_product_attention)
 
     def __init__(self, spec: DecoderSpec, index: int, weights: Weights) -> None:
         self.spec, self.index = spec, index
         size, inner, dim = spec.hidden_size, spec.intermediate_size, spec.head_dim
         asked, kept = spec.num_heads * dim, spec.num_kv_heads * dim
         attention, mlp = weights.at("self_attn"), weights.at("mlp")
-        self.query = _linear(attention, {"q_proj": asked}, size, spec.qkv_bias)
-        self.key_value = _linear(attention, {"k_proj": kept, "v_proj": kept}, size, spec.qkv_bias)
-        self.out = _linear(attention, {"o_proj": size}, asked, spec.out_bias)
+        self.query = Linear.fused(attention, {"q_proj": asked}, size, bias=spec.qkv_bias)
+        self.key_value = Linear.fused(attention, {"k_proj": kept, "v_proj": kept}, size, bias=spec.qkv_bias)
+        self.out: Residual = Linear.fused(attention, {"o_proj": size}, asked, bias=spec.out_bias)
         self.query_norm = RMSNorm.load(attention, "q_norm", dim, spec) if spec.qk_norm else None
         self.key_norm = RMSNorm.load(attention, "k_norm", dim, spec) if spec.qk_norm else None
-        self.gate_up = _linear(mlp, {"gate_proj": inner, "up_proj": inner}, size, spec.mlp_bias)
-        self.down = _linear(mlp, {"down_proj": size}, inner, spec.mlp_bias)
+        self.gate_up = Linear.fused(mlp, {"gate_proj": inner, "up_proj": inner}, size, bias=spec.mlp_bias)
+        self.down: Residual = Linear.fused(mlp, {"down_proj": size}, inner, bias=spec.mlp_bias)
         self.activation = ACTIVATIONS[spec.hidden_act]
         self.attention_norm = RMSNorm.load(weights, "input_layernorm", size, spec)
         self.norm = RMSNorm.load(weights, "post_attention_layernorm", size, spec)
@@ -185,7 +213,7 @@ class DecoderLayer:
         self,
         x: Tensor,
         rotary: Rotary,
-        blocks: list[CausalBlock],
+        attend: Attend,
         states: States,
         asking: Tensor | None = None,
     ) -> Tensor:
@@ -194,9 +222,12 @@ class DecoderLayer:
             x, rotary = x[asking], rotary.at(asking)
         q = self.query(self.attention_norm(x)).unflatten(1, (self.spec.num_heads, -1))
         q = rotary(self.query_norm(q) if self.query_norm else q)
-        x = self.out(causal_attention(q, states, blocks, self.index), residual=x)
+        x = self.out(attend(q, states, self.index, self.product), residual=x)
         gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up, residual=x)
+
+
+Decoder.layer = DecoderLayer
 
 
 class RMSNorm:
@@ -226,21 +257,17 @@ class TokenLogits:
 
     readout: Readout = "last"
 
-    def __init__(self, spec: DecoderSpec, weights: Weights, tokens: list[int]) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Weights, tokens: list[int], words: str) -> None:
+        """`words` is the name of the embedding table."""
         shape = (spec.vocab_size, spec.hidden_size)
         # a tied checkpoint may hold the matrix once or, from older versions, twice
         own = not spec.tied or weights.has("lm_head.weight")
-        name = "lm_head.weight" if own else "model.embed_tokens.weight"
-        self.rows = weights.take_rows(name, tokens, *shape)  # [1 or 2, hidden] fp32
+        name = "lm_head.weight" if own else words
+        self.rows = Linear(weights.take_rows(name, tokens, *shape), None)  # 1 or 2 outputs, fp32
+        self.cap = spec.logit_cap
+        weights.became("lm_head", Target(self.rows, shape, slice(0, len(tokens)), tokens))
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """[sequences, hidden] of the last tokens → [sequences] fp32."""
-        logits = F.linear(hidden.float(), self.rows)
-        return logits[:, 0] if len(self.rows) == 1 else logits[:, 0] - logits[:, 1]
-
-
-def _linear(weights: Weights, outputs: dict[str, int], inputs: int, bias: bool) -> Linear:
-    """Projections of one input as a single product, in the order of `outputs` (name → width)."""
-    matrices = [weights.take(f"{name}.weight", width, inputs) for name, width in outputs.items()]
-    biases = [weights.take(f"{name}.bias", width) for name, width in outputs.items()] if bias else None
-    return Linear(torch.cat(matrices), None if biases is None else torch.cat(biases))
+        logits = capped(self.rows(hidden.float()), self.cap)
+        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 0] - logits[:, 1]

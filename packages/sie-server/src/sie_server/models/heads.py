@@ -48,19 +48,20 @@ def roberta_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
 
 
 def pooling_readout(how: Pooling) -> Readout:
-    """Which hidden states `pooled_states` needs: cls pooling spares the last layer all other rows."""
-    return "first" if how == "cls" else "all"
+    """Which hidden states `pooled_states` needs: of one token's state the last layer computes that row only."""
+    readouts: dict[Pooling, Readout] = {"cls": "first", "last": "last", "mean": "all"}
+    return readouts[how]
 
 
 def pooled_states(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
     """The states that `pooling_readout` asked for → one vector per packed sequence, [sequences, hidden] fp32."""
-    return hidden.float() if how == "cls" else pool(hidden, batch, how)
+    return pool(hidden, batch, how) if how == "mean" else hidden.float()
 
 
 def pool(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
     """One vector per packed sequence: [rows, hidden] → [sequences, hidden] fp32."""
-    if how == "cls":
-        return hidden[batch.first_rows].float()
+    if (rows := batch.rows_of(pooling_readout(how))) is not None:
+        return hidden[rows].float()
     pooled = torch.empty(batch.count, hidden.shape[1], dtype=torch.float32, device=hidden.device)
     for group in batch.groups:
         block = hidden[group.rows].unflatten(0, (group.count, group.slot)).float()

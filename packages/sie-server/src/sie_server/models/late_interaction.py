@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sie_server.models.heads import unit
 from sie_server.models.layers import Linear, Weights
+from sie_server.models.modules import ACTIVATIONS
 from sie_server.models.packed import PackedBatch
 from sie_server.models.spec import ProjectionSpec
 
@@ -116,15 +117,14 @@ class TokenProjection:
 
 class _Projection:
     def __init__(self, spec: ProjectionSpec, weights: Weights) -> None:
-        shape, kind = (spec.outputs, spec.inputs), torch.float32
-        bias = weights.take("linear.bias", spec.outputs, dtype=kind) if spec.bias else None
-        self._linear = Linear(weights.take("linear.weight", *shape, dtype=kind), bias)
-        self._residual = spec.residual
+        sizes, kind = (spec.outputs, spec.inputs), torch.float32
+        self._linear = Linear.load(weights, "linear", *sizes, kind, bias=spec.bias)
+        self._activation, self._residual = ACTIVATIONS[spec.activation], spec.residual
         widens = spec.residual and spec.inputs != spec.outputs
-        self._bridge = Linear(weights.take("residual.weight", *shape, dtype=kind), None) if widens else None
+        self._bridge = Linear.load(weights, "residual", *sizes, kind, bias=False) if widens else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self._linear(x)
+        y = self._activation(self._linear(x))
         return y + (self._bridge(x) if self._bridge else x) if self._residual else y
 
 

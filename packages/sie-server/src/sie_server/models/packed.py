@@ -19,6 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sie_server.models.lora import Changes, Span
+
 if TYPE_CHECKING:
     from sie_server.models.causal import Prefix
 
@@ -55,6 +57,7 @@ class Group:
     sequences: slice  # in packed order
     count: int
     slot: int
+    seen: tuple[int, ...]  # tokens of each that are looked at: its first ones
     mask: (
         Tensor | None
     )  # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: all keys are seen
@@ -75,6 +78,8 @@ class PackedBatch:
     lengths: tuple[int, ...]  # real tokens per packed sequence
     order: tuple[int, ...]
     groups: tuple[Group, ...]
+    spans: tuple[Span, ...]  # the parts of it that are under an adapter
+    depth: int | None = None  # layers it goes through; None: all
 
     @property
     def rows(self) -> int:
@@ -103,15 +108,22 @@ def pack(
     dtype: torch.dtype,
     skip_id: int | None = None,
     prefixes: Sequence[Prefix | None] = (),
+    depth: int | None = None,
+    adapters: Sequence[Changes | None] = (),
 ) -> PackedBatch:
     """Lay `sequences` out, the longest first; `dtype` is that of the attention mask.
 
     Tokens `skip_id` are not counted as positions and have position -1. `prefixes`, if given, says per sequence what
-    stands before it; sequences of one prefix lie next to each other.
+    stands before it, `adapters` what changes its weights; sequences of one adapter lie next to each other, and among
+    them those of one prefix.
     """
-    places = {id(prefix): place for place, prefix in enumerate(prefixes)}
     before = [prefixes[i] if prefixes else None for i in range(len(sequences))]
-    order = sorted(range(len(sequences)), key=lambda i: (places.get(id(before[i]), 0), -len(sequences[i])))
+    under = [adapters[i] if adapters else None for i in range(len(sequences))]
+    places = {id(thing): place for place, thing in enumerate((*prefixes, *adapters))}
+    order = sorted(
+        range(len(sequences)),
+        key=lambda i: (places.get(id(under[i]), 0), places.get(id(before[i]), 0), -len(sequences[i])),
+    )
     lengths = [len(sequences[i]) for i in order]
     seen = [sequences[i].keys for i in order]
     slots = [slot_rows(n, align) for n in lengths]
@@ -136,7 +148,20 @@ def pack(
         lengths=tuple(lengths),
         order=tuple(order),
         groups=_groups(lengths, seen, slots, starts, [before[i] for i in order], device, dtype),
+        depth=depth,
+        spans=_spans([under[i] for i in order], starts),
     )
+
+
+def _spans(adapters: list[Changes | None], starts: list[int]) -> tuple[Span, ...]:
+    """`starts` has the end of the last sequence behind the others."""
+    spans = []
+    for _, members in groupby(range(len(adapters)), key=lambda i: id(adapters[i])):
+        indices = list(members)
+        first, end, changes = indices[0], indices[-1] + 1, adapters[indices[0]]
+        if changes is not None:
+            spans.append(Span(changes, slice(starts[first], starts[end]), slice(first, end)))
+    return tuple(spans)
 
 
 def _positions(ids: Ids, skipped: int | None) -> npt.NDArray[np.int64]:
@@ -168,7 +193,9 @@ def _groups(
         if any(lengths[i] != slot for i in indices):
             valid = _first_of(slot, [lengths[i] for i in indices]).to(device)
         rows = slice(starts[first], starts[last] + slot)
-        groups.append(Group(rows, slice(first, last + 1), len(indices), slot, mask, valid, prefixes[first]))
+        looked_at = tuple(seen[i] for i in indices)
+        sequences = slice(first, last + 1)
+        groups.append(Group(rows, sequences, len(indices), slot, looked_at, mask, valid, prefixes[first]))
     return tuple(groups)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from sie_server.models.spec import Prompts, UnsupportedCheckpoint, read_json
@@ -9,14 +10,14 @@ from sie_server.models.spec import Prompts, UnsupportedCheckpoint, read_json
 FILE = "config_sentence_transformers.json"
 
 
-def read_prompts(directory: Path) -> Prompts:
-    """The prompts of a checkpoint; none without the file.
+def read_prompts(directory: Path, known: Mapping[str, str]) -> Prompts:
+    """The prompts of a checkpoint; where it has none, those `known` of it from elsewhere.
 
     Raises:
         UnsupportedCheckpoint: prompts that are not text, or a default that is not among them.
     """
     if not (directory / FILE).exists():
-        return Prompts()
+        return Prompts(dict(known))
     config = read_json(directory / FILE)
     texts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
@@ -25,4 +26,5 @@ def read_prompts(directory: Path) -> Prompts:
         raise UnsupportedCheckpoint(
             f"{FILE}: default_prompt_name {default!r} is not among the prompts {sorted(texts)}"
         )
-    return Prompts(texts, default)
+    found = Prompts(texts, default)
+    return found if found.any or not known else Prompts(dict(known))

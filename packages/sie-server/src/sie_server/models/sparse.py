@@ -75,9 +75,16 @@ def read_m3(directory: Path, plain: EmbeddingSpec) -> EmbeddingSpec:
 
 
 def splade_module(directory: Path) -> dict[str, Any] | None:
-    """The configuration of the SpladePooling module, if the checkpoint has one."""
+    """The configuration of the SpladePooling module, if the checkpoint has one.
+
+    A masked language model without modules.json has it with its defaults, as sentence-transformers' `SparseEncoder`
+    reads such a repository.
+    """
     path = directory / "modules.json"
-    for module in read_json(path, list) if path.exists() else []:
+    if not path.exists():
+        masked = read_json(directory / "config.json").get("architectures") == ["BertForMaskedLM"]
+        return {} if masked else None
+    for module in read_json(path, list):
         if isinstance(module, dict) and str(module.get("type", "")).endswith(".SpladePooling"):
             config: dict[str, Any] = read_json(directory / str(module["path"]) / "config.json")
             return config
@@ -139,21 +146,25 @@ class SpladeHead:
         head = weights.at("cls.predictions")
         self.spec = spec
         self.dense = Linear.load(head, "transform.dense", size, size, dtype=fp32)
-        norm = head.at("transform.LayerNorm")
-        self.norm = LayerNorm(
-            norm.take("weight", size, dtype=fp32), norm.take("bias", size, dtype=fp32), spec.eps
-        )
+        self.norm = LayerNorm.load(head, "transform.LayerNorm", size, spec.eps, fp32)
         bias = head.take("bias", vocabulary, dtype=fp32)
+        # made without a name: it sees one sequence at a time, so no adapter could be applied to it
         table = weights.at("bert.embeddings")
         if spec.tied:
             self.out = Linear(table.take("word_embeddings.weight", vocabulary, size, dtype=fp32), bias)
         else:  # the decoder then has a bias of its own, and transformers leaves the other one unused
-            self.out = Linear.load(head, "decoder", vocabulary, size, dtype=fp32)
+            decoder = head.at("decoder")
+            weight = decoder.take("weight", vocabulary, size, dtype=fp32)
+            self.out = Linear(weight, decoder.take("bias", vocabulary, dtype=fp32))
 
-    def pooled(self, hidden: Tensor) -> Tensor:
-        """One sequence's [tokens, hidden] → [vocabulary] fp32, not below 0."""
+    def transformed(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] of the whole batch → what the logits are made of, [rows, hidden] fp32."""
         activation = ACTIVATIONS[self.spec.activation_name]
-        logits = self.out(self.norm(activation(self.dense(hidden.float()))))
+        return self.norm(activation(self.dense(hidden.float())))
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """One sequence's part of `transformed`, [tokens, hidden] → [vocabulary] fp32, not below 0."""
+        logits = self.out(states)
         if not self.spec.sums:
             return self._squash(logits.amax(0))  # both functions rise, so the largest may be taken first
         return self._squash(logits).sum(0)

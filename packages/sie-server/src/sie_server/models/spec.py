@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sie_server.templates import RerankTemplate
 
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "last"]
 Activation = Literal["identity", "sigmoid"]
 
 
@@ -75,6 +75,19 @@ class CausalSpec(ClassifierSpec):
     template: RerankTemplate
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptedClassifierSpec(CausalSpec):
+    """A reranker that reads a filled template, too, and whose logit comes from its architecture's own classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseSpec(CausalSpec):
+    """A causal reranker with a head of its own after each of several layers; the last is the default."""
+
+    cutoff_layers: tuple[int, ...]  # layers that a score may be read after, counted from 1
+    heads: tuple[int, ...]  # which of the checkpoint's heads reads each
+
+
 @dataclass(frozen=True)
 class Prompts:
     """What an embedding model wants before a text: name → text, and the name of its default.
@@ -135,6 +148,7 @@ class ProjectionSpec:
     inputs: int
     outputs: int
     bias: bool = False
+    activation: str = "Identity"  # a name in `models.modules.ACTIVATIONS`
     residual: bool = False  # its input is added to its output, through a matrix where the widths differ
 
 
@@ -143,23 +157,36 @@ class LateInteractionSpec:
     """ColBERT: one short vector per token; the score is the sum over query tokens of the best match (`maxsim`)."""
 
     projections: tuple[ProjectionSpec, ...]
-    query_marker: str  # the token put after the first one; empty: none
-    document_marker: str
+    dim: int  # width of a token vector
+    query_marker: str = ""  # the token put after the first one; empty: none
+    document_marker: str = ""
+    query_prompt: str = ""  # stands before the text and is tokenised with it
+    document_prompt: str = ""
+    strip: bool = True  # spaces around a text are not read
+    lower_case: bool = False  # texts are lower-cased, whatever the tokenizer does
     query_length: int  # tokens, markers and special tokens included
-    expand_queries: bool  # fill queries up to `query_length` with mask tokens, whose vectors count
+    expand_to: int  # fill queries up to so many tokens with mask tokens, whose vectors count; 0: none
     attend_to_expansion: bool  # those mask tokens are seen by the others
+    expansion_token: str | None = None  # instead of the tokenizer's mask token
     skip_words: tuple[str, ...]  # tokens of documents that are read but not matched
 
     # as an EmbeddingSpec has them
     normalize = True
     scores = True
     vectors = ("multivector",)
-    prompts = Prompts()  # markers stand in for them
+    prompts = Prompts()  # a caller cannot replace its own
 
-    @property
-    def dim(self) -> int:
-        """Width of a token vector."""
-        return self.projections[-1].outputs
+
+@dataclass(frozen=True, kw_only=True)
+class ListwiseSpec:
+    """A listwise reranker: a request's documents stand in one prompt; the score is a cosine (`engine.listwise`)."""
+
+    query_length: int  # tokens
+    block_length: int  # tokens that query and documents of one prompt may take
+
+    # as an EmbeddingSpec has them
+    scores = True
+    vectors = ()
 
 
 @dataclass(frozen=True)
@@ -168,8 +195,10 @@ class ModelSpec:
 
     architecture: str
     backbone: BackboneSpec
-    head: ClassifierSpec | EmbeddingSpec | LateInteractionSpec
-    max_seq_length: int  # default limit, tokens per text or pair including special tokens
+    head: ClassifierSpec | EmbeddingSpec | LateInteractionSpec | ListwiseSpec
+    max_seq_length: (
+        int  # default limit, tokens per text or pair including special tokens (listwise: per document)
+    )
     compat: bool = False  # runs through transformers: right, but padded and slower
 
     @property
@@ -180,7 +209,9 @@ class ModelSpec:
     @property
     def takes_instruction(self) -> bool:
         """True when a request may say how relevance is to be judged."""
-        return isinstance(self.head, CausalSpec) and self.head.template.takes_instruction
+        if isinstance(self.head, CausalSpec):
+            return self.head.template.takes_instruction
+        return isinstance(self.head, ListwiseSpec)
 
     @property
     def outputs(self) -> list[str]:

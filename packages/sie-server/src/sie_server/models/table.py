@@ -13,7 +13,15 @@ from torch import Tensor
 
 from sie_server.models import compat
 from sie_server.models.bert import BertEncoder, read_bert, read_roberta
-from sie_server.models.bert_relatives import new_classifier, read_new, read_xlm_roberta_flash
+from sie_server.models.bert_relatives import (
+    MLM_HEAD,
+    TOKEN_CLASSIFIER,
+    embedder,
+    new_classifier,
+    read_jina_bert,
+    read_new,
+    read_xlm_roberta_flash,
+)
 from sie_server.models.decoder import (
     Decoder,
     DecoderSpec,
@@ -24,12 +32,24 @@ from sie_server.models.decoder import (
     read_qwen2,
     read_qwen3,
 )
+from sie_server.models.gemma2 import Gemma2Decoder, read_gemma2
 from sie_server.models.heads import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers import Weights
+from sie_server.models.layerwise import LayerHeads, MiniCPMDecoder, read_cost_wise_gemma, read_minicpm
+from sie_server.models.lfm2 import Lfm2Encoder, read_lfm2
+from sie_server.models.listwise import read_jina_ranking
+from sie_server.models.llama_ranker import llama_classifier, read_llama_bidirectional, read_llama_nemotron_vl
 from sie_server.models.modernbert import ModernBertEncoder, modernbert_classifier, read_modernbert
 from sie_server.models.modules import ModularClassifier
 from sie_server.models.packed import PackedBatch, Readout
-from sie_server.models.spec import BackboneSpec, ClassifierSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.spec import (
+    BackboneSpec,
+    ClassifierSpec,
+    LayerwiseSpec,
+    ModelSpec,
+    UnsupportedCheckpoint,
+)
+from sie_server.models.vision_language import jina_m0_classifier, read_qwen2_vl, read_qwen3_vl
 
 
 class Backbone(Protocol):
@@ -48,23 +68,71 @@ class Family:
     build: Callable[[Any, Weights], Backbone]  # its own BackboneSpec, weights
     prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
     classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
-    causal: bool = False  # a decoder, read out at the last token of a filled template
+    listwise: bool = False  # a decoder that reads all documents of a request together
+    bare: str | None = (
+        None  # the architecture that a repository means which names this one and has no modules.json
+    )
+    prompted: bool = False  # as a reranker it reads a filled template
+    unserved: tuple[str, ...] = ()  # beginnings of tensor names: in the checkpoint, known, not served
 
 
+# jina-reranker-v1 names an encoder's class and holds a classifier's weights
+JINA_EMBEDDER = Family(read_jina_bert, embedder("bert", *MLM_HEAD), bare="JinaBertForSequenceClassification")
 ARCHITECTURES = {
     "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
     "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
     "BertModel": Family(read_bert, BertEncoder),
+    "JinaBertForMaskedLM": JINA_EMBEDDER,
+    "JinaBertForSequenceClassification": Family(read_jina_bert, BertEncoder, "bert", bert_classifier),
+    "JinaBertModel": JINA_EMBEDDER,
     "ModernBertForSequenceClassification": Family(
         read_modernbert, ModernBertEncoder, "model", modernbert_classifier
     ),
     "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
     "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
-    "GemmaForCausalLM": Family(read_gemma, Decoder, "model", causal=True),
-    "LlamaForCausalLM": Family(read_llama, Decoder, "model", causal=True),
-    "MistralForCausalLM": Family(read_mistral, Decoder, "model", causal=True),
-    "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", causal=True),
-    "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", causal=True),
+    "NewForTokenClassification": Family(
+        read_new, embedder("new", *TOKEN_CLASSIFIER)
+    ),  # gte-multilingual-base
+    "NewModel": Family(read_new, embedder("new")),
+    "Lfm2Model": Family(read_lfm2, Lfm2Encoder),
+    "JinaForRanking": Family(read_jina_ranking, Decoder, "model", listwise=True),
+    "GemmaForCausalLM": Family(read_gemma, Decoder, "model", prompted=True),
+    "Gemma2ForCausalLM": Family(read_gemma2, Gemma2Decoder, "model", prompted=True),
+    "CostWiseGemmaForCausalLM": Family(read_cost_wise_gemma, Gemma2Decoder, "model", prompted=True),
+    "LayerWiseMiniCPMForCausalLM": Family(read_minicpm, MiniCPMDecoder, "model", prompted=True),
+    "LlamaBidirectionalForSequenceClassification": Family(
+        read_llama_bidirectional, Decoder, "model", llama_classifier, prompted=True
+    ),
+    "LlamaForCausalLM": Family(read_llama, Decoder, "model", prompted=True),
+    "MistralForCausalLM": Family(read_mistral, Decoder, "model", prompted=True),
+    "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", prompted=True),
+    "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", prompted=True),
+    # vision-language models, for text
+    "Qwen3VLForConditionalGeneration": Family(
+        read_qwen3_vl, Decoder, "model.language_model", prompted=True, unserved=("model.visual.",)
+    ),
+    "LlamaNemotronVLForSequenceClassification": Family(
+        read_llama_nemotron_vl,
+        Decoder,
+        "model.language_model",
+        llama_classifier,
+        prompted=True,
+        unserved=("model.vision_model.", "model.mlp1."),
+    ),
+    "JinaVLForRanking": Family(
+        read_qwen2_vl,
+        Decoder,
+        "model",
+        jina_m0_classifier,
+        prompted=True,
+        unserved=("visual.", "lm_head."),  # its own code replaces the output matrix by nothing
+    ),
+    # decoders as embedders
+    "GemmaModel": Family(read_gemma, Decoder),
+    "LlamaModel": Family(read_llama, Decoder),
+    "MistralModel": Family(read_mistral, Decoder),
+    "Qwen2Model": Family(read_qwen2, Decoder),
+    "Qwen3Model": Family(read_qwen3, Decoder),
     "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
     "RobertaModel": Family(read_roberta, BertEncoder),
     "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
@@ -76,6 +144,7 @@ ARCHITECTURES = {
     "HF_ColBERT/bert": Family(read_bert, BertEncoder, "bert"),
     "HF_ColBERT/roberta": Family(read_roberta, BertEncoder, "roberta"),
     "HF_ColBERT/xlm-roberta": Family(read_roberta, BertEncoder, "roberta"),
+    "HF_ColBERT/xlm-roberta (XLMRobertaFlashConfig)": Family(read_xlm_roberta_flash, BertEncoder, "roberta"),
 }
 
 
@@ -106,7 +175,24 @@ def known_architectures() -> str:
 def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
     """The forward pass of the checkpoint's family, filled with its weights."""
     family = family_of(spec.architecture)
-    return family.build(spec.backbone, weights.at(family.prefix) if family.prefix else weights)
+    for names in family.unserved:
+        weights.leave(names)
+    prefix = family.prefix
+    if family.prompted and not isinstance(spec.head, ClassifierSpec):
+        prefix = _embedder_prefix(family, weights)
+    return family.build(spec.backbone, weights.at(prefix) if prefix else weights)
+
+
+def _embedder_prefix(family: Family, weights: Weights) -> str | None:
+    """Where the tensors of an embedder stand that calls itself a language model.
+
+    Saved as one it has the usual names and an output matrix, which gives no vectors; saved as the bare model that
+    sentence-transformers loads (Qwen3-Embedding) it has neither.
+    """
+    if not weights.has(f"{family.prefix}.embed_tokens.weight"):
+        return None
+    weights.leave("lm_head.")
+    return family.prefix
 
 
 def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
@@ -121,4 +207,11 @@ def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
 def build_token_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Classifier:
     """The head of a causal reranker: the output matrix' rows of `tokens`."""
     assert isinstance(spec.backbone, DecoderSpec)  # the spec was read as a decoder
-    return TokenLogits(spec.backbone, weights, tokens)
+    words = f"{family_of(spec.architecture).prefix}.embed_tokens.weight"
+    return TokenLogits(spec.backbone, weights, tokens, words)
+
+
+def build_layer_heads(spec: ModelSpec, weights: Weights) -> Classifier:
+    """The heads of a causal reranker that can stop early."""
+    assert isinstance(spec.backbone, DecoderSpec) and isinstance(spec.head, LayerwiseSpec)
+    return LayerHeads(spec.head, spec.backbone, weights)

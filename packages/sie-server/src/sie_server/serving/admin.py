@@ -70,6 +70,26 @@ class ModelAdmin:
         await self._registry.swap(config)
         return self._answer(model, began)
 
+    async def load_adapter(self, model: str, adapter: str, source: str) -> AdminAnswer:
+        """Load a LoRA adapter now; its model too, if it is not loaded.
+
+        Raises:
+            InvalidInput, ModelNotFound, Conflict, ModelLoadFailed, ModelLoading, ResourceExhausted
+        """
+        began = time.monotonic()
+        await self._registry.load_adapter(model, adapter, self.check_source(source))
+        return self._answer(model, began)
+
+    async def unload_adapter(self, model: str, adapter: str) -> AdminAnswer:
+        """Free a LoRA adapter.
+
+        Raises:
+            ModelNotFound, AdapterNotFound
+        """
+        began = time.monotonic()
+        self._registry.unload_adapter(model, adapter)
+        return self._answer(model, began)
+
     def _moved(self, config: ModelConfig, source: str | None, revision: str | None) -> ModelConfig:
         """The model with other weights; everything else that is known of it stays."""
         checked = config.source if source is None else self.check_source(source)
@@ -112,4 +132,5 @@ class ModelAdmin:
             pinned=slot.pinned,
             memory_bytes=slot.memory_bytes,
             seconds=round(time.monotonic() - began, 3),
+            adapters=self._registry.info(model).adapters,
         )

@@ -10,9 +10,9 @@ from msgspec import UNSET
 
 from sie_server.engine.job import Job, Sparse, Vectors
 from sie_server.errors import InvalidInput
-from sie_server.models.spec import ClassifierSpec, EmbeddingSpec, LateInteractionSpec, ModelSpec
+from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
 from sie_server.serving import vectors
-from sie_server.serving.requests import refuse_instruction
+from sie_server.serving.requests import Instruction, refuse_instruction
 from sie_server.wire import EncodedItem, EncodeParams, Item, Options
 
 
@@ -29,7 +29,9 @@ class EncodePlan:
     vocabulary: int  # width of sparse vectors
 
 
-def plan_of(model: str, spec: ModelSpec, params: EncodeParams, options: Options) -> EncodePlan:
+def plan_of(
+    model: str, spec: ModelSpec, params: EncodeParams, options: Options, instruction: Instruction
+) -> EncodePlan:
     """Check a request against what the model can give.
 
     Raises:
@@ -43,7 +45,7 @@ def plan_of(model: str, spec: ModelSpec, params: EncodeParams, options: Options)
             raise InvalidInput(
                 f"model {model!r} does not give {output!r}; it gives {given} - at `$.params.output_types`"
             )
-    assert not isinstance(spec.head, ClassifierSpec)  # gives no vectors
+    assert isinstance(spec.head, EmbeddingSpec | LateInteractionSpec)  # the others give no vectors
     dtype, unit = params.output_dtype or "float32", spec.head.normalize
     if "dense" in outputs:
         vectors.require_unit(dtype, unit=unit)
@@ -54,7 +56,7 @@ def plan_of(model: str, spec: ModelSpec, params: EncodeParams, options: Options)
         )
     _check_dimensions(spec, outputs, options.dimensions)
     is_query = _is_query(params, options)
-    prompt, vocabulary = _prompt(spec.head, params, options, is_query), spec.backbone.vocab_size
+    prompt, vocabulary = _prompt(spec.head, instruction, is_query), spec.backbone.vocab_size
     return EncodePlan(outputs, prompt, bool(is_query), options.dimensions, dtype, unit, vocabulary)
 
 
@@ -76,17 +78,13 @@ def _is_query(params: EncodeParams, options: Options) -> bool | None:
 
 
 def _prompt(
-    head: EmbeddingSpec | LateInteractionSpec, params: EncodeParams, options: Options, is_query: bool | None
+    head: EmbeddingSpec | LateInteractionSpec, instruction: Instruction, is_query: bool | None
 ) -> str:
     """The caller's instruction instead of the checkpoint's prompt, else the prompt for a query or a document."""
-    instructions = {
-        "$.params.instruction": params.instruction,
-        "$.params.options.instruction": options.instruction,
-    }
     if not head.prompts.any:
-        refuse_instruction(*((text, path) for path, text in instructions.items()))
-    given = [text for text in instructions.values() if text]
-    return given[0] if given else head.prompts.of(is_query)
+        refuse_instruction(instruction)
+        return ""
+    return instruction.text or head.prompts.of(is_query)
 
 
 def encoded(index: int, item: Item, job: Job, plan: EncodePlan) -> EncodedItem:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from sie_server.engine.device import out_of_memory
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.lora import Adapter
 from sie_server.engine.source import fetch
 from sie_server.engine.weights import Tally
 from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
@@ -102,6 +102,21 @@ class Loader:
             log.info("measured %s: batches of %d tokens", model.id, engine.batch_tokens)
         engine.batch_tokens, engine.tokens_per_second = self._measured[shape]
 
+    async def attach(self, model: ModelConfig, engine: Engine, source: str) -> Adapter:
+        """A LoRA adapter for that engine, downloaded if need be.
+
+        Raises:
+            ModelLoadFailed: it cannot be had, or not be applied to this model.
+        """
+        config = self._config
+
+        def work() -> Adapter:
+            directory = fetch(source, revision=None, offline=config.offline)
+            names = [model.id, model.source, *([model.entry.source] if model.entry else [])]
+            return engine.attach(directory, names)
+
+        return await self._on(self._fetching, work)
+
     async def probe(self, model: ModelConfig, engine: Engine) -> None:
         """Put a request of every kind through a version that is to replace another.
 
@@ -124,10 +139,14 @@ class Loader:
 
     async def free(self, version: Version) -> None:
         """Drop what belongs to a version nobody uses, and return its memory to the system."""
-        if version.engine and version.engine.documents:
-            version.engine.documents.forget()
-        version.engine = None
-        await self._on(self._loading, memory.give_back)
+
+        def work() -> None:
+            with memory.freeing():
+                if version.engine and version.engine.documents:
+                    version.engine.documents.forget()
+                version.engine = None
+
+        await self._on(self._loading, work)
 
     def close(self) -> None:
         """End the threads; what is running is not waited for."""
@@ -156,6 +175,7 @@ def load_engine(
         dtype=config.dtype,
         max_seq_length=model.max_seq_length,
         template=model.template,
+        prompts=model.prompts,
         documents=ModelDocuments(documents, model.id, model.revision) if documents else None,
         tally=tally,
     )
@@ -205,7 +225,6 @@ def _probes(engine: Engine) -> list[Job]:
 
 
 def _finite(result: Any) -> bool:
-    if isinstance(result, dict):
-        arrays = [v.values if isinstance(v, Sparse) else v for v in result.values()]
-        return all(bool(np.isfinite(array).all()) for array in arrays)
-    return math.isfinite(result)
+    """Of a score, of the vectors of a text, or of a listwise block."""
+    values = result.values() if isinstance(result, dict) else [result]
+    return all(np.isfinite(v.values if isinstance(v, Sparse) else v).all() for v in values)

@@ -67,6 +67,16 @@ class Metrics:
             "sie_model_evictions", "Unloaded to make room for another", model, registry=self.registry
         )
 
+        self.adapter_loads = Counter(
+            "sie_adapter_loads", "LoRA adapters loaded", model, registry=self.registry
+        )
+        self.adapter_failures = Counter(
+            "sie_adapter_load_failures", "LoRA adapters that did not load", model, registry=self.registry
+        )
+        self.adapter_evictions = Counter(
+            "sie_adapter_evictions", "LoRA adapters dropped for max_adapters", model, registry=self.registry
+        )
+
     def done(self, route: str, model: str, status: int, timing: RequestTiming) -> None:
         """Count one answered request."""
         self.requests.labels(route, model, str(status)).inc()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,15 +10,20 @@ import msgspec
 
 from sie_server.engine.job import Job
 from sie_server.errors import InvalidInput
-from sie_server.wire import Item, Options
+from sie_server.wire import Item, Options, Profile
 
 
 @dataclass(frozen=True)
 class ParsedOptions:
-    """Options of known names, and a warning for each of the others."""
+    """A request's options over those of its profile, and a warning for each name that is ignored.
+
+    A profile's instruction stays apart: the request's own field beats both.
+    """
 
     known: Options
     warnings: list[str]
+    profile_instruction: str | None = None
+    adapter: str | None = None  # LoRA adapter, wherever it was named
 
 
 # options that mean something on one route only; on the other they are reported like unknown ones
@@ -34,15 +39,20 @@ ONLY = {
         "max_document_tokens",
         "chunk_overlap",
         "aggregate",
+        "cutoff_layer",
+        "compress_ratio",
     },
     "encode": {"is_query", "dimensions"},
 }
 
 
 def parse_options(
-    raw: dict[str, Any] | None, path: str, route: Literal["score", "encode"] = "score"
+    raw: dict[str, Any] | None,
+    path: str,
+    route: Literal["score", "encode"],
+    profiles: Mapping[str, Profile],
 ) -> ParsedOptions:
-    """Check the options at `path`.
+    """Check the options at `path`; what they leave open is as in the profile they name, or in `default`.
 
     Raises:
         InvalidInput: a known option of a wrong type or value, or a profile that does not exist.
@@ -53,44 +63,79 @@ def parse_options(
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$")
         raise InvalidInput(f"{reason} - at `{path}{where or '`'}") from None
-    if known.profile not in (None, "default"):
+    name = known.profile or "default"
+    if name != "default" and name not in profiles:
         raise InvalidInput(
-            f"this model has no profile {known.profile!r}, only 'default' - at `{path}.profile`"
+            f"this model has no profile {name!r}; it has {', '.join(profile_names(profiles))} - at `{path}.profile`"
         )
-    unknown = sorted(set(raw) - set(Options.__struct_fields__))
     other = ONLY["encode" if route == "score" else "score"]
+    unknown = sorted(set(raw) - set(Options.__struct_fields__))
     misplaced = sorted(name for name, value in raw.items() if name in other and value is not None)
+    preset = profiles.get(name, Profile())
     return ParsedOptions(
-        known,
+        _over(known, preset, other),
         [f"option {name!r} is unknown and was ignored" for name in unknown]
         + [f"option {name!r} has no effect on {route} and was ignored" for name in misplaced],
+        preset.instruction,
     )
 
 
-def refuse_instruction(*instructions: tuple[str | None, str]) -> None:
+def _over(known: Options, preset: Profile, other: set[str]) -> Options:
+    """The options, and where they say nothing the profile's, as far as those are for this route."""
+    open_fields = {
+        name: value
+        for name, value in msgspec.structs.asdict(preset).items()
+        if name not in other | {"instruction"} and getattr(known, name) is None
+    }
+    return msgspec.structs.replace(known, **open_fields)
+
+
+def profile_names(profiles: Mapping[str, Profile]) -> list[str]:
+    """What `options.profile` may be; every model has a default."""
+    return ["default", *sorted(set(profiles) - {"default"})]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """How relevance is to be judged: the request's own field beats the option, which beats the profile's.
+
+    An empty one is none.
+    """
+
+    text: str | None
+    at: str | None  # the field it came from; None: the profile, or nowhere
+    warnings: list[str]
+
+
+def instruction_of(request: str | None, options: ParsedOptions, path: str) -> Instruction:
+    """`path` is the object that holds `instruction` and `options`."""
+    option = options.known.instruction
+    at = f"{path}.instruction" if request else f"{path}.options.instruction" if option else None
+    beaten = bool(request and option and request != option)
+    warnings = ["`instruction` differs from `options.instruction`, which was ignored"] * beaten
+    return Instruction(request or option or options.profile_instruction or None, at, warnings)
+
+
+def refuse_instruction(instruction: Instruction) -> None:
     """For a model that reads no instruction: ignoring one would give other scores than asked for."""
-    for instruction, path in instructions:
-        if instruction:
-            raise InvalidInput(f"this model takes no instruction; put it into the query's text - at `{path}`")
+    if instruction.at:
+        raise InvalidInput(
+            f"this model takes no instruction; put it into the query's text - at `{instruction.at}`"
+        )
 
 
-def one_instruction(request: str | None, option: str | None) -> str | None:
-    """The instruction of a request, from either of its two places; an empty one is none.
+def adapter_of(in_id: str | None, options: Options, path: str) -> str | None:
+    """The LoRA adapter a request asks for, in its model's id or in either option.
 
     Raises:
-        InvalidInput: both are given and differ.
+        InvalidInput: two of them differ.
     """
-    if request and option and request != option:
-        raise InvalidInput(
-            "`instruction` and `options.instruction` differ; give one - at `$.options.instruction`"
-        )
-    return request or option or None
-
-
-def check_instruction(taken: bool, instruction: str | None, in_options: str | None) -> None:
-    """Refuse an instruction for a model that takes none."""
-    if not taken:
-        refuse_instruction((instruction, "$.instruction"), (in_options, "$.options.instruction"))
+    given = {"the model's id": in_id, "lora": options.lora, "lora_id": options.lora_id}
+    names = {where: name for where, name in given.items() if name}
+    if len(set(names.values())) > 1:
+        said = " and ".join(f"{where} {name!r}" for where, name in names.items())
+        raise InvalidInput(f"{said} name different adapters; give one - at `{path}.lora`")
+    return next(iter(names.values()), None)
 
 
 def text_of(item: Item, path: str) -> str:
@@ -125,7 +170,7 @@ def refuse_cut(job: Job, limit: int) -> None:
         )
     if any(job.truncated):
         raise InvalidInput(
-            f"with the query, the text is longer than the {limit} tokens the model reads, and "
+            f"the text, or it and the query, is longer than the {limit} tokens the model reads, and "
             f"long_document 'refuse' does not let it be cut - at `$.items[{job.truncated.index(True)}]`"
         )
 

@@ -9,10 +9,11 @@ from itertools import groupby
 
 from sie_server.engine.chunks import Chunking
 from sie_server.engine.job import Job
+from sie_server.engine.listwise import listwise_scores
 from sie_server.engine.sparse_readout import M3Scoring
 from sie_server.errors import InvalidInput
 from sie_server.models.sparse import M3Spec, ScoreMode
-from sie_server.models.spec import Activation, ModelSpec
+from sie_server.models.spec import Activation, LayerwiseSpec, ListwiseSpec, ModelSpec
 from sie_server.wire import ChunkSpan, Options, ScoreType
 
 # the weighted mean is named after its late-interaction part, as with the embedded model
@@ -48,9 +49,33 @@ def scale_of(spec: ModelSpec, options: Options) -> Scale:
             raise InvalidInput(f"this model has one way to score; leave {name} out - at `$.options.{name}`")
     if own is None:
         _refuse_logit_options(options)
-        return Scale("maxsim", "identity")
+        return Scale("cosine" if isinstance(spec.head, ListwiseSpec) else "maxsim", "identity")
     activation: Activation = {None: own, "none": "identity", "sigmoid": "sigmoid"}[options.normalize]
     return Scale("logit" if activation == "identity" else "probability", activation)
+
+
+def cutoff_layer_of(spec: ModelSpec, options: Options) -> int | None:
+    """The layer after which the score is read; None: the last.
+
+    Raises:
+        InvalidInput: the model has no head there, or a compression of tokens is asked for.
+    """
+    if options.compress_ratio not in (None, 1):
+        raise InvalidInput(
+            f"compress_ratio {options.compress_ratio} is not served, only 1: every token is kept "
+            "- at `$.options.compress_ratio`"
+        )
+    layer = options.cutoff_layer
+    if layer is None:
+        return None
+    if not isinstance(spec.head, LayerwiseSpec):
+        raise InvalidInput("this model has one head; leave cutoff_layer out - at `$.options.cutoff_layer`")
+    if layer not in spec.head.cutoff_layers:
+        known = ", ".join(map(str, spec.head.cutoff_layers))
+        raise InvalidInput(
+            f"there is no head after layer {layer}; there is after {known} - at `$.options.cutoff_layer`"
+        )
+    return layer
 
 
 def m3_scoring(options: Options) -> M3Scoring:
@@ -107,7 +132,12 @@ class DocumentScores:
 
 
 def per_document(job: Job, aggregate: str | None) -> DocumentScores:
-    """Windows → documents: the best window's raw value, or (`mean`) the average of all; the span is the best's."""
+    """Windows → documents: the best window's raw value, or (`mean`) the average of all; the span is the best's.
+
+    Blocks → documents: the cosines of their vectors.
+    """
+    if job.blocks is not None:
+        return DocumentScores(listwise_scores(job.results), job.truncated)
     if job.chunks is None:
         return DocumentScores(job.results, job.truncated)
     raw, truncated, spans = [], [], []

@@ -9,8 +9,9 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from msgspec import UNSET
 
@@ -22,8 +23,9 @@ from sie_server.engine.job import Job
 from sie_server.engine.memory import automatic_budget
 from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
+from sie_server.serving.adapters import Adapters, Limits, configured_adapters
 from sie_server.serving.admin import ModelAdmin
-from sie_server.serving.candidates import candidates_of, shortened
+from sie_server.serving.candidates import candidates_of, count_as_cut, shortened
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.encoding import encoded, plan_of
 from sie_server.serving.inspecting import inspected
@@ -71,7 +73,13 @@ class Service:
         directory = ModelsDirectory(config.models_dir) if config.models_dir else None
         models = with_configured(config.model, directory.scan() if directory else {})
         budget = config.memory_budget_mb * 2**20 or automatic_budget(config.device)
-        self.registry = Registry(models, self._loader, config.load_wait_s, budget, self.metrics)
+        adapters = Adapters(
+            self._loader,
+            Limits(config.max_adapters, config.load_wait_s),
+            self.metrics,
+            configured_adapters(config.adapter, models),
+        )
+        self.registry = Registry(models, self._loader, config.load_wait_s, budget, self.metrics, adapters)
         self.metrics.registry.register(ModelCollector(self.registry.infos, budget))
         self._admin = ModelAdmin(self.registry, config.models_dir, config.source_roots)
         if directory and config.models_dir_poll_s:
@@ -87,19 +95,21 @@ class Service:
         Raises:
             SIEError: any of its kinds but the HTTP ones.
         """
-        options = requests.parse_options(request.options, "$.options", "score")
+        name, options = self._options(model, request.options, "$.options", "score")
+        instruction = requests.instruction_of(request.instruction, options, "$")
         asked, candidates = options.known, candidates_of(request)
-        instruction = requests.one_instruction(request.instruction, asked.instruction)
-        async with self.registry.lease(model) as engine:
+        async with self.registry.lease(name, options.adapter) as (engine, adapter):
             _require_score(engine, model)
-            requests.check_instruction(engine.spec.takes_instruction, request.instruction, asked.instruction)
+            if not engine.spec.takes_instruction:
+                requests.refuse_instruction(instruction)
             scale, limit = scores.scale_of(engine.spec, asked), engine.limit(asked.max_seq_length)
+            cutoff_layer = scores.cutoff_layer_of(engine.spec, asked)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
             job = await self._tokenize(
-                lambda: candidates.job(engine, limit, instruction, chunking, asked), timing
+                lambda: candidates.job(engine, limit, asked, instruction.text, chunking, adapter), timing
             )
-            job.m3_scoring = scores.m3_scoring(asked)
-            await self._run(model, engine, job, timing)
+            job.m3_scoring, job.cutoff_layer = scores.m3_scoring(asked), cutoff_layer
+            await self._run(name, engine, job, timing)
         found = scores.per_document(job, asked.aggregate)
         entries = rank(
             request.items,
@@ -115,7 +125,7 @@ class Service:
         cut = requests.cut_warning(
             found.truncated, job.query_truncated, limit, job.query_limit, most, asked.max_document_tokens
         )
-        warnings, usage = options.warnings + cut, Usage(job.input_tokens)
+        warnings, usage = options.warnings + instruction.warnings + cut, Usage(job.input_tokens)
         return ScoreResponse(model, request.query.id, entries, usage, scale.score_type, warnings or UNSET)
 
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
@@ -124,22 +134,21 @@ class Service:
         Raises:
             SIEError: any of its kinds but the HTTP ones.
         """
-        asked = requests.parse_options(request.options, "$.options").known
-        instruction = requests.one_instruction(request.instruction, asked.instruction)
+        name, options = self._options(model, request.options, "$.options", "score")
+        instruction, asked = requests.instruction_of(request.instruction, options, "$"), options.known
         query, texts = requests.text_of(request.query, "$.query"), requests.texts_of(request.items)
-        async with self.registry.lease(model) as engine:
+        async with self.registry.lease(name, options.adapter) as (engine, _):
             _require_score(engine, model)
-            requests.check_instruction(engine.spec.takes_instruction, request.instruction, asked.instruction)
+            if not engine.spec.takes_instruction:
+                requests.refuse_instruction(instruction)
             limit = engine.limit(asked.max_seq_length)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
+            scores.cutoff_layer_of(engine.spec, asked)  # changes nothing that is read, but has to be right
 
             def look() -> InspectResponse:
-                if chunking:
-                    job = engine.tokenize_chunks(query, texts, limit, chunking)
-                else:
-                    kept, short = shortened(engine, texts, asked.max_document_tokens)
-                    job = engine.tokenize_plain(query, kept, limit, instruction)
-                    job.truncated = [cut or less for cut, less in zip(job.truncated, short, strict=True)]
+                kept, short = shortened(engine, texts, asked.max_document_tokens)
+                job = engine.tokenize_plain(query, kept, limit, instruction.text, chunking)
+                count_as_cut(job, short)
                 return inspected(model, engine, request.items, job, limit)
 
             return await self._tokenize(look, timing)
@@ -151,19 +160,32 @@ class Service:
             SIEError: any of its kinds but the HTTP ones.
         """
         params = request.params or EncodeParams()
-        options = requests.parse_options(params.options, "$.params.options", "encode")
+        name, options = self._options(model, params.options, "$.params.options", "encode")
+        instruction = requests.instruction_of(params.instruction, options, "$.params")
         texts = requests.texts_of(request.items)
-        async with self.registry.lease(model) as engine:
-            plan = plan_of(model, engine.spec, params, options.known)
+        async with self.registry.lease(name, options.adapter) as (engine, adapter):
+            plan = plan_of(model, engine.spec, params, options.known, instruction)
             limit = engine.limit(options.known.max_seq_length)
             prompted, is_query = [plan.prompt + text for text in texts], plan.is_query
-            job = await self._tokenize(
-                lambda: engine.tokenize_encode(prompted, plan.outputs, limit, is_query=is_query), timing
-            )
-            await self._run(model, engine, job, timing)
+
+            def read() -> Job:
+                return engine.tokenize_encode(
+                    prompted, plan.outputs, limit, is_query=is_query, adapter=adapter
+                )
+
+            job = await self._tokenize(read, timing)
+            await self._run(name, engine, job, timing)
         items = [encoded(i, item, job, plan) for i, item in enumerate(request.items)]
-        warnings = options.warnings + requests.cut_warning(job.truncated, False, limit)
+        warnings = options.warnings + instruction.warnings + requests.cut_warning(job.truncated, False, limit)
         return EncodeResponse(model, items, _wire_timing(timing), Usage(job.input_tokens), warnings or UNSET)
+
+    def _options(
+        self, model: str, raw: dict[str, Any] | None, path: str, route: Literal["score", "encode"]
+    ) -> tuple[str, requests.ParsedOptions]:
+        """The model without an adapter's name in it, and the options, the adapter among them."""
+        name, in_id = self.registry.resolve(model)
+        options = requests.parse_options(raw, path, route, self.registry.profiles(name))
+        return name, replace(options, adapter=requests.adapter_of(in_id, options.known, path))
 
     async def load(
         self, model: str, source: str | None = None, revision: str | None = None, pin: bool | None = None
@@ -178,6 +200,14 @@ class Service:
     async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
         """See `ModelAdmin.swap`."""
         return await self._admin.swap(model, source, revision)
+
+    async def load_adapter(self, model: str, adapter: str, source: str) -> AdminAnswer:
+        """See `ModelAdmin.load_adapter`."""
+        return await self._admin.load_adapter(model, adapter, source)
+
+    async def unload_adapter(self, model: str, adapter: str) -> AdminAnswer:
+        """See `ModelAdmin.unload_adapter`."""
+        return await self._admin.unload_adapter(model, adapter)
 
     async def close(self) -> None:
         """End all threads; requests still waiting fail."""

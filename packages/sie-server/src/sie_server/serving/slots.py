@@ -9,10 +9,12 @@ from typing import Literal
 
 from sie_server.catalog import ModelConfig
 from sie_server.engine.engine import Engine
+from sie_server.engine.lora import Adapter
 from sie_server.engine.weights import Tally
 from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
 from sie_server.serving.memory import Held
-from sie_server.wire import LoadProgress, ModelInfo, ModelState
+from sie_server.serving.requests import profile_names
+from sie_server.wire import AdapterInfo, LoadProgress, ModelInfo, ModelState
 
 Phase = Literal["fetch", "room", "load", "measure", "probe"]
 # a failed load is answered from memory for so long, then tried again
@@ -48,6 +50,19 @@ class Progress:
 
 
 @dataclass(eq=False)
+class Attached:
+    """One LoRA adapter of one version, from the moment somebody asks for it."""
+
+    name: str
+    source: str
+    adapter: Adapter | None = None
+    task: asyncio.Task[None] | None = None  # the load that is running
+    error: SIEError | None = None  # of the last load
+    retry_at: float = 0.0  # until then the error is the answer
+    last_use: float = 0.0
+
+
+@dataclass(eq=False)
 class Version:
     """One engine of a model, from the moment memory is set aside for it until that is free again."""
 
@@ -57,6 +72,7 @@ class Version:
     leases: int = 0
     last_use: float = field(default_factory=time.monotonic)
     loaded: float = 0.0
+    attached: dict[str, Attached] = field(default_factory=dict)  # adapters, by name
 
 
 @dataclass(eq=False)
@@ -77,6 +93,7 @@ class Slot:
     refused: str | None = None  # why the last version that was to replace the serving one did not
     leaving: bool = False  # removed; it goes when its requests are done
     provisional: bool = False  # known only once its first load succeeds
+    adapters: dict[str, str] = field(default_factory=dict)  # name → source, as admin callers said
 
     @property
     def name(self) -> str:
@@ -118,7 +135,7 @@ class Slot:
             for version in self.versions
         ]
 
-    def info(self) -> ModelInfo:
+    def info(self, adapters: list[AdapterInfo]) -> ModelInfo:
         """What `GET /v1/models` says."""
         entry, engine = self.config.entry, self.serving.engine if self.serving else None
         spec = engine.spec if engine else None
@@ -132,7 +149,7 @@ class Slot:
             state=self.state,
             last_error=self.error.message if self.error else self.refused,
             max_sequence_length=own,
-            profiles=["default"],
+            profiles=profile_names(self.config.profiles),
             revision=self.config.revision,
             license=entry.license if entry else None,
             description=entry.description if entry else None,
@@ -140,6 +157,7 @@ class Slot:
             source=self.config.shown_source,
             pinned=self.pinned,
             memory_bytes=self.memory_bytes,
+            adapters=adapters,
             progress=self.progress.wire() if self.progress else None,
         )
 

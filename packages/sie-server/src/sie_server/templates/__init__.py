@@ -26,15 +26,21 @@ class TemplateError(ValueError):
 
 
 class RerankTemplate(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a causal reranker is asked, and where its answer is read.
+    """How a reranker without a format of its own is asked, and where its answer is read.
 
-    The score is the logit of `positive` at the last position, less that of `negative` if there is one.
+    The score is the logit of `positive` at the last position, less that of `negative` if there is one; without
+    `positive` it comes from the checkpoint's own classifier.
     """
 
     name: Annotated[str, Meta(min_length=1)]
     source: Annotated[str, Meta(description="Where the form is documented")]
     pieces: Pieces
-    positive: Annotated[str | int, Meta(description="Text of exactly one token, or a token id")]
+    positive: Annotated[
+        str | int | None,
+        Meta(
+            description="Text of exactly one token, or a token id; none where the checkpoint has a head of its own"
+        ),
+    ] = None
     negative: str | int | None = None
     activation: Literal["identity", "sigmoid"] = "identity"
     instruction_pieces: Annotated[
@@ -45,9 +51,10 @@ class RerankTemplate(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["none", "required", "tokenizer"],
         Meta(
             description="required: the tokenizer's bos token comes first; tokenizer: what its post-processor "
-            "puts first, if anything"
+            "puts first and last, if anything"
         ),
     ] = "none"
+    score_token: Annotated[int, Meta(ge=0, description="A token id that comes last")] | None = None
     max_seq_length: Annotated[int, Meta(ge=8, description="Default limit, tokens per pair")] | None = None
 
     @property
@@ -102,6 +109,8 @@ def parse_template(raw: dict[str, Any]) -> RerankTemplate:
         TemplateError: a missing, unknown or wrong field, or a placeholder that is missing or stands twice.
     """
     name = raw.get("name")
+    if raw.get("negative") is not None and raw.get("positive") is None:
+        raise TemplateError(f"template {name!r} has `negative` without `positive`")
     try:
         template = msgspec.convert(raw, RerankTemplate)
     except msgspec.ValidationError as error:

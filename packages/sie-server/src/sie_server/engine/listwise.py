@@ -1,0 +1,206 @@
+"""Query and documents → the prompts of a listwise reranker, and what the model made of them → scores.
+
+A request's documents are read in *blocks*, each one prompt with the query before and after them. Every document ends in
+a token at which it is read out, and so does the query: it has seen all documents of its block, a document only those
+before it. So a score depends on the other documents and on their order, and equal documents score differently.
+
+Text, limits, forming and merging of blocks are the reference's (`modeling.py` of jinaai/jina-reranker-v3 and v3.5,
+`rerank` and `format_docs_prompts_func`), which reads a prompt as one string: whatever stands between two control tokens
+is tokenised as one here, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from sie_server.engine.job import Job, Work
+from sie_server.engine.readout import Floats
+from sie_server.engine.tokenize import TextTokenizer, _ids
+from sie_server.errors import InvalidInput
+from sie_server.models.listwise import Projector
+from sie_server.models.packed import Ids, PackedBatch, Readout, Tokens
+from sie_server.models.spec import ListwiseSpec, UnsupportedCheckpoint
+
+DOCUMENT_END, QUERY_END = "<|embed_token|>", "<|rerank_token|>"  # the tokens that are read out
+BEFORE = (
+    "<|im_start|>system\nYou are a search relevance expert who can determine a ranking of the passages based on how "
+    "relevant they are to the query. If the query is a question, how relevant a passage is depends on how well it "
+    "answers the question. If not, try to analyze the intent of the query and assess how well each passage satisfies "
+    "the intent. If an instruction is provided, you should follow the instruction when determining the ranking."
+    "<|im_end|>\n<|im_start|>"
+)
+TASK = (
+    "user\nI will provide you with {count} passages, each indicated by a numerical identifier. "
+    "Rank the passages based on their relevance to query: {query}\n"
+)
+INSTRUCTION = "<instruct>\n{instruction}\n</instruct>\n"
+PASSAGE, PASSAGE_END = '<passage id="{number}">\n{text}', "\n</passage>\n"
+QUERY = "<query>\n{query}"
+AFTER = "\n</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+MOST_DOCUMENTS = 125  # of a block
+
+
+class ListwiseTokenizer(TextTokenizer):
+    """The tokenizer of a listwise reranker and the fixed parts of its prompt. Safe to call from several threads."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, token_types=False)
+        self.marks = tuple(self._mark(token) for token in (DOCUMENT_END, QUERY_END))
+        self._before, self._after = self.ids([BEFORE, AFTER])
+        texts = sections("a b?", ["c\n", "d"], "e")
+        whole = BEFORE + DOCUMENT_END.join(texts) + QUERY_END + AFTER
+        expected = self.ids([whole])[0]
+        # from here on the caller's texts are read: control tokens in them are text like any other
+        self._tokenizer.encode_special_tokens = True
+        if not np.array_equal(self.prompt(texts), expected):
+            raise UnsupportedCheckpoint(
+                "this tokenizer reads the listwise prompt differently when it is cut at its control tokens"
+            )
+
+    def _mark(self, token: str) -> int:
+        found = self.token_id(token)
+        if found is None:
+            raise UnsupportedCheckpoint(
+                f"tokenizer.json has no token {token!r}, at which a listwise reranker is read"
+            )
+        return found
+
+    def ids(self, texts: list[str]) -> list[Ids]:
+        """Ids of whole texts, without special tokens around them."""
+        return [_ids(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def prompt(self, texts: list[str]) -> Ids:
+        """One prompt; `texts` are its `sections`."""
+        document_end, query_end = (_ids([mark]) for mark in self.marks)
+        *documents, query = self.ids(texts)
+        ended = [part for document in documents for part in (document, document_end)]
+        return np.concatenate([self._before, *ended, query, query_end, self._after])
+
+    def heads(self, texts: list[str], limit: int) -> tuple[list[str], list[int], list[bool]]:
+        """As much of each text as `limit` tokens say, how many tokens that is, and which texts have more.
+
+        The tokens at which results are read are taken out first. A text that reaches the limit is what its tokens say,
+        as in the reference: where the limit parts the bytes of a character, that character is U+FFFD.
+        """
+        texts = [_without_marks(text) for text in texts]
+        found, cut = self._encode(texts, limit)
+        kept = [
+            self.decode(ids.tolist()) if len(ids) >= limit else text
+            for text, ids in zip(texts, found, strict=True)
+        ]
+        # a decoded text may spell a mark anew
+        return [_without_marks(text) for text in kept], [len(ids) for ids in found], cut
+
+
+def _without_marks(text: str) -> str:
+    while DOCUMENT_END in text or QUERY_END in text:
+        text = text.replace(QUERY_END, "").replace(DOCUMENT_END, "")
+    return text
+
+
+def sections(query: str, documents: list[str], instruction: str | None) -> list[str]:
+    """The texts between the control tokens of a prompt: one up to each document's end, and one up to the query's."""
+    task = TASK.format(count=len(documents), query=query)
+    if instruction:
+        task += INSTRUCTION.format(instruction=instruction)
+    passages = [PASSAGE.format(number=i, text=text) for i, text in enumerate(documents)]
+    starts = [task] + [PASSAGE_END] * len(documents)
+    return [start + rest for start, rest in zip(starts, [*passages, QUERY.format(query=query)], strict=True)]
+
+
+def form_blocks(lengths: Sequence[int], room: int, longest: int) -> list[range]:
+    """Which documents are read together: at most 125, and no more once `longest` tokens of `room` are all that is left.
+
+    The room is for the documents' own tokens, `lengths`. The prompt's words around them, a dozen tokens each, are not
+    counted, so a prompt may end that much beyond the room; rotary positions reach there.
+    """
+    blocks, start, left = [], 0, room
+    for end, length in enumerate(lengths, start=1):
+        left -= length
+        if end - start >= MOST_DOCUMENTS or left <= longest:
+            blocks.append(range(start, end))
+            start, left = end, room
+    return [*blocks, range(start, len(lengths))] if start < len(lengths) else blocks
+
+
+class ListwiseInput:
+    """Listwise rerankers read all documents together, in blocks."""
+
+    def __init__(self, spec: ListwiseSpec, tokenizer: ListwiseTokenizer) -> None:
+        self._spec, self._tokenizer = spec, tokenizer
+
+    def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
+        """One result per block; at most `limit` tokens per document.
+
+        Raises:
+            InvalidInput: query and instruction leave no room for a document.
+        """
+        [query], [asked], [query_cut] = self._tokenizer.heads([query], self._spec.query_length)
+        instruction = _without_marks(instruction or "")
+        told = len(self._tokenizer.ids([instruction])[0])
+        room = self._spec.block_length - 2 * asked - told
+        fixed = len(self._tokenizer.prompt(sections("", [""], instruction))) - told
+        if room <= fixed:
+            where = "$.instruction" if told else "$.query.text"
+            raise InvalidInput(
+                f"the query (read twice){' and the instruction' if told else ''} leave no room for a document in the "
+                f"{self._spec.block_length} tokens of a prompt - at `{where}`"
+            )
+        limit = min(limit, room - fixed)
+        texts, lengths, cut = self._tokenizer.heads(documents, limit)
+        blocks = form_blocks(lengths, room, limit)
+        job = Job(("score",), [None] * len(blocks), cut, query_cut, self._spec.query_length, blocks=blocks)
+        for i, block in enumerate(blocks):
+            ids = self._tokenizer.prompt(sections(query, texts[block.start : block.stop], instruction))
+            job.work.append(Work(Tokens(ids, len(ids)), i, job))
+        return job
+
+
+class ListwiseReader:
+    """The vectors of a block, [documents + 1, width]: its documents' in order, then the query's."""
+
+    readout: Readout = "all"
+
+    def __init__(self, projector: Projector, marks: tuple[int, ...]) -> None:
+        self._projector, self._marks = projector, marks
+
+    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
+        places = [marked(works[i].tokens.ids, self._marks) for i in batch.order]
+        rows = np.concatenate([start + found for start, found in zip(batch.starts, places, strict=True)])
+        vectors: Floats = self._projector(hidden[rows.tolist()]).cpu().numpy()
+        ends = np.cumsum([len(found) for found in places])[:-1]
+        results: list[Any] = [None] * len(works)
+        for place, part in zip(batch.order, np.split(vectors, ends), strict=True):
+            results[place] = part.copy()
+        return results
+
+
+def marked(ids: Ids, marks: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """The places of the read-out tokens: the documents', then the query's."""
+    return np.flatnonzero(np.isin(ids, marks))
+
+
+def listwise_scores(blocks: Sequence[Floats]) -> list[float]:
+    """The cosine of every document with the query, in fp64; `blocks` are the results of a request.
+
+    The query's vector is the average over the blocks, each counting as much as its best document matches:
+    (1 + cosine) / 2.
+    """
+    wide = [block.astype(np.float64) for block in blocks]
+    weights = [((1 + _cosines(block[-1], block[:-1])) / 2).max() for block in wide]
+    query = np.average([block[-1] for block in wide], axis=0, weights=weights)
+    scores: list[float] = _cosines(query, np.concatenate([block[:-1] for block in wide])).tolist()
+    return scores
+
+
+def _cosines(query: npt.NDArray[np.float64], documents: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    cosines: npt.NDArray[np.float64] = (
+        documents @ query / (np.linalg.norm(query) * np.linalg.norm(documents, axis=1))
+    )
+    return cosines

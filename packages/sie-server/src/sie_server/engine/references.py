@@ -1,0 +1,227 @@
+"""What the reference library of each kind of checkpoint makes of texts: token ids, and raw logits or vectors.
+
+The libraries are imported here and nowhere else, when `sie-server verify` asks; both sides compute in fp32 on the CPU.
+Every text is put through alone, so that no padding can play a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sie_server.engine.engine import Engine
+from sie_server.engine.prompts import PromptTokenizer
+from sie_server.errors import SIEError
+from sie_server.models.sparse import M3Spec, SpladeSpec
+from sie_server.models.spec import CausalSpec, ClassifierSpec, EmbeddingSpec, LateInteractionSpec
+from sie_server.templates import PLACEHOLDER
+
+
+class CannotVerify(SIEError):
+    """There is nothing to compare with; says why."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The reference's side. `ids[i]` are the i-th document's tokens, with the query's for models that read both."""
+
+    reference: str
+    compared: str
+    scores: list[float]
+    ids: list[list[int]]
+    vectors: list[Tensor] = field(
+        default_factory=list
+    )  # of the query and every document, where there are any
+
+
+Reference = Callable[[Path, Engine, str, list[str]], Answers]
+
+
+def reference_of(directory: Path, engine: Engine) -> Reference:
+    """The comparison for a checkpoint's kind.
+
+    Raises:
+        CannotVerify: no library has this kind of model.
+    """
+    if (directory / "sie_scorer.json").exists():
+        raise CannotVerify("this model's scorer is our own; no reference library has it")
+    head = engine.spec.head
+    if isinstance(head, ClassifierSpec) and head.modules:
+        return _modular_classifier
+    if isinstance(head, CausalSpec) and (directory / "modules.json").exists():
+        return _logit_score
+    if type(head) not in REFERENCES:
+        raise CannotVerify(f"no reference library serves {engine.spec.architecture} without code of its own")
+    return REFERENCES[type(head)]
+
+
+def _classifier(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    if not hasattr(_library("transformers"), engine.spec.architecture):
+        raise CannotVerify(
+            f"the reference of {engine.spec.architecture} is code in its repository, which is never run"
+        )
+    return sequence_classifier(directory, engine, query, documents)
+
+
+def sequence_classifier(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    """transformers' model and tokenizer, only the document cut."""
+    library = _library("transformers")
+    model = library.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = library.AutoTokenizer.from_pretrained(directory)
+    pairs = [_pair(tokenizer, engine, query, text) for text in documents]
+    logits = [float(model.eval()(**pair).logits[0, 0]) for pair in pairs]
+    ids = [pair.input_ids[0].tolist() for pair in pairs]
+    return Answers(f"transformers {library.__version__}", "logits", logits, ids)
+
+
+def _pair(tokenizer: Any, engine: Engine, query: str, document: str) -> Any:
+    # in lists: an empty text by itself would count as no second text
+    return tokenizer(
+        [query],
+        [document],
+        truncation="only_second",
+        max_length=engine.max_seq_length,
+        return_tensors="pt",
+    )
+
+
+def _modular_classifier(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    """A head made of modules; `AutoModelForSequenceClassification` would make one up."""
+    model, name = _cross_encoder(directory, engine)
+    pairs = [_pair(model.tokenizer, engine, query, text) for text in documents]
+    ids = [pair.input_ids[0].tolist() for pair in pairs]
+    return Answers(name, "logits", _predict(model, query, documents), ids)
+
+
+def _logit_score(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    """A causal reranker as sentence-transformers saves it: chat template, `LogitScore`."""
+    model, name = _cross_encoder(directory, engine)
+    ids = [model.preprocess([(query, text)])["input_ids"][0].tolist() for text in documents]
+    return Answers(name, "logits", _predict(model, query, documents), ids)
+
+
+def _cross_encoder(directory: Path, engine: Engine) -> tuple[Any, str]:
+    library = _library("sentence_transformers")
+    model = library.CrossEncoder(str(directory), device="cpu", model_kwargs={"dtype": torch.float32})
+    model.max_seq_length = engine.max_seq_length
+    return model, f"sentence-transformers {library.__version__}"
+
+
+def _predict(model: Any, query: str, documents: list[str]) -> list[float]:
+    logits = model.predict(
+        [(query, text) for text in documents],
+        batch_size=1,
+        activation_fn=torch.nn.Identity(),
+        show_progress_bar=False,
+    )
+    return [float(value) for value in logits]
+
+
+def _causal(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    """The template's pieces by transformers' tokenizer, and the answer's logits of the whole model."""
+    library = _library("transformers")
+    tokenizer = library.AutoTokenizer.from_pretrained(directory)
+    model = library.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    assert isinstance(engine.spec.head, CausalSpec)
+    ours = PromptTokenizer(directory, engine.spec.head.template)
+    ids = [_filled(tokenizer, ours, query, text) for text in documents]
+    logits = [model(torch.tensor([one])).logits[0, -1] for one in ids]
+    answer, *other = ours.answers
+    scores = [float(row[answer] - (row[other[0]] if other else 0.0)) for row in logits]
+    return Answers(f"transformers {library.__version__}", "logits", scores, ids)
+
+
+def _filled(tokenizer: Any, ours: PromptTokenizer, query: str, document: str) -> list[int]:
+    template = ours.template
+    texts = {"query": query, "document": document, "instruction": template.default_instruction or ""}
+    ids: list[int] = ours.start.tolist()
+    for piece in template.pieces:
+        text = PLACEHOLDER.sub(lambda match: texts[match[1]], piece)
+        ids += tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def _dense(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    library = _library("sentence_transformers")
+    model = library.SentenceTransformer(str(directory), device="cpu").float()
+    model.max_seq_length = engine.max_seq_length
+    vectors = model.encode(
+        [query, *documents], prompt="", batch_size=1, convert_to_tensor=True, show_progress_bar=False
+    )
+    return _answers(
+        library, "dense vectors", list(vectors.float().cpu()), _ids(model.tokenizer, engine, documents)
+    )
+
+
+def _sparse(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    library = _library("sentence_transformers")
+    model = library.SparseEncoder(str(directory), device="cpu").float()
+    model.max_seq_length = engine.max_seq_length
+    vectors = model.encode(
+        [query, *documents],
+        prompt="",
+        batch_size=1,
+        convert_to_sparse_tensor=False,
+        show_progress_bar=False,
+    )
+    return _answers(
+        library, "sparse vectors", list(vectors.float().cpu()), _ids(model.tokenizer, engine, documents)
+    )
+
+
+def _late_interaction(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    """Its `MultiVectorEncoder` reads PyLate's and Stanford's layout, too."""
+    library = _library("sentence_transformers")
+    if not hasattr(library, "MultiVectorEncoder"):
+        raise CannotVerify(
+            f"sentence-transformers {library.__version__} has no MultiVectorEncoder; version 6 has"
+        )
+    model = library.MultiVectorEncoder(str(directory), device="cpu").float()
+    vectors = [
+        model.encode_query([query], show_progress_bar=False)[0],
+        *model.encode_document(documents, batch_size=1, show_progress_bar=False),
+    ]
+    tokens = [torch.as_tensor(matrix).float().cpu() for matrix in vectors]
+    scores = [float((tokens[0] @ one.T).amax(1).sum()) for one in tokens[1:]]
+    marker = model.prompts.get("document")
+    ids = [
+        model.preprocess([text], prompt=marker, task="document")["input_ids"][0].tolist()
+        for text in documents
+    ]
+    name = f"sentence-transformers {library.__version__}"
+    return Answers(name, "MaxSim scores and token vectors", scores, ids, tokens)
+
+
+def _answers(library: Any, compared: str, vectors: list[Tensor], ids: list[list[int]]) -> Answers:
+    scores = [float(vectors[0] @ document) for document in vectors[1:]]
+    return Answers(f"sentence-transformers {library.__version__}", compared, scores, ids, vectors)
+
+
+def _ids(tokenizer: Any, engine: Engine, texts: Iterable[str]) -> list[list[int]]:
+    limit = engine.max_seq_length
+    return [tokenizer(text, truncation=True, max_length=limit).input_ids for text in texts]
+
+
+REFERENCES: dict[type, Reference] = {
+    ClassifierSpec: _classifier,
+    CausalSpec: _causal,
+    EmbeddingSpec: _dense,
+    M3Spec: _dense,  # the other two outputs are FlagEmbedding's alone
+    SpladeSpec: _sparse,
+    LateInteractionSpec: _late_interaction,
+}
+
+
+def _library(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError:
+        package = name.replace("_", "-")
+        raise CannotVerify(
+            f"{package} is not installed beside the server; pip install {package}, then run this again"
+        ) from None

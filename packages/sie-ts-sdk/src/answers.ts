@@ -1,0 +1,149 @@
+/** Reading 200 answers: checked as far as the types promise, then camelCase. Everything here throws ProtocolError. */
+
+import type { Warn } from "./calls.js";
+import { CodecError, decodeBody, type NdArray, toArray } from "./codec.js";
+import { ProtocolError } from "./errors.js";
+import { isMap, requestIdOf } from "./failures.js";
+import type { Reply } from "./flow.js";
+import { camelKeys } from "./names.js";
+import type { EncodeResult, ModelInfo, ScoreResult, Vector } from "./types.js";
+
+type Map = Record<string, unknown>;
+type Kind = "string" | "number" | "boolean" | "list" | "map";
+
+/** The answer of /v1/score. */
+export function readScore(reply: Reply): ScoreResult {
+  const reader = new Reader(reply);
+  const body = reader.msgpack();
+  reader.get(body, "model", "string");
+  (reader.get(body, "scores", "list") as unknown[]).forEach((entry, index) => {
+    const where = `scores[${index}].`;
+    reader.get(entry, "item_id", "string", where);
+    reader.get(entry, "score", "number", where);
+    reader.get(entry, "rank", "number", where);
+  });
+  return { ...(camelKeys(body) as ScoreResult), ...reader.requestId };
+}
+
+/** The answer of /v1/encode: one result for each of `count` items. */
+export function readEncode(reply: Reply, count: number, warn: Warn): EncodeResult[] {
+  const reader = new Reader(reply);
+  const body = reader.msgpack();
+  const items = reader.get(body, "items", "list") as unknown[];
+  if (items.length !== count) throw reader.broken(`${items.length} results for ${count} items`);
+  // the results are bare vectors and have no place for them
+  for (const warning of Array.isArray(body["warnings"]) ? body["warnings"] : []) warn(`encode: ${warning}`);
+  return items.map((item, index) => readVectors(reader, item, `items[${index}].`));
+}
+
+/** The answer of /v1/models/{model}. */
+export function readModel(reply: Reply): ModelInfo {
+  const reader = new Reader(reply);
+  return readInfo(reader, reader.json(), "");
+}
+
+/** The answer of /v1/models. */
+export function readModels(reply: Reply): ModelInfo[] {
+  const reader = new Reader(reply);
+  const models = reader.get(reader.json(), "models", "list") as unknown[];
+  return models.map((model, index) => readInfo(reader, model, `models[${index}].`));
+}
+
+function readInfo(reader: Reader, model: unknown, where: string): ModelInfo {
+  reader.get(model, "name", "string", where);
+  reader.get(model, "loaded", "boolean", where);
+  reader.get(model, "inputs", "list", where);
+  reader.get(model, "outputs", "list", where);
+  const { dims, ...rest } = model as Map;
+  return { ...(camelKeys(rest) as ModelInfo), dims: (dims ?? {}) as ModelInfo["dims"] }; // its keys are no names of ours
+}
+
+/** Each `{dims, dtype, values}` becomes its values. */
+function readVectors(reader: Reader, item: unknown, where: string): EncodeResult {
+  const { dense, sparse, multivector, ...rest } = reader.map(item, where);
+  const result: EncodeResult = { ...(camelKeys(rest) as EncodeResult), ...reader.requestId };
+  if (isPresent(dense)) result.dense = reader.array(dense, "values", 1, `${where}dense.`).values;
+  if (isPresent(sparse)) {
+    const [indices, values] = ["indices", "values"].map((part) => reader.array(sparse, part, 1, `${where}sparse.`).values);
+    result.sparse = { indices: indices as Vector, values: values as Vector };
+  }
+  if (isPresent(multivector)) {
+    result.multivector = rowsOf(reader.array(multivector, "values", 2, `${where}multivector.`));
+    result.numTokens = result.multivector.length;
+  }
+  return result;
+}
+
+function isPresent(value: unknown): boolean {
+  return value !== undefined && value !== null;
+}
+
+function rowsOf({ shape, values }: NdArray): Vector[] {
+  const [rows = 0, width = 0] = shape;
+  return Array.from({ length: rows }, (_, row) => values.subarray(row * width, (row + 1) * width));
+}
+
+/** One answer, and how to complain about it. */
+class Reader {
+  readonly requestId: { requestId?: string };
+
+  constructor(private readonly reply: Reply) {
+    const requestId = requestIdOf(reply);
+    this.requestId = requestId === undefined ? {} : { requestId };
+  }
+
+  msgpack(): Map {
+    return this.decoded("application/msgpack", decodeBody);
+  }
+
+  json(): Map {
+    return this.decoded("application/json", (body) => JSON.parse(new TextDecoder().decode(body)));
+  }
+
+  map(value: unknown, where: string): Map {
+    if (!isMap(value)) throw this.broken(`\`${where.replace(/\.$/, "")}\` is ${kindOf(value)}, not a map`);
+    return value;
+  }
+
+  /** `value[key]`, of one kind. */
+  get(value: unknown, key: string, kind: Kind, where = ""): unknown {
+    const map = this.map(value, where);
+    if (!(key in map)) throw this.broken(`the answer has no \`${where}${key}\``);
+    if (kindOf(map[key]) !== kind) throw this.broken(`\`${where}${key}\` is ${kindOf(map[key])}, not ${kind}`);
+    return map[key];
+  }
+
+  /** `value[key]`, an array of `dimensions` dimensions. */
+  array(value: unknown, key: string, dimensions: number, where: string): NdArray {
+    try {
+      const array = toArray(this.get(value, key, "map", where));
+      if (array.shape.length === dimensions) return array;
+      throw new CodecError(`shape [${array.shape}]; expected ${dimensions} dimensions`);
+    } catch (error) {
+      throw error instanceof CodecError ? this.broken(`\`${where}${key}\`: ${error.message}`) : error;
+    }
+  }
+
+  broken(message: string): ProtocolError {
+    return new ProtocolError(message, { status: this.reply.status, ...this.requestId });
+  }
+
+  private decoded(mediaType: string, decode: (body: Uint8Array) => unknown): Map {
+    let value: unknown;
+    try {
+      value = decode(this.reply.body);
+    } catch (error) {
+      const found = this.reply.headers.get("content-type") ?? "none";
+      const reason = error instanceof Error ? error.message : String(error);
+      throw this.broken(`the answer is not valid ${mediaType} (${reason}); its content type: ${found}`);
+    }
+    if (!isMap(value)) throw this.broken(`the answer is ${kindOf(value)}, not a map`);
+    return value;
+  }
+}
+
+function kindOf(value: unknown): string {
+  if (Array.isArray(value)) return "list";
+  if (isMap(value)) return "map";
+  return value === null ? "null" : typeof value;
+}

@@ -1,0 +1,93 @@
+/** `SIEClient`: what to send is in `calls`, when to send it again in `flow`; here the steps are carried out. */
+
+import * as calls from "./calls.js";
+import { RequestError } from "./errors.js";
+import { type Clock, exchange, type Outcome } from "./flow.js";
+import { type ClientOptions, milliseconds, resolve, type Settings, skewed } from "./settings.js";
+import { send, sleep } from "./transport.js";
+import type { EncodeOptions, EncodeResult, Item, ModelInfo, ScoreOptions, ScoreResult, WaitOptions } from "./types.js";
+import { VERSION } from "./version.js";
+
+const CLOCK: Clock = { monotonic: () => performance.now(), wall: () => Date.now(), random: () => Math.random() };
+
+/** A client of one server; any number of calls may run at once. Every call rejects with a SIEError. */
+export class SIEClient {
+  readonly #settings: Settings;
+  readonly #closing = new AbortController();
+  #warnedOfSkew = false;
+
+  /** Arguments beat SIE_BASE_URL, SIE_API_KEY and SIE_TIMEOUT, which beat the defaults. Nothing is sent yet. */
+  constructor(baseUrl?: string, options: ClientOptions = {}) {
+    this.#settings = resolve(baseUrl, options);
+  }
+
+  /** Rank `items` by their relevance to `query`. */
+  async score(model: string, query: Item, items: readonly Item[], options?: ScoreOptions): Promise<ScoreResult> {
+    return this.#run(calls.score(model, query, items, options));
+  }
+
+  /** Vectors: one result for one item, a list for a list. */
+  encode(model: string, item: Item, options?: EncodeOptions): Promise<EncodeResult>;
+  encode(model: string, items: readonly Item[], options?: EncodeOptions): Promise<EncodeResult[]>;
+  async encode(
+    model: string,
+    items: Item | readonly Item[],
+    options?: EncodeOptions,
+  ): Promise<EncodeResult | EncodeResult[]> {
+    const results = await this.#run(calls.encode(model, items, options, this.#settings.warn));
+    return Array.isArray(items) ? results : (results[0] as EncodeResult);
+  }
+
+  /** All models the server can serve. */
+  async listModels(options?: WaitOptions): Promise<ModelInfo[]> {
+    return this.#run(calls.listModels(options));
+  }
+
+  /** One model; asking does not load it. */
+  async getModel(model: string, options?: WaitOptions): Promise<ModelInfo> {
+    return this.#run(calls.getModel(model, options));
+  }
+
+  /** End all calls that are under way. The client cannot be used afterwards. */
+  async close(): Promise<void> {
+    this.#closing.abort(new RequestError("the client is closed"));
+  }
+
+  async #run<Result>(call: calls.Call<Result>): Promise<Result> {
+    const stopped = new AbortController();
+    const sources = [this.#closing.signal, call.wait.signal].filter((signal) => signal !== undefined);
+    const stop = () => stopped.abort(sources.find((signal) => signal.aborted)?.reason);
+    for (const signal of sources) signal.addEventListener("abort", stop);
+    try {
+      if (sources.some((signal) => signal.aborted)) stop();
+      stopped.signal.throwIfAborted();
+      return await this.#drive(call, stopped.signal);
+    } finally {
+      for (const signal of sources) signal.removeEventListener("abort", stop);
+    }
+  }
+
+  async #drive<Result>(call: calls.Call<Result>, signal: AbortSignal): Promise<Result> {
+    const { baseUrl, timeout, deadline } = this.#settings;
+    const ownTimeout = milliseconds("timeout", call.wait.timeout);
+    // as in the settings: who allows a longer attempt for this call means the whole call
+    const ownDeadline = milliseconds("deadline", call.wait.deadline) ?? Math.max(deadline, ownTimeout ?? 0);
+    const flow = exchange(call.request, { timeout: ownTimeout ?? timeout, deadline: ownDeadline, url: baseUrl }, CLOCK);
+    let outcome: Outcome;
+    for (;;) {
+      const { done, value: step } = flow.next(outcome);
+      if (done) return call.read(step);
+      outcome = undefined;
+      if (step.kind === "sleep") await sleep(step.ms, signal);
+      else outcome = await send(step.request, step.timeout, this.#settings, signal);
+      if (outcome?.kind === "reply") this.#lookAtVersion(outcome.headers.get("x-sie-server-version"));
+    }
+  }
+
+  /** Tells once when client and server are more than one minor version apart; refuses nothing. */
+  #lookAtVersion(server: string | undefined): void {
+    if (server === undefined || this.#warnedOfSkew || !skewed(VERSION, server)) return;
+    this.#warnedOfSkew = true;
+    this.#settings.warn(`version ${VERSION} talks to a server of version ${server}; some features may differ`);
+  }
+}

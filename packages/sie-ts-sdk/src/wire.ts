@@ -1,0 +1,185 @@
+/** The wire's types, snake_case. Made by scripts/generate_ts_types.py from the server's OpenAPI document. */
+
+export interface AdapterInfo {
+  name: string;
+  source: string;
+  loaded: boolean;
+}
+
+export interface ChunkSpan {
+  start: number;
+  end: number;
+  index: number;
+  count: number;
+}
+
+export interface DenseVector {
+  dims: number;
+  dtype: string;
+  values: unknown;
+}
+
+export interface Document {
+  text: string;
+}
+
+export interface EncodeParams {
+  output_types?: ("dense" | "multivector" | "sparse")[] | null;
+  output_dtype?: "binary" | "float16" | "float32" | "int8" | "ubinary" | "uint8" | null;
+  instruction?: string | null;
+  is_query?: boolean | null;
+  options?: Record<string, unknown> | null;
+}
+
+export interface EncodeRequest {
+  items: Item[];
+  params?: EncodeParams | null;
+}
+
+export interface EncodeResponse {
+  model: string;
+  items: EncodedItem[];
+  timing: Timing;
+  usage: Usage;
+  warnings?: string[];
+}
+
+export interface EncodedItem {
+  id?: string;
+  dense?: DenseVector;
+  sparse?: SparseVector;
+  multivector?: MultiVector;
+  truncated?: boolean;
+}
+
+export interface ErrorBody {
+  detail: ErrorDetail;
+  error: ErrorDetail;
+  code: string;
+}
+
+export interface ErrorDetail {
+  code: string;
+  message: string;
+  error_class?: string;
+  permanent?: boolean;
+  attempts?: number;
+}
+
+export interface Item {
+  id?: string | null;
+  text?: string | null;
+  metadata?: Record<string, unknown> | null;
+  multivector?: unknown;
+  images?: unknown;
+  audio?: unknown;
+  video?: unknown;
+  document?: unknown;
+}
+
+export interface LoadProgress {
+  phase: "fetch" | "load" | "measure" | "probe" | "room";
+  seconds: number;
+  bytes_done: number;
+  bytes_total: number | null;
+}
+
+export interface ModelInfo {
+  name: string;
+  inputs: string[];
+  outputs: string[];
+  dims: Record<string, number>;
+  loaded: boolean;
+  state: "available" | "failed" | "loaded" | "loading" | "unloading";
+  last_error: string | null;
+  max_sequence_length: number | null;
+  profiles: string[];
+  revision: string | null;
+  license?: string | null;
+  description?: string | null;
+  compat?: boolean;
+  source?: string | null;
+  pinned?: boolean;
+  memory_bytes?: number;
+  progress?: LoadProgress | null;
+  adapters?: AdapterInfo[];
+}
+
+export interface ModelList {
+  models: ModelInfo[];
+  data: Record<string, unknown>[];
+  object?: "list";
+}
+
+export interface MultiVector {
+  token_dims: number;
+  num_tokens: number;
+  dtype: string;
+  values: unknown;
+}
+
+export interface Options {
+  profile?: string | null;
+  instruction?: string | null;
+  max_seq_length?: number | null;
+  top_n?: number | null;
+  lora?: string | null;
+  lora_id?: string | null;
+  is_query?: boolean | null;
+  dimensions?: number | null;
+  normalize?: "none" | "sigmoid" | null;
+  score_mode?: "dense" | "multivector" | "sparse" | "weighted" | null;
+  score_weights?: number[] | null;
+  cutoff_layer?: number | null;
+  compress_ratio?: number | null;
+  return_documents?: boolean | null;
+  return_logits?: boolean | null;
+  long_document?: "chunk" | "refuse" | "truncate" | null;
+  chunk_overlap?: number | null;
+  max_document_tokens?: number | null;
+  aggregate?: "max" | "mean" | null;
+}
+
+export interface ScoreEntry {
+  item_id: string;
+  score: number;
+  rank: number;
+  truncated?: boolean;
+  logit?: number;
+  chunk?: ChunkSpan;
+  document?: Document;
+}
+
+export interface ScoreRequest {
+  query: Item;
+  items: Item[];
+  instruction?: string | null;
+  options?: Record<string, unknown> | null;
+}
+
+export interface ScoreResponse {
+  model: string;
+  query_id: string | null;
+  scores: ScoreEntry[];
+  usage: Usage;
+  score_type: "cosine" | "dot" | "logit" | "maxsim" | "probability";
+  warnings?: string[];
+}
+
+export interface SparseVector {
+  dims: number;
+  dtype: string;
+  indices: unknown;
+  values: unknown;
+}
+
+export interface Timing {
+  total_ms: number;
+  queue_ms: number;
+  tokenization_ms: number;
+  inference_ms: number;
+}
+
+export interface Usage {
+  input_tokens: number;
+}

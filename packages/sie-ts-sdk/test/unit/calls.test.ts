@@ -1,0 +1,86 @@
+/** What is sent, what is refused before sending, and answers that break the contract. */
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { decode, encode as pack } from "@msgpack/msgpack";
+import * as calls from "../../src/calls.js";
+import type { Reply } from "../../src/flow.js";
+import { ProtocolError, RequestError, SIEClient, type Item, maxsim, maxsimBatch, VERSION } from "../../src/index.js";
+import { skewed } from "../../src/settings.js";
+
+const ITEMS = [{ id: "a", text: "x" }];
+const any = (value: unknown) => value as never;
+const answer = (body: Uint8Array): Reply => ({ kind: "reply", status: 200, headers: new Map([["x-sie-request-id", "r"]]), body });
+
+test("a score request has the keys of the contract", () => {
+  const options = { topN: 2, returnDocuments: true, lora: "a" };
+  const { request } = calls.score("org/na me:ad", { text: "q" }, ITEMS, { instruction: "find", options });
+  assert.equal(request.path, "/v1/score/org/na%20me:ad");
+  const sent = { query: { text: "q" }, items: ITEMS, instruction: "find", options: { top_n: 2, return_documents: true, lora: "a" } };
+  assert.deepEqual(decode(request.body as Uint8Array), sent);
+});
+
+test("an encode request has the keys of the contract", () => {
+  const { request } = calls.encode("m", ITEMS[0] as Item, { outputTypes: ["dense"], outputDtype: "int8", isQuery: true });
+  const params = { output_types: ["dense"], output_dtype: "int8", is_query: true };
+  assert.deepEqual(decode(request.body as Uint8Array), { items: ITEMS, params });
+});
+
+test("what cannot work is refused before it is sent, by name", () => {
+  const refused = (call: () => unknown, words: RegExp) =>
+    assert.throws(call, (error: Error) => error instanceof RequestError && words.test(error.message));
+  refused(() => calls.score("m", any("text"), ITEMS), /query is a string; pass \{ text/);
+  refused(() => calls.score("m", { text: "q" }, any(["text"])), /items\[0\] is a string/);
+  refused(() => calls.score("m", { text: "q" }, any(Array(1))), /items\[0\] is undefined/);
+  refused(() => calls.score("m", { text: "q" }, []), /items is empty/);
+  refused(() => calls.score("m", { text: "q" }, any({ text: "x" })), /items is a object; pass a list/);
+  refused(() => calls.score("m", { text: "\ud800" }, ITEMS), /query\.text holds half of a surrogate pair/);
+  refused(() => calls.score("../m", { text: "q" }, ITEMS), /is not a model id/);
+  refused(() => calls.score(any(undefined), { text: "q" }, ITEMS), /model is undefined/);
+  refused(() => calls.score("m", { text: "q" }, ITEMS, any({ topN: 1 })), /unknown option "topN".*options: \{ topN/);
+  refused(() => calls.encode("m", ITEMS, any({ is_query: true })), /camelCase/);
+  refused(() => calls.encode("m", ITEMS, { outputTypes: any("dense") }), /pass a list: \["dense"\]/);
+  refused(() => calls.score("m", { text: "q", metadata: { f: () => 1 } }, ITEMS), /cannot be sent/);
+});
+
+test("settings that cannot work are refused when the client is made", () => {
+  for (const url of ["localhost:8080", "ftp://x", "nonsense", "http://u:p@x", "http://x/?a=1"])
+    assert.throws(() => new SIEClient(url), TypeError, url);
+  for (const timeout of [0, -1, NaN, Infinity, any("5")]) assert.throws(() => new SIEClient("http://x", { timeout }), TypeError);
+  assert.throws(() => new SIEClient("http://x", { apiKey: "schlüssel" }), /no HTTP header/);
+  assert.throws(() => new SIEClient("http://x", any({ timeoutMs: 5 })), /unknown option "timeoutMs"; known: apiKey/);
+});
+
+test("an answer that breaks the contract is a ProtocolError that names what is missing", () => {
+  const entry = { item_id: "a", score: 1, rank: 0 };
+  const { read } = calls.score("m", { text: "q" }, ITEMS);
+  assert.deepEqual(read(answer(pack({ model: "m", query_id: null, scores: [entry], later_key: [{ a_b: 1 }] }))), {
+    model: "m", queryId: null, scores: [{ itemId: "a", score: 1, rank: 0 }], laterKey: [{ aB: 1 }], requestId: "r",
+  });
+  const broken = (body: unknown, words: RegExp) =>
+    assert.throws(() => read(answer(pack(body))), (error: Error) => error instanceof ProtocolError && words.test(error.message));
+  broken({ scores: [entry] }, /the answer has no `model`/);
+  broken({ model: "m", scores: [{ ...entry, score: "1" }] }, /`scores\[0\]\.score` is string, not number/);
+  broken({ model: "m", scores: [entry, 1] }, /`scores\[1\]` is number, not a map/);
+  broken([], /the answer is list, not a map/);
+  assert.throws(() => read(answer(Uint8Array.of(0x80, 0))), /not valid application\/msgpack.*content type: none/);
+  const encoded = calls.encode("m", [...ITEMS, ...ITEMS]);
+  assert.throws(() => encoded.read(answer(pack({ items: [{}] }))), /1 results for 2 items/);
+  const noArray = pack({ items: [{}, { dense: { values: [1, 2] } }] });
+  assert.throws(() => encoded.read(answer(noArray)), /`items\[1\]\.dense\.values` is list, not map/);
+});
+
+test("maxsim", () => {
+  const query = [Float32Array.of(1, 0), [0, 2]];
+  assert.equal(maxsim(query, [[1, 0], [0, 1], [0.5, 3]]), 7);
+  assert.deepEqual(maxsimBatch(query, [[[1, 0]], [[-1, -1]]]), [1, -3]);
+  assert.throws(() => maxsimBatch(query, [[[1, 0]], [[1]]]), /query vectors are 2 wide, those of document 1 1/);
+  assert.throws(() => maxsim(query, []), /document 0 is not/);
+  assert.ok(Number.isNaN(maxsim([[1]], [[NaN], [1]])) && Number.isNaN(maxsim([[1]], [[1], [NaN]])));
+});
+
+test("versions", () => {
+  assert.equal(VERSION, JSON.parse(readFileSync("package.json", "utf8")).version);
+  assert.deepEqual([skewed("0.1.0", "0.2.9"), skewed("0.1.0", "0.3.0"), skewed("0.1.0", "1.1.0"), skewed("0.1.0", "?")], [false, true, true, false]);
+});

@@ -1,0 +1,145 @@
+/** A misbehaving server on the loopback interface: the real client, real sockets. */
+
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer, type Server } from "node:net";
+import { test } from "node:test";
+import { encode as pack } from "@msgpack/msgpack";
+import { ModelLoadingError, ProtocolError, SIEClient, SIEConnectionError, SIETimeoutError } from "../../src/index.js";
+
+const SCORES = pack({ model: "m", query_id: null, scores: [{ item_id: "item-0", score: 1, rank: 0 }], usage: { input_tokens: 1 } });
+const LOADING = JSON.stringify({ error: { code: "MODEL_LOADING", message: "wait" } });
+const ITEMS = [{ text: "x" }];
+
+type Behaviour = (write: (bytes: string | Uint8Array) => void, hangUp: () => void) => void;
+
+/** A server whose n-th connection behaves as the n-th function says, the last again and again. */
+async function behaving(...behaviours: Behaviour[]): Promise<{ url: string; heads: string[]; server: Server }> {
+  const heads: string[] = [];
+  const server = createServer((socket) => {
+    socket.on("error", () => {});
+    socket.once("data", (data) => {
+      heads.push(data.toString("latin1").split("\r\n\r\n")[0] ?? "");
+      const act = behaviours[Math.min(heads.length, behaviours.length) - 1] as Behaviour;
+      act((bytes) => socket.write(bytes), () => socket.destroy());
+    });
+  }).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const address = server.address();
+  assert.ok(typeof address === "object" && address);
+  return { url: `http://127.0.0.1:${address.port}`, heads, server };
+}
+
+function http(status: string, body: string | Uint8Array, headers = ""): Behaviour {
+  return (write, hangUp) => {
+    write(`HTTP/1.1 ${status}\r\ncontent-length: ${body.length}\r\nconnection: close\r\n${headers}\r\n`);
+    write(body);
+    setTimeout(hangUp, 20);
+  };
+}
+
+async function trying(behaviours: Behaviour[], use: (client: SIEClient, heads: string[]) => Promise<void>, options = {}): Promise<void> {
+  const { url, heads, server } = await behaving(...behaviours);
+  const client = new SIEClient(url, { apiKey: "key-1", ...options });
+  try {
+    await use(client, heads);
+  } finally {
+    await client.close();
+    server.close();
+  }
+}
+
+test("headers; a loading model is asked again", () =>
+  trying([http("503 -", LOADING, "Retry-After: 0.05\r\n"), http("200 OK", SCORES, "X-SIE-Request-ID: r1\r\n")], async (client, heads) => {
+    const result = await client.score("org/m", { text: "q" }, ITEMS);
+    assert.equal(result.requestId, "r1");
+    assert.deepEqual(result.scores, [{ itemId: "item-0", score: 1, rank: 0 }]);
+    assert.equal(heads.length, 2);
+    assert.match(heads[0] ?? "", /^POST \/v1\/score\/org\/m HTTP\/1\.1/);
+    for (const header of [/authorization: bearer key-1/i, /content-type: application\/msgpack/i, /x-sie-sdk-version: 0/i])
+      assert.match(heads[0] ?? "", header);
+  }));
+
+test("the deadline of one call", () =>
+  trying([http("503 -", LOADING, "Retry-After: 1\r\n")], async (client) => {
+    await assert.rejects(client.score("m", { text: "q" }, ITEMS, { deadline: 500 }), ModelLoadingError);
+  }));
+
+test("a connection dropped before an answer is tried again, one that breaks off in it is not", async () => {
+  await trying([(_, hangUp) => hangUp(), http("200 OK", SCORES)], async (client, heads) => {
+    assert.equal((await client.score("m", { text: "q" }, ITEMS)).model, "m");
+    assert.equal(heads.length, 2);
+  });
+  const cut: Behaviour = (write, hangUp) => {
+    write("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc");
+    setTimeout(hangUp, 50);
+  };
+  await trying([cut], async (client, heads) => {
+    await assert.rejects(client.score("m", { text: "q" }, ITEMS), /the answer broke off/);
+    assert.equal(heads.length, 1);
+  });
+});
+
+test("silence, before the answer and in the middle of it, is a timeout and not tried again; slowness is not", async () => {
+  const halfway: Behaviour = (write) => write("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc");
+  for (const silent of [() => {}, halfway])
+    await trying([silent], async (client, heads) => {
+      await assert.rejects(client.score("m", { text: "q" }, ITEMS), SIETimeoutError);
+      assert.equal(heads.length, 1);
+    }, { timeout: 300 });
+  const quarter = Math.ceil(SCORES.length / 4);
+  const slow: Behaviour = (write) => {
+    setTimeout(() => write(`HTTP/1.1 200 OK\r\ncontent-length: ${SCORES.length}\r\n\r\n`), 400);
+    for (const part of [0, 1, 2, 3])
+      setTimeout(() => write(SCORES.subarray(part * quarter, (part + 1) * quarter)), 800 + 400 * part);
+  };
+  await trying([slow], async (client) => assert.ok(await client.score("m", { text: "q" }, ITEMS)), { timeout: 700 });
+});
+
+test("nobody listens", async () => {
+  const { url, server } = await behaving(() => {});
+  server.close();
+  await once(server, "close");
+  const client = new SIEClient(url);
+  await assert.rejects(client.listModels(), (error: Error) => {
+    assert.ok(error instanceof SIEConnectionError && error.retryable);
+    assert.match(error.message, /cannot connect to .*ECONNREFUSED.*is baseUrl right\? \[gave up after 3 tries/);
+    return true;
+  });
+});
+
+test("a redirect is not followed: it would carry texts and key to another place", () =>
+  trying([http("307 -", "", "Location: http://127.0.0.1:9/\r\n")], async (client, heads) => {
+    await assert.rejects(client.listModels(), (error: Error) => error instanceof ProtocolError && /status 307 to http/.test(error.message));
+    assert.equal(heads.length, 1);
+  }));
+
+test("a signal ends a call at once, in an attempt, in a wait, and before it", async () => {
+  const reason = new Error("enough");
+  for (const behaviour of [() => {}, http("503 -", LOADING, "Retry-After: 60\r\n")])
+    await trying([behaviour], async (client) => {
+      const controller = new AbortController();
+      setTimeout(() => controller.abort(reason), 150);
+      const started = performance.now();
+      await assert.rejects(client.score("m", { text: "q" }, ITEMS, { signal: controller.signal }), (error) => error === reason);
+      assert.ok(performance.now() - started < 5000);
+      await assert.rejects(client.listModels({ signal: controller.signal }), (error) => error === reason);
+    });
+});
+
+test("close ends what is under way, and what comes later", () =>
+  trying([() => {}], async (client) => {
+    const pending = client.listModels();
+    setTimeout(() => client.close(), 50);
+    await assert.rejects(pending, /the client is closed/);
+    await assert.rejects(client.listModels(), /the client is closed/);
+  }));
+
+test("a server of a version far away is told of once", async () => {
+  const said: string[] = [];
+  const far = http("200 OK", '{"models": []}', "X-SIE-Server-Version: 7.0.0\r\n");
+  await trying([far], async (client) => {
+    assert.deepEqual([await client.listModels(), await client.listModels()], [[], []]);
+    assert.deepEqual(said, ["version 0.1.0 talks to a server of version 7.0.0; some features may differ"]);
+  }, { warn: (message: string) => said.push(message) });
+});

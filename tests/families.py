@@ -1,0 +1,108 @@
+"""One random checkpoint of every family that is served, and the reference its answers are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ranker_checkpoints
+from checkpoints import FAMILIES, make_cross_encoder
+from colbert_checkpoints import make_pylate, make_stanford
+from compat_checkpoints import COMPAT, make_compat
+from decoder_checkpoints import DECODERS, make_decoder
+from embedder_checkpoints import make_embedder
+from encoders import make_bge_m3, make_encoder, make_splade
+from modular_checkpoints import make_reranker
+from ranker_checkpoints import MAKERS
+from relatives import RELATIVES, make_relative
+from sie_server.engine.engine import Engine
+from sie_server.engine.references import Answers, Reference, reference_of, sequence_classifier
+
+
+@dataclass(frozen=True)
+class Made:
+    """A checkpoint on disk, and the reference's answers where `sie-server verify` would have none."""
+
+    served: Path
+    template: str | None = None
+    reference: Reference | None = None
+
+    def answers(self, engine: Engine, query: str, documents: list[str]) -> Answers:
+        """What the reference makes of the texts."""
+        reference = self.reference or reference_of(self.served, engine)
+        return reference(self.served, engine, query, documents)
+
+
+@dataclass(frozen=True)
+class Family:
+    """`make` writes a checkpoint into an empty directory; sequences have `limit` tokens at most."""
+
+    make: Callable[[Path], Made]
+    limit: int
+    tolerance: float = 1e-4  # of raw logits, or of vector components
+
+
+def _one(make: Callable[..., Path], *args: Any, **kwargs: Any) -> Callable[[Path], Made]:
+    return lambda directory: Made(make(directory / "checkpoint", *args, **kwargs))
+
+
+def _decoder(family: str) -> Callable[[Path], Made]:
+    template = DECODERS[family][3]
+    return lambda directory: Made(make_decoder(directory / "checkpoint", family), template)
+
+
+def _relative(name: str) -> Callable[[Path], Made]:
+    """Published under other names: the reference reads the library's own form of the same weights."""
+
+    def make(directory: Path) -> Made:
+        published, library = make_relative(directory, RELATIVES[name])
+        return Made(published, None, lambda _, *asked: sequence_classifier(library, *asked))
+
+    return make
+
+
+def _prompted(make: Callable[[Path], ranker_checkpoints.Made]) -> Callable[[Path], Made]:
+    """A template over a model whose head, or whose backbone, is put together by hand."""
+
+    def write(directory: Path) -> Made:
+        made = make(directory / "checkpoint")
+
+        def reference(_: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+            ids = [made.ids(query, document) for document in documents]
+            return Answers("transformers", "logits", [made.logit(one) for one in ids], ids)
+
+        return Made(made.directory, made.template, reference)
+
+    return write
+
+
+STANFORD = {
+    "query_maxlen": 16,
+    "doc_maxlen": 60,
+    "dim": 24,
+    "mask_punctuation": True,
+    "attend_to_mask_tokens": False,
+}
+EVERY: dict[str, Family] = {
+    **{name: Family(_one(make_cross_encoder, name, max_length=96), 96) for name in FAMILIES},
+    **{f"decoder {name}": Family(_decoder(name), 1024, 1e-3) for name in DECODERS},
+    "ColBERT, Stanford": Family(_one(make_stanford, "bert", STANFORD), 60),
+    "ColBERT, PyLate": Family(_one(make_pylate, "bert"), 60),
+    "ColBERT, ModernBERT": Family(_one(make_pylate, "modernbert", dims=(32, 24)), 60),
+    "ColBERT, XLM-R": Family(_one(make_pylate, "xlm-roberta"), 60),
+    "ColBERT, LFM2": Family(_one(make_pylate, "lfm2"), 60),
+    "ColBERT, lower-cased": Family(_one(make_pylate, "modernbert", lower_case=True), 60),
+    **{name: Family(_one(make_compat, name), 100) for name in COMPAT},
+    "ettin": Family(_one(lambda path: make_reranker(path)[0]), 200),
+    **{name: Family(_relative(name), 200) for name in RELATIVES},
+    **{name: Family(_prompted(make), 1024, 1e-3) for name, make in MAKERS.items()},
+    "embedder": Family(_one(make_encoder), 128),
+    **{
+        f"embedder {name}": Family(_one(make_embedder, name), 96)
+        for name in ("gemma", "llama", "qwen2", "qwen3")
+    },
+    "bge-m3, dense": Family(_one(make_bge_m3), 128),
+    "SPLADE": Family(_one(make_splade), 128),
+}

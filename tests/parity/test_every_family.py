@@ -1,0 +1,128 @@
+"""Every family that is served, the same way: token ids and raw fp32 results equal the reference's, whatever else is in
+the batch and in whatever order, from one token through the attention window to the truncation limit.
+
+What is particular to a family has a file of its own beside this one.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoints import random_text
+from families import EVERY, Family
+from sie_server.engine.engine import Engine
+from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.references import Answers
+
+QUERY_TEXT = "how do stars burn hydrogen"
+
+
+@dataclass
+class Case:
+    """One family's checkpoint, texts for it, and the reference's answers."""
+
+    family: Family
+    engine: Engine
+    documents: list[str]
+    theirs: Answers
+
+
+def lengths(family: Family) -> list[int]:
+    """Words: none, one, both sides of every window these checkpoints have (16, 48), to beyond the limit if texts
+    are cut; a filled template is only cut in its own tests, as no library says how."""
+    most = family.limit + 20 if family.limit < 1024 else 150
+    return [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 48, 49, *range(50, most, 11)]
+
+
+@pytest.fixture(scope="module", params=sorted(EVERY))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    family = EVERY[request.param]
+    made = family.make(tmp_path_factory.mktemp("family"))
+    engine = Engine(
+        made.served, device="cpu", dtype="float32", template=made.template, max_seq_length=family.limit
+    )
+    rng = random.Random(5)
+    documents = [random_text(rng, n) for n in lengths(family)]
+    with torch.inference_mode():
+        return Case(family, engine, documents, made.answers(engine, QUERY_TEXT, documents))
+
+
+def answers(case: Case, documents: list[str], at_once: bool = True) -> list[Any]:
+    """One score, or one array of vectors, per document."""
+    engine, limit = case.engine, case.family.limit
+    if "score" in engine.spec.outputs and not _by_vectors(case):
+        job = engine.tokenize_score(QUERY_TEXT, documents, limit)
+    else:
+        name = "dense" if "dense" in engine.spec.outputs else engine.spec.outputs[-1]
+        job = engine.tokenize_encode(documents, (name,), limit)
+    for works in [job.work] if at_once else [[work] for work in job.work]:
+        for work, result in zip(works, engine.run(works), strict=True):
+            if work.index != QUERY:
+                job.put(work.index, result)
+    return [_array(result, engine.spec.backbone.vocab_size) for result in job.results]
+
+
+def _by_vectors(case: Case) -> bool:
+    """The reference compares vectors, and has no score of its own."""
+    return bool(case.theirs.vectors) and "MaxSim" not in case.theirs.compared
+
+
+def _array(result: Any, vocabulary: int) -> Any:
+    if not isinstance(result, dict):
+        return result
+    [values] = result.values()
+    if isinstance(values, Sparse):
+        whole = np.zeros(vocabulary, np.float32)
+        whole[values.indices] = values.values
+        return whole
+    return values
+
+
+def expected(case: Case) -> list[Any]:
+    return [v.numpy() for v in case.theirs.vectors[1:]] if _by_vectors(case) else case.theirs.scores
+
+
+def distance(ours: list[Any], theirs: list[Any]) -> float:
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def ids_of(job: Job) -> list[list[int]]:
+    prefix = job.prefix.ids.tolist() if job.prefix else []
+    found = {
+        index: prefix + work.tokens.ids.tolist()
+        for work in job.work
+        for index in (work.index, *job.copies.get(work.index, ()))
+    }
+    return [found[i] for i in range(len(job.results))]
+
+
+def test_token_ids_are_the_references(case: Case) -> None:
+    if "score" in case.engine.spec.outputs and not _by_vectors(case):
+        job = case.engine.tokenize_score(QUERY_TEXT, case.documents, case.family.limit)
+    else:
+        job = case.engine.tokenize_encode(case.documents, ("dense",), case.family.limit)
+    assert ids_of(job) == case.theirs.ids
+    assert any(job.truncated) == (case.family.limit < 1024)
+
+
+def test_batched_results_are_the_references(case: Case) -> None:
+    theirs = expected(case)
+    assert np.std([np.asarray(one).ravel()[0] for one in theirs]) > 0.01  # all alike would prove nothing
+    found = distance(answers(case, case.documents), theirs)
+    print(f"max |Δ| {found:.1e}")
+    assert found <= case.family.tolerance
+
+
+def test_alone_equals_batched_equals_permuted(case: Case) -> None:
+    batched = answers(case, case.documents)
+    assert distance(answers(case, case.documents, at_once=False), batched) <= case.family.tolerance
+    places = list(range(len(case.documents)))
+    random.Random(3).shuffle(places)
+    permuted = answers(case, [case.documents[i] for i in places])
+    assert distance(permuted, [batched[i] for i in places]) <= case.family.tolerance

@@ -1,0 +1,499 @@
+"""LoRA adapters: fp32 results equal those of `peft` for every family, alone and mixed in one batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from adapters import make_adapter, under, write_adapter
+from checkpoints import FAMILIES, make_cross_encoder, random_text
+from colbert_checkpoints import make_pylate, make_stanford
+from decoder_checkpoints import DECODERS, make_decoder
+from encoders import make_encoder, make_splade
+from sie_server.engine.document_cache import DocumentCache, ModelDocuments
+from sie_server.engine.engine import Engine
+from sie_server.engine.job import Job
+from sie_server.engine.lora import Adapter
+from sie_server.errors import ModelLoadFailed
+from sie_server.models.layers import LayerNorm, Linear
+
+LIMIT, TOLERANCE = 96, 1e-4
+QUERY = "why do stars burn hydrogen"
+TARGETS = {"modernbert": ["Wqkv", "Wi"], "modernbert-mean": ["Wqkv", "Wo"]}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 4, "lora_alpha": 8},
+    "rslora, all linear": {"r": 2, "lora_alpha": 3, "use_rslora": True, "target_modules": "all-linear"},
+    "patterns": {
+        "r": 4,
+        "target_modules": "all-linear",
+        "rank_pattern": {r"layers?\.0\..*": 2, r"layers?\.1\..*": 3},
+        "alpha_pattern": {r"layers?\.[12]\..*": 1.5},
+    },
+    "head and biases": {"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS", "bias": "lora_only"},
+    "all biases": {"r": 3, "bias": "all"},
+    "some layers": {"r": 3, "layers_to_transform": [0, 2]},
+}
+
+
+@dataclass
+class Case:
+    family: str
+    directory: Path
+    engine: Engine
+    documents: list[str]
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def make_case(directory: Path, family: str) -> Case:
+    make_cross_encoder(directory, family, max_length=LIMIT)
+    rng = random.Random(4)
+    documents = [random_text(rng, n) for n in [*range(20), 60, 90, 130]]
+    return Case(family, directory, Engine(directory, device="cpu", dtype="float32"), documents)
+
+
+def classifier(directory: Path) -> Any:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    return model.eval()
+
+
+def adapter_of(case: Case, directory: Path, seed: int = 0, **settings: Any) -> Path:
+    config = {"r": 4, "target_modules": TARGETS.get(case.family, ["query", "value", "dense"])} | settings
+    return make_adapter(classifier(case.directory), directory, seed=seed, **config)
+
+
+@torch.inference_mode()
+def expected_logits(case: Case, adapter: Path | None) -> torch.Tensor:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(case.directory)
+    encoded = tokenizer(
+        [QUERY] * len(case.documents),
+        case.documents,
+        truncation="only_second",
+        max_length=LIMIT,
+        padding=True,
+        return_tensors="pt",
+    )
+    model = classifier(case.directory)
+    logits: torch.Tensor = (under(model, adapter) if adapter else model)(**encoded).logits[:, 0]
+    return logits
+
+
+def results(engine: Engine, *jobs: Job) -> list[list[Any]]:
+    """All jobs in one batch, their works dealt out in turn; queries first."""
+    works = sorted(chain.from_iterable(job.work for job in jobs), key=lambda work: work.index)
+    for work, result in zip(works, engine.run(works), strict=True):
+        if work.index >= 0:
+            work.job.put(work.index, result)
+    return [job.results for job in jobs]
+
+
+def logits(engine: Engine, documents: list[str], adapter: Adapter | None = None) -> torch.Tensor:
+    [scores] = results(engine, engine.tokenize_score(QUERY, documents, LIMIT, adapter=adapter))
+    return torch.tensor(scores)
+
+
+def assert_close(ours: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
+    torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(expected), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_logits_equal_peft(case: Case, tmp_path: Path, name: str) -> None:
+    directory = adapter_of(case, tmp_path, **SETTINGS[name])
+    expected = expected_logits(case, directory)
+    assert (expected - expected_logits(case, None)).abs().mean() > 0.05
+    assert_close(logits(case.engine, case.documents, case.engine.attach(directory)), expected)
+
+
+def test_a_retrained_head_is_exchanged_whole(case: Case, tmp_path: Path) -> None:
+    module = {"bert": "pooler", "modernbert": "head", "modernbert-mean": "head"}.get(
+        case.family, "classifier"
+    )
+    directory = adapter_of(case, tmp_path, modules_to_save=[module, "classifier"])
+    ours = logits(case.engine, case.documents, case.engine.attach(directory))
+    assert_close(ours, expected_logits(case, directory))
+
+
+def four_adapters(case: Case, root: Path) -> list[Adapter | None]:
+    names = ["plain", "rslora, all linear", "head and biases", "all biases"]
+    made = [adapter_of(case, root / name, seed=i, **SETTINGS[name]) for i, name in enumerate(names)]
+    return [None, *(case.engine.attach(directory) for directory in made)]
+
+
+def test_a_mixed_batch_equals_each_alone(case: Case, tmp_path: Path) -> None:
+    adapters = four_adapters(case, tmp_path)
+    alone = [logits(case.engine, case.documents, adapter) for adapter in adapters]
+    jobs = [case.engine.tokenize_score(QUERY, case.documents, LIMIT, adapter=a) for a in adapters]
+    for together, expected in zip(results(case.engine, *jobs), alone, strict=True):
+        assert_close(together, expected)
+    for one, other in pairwise(alone):
+        assert (one - other).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_base_weights_stay_as_they_are(tmp_path: Path, dtype: str) -> None:
+    """Bit by bit over 100 mixed requests, also in the layout that oneDNN multiplies."""
+    case = make_case(tmp_path / "model", "bert")
+    case.engine = Engine(case.directory, device="cpu", dtype=dtype)
+    before_logits, documents = logits(case.engine, case.documents), case.documents[:3]
+    adapters = four_adapters(case, tmp_path)
+    before = fingerprint(case.engine)
+    for i in range(100):
+        a, b = adapters[i % 5], adapters[(i * 3 + 1) % 5]
+        jobs = [case.engine.tokenize_score(QUERY, documents, LIMIT, adapter=x) for x in (a, b)]
+        results(case.engine, *jobs)
+    assert fingerprint(case.engine) == before
+    assert torch.equal(logits(case.engine, case.documents), before_logits)
+
+
+def fingerprint(engine: Engine) -> dict[str, str]:
+    """Module and tensor → hash of every weight that adapters can mean."""
+    found = {}
+    for name, target in engine._targets.items():
+        layer = target.layer
+        assert isinstance(layer, Linear | LayerNorm)
+        weight = layer.plain_weight() if isinstance(layer, Linear) else layer.weight
+        for kind, tensor in (("weight", weight), ("bias", layer.bias)):
+            if tensor is not None:
+                content = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+                found[f"{name}.{kind}"] = hashlib.sha256(content).hexdigest()
+    assert len(found) > 40
+    return found
+
+
+def test_bf16_ranks_as_fp32(case: Case, tmp_path: Path) -> None:
+    from scipy.stats import kendalltau
+
+    directory = adapter_of(case, tmp_path, target_modules="all-linear", r=2, lora_alpha=1)
+    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    exact = logits(case.engine, case.documents, case.engine.attach(directory))
+    logits(
+        coarse, case.documents[:1]
+    )  # from here on weights are packed where the processor multiplies bf16 fast
+    rough = logits(coarse, case.documents, coarse.attach(directory))
+    assert kendalltau(rough, exact).statistic >= 0.8
+
+
+# ── decoders ──
+
+
+@pytest.mark.parametrize("family", sorted(DECODERS))
+def test_decoders_equal_peft_with_a_shared_start(family: str, tmp_path: Path) -> None:
+    directory = make_decoder(tmp_path / "model", family)
+    template = DECODERS[family][3]
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    made = [
+        make_adapter(load(directory, dtype=torch.float32), tmp_path / str(i), seed=i, scale=0.1, **settings)
+        for i, settings in enumerate(
+            [
+                {"r": 3, "target_modules": "all-linear", "use_rslora": True},
+                {"r": 2, "target_modules": ["q_proj", "v_proj", "up_proj", "lm_head"]},
+            ]
+        )
+    ]
+    engine = Engine(directory, device="cpu", dtype="float32", template=template)
+    adapters = [None, *(engine.attach(path) for path in made)]
+    rng = random.Random(2)
+    documents = [random_text(rng, n) for n in (1, 3, 8, 15, 30)]
+    jobs = [engine.tokenize_score(QUERY, documents, 400, adapter=adapter) for adapter in adapters]
+    assert all(job.prefix for job in jobs)
+    ours = results(engine, *jobs)
+    whole = engine.tokenize_plain(QUERY, documents, 400)
+    sequences = {work.index: torch.from_numpy(work.tokens.ids).long()[None] for work in whole.work}
+    answers = engine._tokenizer.answers  # type: ignore[attr-defined]  # a causal reranker's
+    for path, scores in zip([None, *made], ours, strict=True):
+        model = load(directory, dtype=torch.float32).eval()
+        model = under(model, path) if path else model
+        with torch.inference_mode():
+            rows = [model(input_ids=sequences[i]).logits[0, -1, answers] for i in range(len(documents))]
+        expected = [float(row[0] - row[1]) if len(row) == 2 else float(row[0]) for row in rows]
+        assert_close(scores, expected, 1e-3)
+    assert min((torch.tensor(a) - torch.tensor(b)).abs().mean() for a, b in pairwise(ours)) > 0.01
+
+
+def test_a_retrained_output_matrix_is_read_at_its_answers(tmp_path: Path) -> None:
+    directory = make_decoder(tmp_path / "model", "qwen2")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    path = make_adapter(
+        load(directory), tmp_path / "adapter", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
+    engine = Engine(directory, device="cpu", dtype="float32", template="mxbai-rerank-v2")
+    job = engine.tokenize_score(QUERY, ["rain", "stars burn"], 400, adapter=engine.attach(path))
+    whole = engine.tokenize_plain(QUERY, ["rain", "stars burn"], 400)
+    model = under(load(directory).eval(), path)
+    [scores] = results(engine, job)
+    for work in whole.work:
+        with torch.inference_mode():
+            row = model(input_ids=torch.from_numpy(work.tokens.ids).long()[None]).logits[0, -1]
+        yes, no = engine._tokenizer.answers  # type: ignore[attr-defined]  # a causal reranker's
+        assert abs(scores[work.index] - float(row[yes] - row[no])) <= 1e-3
+
+
+# ── vectors ──
+
+
+def vectors(engine: Engine, texts: list[str], output: str, *adapters: Adapter | None) -> list[Any]:
+    jobs = [engine.tokenize_encode(texts, (output,), LIMIT, adapter=adapter) for adapter in adapters]
+    return [[row[output] for row in rows] for rows in results(engine, *jobs)]
+
+
+def test_embeddings_equal_peft_in_sentence_transformers(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    directory = make_encoder(tmp_path / "model")
+    model = transformers.AutoModel.from_pretrained(directory)  # with a pooler, which nobody reads
+    path = make_adapter(model, tmp_path / "adapter", r=3, target_modules="all-linear")
+    engine = Engine(directory, device="cpu", dtype="float32")
+    texts = ["stars", "rain falls over the quiet harbour", "why do lawyers argue"]
+    library = SentenceTransformer(str(directory), device="cpu")
+    base = library.encode(texts)
+    library[0].auto_model = under(library[0].auto_model, path)
+    expected = library.encode(texts)
+    plain, ours = vectors(engine, texts, "dense", None, engine.attach(path))
+    assert_close(plain, base)
+    assert_close(ours, expected)
+    assert abs(base - expected).mean() > 0.01
+
+
+def test_sparse_vectors_equal_peft(tmp_path: Path) -> None:
+    directory = make_splade(tmp_path / "model")
+    load = transformers.AutoModelForMaskedLM.from_pretrained
+    path = make_adapter(
+        load(directory), tmp_path / "adapter", r=3, target_modules=["query", "dense"], scale=0.1
+    )
+    engine = Engine(directory, device="cpu", dtype="float32")
+    texts = ["stars", "rain falls over the quiet harbour"]
+    _, ours = vectors(engine, texts, "sparse", None, engine.attach(path))
+    model, tokenizer = (
+        under(load(directory).eval(), path),
+        transformers.AutoTokenizer.from_pretrained(directory),
+    )
+    for text, sparse in zip(texts, ours, strict=True):
+        with torch.inference_mode():
+            state = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        expected = torch.log1p(torch.relu(state)).amax(0)
+        full = torch.zeros_like(expected)
+        full[torch.from_numpy(sparse.indices).long()] = torch.from_numpy(sparse.values)
+        assert_close(full, expected)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "xlm-roberta"])
+def test_colbert_vectors_equal_peft(tmp_path: Path, family: str) -> None:
+    directory = make_pylate(tmp_path / "model", family)
+    load = transformers.AutoModel.from_pretrained
+    path = make_adapter(load(directory), tmp_path / "adapter", r=3, target_modules="all-linear")
+    engine = Engine(directory, device="cpu", dtype="float32")
+    texts = ["stars", "rain falls over the quiet harbour"]
+    plain, ours = vectors(engine, texts, "multivector", None, engine.attach(path))
+    job = engine.tokenize_encode(texts, ("multivector",), LIMIT)
+    projection = load_file(directory / "1_Dense" / "model.safetensors")["linear.weight"]
+    model = under(load(directory).eval(), path)
+    for work in job.work:
+        ids = torch.from_numpy(work.tokens.ids).long()[None]
+        with torch.inference_mode():
+            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(hidden @ projection.T, dim=-1)
+        assert_close(ours[work.index], expected)
+        assert (torch.from_numpy(plain[work.index]) - expected).abs().mean() > 0.01
+
+
+def test_the_projection_of_a_stanford_checkpoint_can_be_changed(tmp_path: Path) -> None:
+    """Its class is in no library, so the adapter is written here and compared with the merged checkpoint."""
+    directory = make_stanford(tmp_path / "model", "bert", {"dim": 24})
+    load, merged = load_file(directory / "model.safetensors"), tmp_path / "merged"
+    a, b = torch.randn(2, 48), torch.randn(24, 2)
+    path = write_adapter(tmp_path / "adapter", 2, 6, {"linear": (a, b)})
+    merged.mkdir()
+    for file in directory.iterdir():
+        (merged / file.name).write_bytes(file.read_bytes())
+    save_file(load | {"linear.weight": load["linear.weight"] + 3 * b @ a}, merged / "model.safetensors")
+    engine, other = (Engine(d, device="cpu", dtype="float32") for d in (directory, merged))
+    texts = ["stars", "rain falls, over the quiet harbour"]
+    [ours], [expected] = (
+        vectors(engine, texts, "multivector", engine.attach(path)),
+        vectors(other, texts, "multivector", None),
+    )
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert_close(mine, theirs)
+
+
+def test_cached_documents_belong_to_their_adapter(tmp_path: Path) -> None:
+    directory = make_pylate(tmp_path / "model", "bert")
+    load = transformers.AutoModel.from_pretrained
+    path = make_adapter(load(directory), tmp_path / "adapter", r=3, target_modules="all-linear")
+    cache = DocumentCache(1 << 20)
+    engine = Engine(directory, device="cpu", dtype="float32", documents=ModelDocuments(cache, "m", None))
+    plain = Engine(directory, device="cpu", dtype="float32")
+    texts = ["rain falls over the quiet harbour", "stars"]
+    first, second = engine.attach(path), plain.attach(path)
+    [base] = results(engine, engine.tokenize_score(QUERY, texts, LIMIT))
+    job = engine.tokenize_score(QUERY, texts, LIMIT, adapter=first)
+    assert not job.known  # those of the base model are others
+    [changed] = results(engine, job)
+    [expected] = results(plain, plain.tokenize_score(QUERY, texts, LIMIT, adapter=second))
+    assert_close(changed, expected)
+    assert max(abs(a - b) for a, b in zip(base, changed, strict=True)) > 0.05
+    again = engine.tokenize_score(QUERY, texts, LIMIT, adapter=first)
+    assert len(again.known) == 2
+    results(engine, again)
+    engine.score_known(again)
+    assert_close(again.results, changed)
+    engine.detach(first)
+    assert len(engine.tokenize_score(QUERY, texts, LIMIT).known) == 2
+    assert not engine.tokenize_score(QUERY, texts, LIMIT, adapter=first).known
+    assert engine.documents
+    engine.documents.forget()
+    assert cache.nbytes == 0
+
+
+# ── what is refused ──
+
+
+def edited(directory: Path, config: dict[str, Any] | None = None, change: Any = None) -> Path:
+    """Change an adapter's configuration, or its tensors by a function."""
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
+    if change:
+        tensors = load_file(directory / "adapter_model.safetensors")
+        change(tensors)
+        save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
+
+
+QUERY_0 = "base_model.model.bert.encoder.layer.0.attention.self.query"
+
+
+def drop(name: str) -> Any:
+    return lambda tensors: tensors.pop(name)
+
+
+def put(name: str, *shape: int) -> Any:
+    return lambda tensors: tensors.update({name: torch.ones(shape)})
+
+
+REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "kind": ({"peft_type": "LOHA"}, None, "peft_type is 'LOHA'"),
+    "dora": ({"use_dora": True}, None, "use_dora"),
+    "start": ({"init_lora_weights": "pissa"}, None, "init_lora_weights is 'pissa'"),
+    "transposed": ({"fan_in_fan_out": True}, None, "fan_in_fan_out"),
+    "replication": ({"layer_replication": [[0, 2], [1, 3]]}, None, "layer_replication"),
+    "tokens": ({"trainable_token_indices": [1]}, None, "trainable_token_indices"),
+    "bias of B": ({"lora_bias": True}, None, "lora_bias"),
+    "unknown field": ({"from_the_future": 1}, None, "from_the_future is 1"),
+    "unknown bias": ({"bias": "some"}, None, "bias is 'some'"),
+    "rank": ({"r": 8}, None, "has shape"),
+    "no rank": ({"r": 0}, None, "a whole number above 0"),
+    "pattern": ({"rank_pattern": {"(": 2}}, None, "not a regular expression"),
+    "other base": ({"base_model_name_or_path": "someone/else"}, None, "trained on 'someone/else'"),
+    "target without tensors": ({"target_modules": ["query", "key"]}, None, "lacks lora_A of"),
+    "tensors without target": ({"target_modules": ["value"]}, None, "not one of its target_modules"),
+    "excluded": ({"exclude_modules": ["query"]}, None, "not one of its target_modules"),
+    "half a pair": ({}, drop(f"{QUERY_0}.lora_B.weight"), "lacks lora_B of"),
+    "shape": ({}, put(f"{QUERY_0}.lora_A.weight", 4, 64), "trained on another base"),
+    "unknown module": (
+        {},
+        put("base_model.model.bert.pooler.query.lora_A.weight", 4, 48),
+        "bert.pooler.query",
+    ),
+    "embedding": (
+        {},
+        put("base_model.model.bert.embeddings.word_embeddings.lora_embedding_A", 4, 9),
+        "embedding_A",
+    ),
+    "retrained embedding": (
+        {"modules_to_save": ["word_embeddings"]},
+        put("base_model.model.bert.embeddings.word_embeddings.weight", 9, 48),
+        "cannot be exchanged per sequence",
+    ),
+    "unannounced head": (
+        {},
+        put("base_model.model.classifier.weight", 1, 48),
+        "neither modules_to_save nor bias",
+    ),
+    "half a head": (
+        {"modules_to_save": ["classifier"]},
+        put("base_model.model.classifier.weight", 1, 48),
+        "lacks bias of 'classifier'",
+    ),
+    "magnitude": ({}, put(f"{QUERY_0}.lora_magnitude_vector", 48), "lora_magnitude_vector"),
+    "another's name": ({}, put("model.query.lora_A.weight", 4, 48), "not named as PEFT names it"),
+    "not finite": (
+        {},
+        lambda tensors: tensors[f"{QUERY_0}.lora_A.weight"].fill_(float("nan")),
+        "finite numbers",
+    ),
+    "other weights": ({}, put(f"{QUERY_0}.base_layer.weight", 48, 48), "trained on another base"),
+    "nothing": ({"target_modules": []}, lambda tensors: tensors.clear(), "changes nothing"),
+}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_applied_is_refused_and_named(bert: Case, tmp_path: Path, name: str) -> None:
+    config, change, message = REFUSED[name]
+    directory = adapter_of(bert, tmp_path, target_modules=["query"])
+    bert.engine.attach(directory, ["our/base"])  # whole, before the change
+    with pytest.raises(ModelLoadFailed, match="cannot load the adapter") as refusal:
+        bert.engine.attach(edited(directory, config, change), ["our/base"])
+    assert message in refusal.value.message
+
+
+def test_a_broken_file_is_refused(bert: Case, tmp_path: Path) -> None:
+    directory = adapter_of(bert, tmp_path)
+    path = directory / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelLoadFailed, match="truncated"):
+        bert.engine.attach(directory)
+    path.unlink()
+    with pytest.raises(ModelLoadFailed, match=r"neither adapter_model\.safetensors nor adapter_model\.bin"):
+        bert.engine.attach(directory)
+
+
+def test_older_adapters_are_pickle_free_bins(bert: Case, tmp_path: Path) -> None:
+    directory = adapter_of(bert, tmp_path)
+    expected = logits(bert.engine, bert.documents, bert.engine.attach(directory))
+    path = directory / "adapter_model.safetensors"
+    torch.save(load_file(path), directory / "adapter_model.bin")
+    path.unlink()
+    adapter = bert.engine.attach(directory)
+    assert torch.equal(logits(bert.engine, bert.documents, adapter), expected)
+    fused = 2 * 48 + 2 * 3 * 48  # query and value: each B is as wide as the fused projection
+    layer = fused + (48 + 48) + (48 + 96) + (96 + 48)
+    assert adapter.nbytes == 4 * 4 * (3 * layer + 48 + 48)  # rank 4 in fp32; and the pooler
+
+
+def test_models_through_transformers_take_no_adapters(tmp_path: Path) -> None:
+    directory = write_electra(tmp_path / "model")
+    with pytest.raises(ModelLoadFailed, match="runs through transformers, where adapters are not applied"):
+        Engine(directory, device="cpu").attach(tmp_path)
+
+
+def write_electra(directory: Path) -> Path:
+    case = make_cross_encoder(directory, "bert", max_length=LIMIT)
+    config = transformers.ElectraConfig(
+        vocab_size=json.loads((case / "config.json").read_text())["vocab_size"],
+        embedding_size=48,
+        hidden_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=96,
+        num_labels=1,
+    )
+    transformers.ElectraForSequenceClassification(config).save_pretrained(directory)
+    return directory

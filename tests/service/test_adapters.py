@@ -1,0 +1,348 @@
+"""LoRA adapters over a running service: named in three ways, hot-loaded, bounded, swapped along, never guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from starlette.testclient import TestClient
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+import checkpoints
+import inprocess
+import servers
+from adapters import make_adapter, under
+from inprocess import ask, asking, in_order, post
+from servers import Server
+from sie_server.errors import AdapterNotFound, ModelLoadFailed, SIEError
+from sie_server.serving.service import Service
+
+QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]
+NAMES = ["laws", "stars", "cooking"]
+MODEL, ENCODER = "toy/bert", "toy/encoder"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder, another version of it, an encoder, and adapters for each."""
+    root = tmp_path_factory.mktemp("adapters")
+    bert = checkpoints.make_cross_encoder(root / MODEL, "bert")
+    other = checkpoints.make_cross_encoder(root / "toy/other", "bert", seed=5)
+    for name in ("tokenizer.json", "config.json"):  # training a tokenizer twice may give two
+        shutil.copy(bert / name, other)
+    wide = checkpoints.make_cross_encoder(root / "toy/wide", "bert", hidden_size=64)
+    encoder = servers.make_encoder(root / ENCODER)
+    target = {"r": 4, "target_modules": ["query", "value", "dense"]}
+    for seed, name in enumerate(NAMES):
+        base = AutoModelForSequenceClassification.from_pretrained(bert)
+        make_adapter(base, root / "lora" / name, seed=seed, **target)
+    make_adapter(AutoModelForSequenceClassification.from_pretrained(wide), root / "lora/wide", **target)
+    make_adapter(AutoModel.from_pretrained(encoder), root / "lora/encoder", **target)
+    broken = root / "lora/broken"
+    shutil.copytree(root / "lora/laws", broken)
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return root
+
+
+def flags(made: Path, *names: str) -> tuple[str, ...]:
+    return tuple(f"{MODEL}:{name}={made / 'lora' / name}" for name in names)
+
+
+@pytest.fixture(scope="module")
+def client(made: Path) -> Iterator[TestClient]:
+    adapters = (*flags(made, *NAMES, "wide", "broken"), f"{ENCODER}:own={made / 'lora/encoder'}")
+    with asking({}, models_dir=str(made), adapter=adapters) as client:
+        yield client
+
+
+def scores(client: TestClient, model: str = MODEL, **options: Any) -> list[float]:
+    return in_order(ask(client, model, QUERY, TEXTS, **options))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_under_an_adapter_are_pefts(client: TestClient, made: Path, name: str) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(made / MODEL, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(made / MODEL)
+    inputs = tokenizer([QUERY] * len(TEXTS), TEXTS, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = under(model, made / "lora" / name)(**inputs).logits[:, 0].tolist()
+    found = scores(client, lora=name, normalize="none")
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(found, scores(client, normalize="none"), strict=True)) > 0.05
+
+
+def test_the_three_ways_to_name_one_are_the_same(client: TestClient) -> None:
+    base = scores(client)
+    found = scores(client, lora="laws")
+    assert found == scores(client, lora_id="laws") == scores(client, f"{MODEL}:laws") != base
+    assert found == scores(client, f"{MODEL}:laws", lora="laws", lora_id="laws")
+    assert ask(client, f"{MODEL}:laws", QUERY, TEXTS)["model"] == f"{MODEL}:laws"
+    assert scores(client) == base == scores(client, lora=None)
+
+
+def test_encode_and_openai_embeddings(client: TestClient) -> None:
+    body = {"items": [{"text": text} for text in TEXTS]}
+
+    def dense(model: str, **options: Any) -> Any:
+        asked = body | {"params": {"options": options}}
+        return [item["dense"]["values"] for item in post(client, f"/v1/encode/{model}", asked)["items"]]
+
+    assert dense(ENCODER, lora="own") == dense(f"{ENCODER}:own") != dense(ENCODER)
+    data = post(client, "/v1/embeddings", {"model": f"{ENCODER}:own", "input": TEXTS})["data"]
+    assert [row["embedding"] for row in data] == dense(ENCODER, lora="own")
+
+
+@pytest.mark.parametrize("route", ["score", "inspect"])
+def test_an_unknown_adapter_is_a_404_with_a_hint(client: TestClient, route: str) -> None:
+    body = {"query": {"text": QUERY}, "items": [{"text": "a"}], "options": {"lora": "lawz"}}
+    error = post(client, f"/v1/{route}/{MODEL}", body, 404)["error"]
+    assert error["code"] == "ADAPTER_NOT_FOUND" and "'laws'" in error["message"]
+    assert (
+        "'laws'"
+        in post(client, f"/v1/{route}/{MODEL}:lawz", body | {"options": None}, 404)["error"]["message"]
+    )
+    del body["options"]
+    assert post(client, f"/v1/{route}/toy/nobody:laws", body, 404)["code"] == "MODEL_NOT_FOUND"
+
+
+def test_other_vendors_clients_name_one_in_the_models_id(client: TestClient) -> None:
+    body = {"model": f"{MODEL}:laws", "query": QUERY, "documents": TEXTS}
+
+    def counted() -> str:
+        lines = client.get("/metrics").text.splitlines()
+        return next((s for s in lines if f'sie_requests_total{{model="{MODEL}",route="v2/rerank"' in s), "")
+
+    before, hits = counted(), post(client, "/v2/rerank", body)["results"]
+    found = [hit["relevance_score"] for hit in sorted(hits, key=lambda hit: int(hit["index"]))]
+    expected = scores(client, lora="laws", normalize="sigmoid")
+    assert found == pytest.approx(expected, abs=1e-6) != scores(client, normalize="sigmoid")
+    assert counted() not in ("", before)  # under the model's own id
+    error = post(client, "/v2/rerank", body | {"model": f"{MODEL}:lawz"}, 404)
+    assert set(error) == {"message"} and "'laws'" in error["message"]
+
+
+def test_two_different_names_are_refused(client: TestClient) -> None:
+    for options in ({"lora": "laws", "lora_id": "stars"},):
+        assert "$.options.lora" in ask(client, MODEL, QUERY, TEXTS, 400, **options)["error"]["message"]
+    assert (
+        "$.options.lora" in ask(client, f"{MODEL}:laws", QUERY, TEXTS, 400, lora="stars")["error"]["message"]
+    )
+
+
+def test_one_that_does_not_fit_says_why_and_costs_nobody_else(client: TestClient) -> None:
+    for name, words in {"wide": "shape", "broken": "truncated"}.items():
+        error = ask(client, MODEL, QUERY, TEXTS, 502, lora=name)["error"]
+        assert error["code"] == "MODEL_LOAD_FAILED" and words in error["message"] and error["permanent"]
+    assert scores(client, lora="laws") != scores(client)
+
+
+def test_the_model_list_shows_them(client: TestClient, made: Path) -> None:
+    scores(client, lora="stars")
+    shown = {a["name"]: a for a in client.get(f"/v1/models/{MODEL}").json()["adapters"]}
+    assert sorted(shown) == sorted([*NAMES, "wide", "broken"])
+    assert shown["stars"] == {"name": "stars", "source": str(made / "lora/stars"), "loaded": True}
+    assert shown["wide"]["loaded"] is False
+
+
+def test_requests_by_adapter_are_counted_under_the_model(client: TestClient) -> None:
+    scores(client, f"{MODEL}:laws")
+    text = client.get("/metrics").text
+    assert f'model="{MODEL}",route="score"' in text and ":laws" not in text
+
+
+# ── many of them, and versions ──
+
+
+@asynccontextmanager
+async def serving(made: Path, **config: Any) -> AsyncIterator[Service]:
+    given = {"models_dir": str(made), "source_roots": (str(made),), "batch_tokens": 8, **config}
+    async with inprocess.serving(**given) as service:
+        yield service
+
+
+async def raw(service: Service, model: str = MODEL) -> tuple[float, ...]:
+    return await inprocess.scores(service, model, QUERY, TEXTS)
+
+
+def metric(service: Service, name: str) -> float:
+    return service.metrics.registry.get_sample_value(name, {"model": MODEL}) or 0.0
+
+
+async def test_the_least_recently_used_gives_way(made: Path) -> None:
+    async with serving(made, adapter=flags(made, *NAMES), max_adapters=2) as service:
+        first = {name: await raw(service, f"{MODEL}:{name}") for name in NAMES}
+        for _ in range(3):
+            for name in NAMES:
+                assert await raw(service, f"{MODEL}:{name}") == first[name]
+        loaded = [a.name for a in service.registry.info(MODEL).adapters if a.loaded]
+        assert sorted(loaded) == sorted(NAMES[1:])
+        assert metric(service, "sie_adapter_evictions_total") >= 9
+        plain = (await service.unload(MODEL)).memory_bytes
+        assert plain == 0
+
+
+async def test_memory_of_adapters_is_counted(made: Path) -> None:
+    async with serving(made, adapter=flags(made, "laws")) as service:
+        await raw(service)
+        before = service.registry.info(MODEL).memory_bytes
+        await raw(service, f"{MODEL}:laws")
+        file = (made / "lora/laws/adapter_model.safetensors").stat().st_size
+        grown = service.registry.info(MODEL).memory_bytes - before
+        assert 0.5 * file < grown < 4 * file  # where modules are one product, B is padded with zeros
+        service.registry.unload_adapter(MODEL, "laws")
+        assert service.registry.info(MODEL).memory_bytes == before
+
+
+async def test_many_requests_load_one_once(made: Path) -> None:
+    async with serving(made, adapter=flags(made, "laws")) as service:
+        answers = await asyncio.gather(*(raw(service, f"{MODEL}:laws") for _ in range(40)))
+        assert len(set(answers)) == 1 and metric(service, "sie_adapter_loads_total") == 1
+
+
+async def test_traffic_while_five_adapters_come_and_go(made: Path) -> None:
+    """16 clients, base and adapters mixed: no request for the base fails, every answer is its adapter's own."""
+    async with serving(made) as service:
+        wanted = {"": await raw(service)}
+        for name in NAMES:
+            await service.load_adapter(MODEL, name, str(made / "lora" / name))
+            wanted[name] = await raw(service, f"{MODEL}:{name}")
+        over, answered, gone = False, 0, 0
+
+        async def client(i: int) -> None:
+            nonlocal answered, gone
+            while not over:
+                name = ["", *NAMES][i % 4]
+                try:
+                    assert await raw(service, f"{MODEL}:{name}" if name else MODEL) == wanted[name]
+                    answered += 1
+                except AdapterNotFound:
+                    assert name
+                    gone += 1
+                    await asyncio.sleep(0)
+
+        clients = [asyncio.create_task(client(i)) for i in range(16)]
+        for turn in itertools.count():
+            if turn >= 12 and answered > 150:
+                break
+            names = [f"extra-{turn}-{i}" for i in range(5)]
+            for i, name in enumerate(names):
+                await service.load_adapter(MODEL, name, str(made / "lora" / NAMES[i % 3]))
+            await service.unload_adapter(MODEL, NAMES[turn % 3])
+            for name in names:
+                await service.unload_adapter(MODEL, name)
+            await service.load_adapter(MODEL, NAMES[turn % 3], str(made / "lora" / NAMES[turn % 3]))
+        over = True
+        await asyncio.gather(*clients)
+
+
+async def test_a_swap_takes_adapters_along_and_mixes_nothing(made: Path) -> None:
+    async with serving(made, adapter=flags(made, "laws")) as service:
+        old = await raw(service, f"{MODEL}:laws")
+        asking = [asyncio.create_task(raw(service, f"{MODEL}:laws")) for _ in range(30)]
+        answer = await service.swap(MODEL, str(made / "toy/other"))
+        assert [(a.name, a.loaded) for a in answer.adapters] == [("laws", True)]
+        new = await raw(service, f"{MODEL}:laws")
+        assert new != old and new != await raw(service)
+        assert set(await asyncio.gather(*asking)) <= {old, new}
+
+
+async def test_a_name_that_never_worked_is_not_known(made: Path) -> None:
+    async with serving(made) as service:
+        with pytest.raises(ModelLoadFailed, match="shape"):
+            await service.load_adapter(MODEL, "wide", str(made / "lora/wide"))
+        with pytest.raises(AdapterNotFound):
+            await raw(service, f"{MODEL}:wide")
+        await service.load_adapter(MODEL, "laws", str(made / "lora/laws"))
+        with pytest.raises(SIEError, match="unload it first"):
+            await service.load_adapter(MODEL, "laws", str(made / "lora/stars"))
+        await service.unload_adapter(MODEL, "laws")
+        with pytest.raises(AdapterNotFound):
+            await raw(service, f"{MODEL}:laws")
+
+
+async def test_a_catalog_entry_and_a_profile_may_name_one(made: Path, tmp_path: Path) -> None:
+    entry = {
+        "id": "own/ranker",
+        "source": str(made / MODEL),
+        "license": "none",
+        "description": "toy",
+        "outputs": ["score"],
+        "max_seq_length": 128,
+        "adapters": {"laws": str(made / "lora/laws")},
+        "profiles": {"legal": {"lora": "laws"}},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entry))
+    with asking({}, models_dir=str(tmp_path)) as client:
+        found = scores(client, "own/ranker", profile="legal")
+        assert found == scores(client, "own/ranker", lora="laws") != scores(client, "own/ranker")
+
+
+# ── over HTTP, as an operator ──
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Iterator[Server]:
+    args = ["--models-dir", str(made), "--dtype", "float32", "--batch-tokens", "2048"]
+    with servers.running(tmp_path_factory.mktemp("server"), *args) as server:
+        yield server
+
+
+def admin(server: Server, action: str, status: int = 200, **body: Any) -> Any:
+    answer = server.post(f"/v1/admin/adapters/{action}", body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_an_operator_loads_and_unloads(server: Server, made: Path) -> None:
+    base = server.scores(MODEL, QUERY, TEXTS)
+    answer = admin(server, "load", model=MODEL, adapter="a-1", source=str(made / "lora/laws"))
+    assert answer["adapters"] == [{"name": "a-1", "source": str(made / "lora/laws"), "loaded": True}]
+    assert server.scores(f"{MODEL}:a-1", QUERY, TEXTS) != base == server.scores(MODEL, QUERY, TEXTS)
+    assert admin(server, "unload", model=MODEL, adapter="a-1")["adapters"] == []
+    assert admin(server, "unload", 404, model=MODEL, adapter="a-1")["code"] == "ADAPTER_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"model": MODEL, "adapter": "../up", "source": "a/b"}, "$.adapter"),
+        ({"model": MODEL, "adapter": "", "source": "a/b"}, "$.adapter"),
+        ({"model": MODEL, "adapter": "a", "source": "/etc"}, "$.source"),
+        ({"model": MODEL, "adapter": "a", "source": "../x"}, "$.source"),
+        ({"model": MODEL, "adapter": "a"}, "source"),
+        ({"model": MODEL, "adapter": "a", "source": "a/b", "pin": True}, "`pin`"),
+    ],
+)
+def test_what_an_operator_may_not_say(server: Server, body: dict[str, Any], words: str) -> None:
+    assert words in admin(server, "load", 400, **body)["error"]["message"]
+
+
+def test_the_shell_does_the_same(server: Server, made: Path) -> None:
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sie_server", "admin", *args, "--url", server.base_url]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    done = run("load-adapter", MODEL, "b-1", str(made / "lora/stars"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert [a["name"] for a in json.loads(done.stdout)["adapters"]] == ["b-1"]
+    done = run("unload-adapter", MODEL, "b-2")
+    assert done.returncode != 0 and len(done.stderr.strip().splitlines()) == 1 and "b-2" in done.stderr
+    assert "b-1" not in run("unload-adapter", MODEL, "b-1").stdout
+
+
+def test_a_wrong_flag_stops_the_start(made: Path, tmp_path: Path) -> None:
+    for value in ("nobody:a=x/y", f"{MODEL}=x", f"{MODEL}:a="):
+        command = servers.command_line(tmp_path, "serve", "--models-dir", str(made), "--adapter", value)
+        assert command.returncode != 0 and "--adapter" in command.stderr

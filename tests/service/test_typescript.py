@@ -1,0 +1,200 @@
+"""The TypeScript client (packages/sie-ts-sdk) against a real server: in Node, in Chromium, and as it is installed.
+
+Without Node or Chromium these tests are skipped, but never in CI.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import encoders
+import servers
+from checkpoints import random_text
+from colbert_checkpoints import make_pylate
+from servers import Server
+from sie_sdk import SIEClient
+
+SDK = Path(__file__).parents[2] / "packages" / "sie-ts-sdk"
+RERANKER, ENCODER, MINI = "BAAI/bge-reranker-v2-m3", "BAAI/bge-m3", "sie/mini-en"
+KEY = "infer-91c3d7a05be2"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def found(what: str, *names: str) -> str:
+    """The path of the first of these programs."""
+    path = next((path for name in names if (path := shutil.which(name))), None)
+    if path is None:
+        missing(f"{what} is not installed")
+    return str(path)
+
+
+def missing(message: str) -> None:
+    """A machine without the tools may skip; CI may not."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{message}, and in CI these tests must run")
+    pytest.skip(message)
+
+
+def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> str:
+    """Run to the end; what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**servers.environment(cwd), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def npm() -> str:
+    """npm, once the package and its tests are built."""
+    path = found("npm", "npm")
+    major = int(run(found("Node", "node"), "--version").strip("v\n").split(".")[0])
+    if major < 20:
+        missing(f"Node {major} is older than 20")
+    if not (SDK / "node_modules").is_dir():
+        missing("packages/sie-ts-sdk has no node_modules (make installs them)")
+    run(path, "run", "build")
+    run(path, "run", "build:test")
+    return path
+
+
+@pytest.fixture(scope="module")
+def page_port() -> int:
+    return servers.free_port()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, models: Path, page_port: int) -> Iterator[Server]:
+    """Serves the ids of the documentation, to callers with a key and to one web page."""
+    folder = tmp_path_factory.mktemp("typescript")
+    for name in ("bge-m3", "colbert"):
+        (folder / name).mkdir()
+    encoders.make_bge_m3(folder / "bge-m3")
+    make_pylate(folder / "colbert", "bert")
+    named = {
+        RERANKER: models / "toy/xlm-roberta",
+        ENCODER: folder / "bge-m3",
+        "toy/colbert": folder / "colbert",
+    }
+    args = [arg for name, path in named.items() for arg in ("--model", f"{name}={path}")]
+    origin = f"http://localhost:{page_port}"
+    args += ["--model", MINI, "--dtype", "float32", "--cors-origins", origin]
+    with servers.running(folder, *args, env={"SIE_API_KEYS": KEY}) as server:
+        yield server
+
+
+@pytest.fixture
+def client_env(guarded: Server) -> dict[str, str]:
+    return {"SIE_BASE_URL": guarded.base_url, "SIE_API_KEY": KEY}
+
+
+def test_units(npm: str) -> None:
+    assert re.search("^# pass [1-9]", run(npm, "run", "test:unit"), re.M)
+
+
+def test_in_node(npm: str, client_env: dict[str, str]) -> None:
+    assert re.search("^# pass [1-9]", run(npm, "run", "test:server", env=client_env), re.M)
+
+
+def test_in_chromium(npm: str, client_env: dict[str, str], page_port: int) -> None:
+    browser = found("Chromium", *CHROMIUM)
+    env = {**client_env, "CHROMIUM": browser, "PAGE_PORT": str(page_port)}
+    assert re.search("^# pass [1-9]", run(npm, "run", "test:browser", env=env), re.M)
+
+
+def test_the_same_scores_as_the_python_client(
+    npm: str, guarded: Server, client_env: dict[str, str], tmp_path: Path
+) -> None:
+    rng = random.Random(11)
+    requests = [
+        {
+            "model": rng.choice([RERANKER, MINI]),
+            "query": {"text": random_text(rng, 5)},
+            "items": [{"id": f"d{i}", "text": random_text(rng, 12)} for i in range(rng.randint(1, 6))],
+        }
+        for _ in range(50)
+    ]
+    path = tmp_path / "requests.json"
+    path.write_text(json.dumps(requests), encoding="utf-8")
+    theirs = json.loads(run("node", "build/test/server/rank.js", str(path), env=client_env))
+    with SIEClient(guarded.base_url, api_key=KEY) as client:
+        for request, ranked in zip(requests, theirs, strict=True):
+            ours = client.score(**request)["scores"]
+            assert [entry["itemId"] for entry in ranked] == [entry["item_id"] for entry in ours]
+            assert [entry["score"] for entry in ranked] == pytest.approx([e["score"] for e in ours], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def installed(npm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with the packed package in its node_modules, as `npm install` would leave it."""
+    project = tmp_path_factory.mktemp("project")
+    run(npm, "pack", "--ignore-scripts", "--pack-destination", str(project))
+    (archive,) = project.glob("*.tgz")
+    scope = project / "node_modules" / "@superlinked"
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+        tar.extractall(scope, filter="data")
+    (scope / "package").rename(scope / "sie-sdk")
+    own = {name.removeprefix("package/") for name in names}
+    assert own >= {
+        "package.json",
+        "README.md",
+        "dist/esm/index.js",
+        "dist/cjs/index.js",
+        "dist/cjs/package.json",
+    }
+    assert all(name.startswith("dist/") or "/" not in name for name in own), own
+    package = json.loads((scope / "sie-sdk" / "package.json").read_text(encoding="utf-8"))
+    assert list(package["dependencies"]) == ["@msgpack/msgpack"]
+    shutil.copytree(SDK / "node_modules/@msgpack", project / "node_modules/@msgpack")
+    return project
+
+
+def test_samples_compile_and_run_as_they_stand(
+    installed: Path, guarded: Server, client_env: dict[str, str]
+) -> None:
+    """Those of the README and of the documentation; only the address is the server's."""
+    blocks = re.findall(r"```typescript\n(.*?)```", (SDK / "README.md").read_text(encoding="utf-8"), re.S)
+    samples = {f"readme{i}.mts": block for i, block in enumerate(blocks)}
+    samples |= {path.name: path.read_text(encoding="utf-8") for path in (SDK / "test/samples").glob("*")}
+    for name, text in samples.items():
+        text = text.replace("http://localhost:8080", guarded.base_url)
+        (installed / name).write_text(text, encoding="utf-8")
+    run("node", str(SDK / "node_modules/typescript/bin/tsc"), cwd=installed)
+    printed = {
+        path.name: run("node", path.name, cwd=installed, env=client_env)
+        for path in [*installed.glob("*.mjs"), *installed.glob("*.cjs")]
+    }
+    assert re.fullmatch(r"(doc-1|item-1) 0 0\.\d{3}\n(doc-1|item-1) 1 0\.\d{3}\n", printed["readme0.mjs"])
+    assert "no/model" in printed["readme1.mjs"]
+    assert printed["common.cjs"] == "sie/mini-en true 0.1.0\n"
+    lines = printed["rerank.mjs"].splitlines()
+    assert [line[:10] for line in lines[:3]] == ["Rank 0: 0.", "Rank 1: 0.", "Rank 2: 0."]
+    assert lines[3].endswith(" 10") and sorted(line[:6] for line in lines[4:]) == [
+        "doc-1:",
+        "doc-2:",
+        "doc-3:",
+    ]
+
+
+def test_the_lock_file_names_no_host() -> None:
+    """npm writes the host it downloaded from, unless .npmrc says otherwise."""
+    lock = json.loads((SDK / "package-lock.json").read_text(encoding="utf-8"))
+    assert len(lock["packages"]) > 3
+    assert not any("resolved" in entry for entry in lock["packages"].values())

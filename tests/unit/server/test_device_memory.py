@@ -1,0 +1,66 @@
+"""What a model takes: known from headers before it loads, counted while it loads, its own afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from checkpoints import make_cross_encoder
+from colbert_checkpoints import make_pylate
+from sie_server.engine.engine import BATCH_SIZES, Engine
+from sie_server.engine.memory import automatic_budget, needed_bytes
+from sie_server.engine.weights import Tally
+
+MAKE: dict[str, Callable[[Path], Path]] = {
+    "cross-encoder": lambda path: make_cross_encoder(path, "bert"),
+    "with a module's folder": lambda path: make_pylate(path, "bert"),
+}
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("float32", 0.05), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("kind", MAKE)
+def test_the_need_is_what_is_taken(tmp_path: Path, kind: str, dtype: str, off: float) -> None:
+    """Off by a pooler that is not served and a head that stays fp32, which weigh something in a toy only."""
+    directory, tally = MAKE[kind](tmp_path / "model"), Tally()
+    need = needed_bytes(directory, device="cpu", dtype=dtype, template=None)
+    engine = Engine(directory, device="cpu", dtype=dtype, tally=tally)
+    assert need == pytest.approx(engine.memory_bytes, rel=off)
+    assert tally.nbytes == engine.memory_bytes
+
+
+def test_a_broken_checkpoint_needs_nothing_and_its_load_says_why(tmp_path: Path) -> None:
+    directory = make_cross_encoder(tmp_path / "model", "bert")
+    (directory / "model.safetensors").write_bytes(b"cut")
+    assert needed_bytes(directory, device="cpu", dtype="float32", template=None) == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_loaded_model_keeps_nothing_of_the_file(tmp_path: Path, name: str) -> None:
+    directory = make_cross_encoder(tmp_path / "model", "bert")
+    if name.endswith(".bin"):
+        torch.save(load_file(directory / "model.safetensors"), directory / name)
+        (directory / "model.safetensors").unlink()
+    engine = Engine(directory, device="cpu", dtype="float32")
+    works = engine.tokenize_score("rain", ["stars burn", "rain falls"], 64).work
+    before = engine.run(works)
+    size = (directory / name).stat().st_size
+    with (directory / name).open("r+b") as file:  # in place, as `cp` does; a mapped file would change with it
+        file.write(bytes(size))
+    assert engine.run(works) == before
+    assert str(directory) not in Path("/proc/self/maps").read_text() or name.endswith(".bin")
+
+
+def test_measuring_goes_in_steps_of_one_pass(tmp_path: Path) -> None:
+    engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device="cpu", dtype="float32")
+    passes = sum(1 for _ in engine.calibration(0.2))
+    assert passes >= len(BATCH_SIZES["cpu"])
+    assert engine.batch_tokens in BATCH_SIZES["cpu"]
+    assert engine.tokens_per_second > 0
+
+
+def test_the_budget_without_one() -> None:
+    assert 2**27 < automatic_budget("cpu") < 2**50
