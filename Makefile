@@ -5,7 +5,8 @@ RUN := .venv/.installed-run
 DEV := .venv/.installed-dev
 TYPESCRIPT := packages/sie-ts-sdk
 TYPESCRIPT_DEV := $(TYPESCRIPT)/node_modules/.installed
-SOURCES := packages/sie-sdk/src packages/sie-server/src
+INTEGRATIONS := sie-langchain sie-llamaindex sie-haystack
+SOURCES := packages/sie-sdk/src packages/sie-server/src $(INTEGRATIONS:%=packages/%/src)
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -53,7 +54,7 @@ $(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examp
 	@PYTHON="$(PYTHON)" scripts/install run
 	@touch $@
 
-$(DEV): $(RUN) requirements-dev.txt requirements-integrations.txt
+$(DEV): $(RUN) requirements-dev.txt requirements-integrations.txt $(INTEGRATIONS:%=packages/%/pyproject.toml)
 	@PYTHON="$(PYTHON)" scripts/install dev
 	@touch $@
 

@@ -1,0 +1,5 @@
+"""What SIE's Haystack components share."""
+
+from haystack_integrations.common.sie.connection import API_KEY, Connected, text_of
+
+__all__ = ["API_KEY", "Connected", "text_of"]

@@ -1,0 +1,5 @@
+"""A Haystack ranker that asks a SIE server."""
+
+from haystack_integrations.components.rankers.sie.ranker import SIERanker
+
+__all__ = ["SIERanker"]

@@ -1,0 +1,6 @@
+"""LangChain components that ask a SIE server: a reranker and embeddings."""
+
+from sie_langchain.embeddings import SIEEmbeddings
+from sie_langchain.reranker import SIEReranker
+
+__all__ = ["SIEEmbeddings", "SIEReranker"]

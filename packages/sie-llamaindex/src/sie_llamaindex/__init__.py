@@ -1,0 +1,6 @@
+"""LlamaIndex components that ask a SIE server: a reranker and an embedding model."""
+
+from sie_llamaindex.embedding import SIEEmbedding
+from sie_llamaindex.postprocessor import SIENodePostprocessor
+
+__all__ = ["SIEEmbedding", "SIENodePostprocessor"]

@@ -1,0 +1,38 @@
+"""The settings that the reranker and the embedding model share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
+
+from sie_sdk.texts import TextClient
+
+
+class Connected(BaseModel):
+    """A component with a server behind it. The key is never part of `to_dict`; loaded again, it is SIE_API_KEY."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base_url: str | None = Field(
+        default=None, description="Where the server is; default: SIE_BASE_URL, else http://localhost:8080."
+    )
+    api_key: SecretStr | None = Field(
+        default=None, exclude=True, description="Sent as a bearer token; default: SIE_API_KEY."
+    )
+    timeout: float | None = Field(
+        default=None, description="Seconds of silence of the server; default: SIE_TIMEOUT, else 150."
+    )
+    instruction: str | None = Field(
+        default=None, description="The instruction of models that take one; embeddings use it for queries."
+    )
+    options: dict[str, Any] | None = Field(
+        default=None, description="Options of every request, as the server documents them."
+    )
+
+    _client: TextClient = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        super().model_post_init(context)
+        key = None if self.api_key is None else self.api_key.get_secret_value()
+        self._client = TextClient(self.base_url, key, self.timeout)

@@ -1,0 +1,175 @@
+"""Texts in, scores and vectors out: what the framework integrations share.
+
+A framework's documents may have no ids or the same one twice, so a candidate is known by its position in the list.
+A client is opened when it is first needed: one for blocking calls, one per event loop for the others, because
+connections belong to the loop they were opened in. A TextClient can be pickled; connections stay behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from sie_sdk.client import SIEAsyncClient, SIEClient
+from sie_sdk.errors import ProtocolError
+from sie_sdk.settings import resolve
+from sie_sdk.types import ChunkSpan, EncodeResult, Item, ScoreResult
+
+log = logging.getLogger("sie_sdk")
+BATCH = 128  # texts in one encode request: keeps its body small; the server makes its own batches
+
+
+class Ranked(NamedTuple):
+    """One text's place: its position in the list, its score, and its best window where long texts were chunked."""
+
+    position: int
+    score: float
+    chunk: ChunkSpan | None
+
+
+class TextClient:
+    """Ranks and embeds plain texts. Arguments as SIEClient's; raises ValueError for one that cannot work."""
+
+    def __init__(
+        self, base_url: str | None = None, api_key: str | None = None, timeout: float | None = None
+    ) -> None:
+        resolve(
+            base_url, api_key=api_key, timeout=timeout
+        )  # a wrong setting shows here, not at the first call
+        self._arguments = (base_url, api_key, timeout)
+        self._blocking: SIEClient | None = None
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, SIEAsyncClient] = WeakKeyDictionary()
+
+    def rank(
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        *,
+        instruction: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[Ranked]:
+        """All `texts`, the most relevant first; none are no request. Raises SIEError, also for a missing score."""
+        if not texts:
+            return []
+        result = self._client().score(
+            model, Item(text=query), numbered(texts), instruction=instruction, options=options
+        )
+        return in_order(result, len(texts))
+
+    async def arank(
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        *,
+        instruction: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[Ranked]:
+        """`rank`, without blocking the event loop."""
+        if not texts:
+            return []
+        result = await self._async_client().score(
+            model, Item(text=query), numbered(texts), instruction=instruction, options=options
+        )
+        return in_order(result, len(texts))
+
+    def embed(self, model: str, texts: Sequence[str], **params: Any) -> list[list[float]]:
+        """A dense vector per text, in order. `params`: is_query, instruction, options, as SIEClient.encode's."""
+        client = self._client()
+        return [
+            _dense(one)
+            for batch in _batches(texts)
+            for one in client.encode(model, batch, output_types=["dense"], **params)
+        ]
+
+    async def aembed(self, model: str, texts: Sequence[str], **params: Any) -> list[list[float]]:
+        """`embed`, without blocking the event loop."""
+        client = self._async_client()
+        return [
+            _dense(one)
+            for batch in _batches(texts)
+            for one in await client.encode(model, batch, output_types=["dense"], **params)
+        ]
+
+    def close(self) -> None:
+        """Close the connections of blocking calls; a later call opens new ones."""
+        client, self._blocking = self._blocking, None
+        if client is not None:
+            client.close()
+
+    async def aclose(self) -> None:
+        """Close the connections that belong to the running event loop; a later call opens new ones."""
+        client = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+    def _client(self) -> SIEClient:
+        if self._blocking is None:
+            base_url, api_key, timeout = self._arguments
+            self._blocking = SIEClient(base_url, api_key=api_key, timeout=timeout)
+        return self._blocking
+
+    def _async_client(self) -> SIEAsyncClient:
+        loop = asyncio.get_running_loop()
+        if loop not in self._by_loop:
+            base_url, api_key, timeout = self._arguments
+            self._by_loop[loop] = SIEAsyncClient(base_url, api_key=api_key, timeout=timeout)
+        return self._by_loop[loop]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TextClient) and self._arguments == other._arguments
+
+    def __hash__(self) -> int:
+        return hash(self._arguments)
+
+    def __reduce__(self) -> tuple[type[TextClient], tuple[Any, ...]]:
+        return TextClient, self._arguments
+
+
+def numbered(texts: Sequence[str]) -> list[Item]:
+    """Items whose ids are their positions."""
+    return [Item(id=str(index), text=text) for index, text in enumerate(texts)]
+
+
+def in_order(result: ScoreResult, count: int) -> list[Ranked]:
+    """The entries of an answer to `numbered` texts, the best first; the server's warnings are logged.
+
+    Raises ProtocolError unless each of the `count` texts has exactly one finite score.
+    """
+    for warning in result.get("warnings", ()):
+        log.warning("score: %s", warning)
+    missing = {str(index) for index in range(count)}
+    ranked = []
+    for entry in result["scores"]:
+        place = entry["item_id"]
+        if place not in missing:
+            raise _broken(result, f"a score for item {place!r}, which was not sent or has one already")
+        if not math.isfinite(entry["score"]):
+            raise _broken(result, f"{entry['score']} is the score of item {place!r}")
+        missing.remove(place)
+        ranked.append(Ranked(int(place), entry["score"], entry.get("chunk")))
+    if missing:
+        hint = "does an option or a profile set top_n?"
+        raise _broken(result, f"{len(missing)} of {count} texts have no score; {hint}")
+    return ranked
+
+
+def _broken(result: ScoreResult, message: str) -> ProtocolError:
+    return ProtocolError(f"the answer cannot be used: {message}", request_id=result.get("request_id"))
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[Item]]:
+    for start in range(0, len(texts), BATCH):
+        yield numbered(texts[start : start + BATCH])
+
+
+def _dense(result: EncodeResult) -> list[float]:
+    if "dense" not in result:
+        raise ProtocolError("the answer has no dense vector", request_id=result.get("request_id"))
+    vector: list[float] = result["dense"].tolist()
+    return vector

@@ -1,0 +1,16 @@
+"""A real server for the examples: the embedded reranker, and the encoder that comes as a package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import servers
+from servers import Server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.running(tmp_path_factory.mktemp("server"), "--dtype", "float32", "--offline") as it:
+        yield it

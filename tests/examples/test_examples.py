@@ -1,0 +1,126 @@
+"""The examples do what their pages say, against a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import two_stage
+from nbclient import NotebookClient
+
+from servers import Server
+from sie_sdk import Item, SIEClient
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DEMO = [json.loads(line) for line in (EXAMPLES / "demo/queries.jsonl").read_text().splitlines()]
+PASSAGES = [json.loads(line) for line in (EXAMPLES / "demo/corpus.jsonl").read_text().splitlines()]
+
+
+def run(script: str, *args: str) -> list[str]:
+    """The lines that a script prints."""
+    command = [sys.executable, str(EXAMPLES / script), *args]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_two_stages_find_and_put_first(server: Server, tmp_path: Path) -> None:
+    database = two_stage.open_database(str(tmp_path / "passages.db"))
+    places = []
+    with SIEClient(server.base_url) as client:
+        two_stage.add(database, client, PASSAGES)
+        for query in DEMO:
+            found = two_stage.search(database, client, query["text"], 20)
+            assert set(query["relevant"]) <= {hit.id for hit in found}
+            reranked = two_stage.rerank(client, query["text"], found)
+            assert sorted(hit.id for hit in reranked) == sorted(hit.id for hit in found)
+            places.append(min(rank for rank, hit in enumerate(reranked, 1) if hit.id in query["relevant"]))
+    assert len(places) == 13 and max(places) == 2
+    assert places.count(1) == 6  # what its README says
+
+
+def test_the_database_finds_the_nearest(server: Server, tmp_path: Path) -> None:
+    """As numpy does over all vectors; and what is stored already is neither encoded nor stored again."""
+    path, text = str(tmp_path / "passages.db"), DEMO[0]["text"]
+    with SIEClient(server.base_url) as client:
+        two_stage.add(two_stage.open_database(path), client, PASSAGES[:10])
+        database = two_stage.open_database(path)
+        two_stage.add(database, client, PASSAGES)
+        items = [Item(text=f"{one['title']}. {one['text']}") for one in PASSAGES]
+        vectors = np.stack([r["dense"] for r in client.encode(two_stage.ENCODER, items, is_query=False)])
+        cosines = vectors @ client.encode(two_stage.ENCODER, Item(text=text), is_query=True)["dense"]
+        before = server.metric("sie_requests_total", route="encode", model=two_stage.ENCODER, status="200")
+        two_stage.add(database, client, PASSAGES)
+        after = server.metric("sie_requests_total", route="encode", model=two_stage.ENCODER, status="200")
+        found = two_stage.search(database, client, text, 5)
+    assert before == after > 0
+    best = np.argsort(-cosines)[:5]
+    assert [hit.id for hit in found] == [PASSAGES[i]["id"] for i in best]
+    assert [hit.score for hit in found] == pytest.approx(cosines[best].tolist(), abs=1e-5)
+
+
+def test_two_stages_as_a_program(server: Server) -> None:
+    query = "feeling awake at night after a long flight"  # the one in its README
+    assert query in (EXAMPLES / "two-stage/README.md").read_text()
+    lines = run("two-stage/two_stage.py", query, "--url", server.base_url, "--top", "3")
+    assert len(lines) == 3
+    assert re.fullmatch(r"1\. \d\.\d{3}  Coping with jet lag  \(was \d+\)", lines[0])
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "article"),
+    [
+        ("How soon must a fire be reported?", "within two hours", "Article 11. Reporting of incidents"),
+        ("How long must measurements be kept?", "five years", "Article 13. Records"),
+        ("What is the fine for not reporting?", "50,000 crowns", "Article 15. Penalties and appeal"),
+        ("What happens to a module that was under water?", "taken out of service at once", "Article 9."),
+    ],
+)
+def test_citations_answer_and_can_be_checked(
+    server: Server, question: str, answer: str, article: str
+) -> None:
+    lines = run("regulatory-rag/cite.py", question, "--url", server.base_url)
+    found = [
+        re.fullmatch(r"-?\d\.\d{3}  \[\d\] (.+) \((.+\.txt), characters (\d+)–(\d+)\): “(.+)”", line)
+        for line in lines
+    ]
+    assert len(found) == 3
+    texts = []
+    for match in found:
+        assert match is not None
+        heading, file, start, end, quotation = match.groups()
+        text = (EXAMPLES / "regulatory-rag/regulation" / file).read_text(encoding="utf-8")
+        assert text[int(start) : int(end)] == quotation
+        assert re.findall(r"^Article .*$", text[: int(start)], re.MULTILINE)[-1] == heading
+        texts.append((heading, quotation))
+    assert any(heading.startswith(article) and answer in quotation for heading, quotation in texts)
+
+
+def test_the_prompt_quotes_and_asks(server: Server) -> None:
+    lines = run(
+        "regulatory-rag/cite.py", "How long must measurements be kept?", "--prompt", "--url", server.base_url
+    )
+    assert lines[-1] == "Question: How long must measurements be kept?"
+    assert [line[:3] for line in lines if line.startswith("[")] == ["[1]", "[2]", "[3]"]
+    assert any("are kept for five years" in line for line in lines)
+
+
+def test_the_notebook_gives_the_outputs_it_shows(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIE_BASE_URL", server.base_url)
+    path = EXAMPLES / "notebooks/rerank.ipynb"
+    shown, again = nbformat.read(path, 4), nbformat.read(path, 4)
+    for cell in again.cells:
+        cell.pop("outputs", None)
+    NotebookClient(again, timeout=120, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+
+    def texts(notebook: nbformat.NotebookNode) -> list[str]:
+        return [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
+
+    assert len(texts(shown)) >= 5
+    assert texts(again) == texts(shown)

@@ -1,0 +1,57 @@
+"""Each distribution: its README's example runs, and its metadata and imports are as promised."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sie_sdk
+from servers import Server
+
+PACKAGES = Path(__file__).parents[3] / "packages"
+SAYS = "Machine learning learns from data. 0.943\n"
+CASES = {  # distribution → its framework, import names that its source may use, what its example prints
+    "sie-langchain": ("langchain-core", {"langchain_core", "pydantic"}, SAYS + "384\n"),
+    "sie-llamaindex": ("llama-index-core", {"llama_index"}, SAYS),
+    "sie-haystack": ("haystack-ai", {"haystack"}, SAYS + "384\n384\n"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_readme_example_runs(name: str, server: Server, capsys: Any) -> None:
+    example = re.search(r"```python\n(.*?)```", (PACKAGES / name / "README.md").read_text(), re.DOTALL)
+    assert example is not None
+    code = example[1].replace("http://localhost:8080", server.base_url)
+    exec(compile(code, name, "exec"), {})  # noqa: S102  our own README
+    assert capsys.readouterr().out == CASES[name][2]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_metadata_says_what_is_true(name: str) -> None:
+    project = tomllib.loads((PACKAGES / name / "pyproject.toml").read_text())["project"]
+    assert project["version"] == sie_sdk.__version__
+    assert {re.split(r"[<>=]", one)[0] for one in project["dependencies"]} == {"sie-sdk", CASES[name][0]}
+    assert all(">=" in one and ",<" in one for one in project["dependencies"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_source_imports_nothing_else(name: str) -> None:
+    source = PACKAGES / name / "src"
+    own = {folder.name for folder in source.iterdir()}
+    allowed = own | {"sie_sdk"} | CASES[name][1] | set(sys.stdlib_module_names)
+    for file in source.rglob("*.py"):
+        found = re.findall(r"^\s*(?:from|import)\s+(\w+)", file.read_text(), re.MULTILINE)
+        assert set(found) <= allowed, file.name
+    assert list(source.rglob("py.typed"))
+
+
+def test_haystacks_namespace_stays_open() -> None:
+    """An __init__.py above `sie` would hide the other vendors' components."""
+    source = PACKAGES / "sie-haystack" / "src"
+    for folder in source.rglob("__init__.py"):
+        assert folder.parent.name == "sie"
