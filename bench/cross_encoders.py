@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from bench.machine import Bystanders, Patience
 from bench.workload import QUERY, SHAPES, UNIGRAM_VOCABULARY, Shape, natural_texts, write_checkpoint
 from rich.console import Console
 
+from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
 
 OUT = Path(__file__).resolve().parent / "out"
@@ -68,7 +70,7 @@ def measure(
 ) -> Report:
     engine = Engine(directory, device="cpu")
     taking = Patience(patience)
-    take_turn(engine.calibrate, taking)
+    take_turn(partial(calibrate, engine), taking)
     engine.batch_tokens = batch_tokens or engine.batch_tokens
     rivals = make_rivals(directory, documents)
     products = Products(shape, engine.dtype)

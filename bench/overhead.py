@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sie_sdk import Item, SIEClient
+from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
 
 OUT = Path(__file__).resolve().parent / "out"
@@ -82,7 +83,7 @@ def take_turns(calls: Calls, count: int) -> dict[str, list[float]]:
 
 def measure(server: Server, directory: Path, documents: int, count: int) -> dict[str, Any]:
     engine = Engine(directory, device="cpu")
-    engine.calibrate()
+    calibrate(engine)
     texts = natural_texts(documents, TOY.median_words)
     with SIEClient(server.url) as sdk, httpx.Client(base_url=server.url, timeout=60) as http:
         calls = Calls(texts, engine, sdk, http)

@@ -170,8 +170,8 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
         dtype=torch.float32,
     )
     with torch.inference_mode():
-        short = case.engine._backbone.forward(batch, "first")
-        whole = case.engine._backbone.forward(batch, "all")[batch.first_rows]
+        short = case.engine._forward.backbone.forward(batch, "first")
+        whole = case.engine._forward.backbone.forward(batch, "all")[batch.first_rows]
     torch.testing.assert_close(short, whole, atol=1e-5, rtol=0)
 
 

@@ -123,10 +123,10 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
     """The last layer computed for the read-out token only equals the same layer computed for all."""
     job = case.engine.tokenize_score(case.query, case.documents[:9], LIMIT)
     case.engine.run(job.work)  # computes the prefix
-    batch = case.engine._pack([work.tokens for work in job.work], [work.job.prefix for work in job.work])
+    batch = case.engine._forward._pack([work.tokens for work in job.work], [None] * len(job.work))
     with torch.inference_mode():
-        short = case.engine._backbone.forward(batch, "last")
-        whole = case.engine._backbone.forward(batch, "all")[batch.last_rows]
+        short = case.engine._forward.backbone.forward(batch, "last")
+        whole = case.engine._forward.backbone.forward(batch, "all")[batch.last_rows]
     torch.testing.assert_close(short, whole, atol=1e-4, rtol=0)
 
 

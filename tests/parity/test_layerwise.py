@@ -104,7 +104,7 @@ def test_the_last_layer_is_the_default(case: Case) -> None:
 def test_layers_above_the_cutoff_are_not_computed(case: Case) -> None:
     engine = Engine(case.directory, device="cpu", dtype="float32", template=case.template)
     layer = case.layers[1]
-    engine._backbone.layers[layer:] = [None] * (len(engine._backbone.layers) - layer)  # type: ignore[attr-defined]
+    engine._forward.backbone.layers[layer:] = [None] * (len(engine._forward.backbone.layers) - layer)  # type: ignore[attr-defined]
     job = engine.tokenize_score(case.queries[2], case.documents, 400)
     job.cutoff_layer = layer
     run(engine, job)

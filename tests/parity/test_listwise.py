@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 from checkpoints import random_text
 from inprocess import ask, asking, in_order, post
 from listwise_checkpoints import make_listwise
+from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.listwise import form_blocks
@@ -214,7 +215,7 @@ def test_requests_batched_together_score_as_alone(case: Case) -> None:
 def test_it_can_be_calibrated_and_ranks_alike_in_bf16(case: Case) -> None:
     """Sequences without a token to read out are no error: the batch size is measured with them."""
     coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
-    coarse.calibrate(0.05)
+    calibrate(coarse, 0.05)
     job = coarse.tokenize_score(QUERY, DOCUMENTS, 300)
     [result] = coarse.run(job.work)
     job.put(0, result)

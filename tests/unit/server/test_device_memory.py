@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from checkpoints import make_cross_encoder
 from colbert_checkpoints import make_pylate
+from sie_server.engine.calibration import calibration
 from sie_server.engine.engine import BATCH_SIZES, Engine
 from sie_server.engine.memory import automatic_budget, needed_bytes
 from sie_server.engine.weights import Tally
@@ -56,7 +57,7 @@ def test_a_loaded_model_keeps_nothing_of_the_file(tmp_path: Path, name: str) -> 
 
 def test_measuring_goes_in_steps_of_one_pass(tmp_path: Path) -> None:
     engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device="cpu", dtype="float32")
-    passes = sum(1 for _ in engine.calibration(0.2))
+    passes = sum(1 for _ in calibration(engine, 0.2))
     assert passes >= len(BATCH_SIZES["cpu"])
     assert engine.batch_tokens in BATCH_SIZES["cpu"]
     assert engine.tokens_per_second > 0

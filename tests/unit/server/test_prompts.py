@@ -230,7 +230,7 @@ def test_an_output_matrix_must_be_there_unless_tied(tmp_path: Path) -> None:
     config = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
     (directory / "config.json").write_text(json.dumps(config))
     engine = Engine(directory, device="cpu", dtype="float32", template="mxbai-rerank-v2")
-    assert engine._reader._head.rows.weight.shape == (2, matrix.shape[1])  # type: ignore[attr-defined]
+    assert engine._forward.reader._head.rows.weight.shape == (2, matrix.shape[1])  # type: ignore[attr-defined]
 
 
 CONFIG = {

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 
 from sie_server.engine.chunks import Chunking, ChunkInput
 from sie_server.engine.colbert import ColbertInput, Floats
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
+from sie_server.engine.forward import Forward
 from sie_server.engine.inputs import EncodeInput, TextInput
-from sie_server.engine.job import Job, Work, build_job
+from sie_server.engine.job import Job, Work
 from sie_server.engine.kinds import KINDS, Parts
 from sie_server.engine.listwise import ListwiseTokenizer, marked
 from sie_server.engine.lora import Adapter, read_changes
-from sie_server.engine.prefix import compute_prefixes
 from sie_server.engine.readout import score_known
 from sie_server.engine.source import failed
 from sie_server.engine.weights import CheckpointWeights, Tally
 from sie_server.errors import InvalidInput
-from sie_server.models.causal import Prefix
 from sie_server.models.checkpoint import read_spec
-from sie_server.models.decoder import Decoder
-from sie_server.models.lora import Changes, applied
-from sie_server.models.packed import PackedBatch, Readout, Tokens, pack
+from sie_server.models.packed import Readout
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.models.table import build_backbone
 
-CPU_ALIGN = 16  # see models.packed
 # Tokens; smaller ones pay for calls, larger ones fall out of the caches. All of them are good, one is best.
 BATCH_SIZES = {"cpu": (2048, 3072, 4096), "cuda": (8192, 16384, 32768)}
 
@@ -96,8 +88,9 @@ class Engine:
         self._plain_input = kind.input(replace(parts, documents=None, share_prefix=False))
         self._kind, self._parts = kind, parts
         weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype, tally=self._tally)
-        self._backbone = build_backbone(self.spec, weights)
-        self._reader = kind.reader(parts, weights)
+        backbone = build_backbone(self.spec, weights)
+        reader = kind.reader(parts, weights)
+        self._forward = Forward(self.spec.backbone, backbone, reader, self.device, self.dtype)
         weights.finish()
         self._targets = weights.targets
 
@@ -252,7 +245,7 @@ class Engine:
     @property
     def readout(self) -> Readout:
         """Which tokens' hidden states make a result."""
-        return self._reader.readout
+        return self._forward.reader.readout
 
     def decode(self, ids: list[int]) -> str:
         """Tokens as text, special ones included."""
@@ -266,91 +259,15 @@ class Engine:
         """How many characters of `text`, which was cut, are in `work`; None where its tokens are not found in a row."""
         return self._tokenizer.read_to(text, work.tokens.ids.tolist())
 
-    @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
-        """One result per work, in order (None for a query), of one forward pass over any mix of works.
-
-        Works whose jobs stop after different layers make a pass each.
-        """
-        depths = list(dict.fromkeys(work.job.cutoff_layer for work in works))
-        if len(depths) == 1:
-            return self._run(works, depths[0])
-        results: list[Any] = [None] * len(works)
-        for depth in depths:
-            places = [place for place, work in enumerate(works) if work.job.cutoff_layer == depth]
-            for place, result in zip(places, self._run([works[p] for p in places], depth), strict=True):
-                results[place] = result
-        return results
-
-    def _run(self, works: list[Work], depth: int | None) -> list[Any]:
-        prefixes, pack = [work.job.prefix for work in works], partial(self._pack, depth=depth)
-        if any(prefixes):
-            assert isinstance(self._backbone, Decoder)
-            compute_prefixes(self._backbone, list(dict.fromkeys(work.job for work in works)), pack)
-        under = [work.job.changes for work in works]
-        batch = pack([work.tokens for work in works], under, prefixes)
-        with applied(batch):
-            hidden = self._backbone.forward(batch, self._reader.readout)
-            return self._reader.read(hidden, batch, works)
+        """See `Forward.run`."""
+        return self._forward.run(works)
 
     @torch.inference_mode()
     def score_known(self, job: Job) -> None:
         """Score the documents whose vectors were there already, once the query's are; as `run`, on one thread."""
         head = self.spec.head
         score_known(job, self.device, head.dense_weight if isinstance(head, EmbeddingSpec) else None)
-
-    def _pack(
-        self,
-        sequences: list[Tokens],
-        adapters: Sequence[Changes | None],
-        prefixes: Sequence[Prefix | None] = (),
-        depth: int | None = None,
-    ) -> PackedBatch:
-        backbone = self.spec.backbone
-        return pack(
-            sequences,
-            pad_id=backbone.pad_token_id,
-            skip_id=backbone.pad_token_id if backbone.skip_padding_positions else None,
-            align=CPU_ALIGN,
-            device=self.device,
-            dtype=self.dtype,
-            prefixes=prefixes,
-            depth=depth,
-            adapters=adapters,
-        )
-
-    def calibrate(self, seconds: float = 1.5) -> None:
-        """Measure which batch size, in tokens, this machine runs fastest, within about `seconds`."""
-        for _ in self.calibration(seconds):
-            pass
-
-    def calibration(self, seconds: float = 1.5) -> Iterator[None]:
-        """The same in steps of one pass each, so that others' batches may come between them.
-
-        The sizes take turns, so that a busy neighbour hits all of them alike; each is judged by its best pass.
-        """
-        sizes, spent = BATCH_SIZES[self.device.type], 0.0
-        self._measure(sizes[0])  # the first pass lays out weights and warms up
-        rates = dict.fromkeys(sizes, 0.0)
-        for size in itertools.cycle(sizes):
-            yield
-            rate = self._measure(size)
-            rates[size] = max(rates[size], rate)
-            spent += size / rate
-            if spent > seconds:
-                break
-        self.tokens_per_second = max(rates.values())
-        self.batch_tokens = min(size for size, rate in rates.items() if rate >= 0.97 * self.tokens_per_second)
-
-    def _measure(self, tokens: int) -> float:
-        length = min(128, self.max_seq_length)
-        outputs = [output for output in self.spec.outputs if output != "score"]
-        job = build_job(tuple((outputs or ["score"])[:1]), [], [])
-        sequence = Tokens(np.full(length, self.spec.backbone.pad_token_id, np.int32), length)
-        works = [Work(sequence, 0, job) for _ in range(max(1, tokens // length))]
-        start = time.perf_counter()
-        self.run(works)
-        return len(works) * length / (time.perf_counter() - start)
 
 
 def _splitting(texts: TextInput) -> ChunkInput:

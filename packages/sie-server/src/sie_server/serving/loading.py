@@ -19,6 +19,7 @@ import numpy as np
 from sie_server.catalog import ModelConfig
 from sie_server.config import ServerConfig
 from sie_server.engine import memory
+from sie_server.engine.calibration import calibration
 from sie_server.engine.device import out_of_memory
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
@@ -95,7 +96,7 @@ class Loader:
             engine.memory_bytes,
         )
         if shape not in self._measured:
-            steps, done = engine.calibration(), object()
+            steps, done = calibration(engine), object()
             while await self._worker.call(lambda: next(steps, done)) is not done:
                 pass
             self._measured[shape] = engine.batch_tokens, engine.tokens_per_second

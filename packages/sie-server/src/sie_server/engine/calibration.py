@@ -1,0 +1,50 @@
+"""Which batch size, in tokens, this machine runs a model fastest with."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from sie_server.engine.engine import BATCH_SIZES, Engine
+from sie_server.engine.job import Work, build_job
+from sie_server.models.packed import Tokens
+
+
+def calibrate(engine: Engine, seconds: float = 1.5) -> None:
+    """Set the engine's batch size by measuring for about `seconds`."""
+    for _ in calibration(engine, seconds):
+        pass
+
+
+def calibration(engine: Engine, seconds: float = 1.5) -> Iterator[None]:
+    """The same in steps of one pass each, so that others' batches may come between them.
+
+    The sizes take turns, so that a busy neighbour hits all of them alike; each is judged by its best pass.
+    """
+    sizes, spent = BATCH_SIZES[engine.device.type], 0.0
+    _measure(engine, sizes[0])  # the first pass lays out weights and warms up
+    rates = dict.fromkeys(sizes, 0.0)
+    for size in itertools.cycle(sizes):
+        yield
+        rate = _measure(engine, size)
+        rates[size] = max(rates[size], rate)
+        spent += size / rate
+        if spent > seconds:
+            break
+    engine.tokens_per_second = max(rates.values())
+    engine.batch_tokens = min(size for size, rate in rates.items() if rate >= 0.97 * engine.tokens_per_second)
+
+
+def _measure(engine: Engine, tokens: int) -> float:
+    """Tokens per second of one pass."""
+    length = min(128, engine.max_seq_length)
+    outputs = [output for output in engine.spec.outputs if output != "score"]
+    job = build_job(tuple((outputs or ["score"])[:1]), [], [])
+    sequence = Tokens(np.full(length, engine.spec.backbone.pad_token_id, np.int32), length)
+    works = [Work(sequence, 0, job) for _ in range(max(1, tokens // length))]
+    start = time.perf_counter()
+    engine.run(works)
+    return len(works) * length / (time.perf_counter() - start)
