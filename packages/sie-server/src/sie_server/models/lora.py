@@ -54,8 +54,11 @@ class Delta:
                 continue
             near = _window(rows, len(x))
             low = x[near] @ a
-            low[: rows.start - near.start] = 0  # the window's other rows: adding 0 leaves them as they are
-            low[rows.stop - near.start :] = 0
+            before, end = rows.start - near.start, rows.stop - near.start
+            if before:  # the window's other rows: adding 0 leaves them as they are
+                low[:before].zero_()
+            if end < len(low):
+                low[end:].zero_()
             y[near].addmm_(low, b)
         if self.shift is not None:
             y[rows] += self.shift
