@@ -144,6 +144,7 @@ class Loader:
             with memory.freeing():
                 if version.engine and version.engine.documents:
                     version.engine.documents.forget()
+                version.attached.clear()  # adapters know the layers they change, and would keep them
                 version.engine = None
 
         await self._on(self._loading, work)
