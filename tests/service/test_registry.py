@@ -54,7 +54,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(root / "a/config.json", root / name)
     servers.poison(root / "nan", root / "a")
     servers.make_encoder(root / "encoder")
-    shutil.copytree(root / "a", root / "cut")
+    for name in ("cut", "bare", "foreign"):
+        shutil.copytree(root / "a", root / name)
+    (root / "bare/model.safetensors").unlink()
+    servers.edit_json(root / "foreign/config.json", architectures=["PhiForCausalLM"])
     weights = root / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return root
@@ -313,6 +316,8 @@ async def test_swapping_under_load_mixes_nothing(made: Path, batch_tokens: int, 
         ("nan", "finite"),
         ("encoder", "dense.*score"),
         ("nothing", "does not exist"),
+        ("bare", "no weights"),
+        ("foreign", "PhiForCausalLM"),
     ],
 )
 async def test_a_swap_that_fails_leaves_the_old_version(made: Path, name: str, words: str) -> None:
