@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from checkpoints import SPECIAL_TOKENS, bert_tokenizer, random_text, roberta_tokenizer
 from encoders import write_json, write_modules
+from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.alibi import KEPT, head_slopes
@@ -234,9 +235,7 @@ def encoded(case: Case, *texts: list[str]) -> Any:
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:
     job = engine.tokenize_score("rain data", texts, LIMIT)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
-    return job.results
+    return run_job(engine, job)
 
 
 @pytest.mark.parametrize("heads", sorted(SLOPES))
@@ -275,8 +274,7 @@ def test_embeddings_equal_the_formulas(cases: dict[str, Case], name: str) -> Non
     with torch.inference_mode():
         expected = (hidden(case, inputs) * mask).sum(1) / mask.sum(1)
     job = case.engine.tokenize_encode(documents(), ("dense",), LIMIT)
-    for work, result in zip(job.work, case.engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(case.engine, job)
     ours = np.stack([result["dense"] for result in job.results])
     np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4, rtol=0)
 
