@@ -22,6 +22,7 @@ import transformers
 
 from adapters import Pairs, under, write_adapter
 from checkpoints import random_text
+from jobs import read_pairs, run_job
 from relatives import (
     LAYERS,
     LIMIT,
@@ -64,20 +65,11 @@ def documents() -> list[str]:
 
 def logits(engine: Engine, texts: list[str], adapter: Adapter | None = None) -> list[float]:
     job = engine.tokenize_score("rain data", texts, LIMIT, adapter=adapter)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
-    return job.results
+    return run_job(engine, job)
 
 
 def encoded(case: Case) -> Any:
-    return case.tokenizer(
-        ["rain data"] * len(documents()),
-        documents(),
-        truncation="only_second",
-        max_length=LIMIT,
-        padding=True,
-        return_tensors="pt",
-    )
+    return read_pairs(case.tokenizer, "rain data", documents(), LIMIT)
 
 
 def test_logits_equal_transformers(case: Case) -> None:

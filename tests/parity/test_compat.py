@@ -15,6 +15,7 @@ import transformers
 
 from checkpoints import random_text
 from compat_checkpoints import COMPAT, LIMIT, make_compat
+from jobs import read_pairs, run_job
 from sie_server.catalog import catalog
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
@@ -28,22 +29,13 @@ def documents() -> list[str]:
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:
     job = engine.tokenize_score("rain data", texts, LIMIT)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
-    return job.results
+    return run_job(engine, job)
 
 
 def reference(directory: Path) -> Any:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(directory).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    encoded = tokenizer(
-        ["rain data"] * len(documents()),
-        documents(),
-        truncation="only_second",
-        max_length=LIMIT,
-        padding=True,
-        return_tensors="pt",
-    )
+    encoded = read_pairs(tokenizer, "rain data", documents(), LIMIT)
     with torch.inference_mode():
         return model(**encoded).logits[:, 0].numpy()
 

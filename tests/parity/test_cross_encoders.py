@@ -15,6 +15,7 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from checkpoints import FAMILIES, make_cross_encoder, random_text
+from jobs import read_pairs, run_job
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 
@@ -54,14 +55,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def reference(directory: Path, query: str, documents: list[str]) -> tuple[list[list[int]], torch.Tensor]:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
-    encoded = tokenizer(
-        [query] * len(documents),
-        documents,
-        truncation="only_second",
-        max_length=MAX_LENGTH,
-        padding=True,
-        return_tensors="pt",
-    )
+    encoded = read_pairs(tokenizer, query, documents, MAX_LENGTH)
     with torch.inference_mode():
         logits = model(**encoded).logits[:, 0]
     kept = encoded.attention_mask.bool()
@@ -188,7 +182,6 @@ def test_a_padding_token_inside_a_text_counts_as_the_reference_counts_it(case: C
 def test_the_same_text_twice_is_computed_once_and_ties(case: Case) -> None:
     job = case.engine.tokenize_score(case.query, case.documents[5:9] * 3, MAX_LENGTH)
     assert len(job.work) == 4
-    for work, result in zip(job.work, case.engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(case.engine, job)
     assert job.results[:4] == job.results[4:8] == job.results[8:]
     np.testing.assert_allclose(job.results[:4], case.logits[5:9], atol=TOLERANCE, rtol=0)

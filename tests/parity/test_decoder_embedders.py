@@ -17,6 +17,7 @@ from decoder_checkpoints import make_decoder
 from embedder_checkpoints import LIMIT, TASK, make_embedder
 from encoders import write_json
 from inprocess import asking, post
+from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.engine.verify import verify
 from sie_server.errors import ModelLoadFailed
@@ -29,8 +30,7 @@ TEXTS = [random_text(random.Random(i), n) for i, n in enumerate((0, 1, 2, 7, 15,
 
 def vectors_of(engine: Engine, texts: list[str]) -> npt.NDArray[np.float32]:
     job = engine.tokenize_encode(texts, ("dense",), LIMIT, is_query=False)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(engine, job)
     return np.stack([result["dense"] for result in job.results])
 
 

@@ -16,6 +16,7 @@ import torch
 
 from checkpoints import random_text
 from decoder_checkpoints import make_decoder
+from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.engine.prompts import PromptTokenizer
 
@@ -29,9 +30,7 @@ def documents() -> list[str]:
 
 def ours(engine: Engine, limit: int, instruction: str | None = None) -> list[float]:
     job = engine.tokenize_score(QUERY, documents(), limit, instruction)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
-    return job.results
+    return run_job(engine, job)
 
 
 def test_gemma_equals_flag_embedding(tmp_path: Path) -> None:

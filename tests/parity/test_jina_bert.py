@@ -31,6 +31,7 @@ from jina_bert import (
     hidden,
     make_jina_bert,
 )
+from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.alibi import KEPT, head_slopes
@@ -62,9 +63,7 @@ def documents() -> list[str]:
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:
     job = engine.tokenize_score("rain data", texts, LIMIT)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
-    return job.results
+    return run_job(engine, job)
 
 
 @pytest.mark.parametrize("heads", sorted(SLOPES))
@@ -102,8 +101,7 @@ def test_embeddings_equal_the_formulas(cases: dict[str, Case], name: str) -> Non
     with torch.inference_mode():
         expected = (hidden(case.made, inputs) * mask).sum(1) / mask.sum(1)
     job = case.engine.tokenize_encode(documents(), ("dense",), LIMIT)
-    for work, result in zip(job.work, case.engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(case.engine, job)
     ours = np.stack([result["dense"] for result in job.results])
     np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4, rtol=0)
 

@@ -16,6 +16,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 
 from checkpoints import random_text
 from decoder_checkpoints import byte_level_tokenizer, make_decoder
+from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.serving.rank import activate
@@ -81,8 +82,7 @@ def test_scores_equal_sentence_transformers(saved: Path, instruction: str | None
     # the catalog's template is another one, and is not asked
     engine = Engine(saved, device="cpu", dtype="float32", template="qwen3-reranker")
     job = engine.tokenize_score(QUERY, documents(), LIMIT, instruction)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(engine, job)
     assert any(job.truncated) and expected.std() > 0.02
     activation = engine.spec.head.activation  # type: ignore[union-attr]
     ours = [activate(x, activation) for x in job.results]

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from checkpoints import FAMILIES, make_cross_encoder, random_text
 from inprocess import ask, asking, in_order, post
+from jobs import run_job
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
@@ -74,8 +75,7 @@ def by_hand(directory: Path, text: str, overlap: int) -> tuple[list[float], list
 def test_every_window_scores_as_by_hand(directory: Path) -> None:
     engine = Engine(directory, device="cpu", dtype="float32")
     job = engine.tokenize_chunks(QUERY, DOCUMENTS, LIMIT, Chunking(7, 100))
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(engine, job)
     assert job.chunks is not None
     for number, text in enumerate(DOCUMENTS):
         ours = [(c, r) for c, r in zip(job.chunks, job.results, strict=True) if c.document == number]

@@ -20,6 +20,7 @@ from checkpoints import FAMILIES, make_cross_encoder, random_text
 from colbert_checkpoints import make_pylate, make_stanford
 from decoder_checkpoints import DECODERS, make_decoder
 from encoders import make_encoder, make_splade
+from jobs import read_pairs
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
@@ -78,14 +79,7 @@ def adapter_of(case: Case, directory: Path, seed: int = 0, **settings: Any) -> P
 @torch.inference_mode()
 def expected_logits(case: Case, adapter: Path | None) -> torch.Tensor:
     tokenizer = transformers.AutoTokenizer.from_pretrained(case.directory)
-    encoded = tokenizer(
-        [QUERY] * len(case.documents),
-        case.documents,
-        truncation="only_second",
-        max_length=LIMIT,
-        padding=True,
-        return_tensors="pt",
-    )
+    encoded = read_pairs(tokenizer, QUERY, case.documents, LIMIT)
     model = classifier(case.directory)
     logits: torch.Tensor = (under(model, adapter) if adapter else model)(**encoded).logits[:, 0]
     return logits
@@ -396,6 +390,9 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "rank": ({"r": 8}, None, "has shape"),
     "no rank": ({"r": 0}, None, "a whole number above 0"),
     "pattern": ({"rank_pattern": {"(": 2}}, None, "not a regular expression"),
+    "layers by name": ({"layers_to_transform": ["first"]}, None, "layers_to_transform is ['first']"),
+    "layers that are a word": ({"layers_to_transform": "0"}, None, "layers_to_transform is '0'"),
+    "targets by number": ({"target_modules": [1]}, None, "target_modules is [1]"),
     "other base": ({"base_model_name_or_path": "someone/else"}, None, "trained on 'someone/else'"),
     "target without tensors": ({"target_modules": ["query", "key"]}, None, "lacks lora_A of"),
     "tensors without target": ({"target_modules": ["value"]}, None, "not one of its target_modules"),

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from checkpoints import make_cross_encoder, random_text
+from jobs import read_pairs, run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.models import local_attention
@@ -26,22 +27,13 @@ TOLERANCE = 1e-4
 
 def logits(engine: Engine, query: str, documents: list[str]) -> list[float]:
     job = engine.tokenize_score(query, documents, LIMIT)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
-    return job.results
+    return run_job(engine, job)
 
 
 def reference(directory: Path, query: str, documents: list[str]) -> torch.Tensor:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
-    encoded = tokenizer(
-        [query] * len(documents),
-        documents,
-        truncation="only_second",
-        max_length=LIMIT,
-        padding=True,
-        return_tensors="pt",
-    )
+    encoded = read_pairs(tokenizer, query, documents, LIMIT)
     with torch.inference_mode():
         return model(**encoded).logits[:, 0]
 

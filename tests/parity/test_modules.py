@@ -18,6 +18,7 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from checkpoints import random_text
+from jobs import run_job
 from modular_checkpoints import LIMIT, MODELS, SIZE, make_encoder, make_reranker, shaken
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
@@ -29,9 +30,7 @@ def documents(words: int = 90) -> list[str]:
 
 
 def results(engine: Engine, job: Any) -> list[Any]:
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
-    return job.results
+    return run_job(engine, job)
 
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:

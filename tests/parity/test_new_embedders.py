@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import SPECIAL_TOKENS, random_text, xlm_roberta_tokenizer
 from encoders import write_json, write_modules
+from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 
@@ -103,8 +104,7 @@ def test_embeddings_equal_transformers(
     expected = torch.nn.functional.normalize(first, dim=-1).numpy()
     engine = Engine(directory, device="cpu", dtype="float32")
     job = engine.tokenize_encode(texts, ("dense",), LIMIT)
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(engine, job)
     np.testing.assert_allclose(np.stack([r["dense"] for r in job.results]), expected, atol=1e-5, rtol=0)
     assert (engine.spec.outputs, engine.spec.dims) == (["dense"], {"dense": SIZE})
 

@@ -15,6 +15,7 @@ from checkpoints import random_text
 from decoder_cases import LIMIT, REFERENCES, TOLERANCE, Case, ids_of, make_case
 from decoder_checkpoints import DECODERS, make_decoder
 from inprocess import ask, asking, in_order, post
+from jobs import run_job
 from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Chunk, Job
@@ -143,8 +144,7 @@ def test_the_best_window_is_the_answer(served: tuple[Any, Engine]) -> None:
     options = {"max_seq_length": 200, "chunk_overlap": 7, "normalize": "none", "long_document": "chunk"}
     answer = ask(client, "toy", "stars", DOCUMENTS, **options)
     job = engine.tokenize_chunks("stars", DOCUMENTS, 200, Chunking(7, 4))
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(engine, job)
     for number, (score, span) in enumerate(zip(in_order(answer), in_order(answer, "chunk"), strict=True)):
         logits = [logit for _, _, logit in windows_of(job, number)]
         assert score == pytest.approx(max(logits), abs=1e-4)
@@ -174,7 +174,6 @@ def test_an_instruction_reaches_the_windows_of_a_request(served: tuple[Any, Engi
     options = {"max_seq_length": 250, "chunk_overlap": 7, "normalize": "none", "long_document": "chunk"}
     answer = ask(client, "toy", "stars", DOCUMENTS, instruction="be strict", **options)
     job = engine.tokenize_chunks("stars", DOCUMENTS, 250, Chunking(7, 4), "be strict")
-    for work, result in zip(job.work, engine.run(job.work), strict=True):
-        job.put(work.index, result)
+    run_job(engine, job)
     best = [max(logit for _, _, logit in windows_of(job, n)) for n in range(len(DOCUMENTS))]
     np.testing.assert_allclose(in_order(answer), best, atol=1e-4, rtol=0)

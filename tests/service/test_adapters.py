@@ -8,6 +8,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,9 +25,10 @@ import checkpoints
 import inprocess
 import servers
 from adapters import make_adapter, under
-from inprocess import ask, asking, in_order, post
+from inprocess import ask, asking, in_order, post, until
 from servers import Server
-from sie_server.errors import AdapterNotFound, ModelLoadFailed, SIEError
+from sie_server.errors import AdapterNotFound, ModelLoadFailed, ModelLoading, SIEError
+from sie_server.serving.loading import DOWNLOADS
 from sie_server.serving.service import Service
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]
@@ -256,6 +259,57 @@ async def test_a_swap_takes_adapters_along_and_mixes_nothing(made: Path) -> None
         new = await raw(service, f"{MODEL}:laws")
         assert new != old and new != await raw(service)
         assert set(await asyncio.gather(*asking)) <= {old, new}
+
+
+async def test_a_swap_follows_a_catalog_entry_whose_adapter_is_another(made: Path, tmp_path: Path) -> None:
+    def write(weights: str, adapters: dict[str, str]) -> None:
+        entry = {"id": "m", "source": str(made / weights), "license": "mit", "description": "",
+                 "outputs": ["score"], "max_seq_length": 64, "adapters": adapters}  # fmt: skip
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(entry))
+
+    lora = made / "lora"
+    write(MODEL, {"law": str(lora / "laws"), "old": str(lora / "cooking")})
+    async with serving(made, models_dir=str(tmp_path), models_dir_poll_s=0.05) as service:
+        for name in ("law", "old"):
+            await raw(service, f"m:{name}")
+        write("toy/other", {"law": str(lora / "stars")})
+        await until(lambda: service.registry.info("m").source == str(made / "toy/other"))
+        found = await raw(service, "m:law")
+        with_one = service.registry.info("m").memory_bytes
+        await service.unload("m")
+        assert found == await raw(service, "m:law")
+        assert service.registry.info("m").memory_bytes == with_one
+        with pytest.raises(AdapterNotFound):
+            await raw(service, "m:old")
+
+
+async def test_a_model_is_freed_with_its_adapters_and_at_once(made: Path) -> None:
+    async with serving(made, adapter=flags(made, "laws")) as service:
+        await raw(service, f"{MODEL}:laws")
+        await service.worker.call(lambda: None)  # the device thread has let go of the request
+        slot = service.registry.slot(MODEL)
+        assert slot.serving is not None
+        version, [held] = slot.serving, slot.serving.attached.values()
+        assert held.adapter is not None
+        layer = weakref.ref(next(iter(held.adapter.changes)))  # one of the base model's
+        del held
+        await service.unload(MODEL)
+        assert layer() is None and version.engine is None
+
+
+async def test_an_adapter_that_takes_long_is_waited_for_by_who_loads_it(made: Path) -> None:
+    async with serving(made, load_wait_s=0.2) as service:
+        await service.load(MODEL)
+        gate = threading.Event()
+        for _ in range(DOWNLOADS):  # all threads that fetch
+            service._loader._fetching.submit(gate.wait, 60)
+        loading = asyncio.create_task(service.load_adapter(MODEL, "laws", str(made / "lora/laws")))
+        await asyncio.sleep(0.1)
+        with pytest.raises(ModelLoading, match="loading"):  # a request waits no longer than it was told
+            await raw(service, f"{MODEL}:laws")
+        assert not loading.done()
+        gate.set()
+        assert [(a.name, a.loaded) for a in (await loading).adapters] == [("laws", True)]
 
 
 async def test_a_name_that_never_worked_is_not_known(made: Path) -> None:

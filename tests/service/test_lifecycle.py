@@ -512,7 +512,9 @@ def test_help_and_version(tmp_path: Path) -> None:
     for name in ("--port", "--models-dir", "--max-queue-tokens", "SIE_DRAIN_S"):
         assert name in shown.stdout
     complaint(servers.command_line(tmp_path, "serv"), "'serve'", status=2)
-    assert "Commands:" in servers.command_line(tmp_path).stderr
+    for group in ([], ["admin"]):
+        result = servers.command_line(tmp_path, *group)
+        assert result.returncode == 2 and "Commands:" in result.stderr, result.stderr
 
 
 def test_nothing_heavy_is_imported_for_a_wrong_option(tmp_path: Path) -> None:

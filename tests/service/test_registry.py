@@ -23,7 +23,7 @@ import yaml
 import checkpoints
 import inprocess
 import servers
-from inprocess import scores
+from inprocess import scores, until
 from sie_server.errors import (
     Conflict,
     InvalidInput,
@@ -54,7 +54,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(root / "a/config.json", root / name)
     servers.poison(root / "nan", root / "a")
     servers.make_encoder(root / "encoder")
-    shutil.copytree(root / "a", root / "cut")
+    for name in ("cut", "bare", "foreign"):
+        shutil.copytree(root / "a", root / name)
+    (root / "bare/model.safetensors").unlink()
+    servers.edit_json(root / "foreign/config.json", architectures=["PhiForCausalLM"])
     weights = root / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return root
@@ -82,13 +85,6 @@ def no_load_ends(service: Service) -> Iterator[None]:
         yield
     finally:
         gate.set()
-
-
-async def until(holds: Any, within: float = 20) -> None:
-    end = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -320,6 +316,8 @@ async def test_swapping_under_load_mixes_nothing(made: Path, batch_tokens: int, 
         ("nan", "finite"),
         ("encoder", "dense.*score"),
         ("nothing", "does not exist"),
+        ("bare", "no weights"),
+        ("foreign", "PhiForCausalLM"),
     ],
 )
 async def test_a_swap_that_fails_leaves_the_old_version(made: Path, name: str, words: str) -> None:
@@ -369,15 +367,18 @@ async def test_swap_and_load_of_what_is_not_there(made: Path) -> None:
         assert await ask(service, "new") == await ask(service, "c")
         with pytest.raises(Conflict, match="swap"):
             await service.load("new", str(made / "a"))
-        with pytest.raises(ModelLoadFailed):
+        with pytest.raises(ModelLoadFailed, match="truncated"):
             await service.load("broken", str(made / "cut"))
+        with pytest.raises(ModelLoadFailed, match="does not exist"):
+            await service.load("broken", str(made / ("x" * 300)))
         assert "broken" not in service.registry
 
 
 @pytest.mark.parametrize(
     "source",
     ["/etc", "../made", "{made}/../a", "./a", "~", "~root", "{made}/out", "a/../../b", "org/..", "name", "a/b/c",
-     "org/na\nme", "\\\\host\\share", "{made}\0"],
+     "org/na\nme", "\\\\host\\share", "{made}\0",
+     "x" * 400, "org/" + "x" * 400, "/" + "x" * 400],
 )  # fmt: skip
 async def test_sources_outside_of_the_roots(made: Path, tmp_path: Path, source: str) -> None:
     root = tmp_path / "made"
@@ -427,6 +428,38 @@ async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> No
         await until(lambda: "m" not in service.registry)
         with pytest.raises(ModelNotFound):
             await ask(service)
+
+
+async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path) -> None:
+    """An admin's load of a new id fails while the directory gets a model of that id: it is known all the same."""
+    async with serving(
+        models_dir=str(tmp_path), source_roots=(str(made),), models_dir_poll_s=0.05
+    ) as service:
+        with no_load_ends(service):
+            loading = asyncio.create_task(service.load("m", str(made / "cut")))
+            await until(lambda: "m" in service.registry)
+            shutil.copytree(made / "a", tmp_path / "m")
+            await asyncio.sleep(0.5)  # the watcher has seen it, and waits
+        with pytest.raises(ModelLoadFailed):
+            await loading
+        assert len(await ask(service)) == 3
+        shutil.rmtree(tmp_path / "m")
+        await until(lambda: "m" not in service.registry)
+        shutil.copytree(made / "b", tmp_path / "m2")
+        await until(lambda: "m2" in service.registry)
+
+
+async def test_a_removed_model_is_counted_until_all_its_versions_are_free(made: Path) -> None:
+    async with serving(models_dir=str(made)) as service:
+        await service.load("a")
+        async with service.registry.lease("a"):
+            await service.swap("a", str(made / "b"))
+            removing = asyncio.create_task(service.registry.remove("a"))
+            await until(lambda: len(service.registry._tasks.held()) == 1)
+            await asyncio.sleep(0.1)
+            assert not removing.done()
+        await removing
+        assert service.registry._tasks.held() == []
 
 
 async def test_overwritten_files_reach_a_loaded_model_only_as_a_whole(made: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,22 @@ async def test_only_the_failing_request_fails(worker: DeviceWorker) -> None:
 async def test_a_batch_that_does_not_fit_is_halved(worker: DeviceWorker) -> None:
     engine = LengthEngine(memory=30)
     assert await run(worker, engine, job_of(20, 20, 20, 20)) == [20, 20, 20, 20]
+
+
+async def test_nothing_of_a_pass_that_did_not_fit_is_kept_while_its_parts_run(worker: DeviceWorker) -> None:
+    class Activations:
+        pass
+
+    class HoldingEngine(LengthEngine):
+        last: Any = staticmethod(lambda: None)
+
+        def run(self, works: list[Work]) -> list[Any]:
+            assert self.last() is None
+            held = Activations()
+            self.last = weakref.ref(held)
+            return super().run(works)
+
+    assert await run(worker, HoldingEngine(memory=30), job_of(20, 20, 20, 20)) == [20, 20, 20, 20]
 
 
 async def test_a_single_text_that_does_not_fit_is_an_answer(worker: DeviceWorker) -> None:

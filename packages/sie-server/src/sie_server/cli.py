@@ -234,7 +234,8 @@ def main() -> None:
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        if isinstance(error, click.UsageError) and len(sys.argv) > 1:
+        helps = isinstance(error, click.exceptions.NoArgsIsHelpError)  # a group without a command
+        if isinstance(error, click.UsageError) and not helps:
             error.ctx = None  # otherwise click puts two lines about usage before the error
         error.show()
         sys.exit(error.exit_code)

@@ -109,7 +109,8 @@ def read_lora_config(directory: Path) -> LoraConfig:
     if start not in PLAIN_STARTS:
         why = "it changes the base weights: save the adapter with path_initial_model_for_weight_conversion"
         raise _refused("init_lora_weights", start, why)
-    indices, pattern = fields.pop("layers_to_transform", None), fields.pop("layers_pattern", None)
+    indices = _checked(fields, "layers_to_transform", int | list, None)
+    pattern = _checked(fields, "layers_pattern", str | list, None)
     try:
         config = LoraConfig(
             base=_checked(fields, "base_model_name_or_path", str, None),
@@ -122,7 +123,7 @@ def read_lora_config(directory: Path) -> LoraConfig:
             targets=_checked(fields, "target_modules", str | list, []),
             excluded=_checked(fields, "exclude_modules", str | list, None),
             layers=[indices] if isinstance(indices, int) else indices or None,
-            layers_pattern=[pattern] if isinstance(pattern, str) and pattern else pattern or [],
+            layers_pattern=[pattern] if isinstance(pattern, str) and pattern else list(pattern or []),
             retrained=_checked(fields, "modules_to_save", list, []),
         )
         _check_ranks(config)
@@ -141,6 +142,9 @@ def _checked(fields: dict[str, Any], name: str, kind: Any, default: Any) -> Any:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise _refused(name, value, "a value of another type is needed")
+    item = int if name == "layers_to_transform" else str
+    if isinstance(value, list) and not all(type(part) is item for part in value):
+        raise _refused(name, value, "its entries need another type")
     return value
 
 

@@ -35,7 +35,15 @@ BIN_FILES = ["pytorch_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index
 
 def is_path(source: str) -> bool:
     """A directory rather than a hub id: absolute, dotted, in the home directory, or existing."""
-    return source.startswith(("/", "./", "../", "~", "\\")) or Path(source).expanduser().is_dir()
+    return source.startswith(("/", "./", "../", "~", "\\")) or _is_directory(source)
+
+
+def _is_directory(source: str) -> bool:
+    """False also for what cannot be the name of one."""
+    try:
+        return Path(source).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name too long; the home directory of nobody
+        return False
 
 
 def fetch(source: str, *, revision: str | None, offline: bool) -> Path:
@@ -46,7 +54,7 @@ def fetch(source: str, *, revision: str | None, offline: bool) -> Path:
     """
     if is_path(source):
         directory = Path(source).expanduser()
-        if not directory.is_dir():
+        if not _is_directory(source):
             raise failed(f"the model directory {directory} does not exist", "FileNotFoundError")
         if not any(directory.iterdir()):
             raise failed(f"the model directory {directory} is empty", "FileNotFoundError")

@@ -69,85 +69,93 @@ class Family:
     prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
     classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
     listwise: bool = False  # a decoder that reads all documents of a request together
-    bare: str | None = (
-        None  # the architecture that a repository means which names this one and has no modules.json
-    )
+    # the architecture that a repository means which names this one and has no modules.json
+    bare: str | None = None
     prompted: bool = False  # as a reranker it reads a filled template
     unserved: tuple[str, ...] = ()  # beginnings of tensor names: in the checkpoint, known, not served
 
 
 # jina-reranker-v1 names an encoder's class and holds a classifier's weights
 JINA_EMBEDDER = Family(read_jina_bert, embedder("bert", *MLM_HEAD), bare="JinaBertForSequenceClassification")
-ARCHITECTURES = {
+
+# fmt: off
+CROSS_ENCODERS = {
     "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
+    "JinaBertForSequenceClassification": Family(read_jina_bert, BertEncoder, "bert", bert_classifier),
+    "ModernBertForSequenceClassification":
+        Family(read_modernbert, ModernBertEncoder, "model", modernbert_classifier),
+    "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),  # mGTE
+    "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "XLMRobertaForSequenceClassification (XLMRobertaFlashConfig)":  # jina-reranker-v2
+        Family(read_xlm_roberta_flash, BertEncoder, "roberta", roberta_classifier),
+}
+# dense, sparse or token vectors, by what else the repository holds
+ENCODERS = {
     "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
     "BertModel": Family(read_bert, BertEncoder),
     "JinaBertForMaskedLM": JINA_EMBEDDER,
-    "JinaBertForSequenceClassification": Family(read_jina_bert, BertEncoder, "bert", bert_classifier),
     "JinaBertModel": JINA_EMBEDDER,
-    "ModernBertForSequenceClassification": Family(
-        read_modernbert, ModernBertEncoder, "model", modernbert_classifier
-    ),
-    "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
-    "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),
-    "NewForTokenClassification": Family(
-        read_new, embedder("new", *TOKEN_CLASSIFIER)
-    ),  # gte-multilingual-base
-    "NewModel": Family(read_new, embedder("new")),
     "Lfm2Model": Family(read_lfm2, Lfm2Encoder),
-    "JinaForRanking": Family(read_jina_ranking, Decoder, "model", listwise=True),
-    "GemmaForCausalLM": Family(read_gemma, Decoder, "model", prompted=True),
-    "Gemma2ForCausalLM": Family(read_gemma2, Gemma2Decoder, "model", prompted=True),
+    "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
+    "NewForTokenClassification": Family(read_new, embedder("new", *TOKEN_CLASSIFIER)),  # gte-multilingual-base
+    "NewModel": Family(read_new, embedder("new")),
+    "RobertaModel": Family(read_roberta, BertEncoder),
+    "XLMRobertaModel": Family(read_roberta, BertEncoder),
+}
+# Stanford's checkpoints all name the architecture HF_ColBERT; what follows is their model_type
+COLBERT = {
+    "HF_ColBERT/bert": Family(read_bert, BertEncoder, "bert"),
+    "HF_ColBERT/roberta": Family(read_roberta, BertEncoder, "roberta"),
+    "HF_ColBERT/xlm-roberta": Family(read_roberta, BertEncoder, "roberta"),
+    "HF_ColBERT/xlm-roberta (XLMRobertaFlashConfig)":  # jina-colbert-v2
+        Family(read_xlm_roberta_flash, BertEncoder, "roberta"),
+}
+# decoders that answer a filled template, with a token's logit or a head of their own; where modules.json says so,
+# embedders
+PROMPTED = {
     "CostWiseGemmaForCausalLM": Family(read_cost_wise_gemma, Gemma2Decoder, "model", prompted=True),
+    "Gemma2ForCausalLM": Family(read_gemma2, Gemma2Decoder, "model", prompted=True),
+    "GemmaForCausalLM": Family(read_gemma, Decoder, "model", prompted=True),
     "LayerWiseMiniCPMForCausalLM": Family(read_minicpm, MiniCPMDecoder, "model", prompted=True),
-    "LlamaBidirectionalForSequenceClassification": Family(
-        read_llama_bidirectional, Decoder, "model", llama_classifier, prompted=True
-    ),
+    "LlamaBidirectionalForSequenceClassification":
+        Family(read_llama_bidirectional, Decoder, "model", llama_classifier, prompted=True),
     "LlamaForCausalLM": Family(read_llama, Decoder, "model", prompted=True),
     "MistralForCausalLM": Family(read_mistral, Decoder, "model", prompted=True),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", prompted=True),
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", prompted=True),
-    # vision-language models, for text
-    "Qwen3VLForConditionalGeneration": Family(
-        read_qwen3_vl, Decoder, "model.language_model", prompted=True, unserved=("model.visual.",)
-    ),
-    "LlamaNemotronVLForSequenceClassification": Family(
-        read_llama_nemotron_vl,
-        Decoder,
-        "model.language_model",
-        llama_classifier,
-        prompted=True,
-        unserved=("model.vision_model.", "model.mlp1."),
-    ),
+}
+# the text side of vision-language models; what belongs to images is not served
+VISION_LANGUAGE = {
     "JinaVLForRanking": Family(
-        read_qwen2_vl,
-        Decoder,
-        "model",
-        jina_m0_classifier,
-        prompted=True,
+        read_qwen2_vl, Decoder, "model", jina_m0_classifier, prompted=True,
         unserved=("visual.", "lm_head."),  # its own code replaces the output matrix by nothing
     ),
-    # decoders as embedders
+    "LlamaNemotronVLForSequenceClassification": Family(
+        read_llama_nemotron_vl, Decoder, "model.language_model", llama_classifier, prompted=True,
+        unserved=("model.vision_model.", "model.mlp1."),
+    ),
+    "Qwen3VLForConditionalGeneration": Family(
+        read_qwen3_vl, Decoder, "model.language_model", prompted=True,
+        unserved=("model.visual.",),
+    ),
+}
+# decoders that read all documents of a request together
+LISTWISE = {
+    "JinaForRanking": Family(read_jina_ranking, Decoder, "model", listwise=True),
+}
+# decoders as embedders, saved as bare models
+DECODER_EMBEDDERS = {
     "GemmaModel": Family(read_gemma, Decoder),
     "LlamaModel": Family(read_llama, Decoder),
     "MistralModel": Family(read_mistral, Decoder),
     "Qwen2Model": Family(read_qwen2, Decoder),
     "Qwen3Model": Family(read_qwen3, Decoder),
-    "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
-    "RobertaModel": Family(read_roberta, BertEncoder),
-    "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
-    "XLMRobertaForSequenceClassification (XLMRobertaFlashConfig)": Family(
-        read_xlm_roberta_flash, BertEncoder, "roberta", roberta_classifier
-    ),
-    "XLMRobertaModel": Family(read_roberta, BertEncoder),
-    # Stanford's ColBERT checkpoints all name the architecture HF_ColBERT; what follows is their model_type
-    "HF_ColBERT/bert": Family(read_bert, BertEncoder, "bert"),
-    "HF_ColBERT/roberta": Family(read_roberta, BertEncoder, "roberta"),
-    "HF_ColBERT/xlm-roberta": Family(read_roberta, BertEncoder, "roberta"),
-    "HF_ColBERT/xlm-roberta (XLMRobertaFlashConfig)": Family(read_xlm_roberta_flash, BertEncoder, "roberta"),
 }
-
-
+# fmt: on
+ARCHITECTURES: dict[str, Family] = (
+    CROSS_ENCODERS | ENCODERS | COLBERT | PROMPTED | VISION_LANGUAGE | LISTWISE | DECODER_EMBEDDERS
+)
 COMPAT = Family(compat.read, compat.CompatModel, None, compat.classifier)
 
 

@@ -46,9 +46,9 @@ class Adapters:
         self._loader, self._limits, self._metrics = loader, limits, metrics
         self._configured = configured
 
-    def sources(self, slot: Slot) -> dict[str, str]:
-        """Name → source of every adapter that a model may be asked for."""
-        entry = slot.config.entry
+    def sources(self, slot: Slot, config: ModelConfig | None = None) -> dict[str, str]:
+        """Name → source of every adapter that a model may be asked for; `config` is that of another version."""
+        entry = (config or slot.config).entry
         return {**(entry.adapters if entry else {}), **self._configured.get(slot.name, {}), **slot.adapters}
 
     def infos(self, slot: Slot) -> list[AdapterInfo]:
@@ -64,33 +64,40 @@ class Adapters:
 
         Raises:
             AdapterNotFound: with the names that look alike.
-            ModelLoadFailed, ModelLoading
+            ModelLoadFailed, ModelLoading, ResourceExhausted
         """
-        sources = self.sources(slot)
+        held = self._held(slot, version, name)
+        return held.adapter or await self._wait(slot, version, held, self._limits.wait_s)
+
+    def _held(self, slot: Slot, version: Version, name: str) -> Attached:
+        sources = self.sources(slot, version.config)
         if name not in sources:
             known = f"; it has {', '.join(sorted(sources))}" if sources else ", nor any other"
             raise AdapterNotFound(
                 f"model {slot.name!r} has no adapter {name!r}{suggest(name, list(sources)) or known}"
             )
         held = version.attached.get(name)
-        if held is None or held.source != sources[name]:
+        if held and held.source != sources[name]:  # the name means another adapter now
+            self._drop(version, held)
+            held = None
+        if held is None:
             held = version.attached[name] = Attached(name, sources[name])
         held.last_use = time.monotonic()
-        return held.adapter or await self._wait(slot, version, held)
+        return held
 
     async def add(self, slot: Slot, version: Version, name: str, source: str) -> None:
-        """Attach an adapter under a new name; nothing to do when it is there already.
+        """Attach an adapter under a new name, however long it takes; nothing to do when it is there already.
 
         Raises:
             Conflict: the name is taken by another source.
-            ModelLoadFailed, ModelLoading
+            ModelLoadFailed, ResourceExhausted
         """
         before = self.sources(slot).get(name)
         if before not in (None, source):
             raise Conflict(f"adapter {name!r} of {slot.name!r} is from {before!r}; unload it first")
         slot.adapters[name] = source
         try:
-            await self.get(slot, version, name)
+            await self._attached(slot, version, name)
         except SIEError:
             if before is None:  # a name that never worked is not known
                 slot.adapters.pop(name, None)
@@ -106,8 +113,9 @@ class Adapters:
         if name not in self.sources(slot):
             raise AdapterNotFound(f"model {slot.name!r} has no adapter {name!r}")
         slot.adapters.pop(name, None)
-        if slot.serving and name in slot.serving.attached:
-            self._drop(slot.serving, slot.serving.attached[name])
+        for version in slot.versions:  # one that is about to serve may have it, too
+            if name in version.attached:
+                self._drop(version, version.attached[name])
 
     async def carry(self, slot: Slot, old: Version, new: Version) -> None:
         """Attach to a version that is about to serve what the one before it has; what does not fit is only logged.
@@ -116,19 +124,23 @@ class Adapters:
         """
         for name in [name for name, held in old.attached.items() if held.adapter]:
             try:
-                await self.get(slot, new, name)
+                await self._attached(slot, new, name)
             except SIEError as error:
-                log.warning(
-                    "adapter %s of %s does not fit the new version: %s", name, slot.name, error.message
-                )
+                log.warning("the new version of %s is without adapter %s: %s", slot.name, name, error.message)
 
-    async def _wait(self, slot: Slot, version: Version, held: Attached) -> Adapter:
+    async def _attached(self, slot: Slot, version: Version, name: str) -> None:
+        held = self._held(slot, version, name)
+        if held.adapter is None:
+            await self._wait(slot, version, held, None)
+
+    async def _wait(self, slot: Slot, version: Version, held: Attached, seconds: float | None) -> Adapter:
+        """The adapter, once it is attached; `seconds` None: however long that takes."""
         if held.task is None:
             if held.error and time.monotonic() < held.retry_at:
                 raise copy_of(held.error)
             held.error = None
             held.task = asyncio.create_task(self._attach(slot, version, held))
-        done, _ = await asyncio.wait([held.task], timeout=self._limits.wait_s)
+        done, _ = await asyncio.wait([held.task], timeout=seconds)
         if not done:
             raise ModelLoading(
                 f"adapter {held.name!r} of {slot.name!r} is loading",

@@ -25,7 +25,7 @@ from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
 from sie_server.engine.lora import Adapter
-from sie_server.engine.source import fetch
+from sie_server.engine.source import fetch, is_path
 from sie_server.engine.weights import Tally
 from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
 from sie_server.serving import scores
@@ -113,7 +113,9 @@ class Loader:
 
         def work() -> Adapter:
             directory = fetch(source, revision=None, offline=config.offline)
-            names = [model.id, model.source, *([model.entry.source] if model.entry else [])]
+            # hub ids that its weights are known by; an id of the operator's own choice says nothing
+            names = [model.source] if not is_path(model.source) else []
+            names += [model.entry.id, model.entry.source] if model.entry else []
             return engine.attach(directory, names)
 
         return await self._on(self._fetching, work)
@@ -145,6 +147,7 @@ class Loader:
             with memory.freeing():
                 if version.engine and version.engine.documents:
                     version.engine.documents.forget()
+                version.attached.clear()  # adapters know the layers they change, and would keep them
                 version.engine = None
 
         await self._on(self._loading, work)

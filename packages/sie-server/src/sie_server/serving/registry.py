@@ -176,8 +176,7 @@ class Registry:
             ModelLoadFailed, ResourceExhausted
         """
         new = Slot(config, pinned=config.preload, provisional=True)
-        slot = self._slots.setdefault(config.id, new)
-        if slot.unloading and slot.task:
+        while (slot := self._slots.setdefault(config.id, new)).unloading and slot.task:
             await asyncio.wait([slot.task])
         same = same_source(slot.config, config)
         if slot.serving and not slot.task:
@@ -229,6 +228,7 @@ class Registry:
     async def update(self, config: ModelConfig) -> None:
         """Take over a changed or new configuration: swapped if the model is loaded, noted if not."""
         slot = self._slots.setdefault(config.id, Slot(config, pinned=config.preload))
+        slot.provisional = False  # known from now on, whatever becomes of a load that is running
         while slot.task:
             await asyncio.wait([slot.task])
         if slot.serving is None:
@@ -245,6 +245,8 @@ class Registry:
             await asyncio.wait([slot.task])
         if slot.serving:
             await asyncio.wait([self._tasks.begin_unload(slot)])
+        while slot.versions:  # one that was replaced may still have requests
+            await self._tasks.change()
         self._tasks.leaving.discard(slot)
 
     async def unload_idle(self, seconds: float) -> None:

@@ -160,7 +160,7 @@ class Transitions:
                 for name in plan.drain:
                     log.info("draining %s to make room for %s", name, slot.name)
                     self.begin_unload(self.slots[name])
-            await self._change(self._wait_s * (PATIENCE if patient else 1.0) - waited)
+            await self.change(self._wait_s * (PATIENCE if patient else 1.0) - waited)
         slot.versions.append(version)
         await self._evict(plan.evict)
 
@@ -178,7 +178,7 @@ class Transitions:
     async def _drain(self, slot: Slot, version: Version) -> None:
         """Free a version that takes no new leases, when its last one has ended."""
         while version.leases:
-            await self._change(None)
+            await self.change()
         slot.versions.remove(version)
         await self.loader.free(version)
         log.info("unloaded %s from %s", slot.name, version.config.source)
@@ -191,7 +191,8 @@ class Transitions:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _change(self, seconds: float | None) -> None:
+    async def change(self, seconds: float | None = None) -> None:
+        """Wait for a change, for so many seconds at most."""
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
         except TimeoutError:

@@ -185,21 +185,24 @@ def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
     A failing batch is run again job by job, so that one request's failure never costs another its answer; one that
     does not fit into memory is halved.
     """
+    jobs = list(dict.fromkeys(work.job for work in works))
     try:
         for work, result in zip(works, engine.run(works), strict=True):
             if work.index != QUERY:
                 work.job.put(work.index, result)
         return {}
     except Exception as error:
-        jobs = list(dict.fromkeys(work.job for work in works))
-        if len(jobs) > 1:
-            parts = [[work for work in works if work.job is job] for job in jobs]
-            return {job: failure for part in parts for job, failure in run_isolated(engine, part).items()}
-        if out_of_memory(error) and len(works) > 1:
-            half = len(works) // 2
-            return run_isolated(engine, works[:half]) or run_isolated(engine, works[half:])
-        log.exception("a forward pass failed")
-        return {jobs[0]: _as_answer(error)}
+        failure, too_large = _as_answer(error), out_of_memory(error) and len(works) > 1
+        if len(jobs) == 1 and not too_large:
+            log.exception("a forward pass failed")
+    # outside of the handler nothing holds on to the tensors of the failed pass any more
+    if len(jobs) > 1:
+        parts = [[work for work in works if work.job is job] for job in jobs]
+        return {job: failure for part in parts for job, failure in run_isolated(engine, part).items()}
+    if too_large:
+        half = len(works) // 2
+        return run_isolated(engine, works[:half]) or run_isolated(engine, works[half:])
+    return {jobs[0]: failure}
 
 
 def _as_answer(error: Exception) -> SIEError:
