@@ -14,6 +14,7 @@ from compat_checkpoints import COMPAT, make_compat
 from decoder_checkpoints import DECODERS, make_decoder
 from embedder_checkpoints import make_embedder
 from encoders import make_bge_m3, make_encoder, make_splade
+from jina_bert import RERANKERS, classified, encoded, make_jina_bert
 from modular_checkpoints import make_reranker
 from ranker_checkpoints import MAKERS
 from relatives import RELATIVES, make_relative
@@ -63,6 +64,21 @@ def _relative(name: str) -> Callable[[Path], Made]:
     return make
 
 
+def _jina_bert(name: str) -> Callable[[Path], Made]:
+    def make(directory: Path) -> Made:
+        directory.mkdir(exist_ok=True)
+        case = make_jina_bert(directory, name)
+
+        def reference(_: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+            inputs = [encoded(case, [query], [text]) for text in documents]
+            logits = [float(classified(case, one)[0]) for one in inputs]
+            return Answers("its formulas", "logits", logits, [one["input_ids"][0].tolist() for one in inputs])
+
+        return Made(case.directory, None, reference)
+
+    return make
+
+
 def _prompted(make: Callable[[Path], ranker_checkpoints.Made]) -> Callable[[Path], Made]:
     """A template over a model whose head, or whose backbone, is put together by hand."""
 
@@ -97,6 +113,7 @@ EVERY: dict[str, Family] = {
     **{name: Family(_one(make_compat, name), 100) for name in COMPAT},
     "ettin": Family(_one(lambda path: make_reranker(path)[0]), 200),
     **{name: Family(_relative(name), 200) for name in RELATIVES},
+    **{f"JinaBERT {name}": Family(_jina_bert(name), 700) for name in RERANKERS},
     **{name: Family(_prompted(make), 1024, 1e-3) for name, make in MAKERS.items()},
     "embedder": Family(_one(make_encoder), 128),
     **{

@@ -101,6 +101,6 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], 
 
 
 def test_the_model_list_marks_what_runs_through_the_library() -> None:
-    marked = {name: Slot(model).info().compat for name, model in catalog().items()}
+    marked = {name: Slot(model).info([]).compat for name, model in catalog().items()}
     assert marked["mixedbread-ai/mxbai-rerank-base-v1"]
     assert not marked["BAAI/bge-reranker-base"]

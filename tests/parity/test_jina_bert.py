@@ -8,9 +8,7 @@ of the published ones.
 from __future__ import annotations
 
 import json
-import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,204 +16,39 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from safetensors.torch import save_file
-from torch.nn import functional as F
 
-from checkpoints import SPECIAL_TOKENS, bert_tokenizer, random_text, roberta_tokenizer
-from encoders import write_json, write_modules
+from checkpoints import random_text
+from encoders import write_json
+from jina_bert import (
+    EMBEDDERS,
+    KINDS,
+    LIMIT,
+    RERANKERS,
+    SLOPES,
+    JinaBert,
+    classified,
+    encoded,
+    hidden,
+    make_jina_bert,
+)
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.alibi import KEPT, head_slopes
 
-LIMIT, SIZE, LAYERS, INNER, EPS = 700, 48, 3, 96, 1e-12
-Tensors = dict[str, torch.Tensor]
-# Press et al.: a geometric sequence from 2^(-8/n) for n heads; where n is no power of two, the sequence of the power
-# below, then every other one of the power above
-SLOPES = {
-    4: [1 / 4, 1 / 16, 1 / 64, 1 / 256],
-    6: [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8],
-    8: [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256],
-    12: [2.0**-i for i in range(1, 9)] + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5],
-}
-AUTO_MAP = {
-    name: f"jinaai/jina-bert-implementation--{target}"
-    for name, target in {
-        "AutoConfig": "configuration_bert.JinaBertConfig",
-        "AutoModel": "modeling_bert.JinaBertModel",
-        "AutoModelForMaskedLM": "modeling_bert.JinaBertForMaskedLM",
-        "AutoModelForSequenceClassification": "modeling_bert.JinaBertForSequenceClassification",
-    }.items()
-}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One way in which such a checkpoint is published."""
-
-    architecture: str
-    feed_forward: str
-    heads: int
-    tokenizer: Callable[[], Any]
-    head: str = "classifier"  # or "mlm": what stands beside the encoder; none: nothing
-    prefix: str = "bert."
-
-
-KINDS = {
-    # names an encoder's class; RoBERTa's tokenizer has no token types, the model two
-    "reranker-v1": Kind("JinaBertModel", "geglu", 6, roberta_tokenizer),
-    "reranker-edited": Kind("JinaBertForSequenceClassification", "reglu", 8, bert_tokenizer),
-    "reranker-plain": Kind("JinaBertForMaskedLM", "original", 4, bert_tokenizer),
-    "embeddings-v2": Kind("JinaBertForMaskedLM", "geglu", 12, bert_tokenizer, "mlm", ""),
-    "embeddings-prefixed": Kind("JinaBertModel", "geglu", 4, bert_tokenizer, "", "bert."),
-}
-RERANKERS = sorted(name for name in KINDS if name.startswith("reranker"))
-EMBEDDERS = sorted(name for name in KINDS if name.startswith("embeddings"))
-
-
-def shapes(kind: Kind, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the checkpoint."""
-    found: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (vocabulary, SIZE),
-        "embeddings.token_type_embeddings.weight": (2, SIZE),
-        "embeddings.LayerNorm": (SIZE,),
-        "pooler.dense": (SIZE, SIZE),
-    }
-    for i in range(LAYERS):
-        layer, attention = f"encoder.layer.{i}", f"encoder.layer.{i}.attention"
-        found |= {f"{attention}.self.{part}": (SIZE, SIZE) for part in ("query", "key", "value")}
-        found |= {f"{attention}.output.dense": (SIZE, SIZE), f"{attention}.output.LayerNorm": (SIZE,)}
-        if kind.feed_forward == "original":
-            found |= {f"{layer}.intermediate.dense": (INNER, SIZE), f"{layer}.output.dense": (SIZE, INNER)}
-            found |= {f"{layer}.output.LayerNorm": (SIZE,)}
-        else:
-            found |= {f"{layer}.mlp.gated_layers.weight": (2 * INNER, SIZE)}
-            found |= {f"{layer}.mlp.wo": (SIZE, INNER), f"{layer}.mlp.layernorm": (SIZE,)}
-    found = {f"{kind.prefix}{name}": shape for name, shape in found.items()}
-    if kind.head == "classifier":
-        found |= {"classifier": (1, SIZE)}
-    elif kind.head == "mlm":
-        found |= {"cls.predictions.transform.dense": (SIZE, SIZE), "cls.predictions.bias": (vocabulary,)}
-        found |= {"cls.predictions.transform.LayerNorm": (SIZE,)}
-    return found
-
-
-def weights(kind: Kind, vocabulary: int) -> Tensors:
-    torch.manual_seed(3)
-    tensors: Tensors = {}
-    for name, shape in shapes(kind, vocabulary).items():
-        if name.endswith((".weight", ".bias")):
-            tensors[name] = 0.25 * torch.randn(shape)
-            continue
-        tensors[f"{name}.weight"] = (
-            0.25 * torch.randn(shape) if len(shape) > 1 else 1 + 0.1 * torch.randn(shape)
-        )
-        tensors[f"{name}.bias"] = 0.1 * torch.randn(shape[0])
-    return tensors
-
 
 @dataclass
 class Case:
-    directory: Path
-    kind: Kind
-    tensors: Tensors
-    tokenizer: Any
+    made: JinaBert
     engine: Engine
 
 
 def make(root: Path, name: str) -> Case:
-    kind = KINDS[name]
-    tokenizer = kind.tokenizer()
-    tensors = weights(kind, tokenizer.get_vocab_size())
-    save_file(tensors, root / "model.safetensors")
-    config = {
-        "architectures": [kind.architecture],
-        "auto_map": AUTO_MAP,
-        "emb_pooler": "mean",
-        "feed_forward_type": kind.feed_forward,
-        "hidden_act": "gelu",
-        "hidden_size": SIZE,
-        "intermediate_size": INNER,
-        "layer_norm_eps": EPS,
-        "max_position_embeddings": LIMIT,
-        "model_type": "bert",
-        "num_attention_heads": kind.heads,
-        "num_hidden_layers": LAYERS,
-        "pad_token_id": 0,
-        "position_embedding_type": "alibi",
-        "type_vocab_size": 2,
-        "vocab_size": tokenizer.get_vocab_size(),
-    }
-    if kind.architecture.endswith("Classification"):
-        config["num_labels"] = 1
-    write_json(root / "config.json", config)
-    roberta = kind.tokenizer is roberta_tokenizer
-    library = transformers.RobertaTokenizerFast if roberta else transformers.BertTokenizerFast
-    special = SPECIAL_TOKENS["roberta" if roberta else "bert"]
-    fast = library(tokenizer_object=tokenizer, model_max_length=LIMIT, **special)
-    fast.save_pretrained(root)
-    if name in EMBEDDERS:
-        write_modules(root, *(f"sentence_transformers.models.{k}" for k in ("Transformer", "Pooling")))
-        pooling = {"word_embedding_dimension": SIZE, "pooling_mode_mean_tokens": True}
-        write_json(root / "1_Pooling" / "config.json", pooling)
-    return Case(root, kind, tensors, fast, Engine(root, device="cpu", dtype="float32"))
+    return Case(make_jina_bert(root, name), Engine(root, device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return {name: make(tmp_path_factory.mktemp(name), name) for name in KINDS}
-
-
-# ── the reference ──
-
-
-def linear(case: Case, name: str, x: torch.Tensor) -> torch.Tensor:
-    return F.linear(x, case.tensors[f"{name}.weight"], case.tensors.get(f"{name}.bias"))
-
-
-def norm(case: Case, name: str, x: torch.Tensor) -> torch.Tensor:
-    weight, bias = case.tensors[f"{name}.weight"], case.tensors[f"{name}.bias"]
-    return (x - x.mean(-1, keepdim=True)) / (
-        x.var(-1, correction=0, keepdim=True) + EPS
-    ).sqrt() * weight + bias
-
-
-def attend(case: Case, name: str, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """softmax(q · k / √d − slope · |i − j|) · v, head after head; `mask` is [texts, tokens]."""
-    q, k, v = (linear(case, f"{name}.{part}", x) for part in ("query", "key", "value"))
-    heads, dim, places = case.kind.heads, SIZE // case.kind.heads, range(x.shape[1])
-    distance = torch.tensor([[float(abs(i - j)) for j in places] for i in places])
-    mixed = []
-    for head in range(heads):
-        part = slice(head * dim, (head + 1) * dim)
-        logits = q[..., part] @ k[..., part].mT / math.sqrt(dim) - SLOPES[heads][head] * distance
-        logits = logits.masked_fill(mask[:, None, :] == 0, float("-inf"))
-        mixed.append(logits.softmax(-1) @ v[..., part])
-    return torch.cat(mixed, -1)
-
-
-def feed_forward(case: Case, layer: str, x: torch.Tensor) -> torch.Tensor:
-    if case.kind.feed_forward == "original":
-        inner = F.gelu(linear(case, f"{layer}.intermediate.dense", x))
-        return norm(case, f"{layer}.output.LayerNorm", linear(case, f"{layer}.output.dense", inner) + x)
-    both = linear(case, f"{layer}.mlp.gated_layers", x)
-    gate = (F.gelu if case.kind.feed_forward == "geglu" else F.relu)(both[..., :INNER])
-    down = linear(case, f"{layer}.mlp.wo", gate * both[..., INNER:])
-    return norm(case, f"{layer}.mlp.layernorm", down + x)
-
-
-def hidden(case: Case, inputs: Any) -> torch.Tensor:
-    """[texts, tokens, hidden]"""
-    table = f"{case.kind.prefix}embeddings"
-    types = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
-    x = case.tensors[f"{table}.word_embeddings.weight"][inputs["input_ids"]]
-    x = norm(case, f"{table}.LayerNorm", x + case.tensors[f"{table}.token_type_embeddings.weight"][types])
-    for i in range(LAYERS):
-        layer = f"{case.kind.prefix}encoder.layer.{i}"
-        mixed = attend(case, f"{layer}.attention.self", x, inputs["attention_mask"])
-        out = linear(case, f"{layer}.attention.output.dense", mixed)
-        x = feed_forward(case, layer, norm(case, f"{layer}.attention.output.LayerNorm", out + x))
-    return x
 
 
 # ── the tests ──
@@ -225,11 +58,6 @@ def documents() -> list[str]:
     """From nothing to beyond the limit, on both sides of what keeps its bias for all layers."""
     rng = random.Random(8)
     return [random_text(rng, n) for n in [*range(12), 70, 71, 150, 150, 290, 330, 500, 560, 900]]
-
-
-def encoded(case: Case, *texts: list[str]) -> Any:
-    how = "only_second" if len(texts) == 2 else True
-    return case.tokenizer(*texts, truncation=how, max_length=LIMIT, padding=True, return_tensors="pt")
 
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:
@@ -247,12 +75,11 @@ def test_slopes_are_the_published_ones(heads: int) -> None:
 @pytest.mark.parametrize("name", RERANKERS)
 def test_logits_equal_the_formulas(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
-    inputs = encoded(case, ["rain data"] * len(documents()), documents())
+    inputs = encoded(case.made, ["rain data"] * len(documents()), documents())
     lengths = inputs["attention_mask"].sum(1).tolist()
     assert max(lengths) == LIMIT and any(KEPT < n < LIMIT for n in lengths) and any(n < 100 for n in lengths)
     with torch.inference_mode():
-        first = hidden(case, inputs)[:, 0]
-        expected = linear(case, "classifier", torch.tanh(linear(case, "bert.pooler.dense", first)))[:, 0]
+        expected = classified(case.made, inputs)
     assert expected.std() > 0.05
     np.testing.assert_allclose(logits(case.engine, documents()), expected.numpy(), atol=1e-4, rtol=0)
     assert case.engine.spec.architecture == "JinaBertForSequenceClassification"
@@ -270,10 +97,10 @@ def test_alone_equals_batched_equals_permuted(cases: dict[str, Case], name: str)
 @pytest.mark.parametrize("name", EMBEDDERS)
 def test_embeddings_equal_the_formulas(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
-    inputs = encoded(case, documents())
+    inputs = encoded(case.made, documents())
     mask = inputs["attention_mask"][..., None]
     with torch.inference_mode():
-        expected = (hidden(case, inputs) * mask).sum(1) / mask.sum(1)
+        expected = (hidden(case.made, inputs) * mask).sum(1) / mask.sum(1)
     job = case.engine.tokenize_encode(documents(), ("dense",), LIMIT)
     for work, result in zip(job.work, case.engine.run(job.work), strict=True):
         job.put(work.index, result)
@@ -293,7 +120,7 @@ def test_embeddings_equal_the_formulas(cases: dict[str, Case], name: str) -> Non
     ],
 )
 def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
-    directory = make(tmp_path, "reranker-v1").directory
+    directory = make(tmp_path, "reranker-v1").made.directory
     config = json.loads((directory / "config.json").read_text())
     write_json(directory / "config.json", config | change)
     with pytest.raises(ModelLoadFailed, match=named):
@@ -305,4 +132,4 @@ def test_an_encoder_alone_is_no_reranker(tmp_path: Path) -> None:
     case = make(tmp_path, "embeddings-prefixed")
     (tmp_path / "modules.json").unlink()
     with pytest.raises(ModelLoadFailed, match=r"lacks the weight 'classifier\.weight'"):
-        Engine(case.directory, device="cpu", dtype="float32")
+        Engine(case.made.directory, device="cpu", dtype="float32")

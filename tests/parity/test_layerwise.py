@@ -135,6 +135,23 @@ def test_a_request_chooses_its_layer(client: TestClient, name: str) -> None:
     assert in_order(long, "chunk")[0]["count"] > 1
 
 
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_other_vendors_clients_get_probabilities_or_logits(client: TestClient, name: str) -> None:
+    texts = ["rain falls", "stars burn hydrogen into helium", "lawyers"]
+    logits = np.array(in_order(ask(client, name, "rain", texts, normalize="none", max_document_tokens=2)))
+    body = {"model": name, "query": "rain", "documents": texts}
+
+    def found(path: str, more: Any) -> list[float]:
+        hits = post(client, path, body | more)["results"]
+        return [hit["relevance_score"] for hit in sorted(hits, key=lambda hit: int(hit["index"]))]
+
+    expected = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(found("/v2/rerank", {"max_tokens_per_doc": 2}), expected, atol=1e-6)
+    whole = in_order(ask(client, name, "rain", texts, normalize="none"))
+    np.testing.assert_allclose(found("/vllm/rerank", {"use_activation": False}), whole, atol=1e-5)
+    assert np.abs(logits - whole).max() > 1e-3  # two tokens of a text are not all
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -323,3 +324,32 @@ def test_inspect_shows_the_blocks(client: TestClient) -> None:
 )
 def test_what_makes_no_sense_is_refused(client: TestClient, options: dict[str, Any], field: str) -> None:
     assert field in ask(client, "listwise", QUERY, ["a"], 400, **options)["error"]["message"]
+
+
+def test_a_document_is_read_to_so_many_tokens(client: TestClient) -> None:
+    documents = ["stars", "rain falls over the quiet harbour", DOCUMENTS[5]]
+    limits = {"max_document_tokens": 3, "long_document": "refuse"}
+    body = {"query": {"text": QUERY}, "items": [{"text": t} for t in documents], "options": limits}
+    [block] = post(client, "/v1/inspect/listwise", body)["items"]
+    short = re.findall(r'<passage id="\d+">\n(.*?)<\|embed_token\|>', block["text"])
+    assert all(document.startswith(text) for document, text in zip(documents, short, strict=True))
+    answer = ask(client, "listwise", QUERY, documents, **limits)
+    np.testing.assert_allclose(in_order(answer), in_order(ask(client, "listwise", QUERY, short)), atol=1e-6)
+    cut = [text != document for document, text in zip(documents, short, strict=True)]
+    assert cut == [False, True, True] == [passage["truncated"] for passage in block["passages"]]
+    entries = sorted(answer["scores"], key=lambda entry: int(entry["item_id"].removeprefix("item-")))
+    assert cut == [entry.get("truncated", False) for entry in entries]
+
+
+def test_what_is_too_long_can_be_refused(client: TestClient) -> None:
+    error = ask(client, "listwise", QUERY, ["a", "word " * 900], 400, long_document="refuse")["error"]
+    assert "$.items[1]" in error["message"] and "longer" in error["message"]
+
+
+def test_other_vendors_clients_get_the_cosines(client: TestClient) -> None:
+    expected = in_order(ask(client, "listwise", QUERY, DOCUMENTS))
+    body = {"model": "listwise", "query": QUERY, "documents": DOCUMENTS}
+    for more in ({}, {"use_activation": False}):
+        hits = post(client, "/vllm/rerank", body | more)["results"]
+        found = [hit["relevance_score"] for hit in sorted(hits, key=lambda hit: int(hit["index"]))]
+        np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -183,3 +183,19 @@ def test_a_window_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     body = {"query": {"text": "stars"}, "items": [{"text": text}], "options": {"long_document": "chunk"}}
     with asking({"nan": directory}) as client:
         assert post(client, "/v1/score/nan", body, 500)["code"] == "INFERENCE_ERROR"
+
+
+def test_a_document_is_read_to_the_end_of_a_token(directory: Path) -> None:
+    engine = Engine(directory, device="cpu")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    plain = DOCUMENTS[:-2]  # in the others a token may end within a character
+    for most in (1, 2, 7, 1000):
+        kept, cut = engine.shorten(DOCUMENTS, most)
+        for text, short, was_cut in zip(DOCUMENTS, kept, cut, strict=True):
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            assert was_cut == (len(ids) > most) and text.startswith(short)
+            assert (short == text) if not was_cut else (len(short) < len(text))
+            if text in plain:
+                read = tokenizer.encode(short, add_special_tokens=False).ids
+                # SentencePiece's sign for a word's start may be a token without characters of its own
+                assert read[:most] == ids[:most] and len(read) <= most + (directory.name[:3] == "xlm")

@@ -10,8 +10,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from inprocess import asking, post
-from sie_server import catalog as catalog_module
-from sie_server.catalog import catalog
+from sie_server.catalog import catalog, entries
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 SENTENCES = """
@@ -62,5 +61,7 @@ def test_vectors_equal_sentence_transformers() -> None:
 
 
 def test_without_the_package_the_id_is_the_hubs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog_module, "find_spec", lambda name: None)
-    assert catalog()[MODEL].source == MODEL
+    entry = catalog()[MODEL].entry
+    assert entry is not None
+    monkeypatch.setattr(entries, "find_spec", lambda name: None)
+    assert [model.source for model in entries.models_of(entry)] == [MODEL]

@@ -140,6 +140,34 @@ def test_wrong_values_name_the_option(client: TestClient, options: dict[str, Any
     assert f"$.options.{next(iter(options))}" in answer["detail"]["message"]
 
 
+@pytest.mark.parametrize("model", ["sigmoid", "mini"])
+def test_what_is_too_long_can_be_refused(client: TestClient, model: str) -> None:
+    long = "stars burn " * 300
+    assert ask(client, model, QUERY, TEXTS, long_document="refuse") == ask(client, model, QUERY, TEXTS)
+    for query, texts, path in (
+        (QUERY, [*TEXTS, long], f"$.items[{len(TEXTS)}]"),
+        (long, TEXTS, "$.query.text"),
+    ):
+        message = ask(client, model, query, texts, 400, long_document="refuse")["detail"]["message"]
+        assert path in message and "longer" in message
+
+
+@pytest.mark.parametrize("model", ["sigmoid", "mini"])
+def test_so_many_tokens_of_each_document(client: TestClient, model: str) -> None:
+    words = "stars burn hydrogen into helium"
+    answer = ask(client, model, "rain", [words, "stars"], max_document_tokens=2, long_document="refuse")
+    whole = ask(client, model, "rain", ["stars burn", "stars"])
+    np.testing.assert_allclose(in_order(answer), in_order(whole), atol=1e-6)
+    cut = {entry["item_id"]: entry.get("truncated", False) for entry in answer["scores"]}
+    assert cut == {"item-0": True, "item-1": False}
+    assert "1 of 2 texts" in answer["warnings"][0] and "max_document_tokens 2" in answer["warnings"][0]
+    both = {"max_document_tokens": 2, "long_document": "chunk"}
+    assert (
+        "$.options.max_document_tokens"
+        in ask(client, model, "rain", [words], 400, **both)["detail"]["message"]
+    )
+
+
 def test_an_option_of_the_other_route_is_reported(client: TestClient) -> None:
     assert "is_query" in ask(client, "sigmoid", QUERY, TEXTS, is_query=True)["warnings"][0]
     body = {"items": [{"text": "rain"}], "params": {"options": {"normalize": "none"}}}

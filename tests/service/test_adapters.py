@@ -117,6 +117,22 @@ def test_an_unknown_adapter_is_a_404_with_a_hint(client: TestClient, route: str)
     assert post(client, f"/v1/{route}/toy/nobody:laws", body, 404)["code"] == "MODEL_NOT_FOUND"
 
 
+def test_other_vendors_clients_name_one_in_the_models_id(client: TestClient) -> None:
+    body = {"model": f"{MODEL}:laws", "query": QUERY, "documents": TEXTS}
+
+    def counted() -> str:
+        lines = client.get("/metrics").text.splitlines()
+        return next((s for s in lines if f'sie_requests_total{{model="{MODEL}",route="v2/rerank"' in s), "")
+
+    before, hits = counted(), post(client, "/v2/rerank", body)["results"]
+    found = [hit["relevance_score"] for hit in sorted(hits, key=lambda hit: int(hit["index"]))]
+    expected = scores(client, lora="laws", normalize="sigmoid")
+    assert found == pytest.approx(expected, abs=1e-6) != scores(client, normalize="sigmoid")
+    assert counted() not in ("", before)  # under the model's own id
+    error = post(client, "/v2/rerank", body | {"model": f"{MODEL}:lawz"}, 404)
+    assert set(error) == {"message"} and "'laws'" in error["message"]
+
+
 def test_two_different_names_are_refused(client: TestClient) -> None:
     for options in ({"lora": "laws", "lora_id": "stars"},):
         assert "$.options.lora" in ask(client, MODEL, QUERY, TEXTS, 400, **options)["error"]["message"]

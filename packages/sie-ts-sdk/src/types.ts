@@ -63,10 +63,12 @@ export interface ServerOptions {
   returnDocuments?: boolean | null;
   /** Score: each entry carries its raw logit. */
   returnLogits?: boolean | null;
-  /** Score: cut what is too long (default), or score it in overlapping windows. */
-  longDocument?: "truncate" | "chunk" | null;
+  /** Score: cut what is too long (default), score it in overlapping windows, or refuse it. */
+  longDocument?: "truncate" | "chunk" | "refuse" | null;
   /** Score: tokens that neighbouring windows share. */
   chunkOverlap?: number | null;
+  /** Score: tokens of each document that are read at most. */
+  maxDocumentTokens?: number | null;
   /** Score: how windows make a document's score. */
   aggregate?: "max" | "mean" | null;
   readonly [later: string]: unknown;

@@ -134,8 +134,9 @@ export interface Options {
   compress_ratio?: number | null;
   return_documents?: boolean | null;
   return_logits?: boolean | null;
-  long_document?: "chunk" | "truncate" | null;
+  long_document?: "chunk" | "refuse" | "truncate" | null;
   chunk_overlap?: number | null;
+  max_document_tokens?: number | null;
   aggregate?: "max" | "mean" | null;
 }
 

@@ -62,6 +62,17 @@ def vectors(client: TestClient, model: str, texts: list[str], params: dict[str, 
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_a_query_that_is_too_long_can_be_refused_beside_vectors(client: TestClient, model: str) -> None:
+    items = [{"multivector": found} for found in vectors(client, model, DOCUMENTS[2:4], {})]
+    body = {"query": {"text": QUERY}, "items": items, "options": {"long_document": "refuse"}}
+    assert len(post(client, f"score/{model}", body)["scores"]) == 2
+    body["query"] = {"text": "rain " * 60}
+    assert "$.query.text" in post(client, f"score/{model}", body, 400)
+    tokens = {"long_document": None, "max_document_tokens": 2}
+    assert "$.options.max_document_tokens" in post(client, f"score/{model}", body | {"options": tokens}, 400)
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("as_query", [{"is_query": True}, {"options": {"is_query": True}}])
 def test_scores_equal_the_clients_maxsim(client: TestClient, model: str, as_query: dict[str, Any]) -> None:
     [query] = vectors(client, model, [QUERY], as_query)

@@ -90,13 +90,18 @@ class Options(Struct, frozen=True):
     return_logits: Annotated[bool, Meta(description="score: each entry carries its raw logit")] | None = None
     long_document: (
         Annotated[
-            Literal["truncate", "chunk"],
-            Meta(description="score: cut what is too long (default), or score it in overlapping windows"),
+            Literal["truncate", "chunk", "refuse"],
+            Meta(
+                description="score: cut what is too long (default), score it in overlapping windows, or refuse it"
+            ),
         ]
         | None
     ) = None
     chunk_overlap: (
         Annotated[int, Meta(ge=0, description="score: tokens that neighbouring windows share")] | None
+    ) = None
+    max_document_tokens: (
+        Annotated[int, Meta(ge=1, description="score: tokens of each document that are read at most")] | None
     ) = None
     aggregate: (
         Annotated[Literal["max", "mean"], Meta(description="score: how windows make a document's score")]

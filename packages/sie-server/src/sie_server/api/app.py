@@ -21,9 +21,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_server import __version__
-from sie_server.api import admin, routes
+from sie_server.api import admin, dialects, routes
 from sie_server.api.codec import JSON
 from sie_server.api.cors import Cors, check_origins
+from sie_server.api.dialects.routes import ROUTES as DIALECTS
 from sie_server.api.gate import Gate
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError
@@ -62,6 +63,7 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
             Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
             Route("/v1/models", routes.list_models),
             Route("/v1/models/{model:path}", routes.get_model),
+            *DIALECTS,
             *admin.ROUTES,
             Route("/healthz", routes.alive),
             Route("/livez", routes.alive),
@@ -92,13 +94,15 @@ async def _preload(app: Starlette, service: Service, on_failure: OnStartFailure 
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    """Any exception → the error body of the wire contract; internals never leak."""
+    """Any exception → the error body of the wire contract, or the dialect's; internals never leak."""
     known = _as_known(request, error)
     headers = {"X-SIE-Error-Code": known.code, **(getattr(error, "headers", None) or {})}  # Allow, for a 405
     if known.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
     detail = {"code": known.code, "message": known.message, **known.details}
-    body = msgspec.json.encode({"detail": detail, "error": detail, "code": known.code})
+    dialect = getattr(request.state, "dialect", None) or dialects.owner_of(request.url.path)
+    own = {"detail": detail, "error": detail, "code": known.code}
+    body = msgspec.json.encode(dialect.complain(known) if dialect else own)
     return Response(body, known.status, headers, media_type=JSON)
 
 
@@ -111,6 +115,13 @@ def _as_known(request: Request, error: Exception) -> SIEError:
         return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}")
     log.error("unexpected error", exc_info=error)
     return SIEError("internal error; the server's log has the details")
+
+
+def _route(path: str) -> str | None:
+    """The name a path is counted under; None for what is not counted."""
+    if path in dialects.PATHS:
+        return path.removeprefix("/")
+    return next((name for name in COUNTED if f"{path}/".startswith(f"/v1/{name}/")), None)
 
 
 class RequestFrame:
@@ -127,6 +138,7 @@ class RequestFrame:
         timing = request.state.timing = RequestTiming()
         asked_id = request.headers.get("x-sie-request-id", "")
         request_id = asked_id if REQUEST_ID.match(asked_id) else uuid.uuid4().hex
+        request.state.request_id = request_id
         status, started = 500, False
 
         async def send_framed(message: Message) -> None:
@@ -162,10 +174,10 @@ class RequestFrame:
 
     def _count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
         path, service = scope["path"], getattr(self._state, "service", None)
-        route = next((name for name in COUNTED if f"{path}/".startswith(f"/v1/{name}/")), None)
+        route = _route(path)
         if service is None or route is None:
             return
-        in_body = getattr(Request(scope).state, "model", None)  # embeddings
+        in_body = getattr(Request(scope).state, "model", None)  # embeddings and dialects
         model, _ = service.registry.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
         # labels only for known ids: a caller must not be able to grow the metrics
         service.metrics.done(route, model if model in service.registry else "unknown", status, timing)

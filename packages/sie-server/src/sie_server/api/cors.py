@@ -30,6 +30,7 @@ SHOWN = [
     "X-SIE-Error-Code",
     "X-SIE-Request-ID",
     "X-SIE-Server-Version",
+    "X-SIE-Warnings",
     "X-Tokenization-Time",
     "X-Total-Time",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sie_server import __version__, wire
-from sie_server.api import openai
+from sie_server.api import dialects, openai
 from sie_server.api.codec import JSON, MSGPACK
 
 REF = "#/components/schemas/{name}"
@@ -47,6 +47,9 @@ def document() -> dict[str, Any]:
             "/v1/embeddings": {
                 "post": _posted("Turn texts into vectors, in OpenAI's shape", "Embeddings", own=False)
             },
+            **{path: {"post": _spoken(path)} for path in dialects.RERANK},
+            **{path: {"post": _spoken(path, "Vectors")} for path in dialects.EMBED},
+            **{path: {"get": _free("The first model, as TEI tells of itself")} for path in dialects.INFO},
             "/v1/admin/load": {"post": _administered("Load a model now", "AdminLoad")},
             "/v1/admin/unload": {"post": _administered("Free a model's memory", "AdminUnload")},
             "/v1/admin/swap": {"post": _administered("Replace a model's weights as it serves", "AdminSwap")},
@@ -85,6 +88,27 @@ def _posted(summary: str, kind: str, answer: str | None = None, *, own: bool = T
             **_errors(),
         },
     }
+
+
+def _spoken(path: str, summary: str = "Rerank") -> dict[str, Any]:
+    """A path of other vendors' clients, whose bodies are read field by field (docs/dialects.md)."""
+    spoken = dialects.PATHS[path]
+    examples = {dialect.name: {"value": dialect.example} for dialect in spoken}
+    if path in dialects.EMBED:
+        examples = {"TEI": {"value": {"inputs": ["Stars burn hydrogen."]}}}
+    body = {JSON: {"schema": {"type": "object"}, "examples": examples}}
+    return {
+        **_free(f"{summary}, as clients of {' or '.join(dialect.name for dialect in spoken)} ask"),
+        "requestBody": {"required": True, "content": body},
+    }
+
+
+def _free(summary: str) -> dict[str, Any]:
+    """A route whose answers and errors have the form of another vendor's API."""
+    anything: dict[str, Any] = {"content": {JSON: {"schema": {}}}}
+    errors = {status: {**error, **anything} for status, error in _errors().items()}
+    answers = {"200": {"description": "OK", **anything}, **errors}
+    return {"summary": summary, "parameters": [], "responses": answers}
 
 
 def _administered(summary: str, kind: str) -> dict[str, Any]:

@@ -166,6 +166,15 @@ class Engine:
         job = self._input_of(adapter).score_job(query, documents, max_seq_length, instruction)
         return _under(adapter, job)
 
+    def shorten(self, texts: list[str], most: int) -> tuple[list[str], list[bool]]:
+        """Each text to where its `most`-th token ends, special ones not counted, and which texts are shorter now.
+
+        A token that ends within a character is read to that character's end.
+        """
+        encoded, cut = self._tokenizer.encode_with_spans(texts, most)
+        ends = [spans[-1][1] if spans else 0 for _, spans in encoded]
+        return [t[:e] if c else t for t, e, c in zip(texts, ends, cut, strict=True)], cut
+
     def tokenize_plain(
         self,
         query: str,

@@ -14,8 +14,8 @@ from sie_server.engine.job import Job
 from sie_server.engine.lora import Adapter
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec
-from sie_server.serving.requests import text_of
-from sie_server.wire import Item, ScoreRequest
+from sie_server.serving.requests import refuse_cut, text_of
+from sie_server.wire import Item, Options, ScoreRequest
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,6 +32,7 @@ class Candidates:
         self,
         engine: Engine,
         limit: int,
+        options: Options,
         instruction: str | None = None,
         chunking: Chunking | None = None,
         adapter: Adapter | None = None,
@@ -39,16 +40,29 @@ class Candidates:
         """Tokenise, and decode what came as vectors; blocking, for a tokeniser thread.
 
         Raises:
-            InvalidInput: vectors for a model that has no use for them, of another width than its own, or none at all.
+            InvalidInput: vectors for a model that has no use for them, of another width than its own, or none at all;
+                a text that is too long, where the options say to refuse it.
         """
-        if self.query is not None and self.texts is not None:
-            if chunking:
-                return engine.tokenize_chunks(
-                    self.query, self.texts, limit, chunking, instruction, adapter=adapter
-                )
-            return engine.tokenize_score(self.query, self.texts, limit, instruction, adapter=adapter)
         if chunking:
-            raise InvalidInput("only texts can be split - at `$.options.long_document`")
+            if self.query is None or self.texts is None:
+                raise InvalidInput("only texts can be split - at `$.options.long_document`")
+            return engine.tokenize_chunks(
+                self.query, self.texts, limit, chunking, instruction, adapter=adapter
+            )
+        if options.max_document_tokens and self.texts is None:
+            raise InvalidInput("only texts can be cut - at `$.options.max_document_tokens`")
+        texts, short = shortened(engine, self.texts or [], options.max_document_tokens)
+        if self.query is None or self.texts is None:
+            job = self._vectors_job(engine, texts, limit, adapter)
+        else:
+            job = engine.tokenize_score(self.query, texts, limit, instruction, adapter=adapter)
+        if options.long_document == "refuse":
+            refuse_cut(job, limit)
+        count_as_cut(job, short)
+        return job
+
+    def _vectors_job(self, engine: Engine, texts: list[str], limit: int, adapter: Adapter | None) -> Job:
+        """Query, documents or both came as vectors; `texts` are the documents, none when they did."""
         head, items = engine.spec.head, self.request.items
         if not isinstance(head, LateInteractionSpec):
             at = "$.query" if self.query is None else "$.items[0]"
@@ -58,10 +72,21 @@ class Candidates:
             _vectors(self.request.query, head.dim, "$.query", engine.spec.backbone.max_length)
             if query is None
             else query,
-            self.texts or [_vectors(item, head.dim, f"$.items[{i}]") for i, item in enumerate(items)],
+            texts or [_vectors(item, head.dim, f"$.items[{i}]") for i, item in enumerate(items)],
             limit,
             adapter=adapter,
         )
+
+
+def shortened(engine: Engine, texts: list[str], most: int | None) -> tuple[list[str], list[bool]]:
+    """Texts of at most so many tokens (None: as they are), and which of them are shorter now."""
+    return engine.shorten(texts, most) if most else (texts, [False] * len(texts))
+
+
+def count_as_cut(job: Job, short: list[bool]) -> None:
+    """What was shortened is cut, whether or not the model would have read it; windows are of whole documents."""
+    if any(short):
+        job.truncated = [cut or less for cut, less in zip(job.truncated, short, strict=True)]
 
 
 def candidates_of(request: ScoreRequest) -> Candidates:

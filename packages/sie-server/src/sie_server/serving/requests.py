@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from sie_server.engine.job import Job
 from sie_server.errors import InvalidInput
 from sie_server.wire import Item, Options, Profile
 
@@ -35,6 +36,7 @@ ONLY = {
         "return_documents",
         "return_logits",
         "long_document",
+        "max_document_tokens",
         "chunk_overlap",
         "aggregate",
         "cutoff_layer",
@@ -155,16 +157,35 @@ def texts_of(items: Sequence[Item]) -> list[str]:
     return [text_of(item, f"$.items[{i}]") for i, item in enumerate(items)]
 
 
+def refuse_cut(job: Job, limit: int) -> None:
+    """For `long_document: refuse`: nothing may be cut to the model's limit.
+
+    Raises:
+        InvalidInput: with the first text that would be.
+    """
+    if job.query_truncated:
+        raise InvalidInput(
+            f"the query is longer than the model reads ({job.query_limit or limit} tokens), and "
+            "long_document 'refuse' does not let it be cut - at `$.query.text`"
+        )
+    if any(job.truncated):
+        raise InvalidInput(
+            f"the text, or it and the query, is longer than the {limit} tokens the model reads, and "
+            f"long_document 'refuse' does not let it be cut - at `$.items[{job.truncated.index(True)}]`"
+        )
+
+
 def cut_warning(
     truncated: Sequence[bool],
     query_truncated: bool,
     limit: int,
     query_limit: int | None = None,
     most_chunks: int | None = None,
+    most_tokens: int | None = None,
 ) -> list[str]:
     """What was cut, in words; `query_limit` where queries have one of their own.
 
-    With `most_chunks`, documents were split into so many windows at most.
+    With `most_chunks`, documents were split into so many windows at most; `most_tokens` of each were asked for.
     """
     warnings = []
     if query_truncated and query_limit:
@@ -178,7 +199,6 @@ def cut_warning(
             "what follows was not read"
         )
     elif any(truncated):
-        warnings.append(
-            f"{count} of {len(truncated)} texts are longer than max_seq_length {limit} and were cut at the end"
-        )
+        limits = f"max_seq_length {limit}" + (f" or max_document_tokens {most_tokens}" if most_tokens else "")
+        warnings.append(f"{count} of {len(truncated)} texts are longer than {limits} and were cut at the end")
     return warnings

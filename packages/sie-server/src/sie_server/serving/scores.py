@@ -111,6 +111,10 @@ def chunking_of(options: Options, most: int) -> Chunking | None:
         InvalidInput: an option of chunking without chunking.
     """
     if options.long_document == "chunk":
+        if options.max_document_tokens is not None:
+            raise InvalidInput(
+                "long_document 'chunk' reads whole documents; leave one out - at `$.options.max_document_tokens`"
+            )
         return Chunking(options.chunk_overlap, most)
     for name in ("chunk_overlap", "aggregate"):
         if getattr(options, name) is not None:

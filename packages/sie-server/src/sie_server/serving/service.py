@@ -25,7 +25,7 @@ from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
 from sie_server.serving.adapters import Adapters, Limits, configured_adapters
 from sie_server.serving.admin import ModelAdmin
-from sie_server.serving.candidates import candidates_of
+from sie_server.serving.candidates import candidates_of, count_as_cut, shortened
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.encoding import encoded, plan_of
 from sie_server.serving.inspecting import inspected
@@ -106,7 +106,7 @@ class Service:
             cutoff_layer = scores.cutoff_layer_of(engine.spec, asked)
             chunking = scores.chunking_of(asked, self.config.max_chunks)
             job = await self._tokenize(
-                lambda: candidates.job(engine, limit, instruction.text, chunking, adapter), timing
+                lambda: candidates.job(engine, limit, asked, instruction.text, chunking, adapter), timing
             )
             job.m3_scoring, job.cutoff_layer = scores.m3_scoring(asked), cutoff_layer
             await self._run(name, engine, job, timing)
@@ -122,7 +122,9 @@ class Service:
             chunks=found.chunks,
         )
         most = chunking.most if chunking else None
-        cut = requests.cut_warning(found.truncated, job.query_truncated, limit, job.query_limit, most)
+        cut = requests.cut_warning(
+            found.truncated, job.query_truncated, limit, job.query_limit, most, asked.max_document_tokens
+        )
         warnings, usage = options.warnings + instruction.warnings + cut, Usage(job.input_tokens)
         return ScoreResponse(model, request.query.id, entries, usage, scale.score_type, warnings or UNSET)
 
@@ -144,7 +146,9 @@ class Service:
             scores.cutoff_layer_of(engine.spec, asked)  # changes nothing that is read, but has to be right
 
             def look() -> InspectResponse:
-                job = engine.tokenize_plain(query, texts, limit, instruction.text, chunking)
+                kept, short = shortened(engine, texts, asked.max_document_tokens)
+                job = engine.tokenize_plain(query, kept, limit, instruction.text, chunking)
+                count_as_cut(job, short)
                 return inspected(model, engine, request.items, job, limit)
 
             return await self._tokenize(look, timing)

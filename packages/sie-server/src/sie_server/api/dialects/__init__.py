@@ -1,0 +1,52 @@
+"""Other vendors' rerank APIs on the same port: one file per dialect, and here which path speaks which.
+
+Where several dialects share a path, the body decides: the first that claims it, else the last. `/NAME` before a path
+leaves only that vendor's, for clients whose bodies look alike and whose answers differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sie_server.api.dialects.cohere import COHERE_V1, COHERE_V2
+from sie_server.api.dialects.dialect import Dialect
+from sie_server.api.dialects.jina import INFINITY, JINA
+from sie_server.api.dialects.nim import NIM
+from sie_server.api.dialects.tei import TEI
+from sie_server.api.dialects.vllm import VLLM_RERANK, VLLM_SCORE
+from sie_server.api.dialects.voyage import VOYAGE
+
+RERANK: dict[str, tuple[Dialect, ...]] = {
+    "/v2/rerank": (COHERE_V2,),
+    "/v1/rerank": (VOYAGE, COHERE_V1, JINA),
+    "/rerank": (TEI, VLLM_RERANK),
+    "/v1/ranking": (NIM,),
+    "/v1/score": (VLLM_SCORE,),
+    "/score": (VLLM_SCORE,),
+    "/cohere/v2/rerank": (COHERE_V2,),
+    "/cohere/v1/rerank": (COHERE_V1,),
+    "/jina/v1/rerank": (JINA,),
+    "/voyage/v1/rerank": (VOYAGE,),
+    "/infinity/rerank": (INFINITY,),
+    "/vllm/v2/rerank": (VLLM_RERANK,),
+    "/vllm/v1/rerank": (VLLM_RERANK,),
+    "/vllm/rerank": (VLLM_RERANK,),
+    "/vllm/v1/score": (VLLM_SCORE,),
+    "/vllm/score": (VLLM_SCORE,),
+    "/tei/rerank": (TEI,),
+    "/nim/v1/ranking": (NIM,),
+}
+EMBED, INFO = ("/embed", "/tei/embed"), ("/info", "/tei/info")
+PATHS = {**RERANK, **dict.fromkeys((*EMBED, *INFO), (TEI,))}
+
+
+def dialect_of(path: str, body: Mapping[str, Any]) -> Dialect:
+    """The dialect of a body that came on one of `RERANK`."""
+    candidates = RERANK[path]
+    return next((dialect for dialect in candidates if dialect.claims(body)), candidates[-1])
+
+
+def owner_of(path: str) -> Dialect | None:
+    """Whose errors a path answers with before a body is read; None: not a dialect's path."""
+    return PATHS[path][0] if path in PATHS else None

@@ -1,0 +1,91 @@
+"""The dialects' routes: whose body is it, the same score request as everybody's, its own answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sie_server.api import codec
+from sie_server.api.bodies import read_body, unless_gone
+from sie_server.api.dialects import EMBED, INFO, RERANK, dialect_of, tei
+from sie_server.api.dialects.dialect import answer_of, warning_header
+from sie_server.api.dialects.fields import Fields
+from sie_server.errors import InvalidInput
+from sie_server.serving.metrics import RequestTiming
+from sie_server.serving.service import Service
+
+
+async def rerank(request: Request) -> Response:
+    """POST to any path of `RERANK`"""
+    service, timing = _service(request), request.state.timing
+    body = await _body(request)
+    dialect = request.state.dialect = dialect_of(request.url.path, body)  # its errors, too
+    fields = Fields(body)
+    asked = dialect.read(fields)
+    fields.finish(strict=dialect.strict)
+    model = _model(request, asked.model)
+    try:
+        answer = await unless_gone(request, service.score(model, asked.request(), timing))
+    except InvalidInput as error:
+        raise InvalidInput(asked.in_their_words(error.message)) from None
+    written = answer_of(asked, answer, request.state.request_id)
+    return _json(dialect.write(written), timing, written.warnings)
+
+
+async def embed(request: Request) -> Response:
+    """POST /embed"""
+    service, timing = _service(request), request.state.timing
+    asked_model, encode, truncate = tei.read_embed(fields := Fields(await _body(request)))
+    model = _model(request, asked_model, "dense")
+    try:
+        answer = await unless_gone(request, service.encode(model, encode, timing))
+    except InvalidInput as error:
+        raise tei.embed_in_these_words(error) from None
+    vectors = tei.write_embed(answer, truncate)
+    return _json(vectors, timing, [*fields.warnings, *(answer.warnings or [])])
+
+
+async def info(request: Request) -> Response:
+    """GET /info"""
+    service = _service(request)
+    model = service.registry.info(_model(request, None))
+    return _json(tei.info(model, service.config), request.state.timing, [])
+
+
+ROUTES = [
+    *(Route(path, rerank, methods=["POST"]) for path in RERANK),
+    *(Route(path, embed, methods=["POST"]) for path in EMBED),
+    *(Route(path, info) for path in INFO),
+]
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    body = await read_body(request, _service(request).config.max_body_mb * 2**20)
+    return codec.decode(body, codec.JSON, dict[str, Any])
+
+
+def _model(request: Request, asked: str | None, output: str = "score") -> str:
+    """The model of the body, else the first `--model` that gives `output`; noted for the metrics."""
+    service = _service(request)
+    names = [value.partition("=")[0] for value in service.config.model]
+    model = asked or next((n for n in names if output in service.registry.info(n).outputs), None)
+    if model is None:
+        raise InvalidInput(
+            f"missing required field `model`: no --model of this server gives {output!r} - at `$.model`"
+        )
+    request.state.model = model
+    return model
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _json(written: Any, timing: RequestTiming, warnings: list[str]) -> Response:
+    headers = {**timing.headers(), **warning_header(warnings)}
+    return Response(msgspec.json.encode(written), media_type=codec.JSON, headers=headers)

@@ -1,0 +1,46 @@
+"""One server for all clients: a model that gives probabilities, one that gives logits, one that gives similarities."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import checkpoints
+import servers
+from questions import KEY
+from servers import Server
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks the network when it is imported
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    checkpoints.make_cross_encoder(root / "bert", "bert")
+    checkpoints.make_cross_encoder(root / "logit", "bert", seed=4)
+    identity = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.0.0"}
+    servers.edit_json(root / "logit" / "config.json", sentence_transformers=identity)
+    servers.make_encoder(root / "encoder")
+    return root
+
+
+def _arguments(root: Path) -> list[str]:
+    models = [f"--model=toy/{name}={root / name}" for name in ("bert", "logit", "encoder")]
+    return [*models, "--model=sie/mini-en", "--dtype=float32", "--batch-tokens=2048", "--max-body-mb=2"]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, checkpoint_dirs: Path) -> Iterator[Server]:
+    with servers.running(tmp_path_factory.mktemp("server"), *_arguments(checkpoint_dirs)) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory, checkpoint_dirs: Path) -> Iterator[Server]:
+    """The same with an API key."""
+    env = {"SIE_API_KEYS": f"web:infer:{KEY}"}
+    with servers.running(tmp_path_factory.mktemp("guarded"), *_arguments(checkpoint_dirs), env=env) as it:
+        yield it
