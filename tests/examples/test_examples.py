@@ -14,7 +14,7 @@ import pytest
 import two_stage
 from nbclient import NotebookClient
 
-import node
+import programs
 from servers import Server
 from sie_sdk import Item, SIEClient
 
@@ -78,10 +78,10 @@ def test_two_stages_as_a_program(server: Server) -> None:
 def test_two_stages_in_typescript(server: Server, tmp_path: Path, order: str) -> None:
     """It prints what the Python half prints, and each works on the database of the other."""
     folder = EXAMPLES / "two-stage"
-    npm = node.npm()
+    npm = programs.npm()
     if not (folder / "node_modules").is_dir():
-        node.missing("examples/two-stage has no node_modules (make installs them)")
-    node.run(npm, "run", "build", cwd=folder)
+        programs.missing("examples/two-stage has no node_modules (make installs them)")
+    programs.run(npm, "run", "build", cwd=folder)
 
     def encoded() -> float:
         return server.metric("sie_requests_total", route="encode", model=two_stage.ENCODER, status="200")
@@ -89,7 +89,7 @@ def test_two_stages_in_typescript(server: Server, tmp_path: Path, order: str) ->
     args = [DEMO[0]["text"], "--url", server.base_url, "--database", str(tmp_path / "passages.db")]
     halves = {
         "python": lambda: run("two-stage/two_stage.py", *args),
-        "typescript": lambda: node.run("node", "build/two_stage.js", *args, cwd=folder).splitlines(),
+        "typescript": lambda: programs.run("node", "build/two_stage.js", *args, cwd=folder).splitlines(),
     }
     before = encoded()
     lines = [halves[half]() for half in order.split()]

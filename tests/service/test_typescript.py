@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 import encoders
-import node
+import programs
 import servers
 from colbert_checkpoints import make_pylate
-from node import SDK, found, run
+from programs import SDK, found, run
 from servers import Server
 
 RERANKER, ENCODER, MINI = "BAAI/bge-reranker-v2-m3", "BAAI/bge-m3", "sie/mini-en"
@@ -29,7 +29,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="module")
 def npm() -> str:
-    return node.npm()
+    return programs.npm()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""Node for tests: the TypeScript client and its test scripts, built once per run.
+"""Programs that tests run: Node with the TypeScript client, curl, a browser.
 
-Without Node the tests that need it are skipped, but never in CI.
+Without them the tests that need them are skipped, but never in CI.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> st
 
 @functools.cache
 def npm() -> str:
-    """npm, once the client and its tests are built."""
+    """npm, once the client and its tests are built, which happens once per run."""
     path = found("npm", "npm")
     major = int(run(found("Node", "node"), "--version").strip("v\n").split(".")[0])
     if major < 20:
