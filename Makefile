@@ -59,5 +59,5 @@ $(DEV): $(RUN) requirements-dev.txt requirements-integrations.txt $(INTEGRATIONS
 	@touch $@
 
 # Not made where there is no Node: the TypeScript client is then neither checked nor tested, and every run says so.
-$(TYPESCRIPT_DEV): $(TYPESCRIPT)/package-lock.json
+$(TYPESCRIPT_DEV): $(TYPESCRIPT)/package-lock.json examples/two-stage/package-lock.json
 	@scripts/install typescript

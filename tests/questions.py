@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import checkpoints
 from servers import Server
 from sie_sdk import SIEClient
 
+Hits = list[tuple[int, float]]  # positions and scores, the best first
 PROBABILITY, LOGIT, SIMILARITY = "toy/bert", "toy/logit", "sie/mini-en"
 MODELS = (PROBABILITY, LOGIT, SIMILARITY)
 KEY = "integrations-5b1f70c2"
@@ -30,10 +32,10 @@ class Expected:
     order: list[int]
     scores: dict[int, float]
 
-    def check(self, hits: list[tuple[int, float]]) -> None:
-        assert [index for index, _ in hits] == self.order[: len(hits)]
+    def check(self, hits: Hits) -> None:
+        assert [index for index, _ in hits] == self.order[: len(hits)], (hits, self.order)
         for index, score in hits:
-            assert abs(score - self.scores[index]) <= 1e-6
+            assert abs(score - self.scores[index]) <= 1e-6, (index, score, self.scores[index])
 
 
 def expect(
@@ -50,12 +52,55 @@ def probabilities(model: str) -> dict[str, str]:
     return {} if model == SIMILARITY else {"normalize": "sigmoid"}
 
 
-def random_questions(count: int) -> list[tuple[str, list[str]]]:
+@dataclass(frozen=True)
+class Request:
+    """A question that can be asked in every dialect; `ids` and `top_n` where the caller gives them."""
+
+    model: str
+    query: str
+    texts: list[str]
+    ids: list[str] | None
+    top_n: int | None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The native route's, without `top_n`."""
+        items: list[dict[str, str]] = [{"text": text} for text in self.texts]
+        if self.ids:
+            items = [{"id": i, **item} for i, item in zip(self.ids, items, strict=True)]
+        return {"query": {"id": "q", "text": self.query}, "items": items}
+
+    def hits(self, scores: list[Any], item_id: str = "item_id") -> Hits:
+        """Positions and scores of a native answer's entries, known by the ids of the documents."""
+        names = self.ids or [f"item-{i}" for i in range(len(self.texts))]
+        assert [entry["rank"] for entry in scores] == list(range(len(scores)))
+        return [(names.index(entry[item_id]), entry["score"]) for entry in scores]
+
+
+UNUSUAL = [
+    "",
+    " ",
+    "雨が明日港に降る",
+    "🌧️ дождь завтра",
+    "مطر غدا",
+    "e\u0301 café",
+    "a\x00b",
+    '"\\\n\t</s>[SEP]',
+]
+
+
+def random_requests(count: int) -> list[Request]:
+    """1 to 20 documents each, some of them empty, unusual, long or twice the same."""
     rng = random.Random(11)
-    return [
-        (
-            checkpoints.random_text(rng, 6),
-            [checkpoints.random_text(rng, rng.randint(1, 40)) for _ in range(9)],
-        )
-        for _ in range(count)
-    ]
+
+    def text(words: int) -> str:
+        return rng.choice(UNUSUAL) if rng.random() < 0.2 else checkpoints.random_text(rng, words)
+
+    def request(number: int) -> Request:
+        texts = [text(rng.randint(1, 15)) for _ in range(rng.randint(1, 20))]
+        texts[-1] = rng.choice([*texts, LONG])
+        ids = [f"документ {i}" for i in range(len(texts))] if rng.random() < 0.5 else None
+        top_n = rng.randint(1, 25) if rng.random() < 0.5 else None
+        return Request(MODELS[number % len(MODELS)], text(6), texts, ids, top_n)
+
+    return [request(number) for number in range(count)]

@@ -14,6 +14,7 @@ import pytest
 import two_stage
 from nbclient import NotebookClient
 
+import programs
 from servers import Server
 from sie_sdk import Item, SIEClient
 
@@ -71,6 +72,29 @@ def test_two_stages_as_a_program(server: Server) -> None:
     lines = run("two-stage/two_stage.py", query, "--url", server.base_url, "--top", "3")
     assert len(lines) == 3
     assert re.fullmatch(r"1\. \d\.\d{3}  Coping with jet lag  \(was \d+\)", lines[0])
+
+
+@pytest.mark.parametrize("order", ["python typescript", "typescript python"])
+def test_two_stages_in_typescript(server: Server, tmp_path: Path, order: str) -> None:
+    """It prints what the Python half prints, and each works on the database of the other."""
+    folder = EXAMPLES / "two-stage"
+    npm = programs.npm()
+    if not (folder / "node_modules").is_dir():
+        programs.missing("examples/two-stage has no node_modules (make installs them)")
+    programs.run(npm, "run", "build", cwd=folder)
+
+    def encoded() -> float:
+        return server.metric("sie_requests_total", route="encode", model=two_stage.ENCODER, status="200")
+
+    args = [DEMO[0]["text"], "--url", server.base_url, "--database", str(tmp_path / "passages.db")]
+    halves = {
+        "python": lambda: run("two-stage/two_stage.py", *args),
+        "typescript": lambda: programs.run("node", "build/two_stage.js", *args, cwd=folder).splitlines(),
+    }
+    before = encoded()
+    lines = [halves[half]() for half in order.split()]
+    assert lines[0] == lines[1] and len(lines[0]) == 5
+    assert encoded() == before + 3  # the passages and two queries: what is stored is not encoded again
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import cohere
 import litellm
 import numpy as np
+import openai
 import pytest
 import voyageai
 from huggingface_hub import InferenceClient
@@ -16,6 +17,7 @@ from langchain_core.documents import Document
 
 from questions import KEY, MODELS, PROBABILITY, QUERY, TEXTS, expect, probabilities
 from servers import Server
+from sie_sdk import SIEClient
 
 MODEL = PROBABILITY
 
@@ -170,3 +172,17 @@ def test_huggingface_hub_embeds(server: Server) -> None:
     vectors = InferenceClient(f"{server.base_url}/embed", token=KEY).feature_extraction(TEXTS)
     assert vectors.shape[0] == len(TEXTS)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+# ── openai ──
+
+
+@pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}])
+def test_openai_embeds(server: Server, encoding: Any) -> None:
+    """It asks for base64 unless told otherwise, and decodes it."""
+    client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key=KEY)
+    answer = client.embeddings.create(model="toy/encoder", input=TEXTS, **encoding)
+    with SIEClient(server.base_url) as ours:
+        expected = ours.encode("toy/encoder", [{"text": text} for text in TEXTS])
+    found = [entry.embedding for entry in answer.data]
+    np.testing.assert_allclose(found, np.stack([one["dense"] for one in expected]), atol=1e-6)

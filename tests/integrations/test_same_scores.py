@@ -2,104 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from questions import LOGIT, MODELS, PROBABILITY, QUERY, TEXTS, expect, probabilities, random_questions
+from dialects import SPOKEN, nim, plain, score
+from questions import LOGIT, MODELS, PROBABILITY, QUERY, TEXTS, expect, probabilities
 from servers import Server
-
-Hits = list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """How a dialect asks, and where its answer has the hits."""
-
-    path: str
-    body: Callable[[str, list[str]], dict[str, Any]]
-    hits: Callable[[Any], list[dict[str, Any]]]
-    score: str = "relevance_score"
-    raw: bool = False
-    ordered: bool = True
-
-    def ask(
-        self, server: Server, model: str, query: str = QUERY, texts: list[str] = TEXTS, **more: Any
-    ) -> Any:
-        answer = server.post(self.path, {"model": model, **self.body(query, texts), **more})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def found(self, answer: Any) -> Hits:
-        return [(hit["index"], hit[self.score]) for hit in self.hits(answer)]
-
-
-def plain(query: str, texts: list[str]) -> dict[str, Any]:
-    return {"query": query, "documents": texts}
-
-
-def tei(query: str, texts: list[str]) -> dict[str, Any]:
-    return {"query": query, "texts": texts}
-
-
-def nim(query: str, texts: list[str]) -> dict[str, Any]:
-    return {"query": {"text": query}, "passages": [{"text": text} for text in texts], "truncate": "END"}
-
-
-def voyage(query: str, texts: list[str]) -> dict[str, Any]:
-    return {"query": query, "documents": texts, "truncation": True}
-
-
-def score(query: str, texts: list[str]) -> dict[str, Any]:
-    return {"queries": query, "documents": texts}
-
-
-def score_texts(query: str, texts: list[str]) -> dict[str, Any]:
-    return {"text_1": query, "text_2": texts}
-
-
-def results(answer: Any) -> Any:
-    return answer["results"]
-
-
-def data(answer: Any) -> Any:
-    return answer["data"]
-
-
-SPOKEN = {
-    "cohere v2": Spoken("/v2/rerank", plain, results),
-    "cohere v2, prefixed": Spoken("/cohere/v2/rerank", plain, results),
-    "cohere v1": Spoken("/cohere/v1/rerank", plain, results),
-    "cohere v1 or jina": Spoken("/v1/rerank", plain, results),
-    "jina": Spoken("/jina/v1/rerank", plain, results),
-    "voyage": Spoken("/v1/rerank", voyage, data),
-    "voyage, prefixed": Spoken("/voyage/v1/rerank", plain, data),
-    "infinity": Spoken("/infinity/rerank", plain, results),
-    "vllm rerank": Spoken("/rerank", plain, results),
-    "vllm rerank, v1": Spoken("/vllm/v1/rerank", plain, results),
-    "vllm rerank, v2": Spoken("/vllm/v2/rerank", plain, results),
-    "tei": Spoken("/rerank", tei, lambda answer: answer, "score"),
-    "tei, prefixed": Spoken("/tei/rerank", tei, lambda answer: answer, "score"),
-    "nim": Spoken("/v1/ranking", nim, lambda answer: answer["rankings"], "logit", raw=True),
-    "nim, prefixed": Spoken("/nim/v1/ranking", nim, lambda answer: answer["rankings"], "logit", raw=True),
-    "vllm score": Spoken("/score", score, data, "score", ordered=False),
-    "vllm score, v1": Spoken("/v1/score", score_texts, data, "score", ordered=False),
-    "vllm score, prefixed": Spoken("/vllm/score", score_texts, data, "score", ordered=False),
-}
 
 
 def options(model: str, raw: bool) -> dict[str, str]:
     return {"normalize": "none"} if raw else probabilities(model)
-
-
-def by_score(spoken: Spoken, hits: Hits) -> Hits:
-    """`/score` answers in the order of the documents."""
-    if spoken.ordered:
-        return hits
-    assert [index for index, _ in hits] == list(range(len(hits)))
-    return sorted(hits, key=lambda hit: -hit[1])
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -107,17 +20,9 @@ def by_score(spoken: Spoken, hits: Hits) -> Hits:
 def test_every_dialect_says_what_the_client_says(server: Server, name: str, model: str) -> None:
     spoken = SPOKEN[name]
     expected = expect(server, model, **options(model, spoken.raw))
-    hits = by_score(spoken, spoken.found(spoken.ask(server, model)))
+    hits = spoken.found(spoken.ask(server, model))
     expected.check(hits)
     assert len(hits) == len(TEXTS)
-
-
-@pytest.mark.parametrize("name", ["cohere v2", "jina", "voyage", "vllm rerank", "tei", "nim", "vllm score"])
-def test_many_questions(server: Server, name: str) -> None:
-    spoken = SPOKEN[name]
-    for query, texts in random_questions(12):
-        hits = by_score(spoken, spoken.found(spoken.ask(server, LOGIT, query, texts)))
-        expect(server, LOGIT, query, texts, **options(LOGIT, spoken.raw)).check(hits)
 
 
 @pytest.mark.parametrize("model", [PROBABILITY, LOGIT])
@@ -130,7 +35,7 @@ def test_raw_scores_are_logits(server: Server, model: str) -> None:
         ("vllm rerank", {"use_activation": False}),
     ):
         spoken = SPOKEN[name]
-        expected.check(by_score(spoken, spoken.found(spoken.ask(server, model, **body))))
+        expected.check(spoken.found(spoken.ask(server, model, **body)))
 
 
 # ── exactly these keys ──

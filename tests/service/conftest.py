@@ -33,3 +33,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[S
     args = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
     with servers.running(tmp_path_factory.mktemp("server"), *args, "--max-body-mb", str(MAX_BODY_MB)) as it:
         yield it
+
+
+@pytest.fixture(scope="session")
+def documented(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
+    """Serves the ids of the documentation."""
+    named = {"BAAI/bge-reranker-v2-m3": "toy/xlm-roberta", "BAAI/bge-m3": "toy/encoder"}
+    args = [f"--model={name}={models / path}" for name, path in named.items()]
+    folder = tmp_path_factory.mktemp("documented")
+    with servers.running(folder, *args, "--model=sie/mini-en", "--dtype=float32") as server:
+        yield server

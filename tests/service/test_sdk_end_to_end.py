@@ -1,4 +1,4 @@
-"""What the documentation shows, with the real client against the real server.
+"""What the documentation promises, with the real client against the real server (its samples are in test_samples).
 
 The models bear the ids of the documentation and are tiny: their answers are checked against each other, not for sense.
 """
@@ -10,14 +10,12 @@ import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-import servers
 import sie_sdk
 from checkpoints import WORDS
 from servers import Server
@@ -32,16 +30,6 @@ ITEMS = [
     Item(text="The weather forecast predicts rain tomorrow."),
     Item(text="Deep neural networks power modern ML systems."),
 ]
-
-
-@pytest.fixture(scope="module")
-def documented(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
-    """Serves the ids of the documentation."""
-    named = {RERANKER: models / "toy/xlm-roberta", ENCODER: models / "toy/encoder"}
-    args = [arg for name, path in named.items() for arg in ("--model", f"{name}={path}")]
-    folder = tmp_path_factory.mktemp("documented")
-    with servers.running(folder, *args, "--model", MINI, "--dtype", "float32") as server:
-        yield server
 
 
 @pytest.fixture

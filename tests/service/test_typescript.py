@@ -1,16 +1,14 @@
 """The TypeScript client (packages/sie-ts-sdk) against a real server: in Node, in Chromium, and as it is installed.
 
-Without Node or Chromium these tests are skipped, but never in CI.
+Without Node or Chromium these tests are skipped, but never in CI. That it gives the same scores as other clients is in
+tests/integrations.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,60 +16,20 @@ from pathlib import Path
 import pytest
 
 import encoders
+import programs
 import servers
-from checkpoints import random_text
 from colbert_checkpoints import make_pylate
+from programs import SDK, found, run
 from servers import Server
-from sie_sdk import SIEClient
 
-SDK = Path(__file__).parents[2] / "packages" / "sie-ts-sdk"
 RERANKER, ENCODER, MINI = "BAAI/bge-reranker-v2-m3", "BAAI/bge-m3", "sie/mini-en"
 KEY = "infer-91c3d7a05be2"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def found(what: str, *names: str) -> str:
-    """The path of the first of these programs."""
-    path = next((path for name in names if (path := shutil.which(name))), None)
-    if path is None:
-        missing(f"{what} is not installed")
-    return str(path)
-
-
-def missing(message: str) -> None:
-    """A machine without the tools may skip; CI may not."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{message}, and in CI these tests must run")
-    pytest.skip(message)
-
-
-def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> str:
-    """Run to the end; what it printed."""
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**servers.environment(cwd), **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def npm() -> str:
-    """npm, once the package and its tests are built."""
-    path = found("npm", "npm")
-    major = int(run(found("Node", "node"), "--version").strip("v\n").split(".")[0])
-    if major < 20:
-        missing(f"Node {major} is older than 20")
-    if not (SDK / "node_modules").is_dir():
-        missing("packages/sie-ts-sdk has no node_modules (make installs them)")
-    run(path, "run", "build")
-    run(path, "run", "build:test")
-    return path
+    return programs.npm()
 
 
 @pytest.fixture(scope="module")
@@ -116,28 +74,6 @@ def test_in_chromium(npm: str, client_env: dict[str, str], page_port: int) -> No
     browser = found("Chromium", *CHROMIUM)
     env = {**client_env, "CHROMIUM": browser, "PAGE_PORT": str(page_port)}
     assert re.search("^# pass [1-9]", run(npm, "run", "test:browser", env=env), re.M)
-
-
-def test_the_same_scores_as_the_python_client(
-    npm: str, guarded: Server, client_env: dict[str, str], tmp_path: Path
-) -> None:
-    rng = random.Random(11)
-    requests = [
-        {
-            "model": rng.choice([RERANKER, MINI]),
-            "query": {"text": random_text(rng, 5)},
-            "items": [{"id": f"d{i}", "text": random_text(rng, 12)} for i in range(rng.randint(1, 6))],
-        }
-        for _ in range(50)
-    ]
-    path = tmp_path / "requests.json"
-    path.write_text(json.dumps(requests), encoding="utf-8")
-    theirs = json.loads(run("node", "build/test/server/rank.js", str(path), env=client_env))
-    with SIEClient(guarded.base_url, api_key=KEY) as client:
-        for request, ranked in zip(requests, theirs, strict=True):
-            ours = client.score(**request)["scores"]
-            assert [entry["itemId"] for entry in ranked] == [entry["item_id"] for entry in ours]
-            assert [entry["score"] for entry in ranked] == pytest.approx([e["score"] for e in ours], abs=1e-6)
 
 
 @pytest.fixture(scope="module")

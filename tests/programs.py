@@ -1,0 +1,62 @@
+"""Programs that tests run: Node with the TypeScript client, curl, a browser.
+
+Without them the tests that need them are skipped, but never in CI.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import servers
+
+SDK = Path(__file__).parents[1] / "packages" / "sie-ts-sdk"
+
+
+def found(what: str, *names: str) -> str:
+    """The path of the first of these programs."""
+    path = next((path for name in names if (path := shutil.which(name))), None)
+    if path is None:
+        missing(f"{what} is not installed")
+    return str(path)
+
+
+def missing(message: str) -> None:
+    """A machine without the tools may skip; CI may not."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{message}, and in CI these tests must run")
+    pytest.skip(message)
+
+
+def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> str:
+    """Run to the end; what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**servers.environment(cwd), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@functools.cache
+def npm() -> str:
+    """npm, once the client and its tests are built, which happens once per run."""
+    path = found("npm", "npm")
+    major = int(run(found("Node", "node"), "--version").strip("v\n").split(".")[0])
+    if major < 20:
+        missing(f"Node {major} is older than 20")
+    if not (SDK / "node_modules").is_dir():
+        missing("packages/sie-ts-sdk has no node_modules (make installs them)")
+    run(path, "run", "build")
+    run(path, "run", "build:test")
+    return path
