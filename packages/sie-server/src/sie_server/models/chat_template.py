@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sie_server.models.spec import UnsupportedCheckpoint, read_json
+from sie_server.models.spec import UnsupportedCheckpoint, inside, read_json
 from sie_server.templates import PLACEHOLDER, RerankTemplate, parse_template
 
 # private-use characters, which no template has; the spaces show whether the template strips what it is given
@@ -33,7 +33,7 @@ def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTempl
         raise UnsupportedCheckpoint(
             f"modules.json has {', '.join(sorted(folders))}; a causal reranker has Transformer and LogitScore"
         )
-    answer = read_json(directory / str(folders["LogitScore"]) / "config.json")
+    answer = read_json(inside(directory, str(folders["LogitScore"])) / "config.json")
     if not isinstance(answer.get("true_token_id"), int):
         raise UnsupportedCheckpoint("the LogitScore module names no true_token_id")
     source = _chat_template(directory)

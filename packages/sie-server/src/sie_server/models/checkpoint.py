@@ -33,6 +33,7 @@ from sie_server.models.spec import (
     ModuleSpec,
     Pooling,
     UnsupportedCheckpoint,
+    inside,
     read_json,
 )
 from sie_server.models.table import ARCHITECTURES, COMPAT, family_of
@@ -166,7 +167,7 @@ def _sentence_transformers_spec(
     modules: list[ModuleSpec] = []
     for module in read_json(directory / "modules.json", list):
         try:
-            name, folder = str(module["type"]), directory / module["path"]
+            name, folder = str(module["type"]), inside(directory, module["path"])
         except (KeyError, TypeError) as error:
             raise UnsupportedCheckpoint(
                 f"modules.json has an entry without type and path: {error!r}"

@@ -8,7 +8,7 @@ project its pooled vector in the same way. Everything is computed in fp32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from sie_server.models.spec import (
     ModuleSpec,
     NormSpec,
     UnsupportedCheckpoint,
+    inside,
     read_json,
 )
 
@@ -52,10 +53,7 @@ def read_module(directory: Path, kind: str, folder: str) -> ModuleSpec:
     Raises:
         UnsupportedCheckpoint: it lacks a field, or says something we do not serve.
     """
-    path = PurePosixPath(folder)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise UnsupportedCheckpoint(f"modules.json names the folder {folder!r}, outside the checkpoint")
-    config = read_json(directory / folder / "config.json")
+    config = read_json(inside(directory, folder) / "config.json")
     try:
         return MODULES[kind](folder, config)
     except KeyError as missing:

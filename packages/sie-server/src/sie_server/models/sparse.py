@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.layers import ACTIVATIONS, LayerNorm, Linear, Weights
-from sie_server.models.spec import BackboneSpec, EmbeddingSpec, UnsupportedCheckpoint, read_json
+from sie_server.models.spec import BackboneSpec, EmbeddingSpec, UnsupportedCheckpoint, inside, read_json
 
 M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")
 SPECIAL = ("cls_token", "eos_token", "pad_token", "unk_token")  # what FlagEmbedding drops from sparse vectors
@@ -86,7 +86,7 @@ def splade_module(directory: Path) -> dict[str, Any] | None:
         return {} if masked else None
     for module in read_json(path, list):
         if isinstance(module, dict) and str(module.get("type", "")).endswith(".SpladePooling"):
-            config: dict[str, Any] = read_json(directory / str(module["path"]) / "config.json")
+            config: dict[str, Any] = read_json(inside(directory, str(module["path"])) / "config.json")
             return config
     return None
 

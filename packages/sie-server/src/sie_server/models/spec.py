@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from sie_server.templates import RerankTemplate
@@ -231,6 +231,18 @@ class ModelSpec:
         if "sparse" in sizes:
             sizes["sparse"] = self.backbone.vocab_size
         return sizes
+
+
+def inside(directory: Path, folder: str) -> Path:
+    """A folder that modules.json names; only those of the checkpoint itself are read.
+
+    Raises:
+        UnsupportedCheckpoint: it is somewhere else.
+    """
+    path = PurePosixPath(folder)
+    if path.is_absolute() or ".." in path.parts:
+        raise UnsupportedCheckpoint(f"modules.json names the folder {folder!r}, outside the checkpoint")
+    return directory / path
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
