@@ -410,7 +410,10 @@ def test_a_body_just_below_the_limit_is_read(server: Server) -> None:
 def test_a_chunked_body_below_the_limit_is_read(server: Server) -> None:
     chunks = (WHOLE_JSON[i : i + 7] for i in range(0, len(WHOLE_JSON), 7))
     answer = httpx.post(f"{server.base_url}/v1/score/{BERT}", content=chunks, headers={"accept": JSON})
-    assert answer.json() == server.post(f"/v1/score/{BERT}", GOOD).json()
+    found, expected = answer.json(), server.post(f"/v1/score/{BERT}", GOOD).json()
+    scores, wanted = ([entry["score"] for entry in given["scores"]] for given in (found, expected))
+    assert found["usage"] == expected["usage"]
+    assert scores == pytest.approx(wanted, abs=1e-6)  # the bystander may be in the same batch
 
 
 # ── a model that is broken ──
