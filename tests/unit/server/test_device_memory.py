@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +56,50 @@ def test_a_loaded_model_keeps_nothing_of_the_file(tmp_path: Path, name: str) -> 
         file.write(bytes(size))
     assert engine.run(works) == before
     assert str(directory) not in Path("/proc/self/maps").read_text() or name.endswith(".bin")
+
+
+FREED_ON_TOP = """
+import ctypes, threading
+from sie_server.engine.memory import freeing
+
+libc, size = ctypes.CDLL(None), 30 * 2**20
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+statm = open("/proc/self/statm", "rb", buffering=0)
+
+def resident():
+    statm.seek(0)
+    return int(statm.read().split()[1]) * 4096
+
+def work():  # on a thread, whose heap is not the process's first
+    for _ in range(3):  # the first time something small comes to lie above the block
+        with freeing():
+            pass
+        block = libc.malloc(size)
+        ctypes.memset(block, 1, size)
+        full = resident()
+        libc.free(block)
+        libc.malloc_trim(0)
+        kept = resident()
+        with freeing():
+            pass
+        end = resident()
+    print(full - kept, full - end)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone keeps the top of a heap")
+def test_what_is_free_on_top_of_a_threads_heap_goes_back() -> None:
+    """30 MiB that were freed: the C library keeps them, even when told to trim; `freeing` gives them back."""
+    ran = subprocess.run(
+        [sys.executable, "-c", FREED_ON_TOP], capture_output=True, text=True, timeout=120, check=True
+    )
+    trimmed, freed = (int(figure) / 2**20 for figure in ran.stdout.split())
+    assert trimmed < 5
+    assert freed > 25
 
 
 def test_measuring_goes_in_steps_of_one_pass(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sie_server.models.spec import UnsupportedCheckpoint
 # of what the device has; the rest is for activations, the document cache and everybody else
 CPU_SHARE, CUDA_SHARE = 0.7, 0.8
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+LOOKED_AT = 100 * 2**10  # bytes; glibc looks at the top of a heap when more than 64 KiB are freed in it
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -66,8 +67,9 @@ def freeing() -> Iterator[None]:
     """What is dropped in this block goes back to the system at its end; torch and the C library would keep it.
 
     glibc keeps up to 64 MiB of free memory on top of every thread's heap, which `malloc_trim` does not touch; it is
-    returned only when something next to it is freed while the limit is low. Afterwards the limits are those that glibc
-    itself arrives at in a process that frees large blocks.
+    returned only when something large is freed in that heap while the limit is low. That is done here for the heap of
+    this thread, which is the one that reads checkpoints. Afterwards the limits are those that glibc itself arrives at
+    in a process that frees large blocks.
     """
     glibc = _glibc()
     if glibc:
@@ -80,10 +82,15 @@ def freeing() -> Iterator[None]:
             torch.cuda.empty_cache()
         if glibc:
             glibc.malloc_trim(0)
+            glibc.free(glibc.malloc(LOOKED_AT))
             glibc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
             glibc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
 
 
 def _glibc() -> ctypes.CDLL | None:
     library = ctypes.CDLL(None)
-    return library if hasattr(library, "gnu_get_libc_version") else None
+    if not hasattr(library, "gnu_get_libc_version"):
+        return None
+    library.malloc.restype = ctypes.c_void_p
+    library.free.argtypes = (ctypes.c_void_p,)
+    return library
