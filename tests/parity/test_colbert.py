@@ -350,3 +350,18 @@ def test_bf16_ranks_as_fp32(case: Case) -> None:
         e.tokenize_score(case.queries[4], case.documents, case.limit) for e in (coarse, case.engine)
     )
     assert kendalltau(scored(coarse, job), scored(case.engine, exact)).statistic >= 0.8
+
+
+def test_what_is_not_finite_in_one_text_stays_there(tmp_path: Path) -> None:
+    """LFM2's convolution looks at rows before a text's first; they are another's, and count as 0 whatever they hold."""
+    engine = Engine(make_pylate(tmp_path / "model", "lfm2"), device="cpu", dtype="float32")
+    bad, good = (
+        engine.tokenize_encode([text], ("multivector",), 64)
+        for text in ("rain falls tomorrow harbour", "stars burn hydrogen")
+    )
+    [alone] = engine.run(good.work)
+    broken = set(bad.work[0].tokens.ids.tolist()) - set(good.work[0].tokens.ids.tolist())
+    engine._forward.backbone.words[list(broken)] = float("inf")  # type: ignore[union-attr]
+    first, second = engine.run([*bad.work, *good.work])
+    assert not np.isfinite(first["multivector"]).all()
+    np.testing.assert_allclose(second["multivector"], alone["multivector"], atol=1e-5, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from decoder_cases import LIMIT, TOLERANCE, Case, ids_of, in_order, make_case
 from decoder_checkpoints import DECODERS, make_decoder
+from sie_server.engine import forward
 from sie_server.engine.engine import Engine
 from sie_server.models import gemma2
 
@@ -96,6 +98,26 @@ def test_requests_mixed_over_several_batches_keep_their_scores(case: Case) -> No
         np.testing.assert_allclose(
             job.results, logits_of(case.engine, query, case.documents[:20]), atol=TOLERANCE, rtol=0
         )
+
+
+def test_a_caller_who_hangs_up_in_the_middle_of_a_pass_costs_the_others_nothing(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job lets go of the shared start; the pass, which others are in as well, goes on with it."""
+    stays, leaves = (case.engine.tokenize_score(q, case.documents[:9], LIMIT) for q in (case.query, "rain"))
+    assert stays.prefix and leaves.prefix
+    passes, compute = [], forward.compute_prefixes
+
+    def then_leave(*args: Any) -> None:
+        compute(*args)
+        passes.append(leaves.release())
+
+    monkeypatch.setattr(forward, "compute_prefixes", then_leave)
+    results = case.engine.run([*stays.work, *leaves.work])
+    monkeypatch.undo()
+    expected = logits_of(case.engine, case.query, case.documents[:9])
+    np.testing.assert_allclose(in_order(stays, results[: len(stays.work)]), expected, atol=TOLERANCE, rtol=0)
+    assert len(passes) == 1 and leaves.prefix and not leaves.prefix.layers and len(leaves.prefix)
 
 
 def test_an_instruction_is_read_where_the_model_takes_one(case: Case) -> None:

@@ -351,6 +351,19 @@ def test_a_shutdown_does_not_wait_longer_than_it_was_told(folder: Path) -> None:
         assert server.process.wait(45) == 0
 
 
+def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Path) -> None:
+    stuck = folder / "hanging" / "stuck"
+    stuck.mkdir(parents=True)
+    os.mkfifo(stuck / "config.json")  # whoever reads it waits for ever
+    args = ["--models-dir", str(stuck.parent), "--load-wait-s", "0.2", "--drain-s", "1"]
+    with servers.running(folder, *args) as server:
+        answer = server.post("/v1/score/stuck", {"query": {"text": "a"}, "items": [{"text": "b"}]})
+        assert (answer.status_code, answer.json()["code"]) == (503, "MODEL_LOADING")
+        assert server.score(MINI, "when does rain fall", ["rain falls"])["scores"]
+        assert server.signal_and_wait(within=60) == 0
+    assert "it is given up" in server.log
+
+
 # ── callers that go away, and too many of them ──
 
 

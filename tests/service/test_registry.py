@@ -24,6 +24,7 @@ import checkpoints
 import inprocess
 import servers
 from inprocess import scores, until
+from sie_server.engine.engine import Engine
 from sie_server.errors import (
     Conflict,
     InvalidInput,
@@ -33,6 +34,7 @@ from sie_server.errors import (
     ResourceExhausted,
     SIEError,
 )
+from sie_server.serving import loading
 from sie_server.serving.service import Service
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
@@ -144,6 +146,27 @@ async def test_what_was_set_aside_is_what_it_holds(made: Path) -> None:
         assert answer.memory_bytes == pytest.approx(size_of(made / "a") * MIB, rel=0.02)
         assert metric(service, "sie_model_memory_bytes", model="a") == answer.memory_bytes
         assert (answer.state, answer.source, answer.pinned) == ("loaded", str(made / "a"), False)
+
+
+async def test_downloads_keep_no_local_model_waiting(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, fetch = threading.Event(), loading.fetch
+
+    def slow(source: str, **how: Any) -> Path:
+        if not source.startswith("/"):
+            gate.wait(30)
+        return fetch(source, **how)
+
+    monkeypatch.setattr(loading, "fetch", slow)
+    names = [f"hub/{i}" for i in range(loading.DOWNLOADS + 1)]
+    local = f"local={made / 'a'}"
+    async with serving(model=(local, *names), load_wait_s=20) as service:
+        downloads = [asyncio.create_task(ask(service, name)) for name in names]
+        await asyncio.sleep(0.05)
+        assert len(await ask(service, "local")) == len(TEXTS)
+        assert not any(task.done() for task in downloads)
+        gate.set()
+        failures = await asyncio.gather(*downloads, return_exceptions=True)
+        assert {type(failure) for failure in failures} == {ModelLoadFailed}
 
 
 async def test_a_failed_load_cools_down_and_concerns_nobody_else(made: Path) -> None:
@@ -279,6 +302,40 @@ async def test_unloading_waits_for_requests_and_frees_the_engine(made: Path) -> 
         assert (await service.unload("a")).state == "available"
 
 
+async def test_unloading_waits_for_a_pass_whose_caller_has_gone(made: Path) -> None:
+    """There is no lease any more, but the device still works with the weights; they are freed after that."""
+    async with serving(models_dir=str(made)) as service:
+        await ask(service, "a")
+        started, gate, engines = threading.Event(), threading.Event(), []
+
+        def hold(engine: Engine) -> None:
+            engines.append(weakref.ref(engine))
+            run = engine.run
+
+            def held(works: list[Any]) -> list[Any]:
+                started.set()
+                gate.wait(30)
+                return run(works)
+
+            engine.run = held  # type: ignore[method-assign]
+
+        async with service.registry.lease("a") as (engine, _):
+            hold(engine)
+            del engine
+        caller = asyncio.create_task(ask(service, "a"))
+        await asyncio.to_thread(started.wait, 30)
+        caller.cancel()
+        await asyncio.wait([caller])
+        unloading = asyncio.create_task(service.unload("a"))
+        await asyncio.sleep(0.1)
+        assert not unloading.done() and engines[0]() is not None
+        gate.set()
+        await unloading
+        del caller  # its traceback has the engine
+        gc.collect()
+        assert engines[0]() is None
+
+
 # ── swaps ──
 
 
@@ -291,7 +348,8 @@ async def test_swapping_under_load_mixes_nothing(made: Path, batch_tokens: int, 
         versions = {"a": await ask(service)}
         await service.swap("m", str(made / "b"))
         versions["b"] = await ask(service)
-        assert all(abs(a - b) > 0.1 for a, b in zip(*versions.values(), strict=True))
+        # random models over a tokenizer whose training is not the same every time: some texts differ by little
+        assert all(abs(a - b) > 10 * max(tolerance, 1e-4) for a, b in zip(*versions.values(), strict=True))
 
         def same(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
             return all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from checkpoints import make_cross_encoder
 from colbert_checkpoints import make_pylate
 from sie_server.engine.calibration import calibration
 from sie_server.engine.engine import BATCH_SIZES, Engine
+from sie_server.engine.job import Work
 from sie_server.engine.memory import automatic_budget, needed_bytes
 from sie_server.engine.weights import Tally
 
@@ -108,6 +110,28 @@ def test_measuring_goes_in_steps_of_one_pass(tmp_path: Path) -> None:
     assert passes >= len(BATCH_SIZES["cpu"])
     assert engine.batch_tokens in BATCH_SIZES["cpu"]
     assert engine.tokens_per_second > 0
+
+
+@pytest.mark.parametrize("fits", [0, 1, 2])
+def test_batches_that_do_not_fit_are_not_chosen(
+    tmp_path: Path, fits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is nearly full still serves."""
+    engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device="cpu", dtype="float32")
+    run, most = Engine.run, BATCH_SIZES["cpu"][fits]
+
+    def run_what_fits(self: Engine, works: list[Work]) -> list[Any]:
+        if sum(len(work.tokens) for work in works) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, works)
+
+    monkeypatch.setattr(Engine, "run", run_what_fits)
+    for _ in calibration(engine, 0.2):
+        pass
+    assert engine.batch_tokens in BATCH_SIZES["cpu"][: fits + 1]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):  # the smallest one has to
+        list(calibration(engine, 0.2))
 
 
 def test_the_budget_without_one() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec import UNSET
 
+import inprocess
 from checkpoints import random_text
 from colbert_checkpoints import make_pylate
 from sie_server.catalog import EMBEDDED
@@ -18,6 +21,8 @@ from sie_server.engine.document_cache import ENTRY_BYTES, CachedDocument, Docume
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job
 from sie_server.models.late_interaction import DocumentVectors
+from sie_server.serving.metrics import RequestTiming
+from sie_server.wire import Item, ScoreRequest
 
 SIZE = 4 * 4 * 10 + ENTRY_BYTES  # bytes of `entry()`
 
@@ -136,6 +141,25 @@ def test_a_cached_window_says_nothing_of_its_document(directory: Path) -> None:
         assert len(job.known) == known
         assert job.truncated == [most == 2] * len(job.truncated)
         assert all(isinstance(score, float) for score in run(engine, job))
+
+
+async def test_a_text_that_the_caller_had_shortened_is_whole_for_others(directory: Path) -> None:
+    long = "rain falls over the harbour and nobody reads contracts"
+    async with inprocess.serving(model=(f"m={directory}",), document_cache_mb=16) as service:
+
+        async def ask(text: str, **options: Any) -> Any:
+            request = ScoreRequest(Item(text="when does rain fall"), [Item(text=text)], options=options)
+            return (await service.score("m", request, RequestTiming())).scores[0].truncated
+
+        await service.load("m")
+        async with service.registry.lease("m") as (engine, _):
+            [short], [cut] = engine.shorten([long], 5)
+        assert cut
+        assert await ask(long, max_document_tokens=5) is True
+        assert await ask(short) is UNSET
+        assert await ask(short, long_document="refuse") is UNSET
+        assert await ask(long, max_document_tokens=5) is True
+    assert service.documents and service.documents.hits == 3
 
 
 def test_a_cached_document_does_not_keep_its_batch_alive(directory: Path) -> None:

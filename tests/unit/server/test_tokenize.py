@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from checkpoints import FAMILIES, SPECIAL_TOKENS, WORDS, bert_tokenizer, random_text, xlm_roberta_tokenizer
 from sie_server.engine.tokenize import TextTokenizer
+from sie_server.errors import InvalidInput
 from sie_server.models.spec import UnsupportedCheckpoint
 
 
@@ -97,6 +98,20 @@ def test_special_tokens_around_a_text_come_from_the_file(both: tuple[TextTokeniz
     [tokens], _ = ours.singles(["rain"], 32)
     assert tokens.ids.tolist() == plain.encode("rain").ids
     assert tokens.ids.dtype == np.int32
+
+
+def test_a_text_that_gives_no_token_at_all_is_refused(tmp_path: Path) -> None:
+    """Of a tokenizer that adds none of its own: a sequence of no tokens would be read out at its neighbour's."""
+    plain = bert_tokenizer()
+    plain.post_processor = None
+    plain.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer(tmp_path, token_types=False)
+    assert [len(tokens) for tokens in tokenizer.singles(["rain"], 32)[0]] == [1]
+    for texts in ([""], ["rain", " "]):
+        with pytest.raises(InvalidInput, match="a text is empty"):
+            tokenizer.singles(texts, 32)
+    with pytest.raises(InvalidInput, match="a text is empty"):
+        tokenizer.pairs("", [""], 32)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"version": "1.0"}'])

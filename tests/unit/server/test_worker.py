@@ -126,7 +126,49 @@ async def test_a_call_runs_between_batches_and_its_error_comes_back(worker: Devi
         await worker.call(lambda: 1 // 0)
 
 
+async def test_calls_do_not_keep_batches_out(worker: DeviceWorker) -> None:
+    gate, order = threading.Event(), list[str]()
+
+    class NotingEngine(LengthEngine):
+        def run(self, works: list[Work]) -> list[Any]:
+            order.append("batch")
+            return super().run(works)
+
+    first = asyncio.create_task(worker.call(lambda: gate.wait(30)))
+    calls = [asyncio.create_task(worker.call(lambda: order.append("call"))) for _ in range(5)]
+    waiting = asyncio.create_task(run(worker, NotingEngine(), job_of(4)))
+    await asyncio.sleep(0.05)
+    gate.set()
+    await asyncio.gather(first, *calls, waiting)
+    assert order.index("batch") <= 1
+
+
+async def test_a_sequence_without_tokens_is_run_all_the_same(worker: DeviceWorker) -> None:
+    assert await asyncio.wait_for(run(worker, LengthEngine(), job_of(0)), 30) == [0]
+
+
 async def test_a_closed_worker_takes_nothing(worker: DeviceWorker) -> None:
     await asyncio.to_thread(worker.close)
     with pytest.raises(QueueFull):
         await run(worker, LengthEngine(), job_of(3))
+    with pytest.raises(QueueFull):
+        await worker.call(lambda: None)
+
+
+async def test_who_waits_when_the_worker_closes_is_told(worker: DeviceWorker) -> None:
+    engine = LengthEngine(batch_tokens=10)
+    engine.gate.clear()
+    running = asyncio.create_task(run(worker, engine, job_of(10)))
+    await asyncio.sleep(0.05)
+    waiting = [
+        asyncio.create_task(run(worker, engine, job_of(10))),
+        asyncio.create_task(worker.call(lambda: None)),
+    ]
+    await asyncio.sleep(0.05)
+    closing = asyncio.create_task(asyncio.to_thread(worker.close))
+    await asyncio.sleep(0.05)
+    engine.gate.set()
+    assert await running == [10]
+    await closing
+    told = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+    assert [type(error) for error in told] == [QueueFull, QueueFull]

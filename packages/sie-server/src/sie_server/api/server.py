@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +17,10 @@ import uvicorn
 from sie_server.api.app import create_app
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
+from sie_server.serving.loading import LOADING_THREADS
 
 log = logging.getLogger("sie_server.api")
+LOOK_S = 0.2
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
@@ -77,6 +82,20 @@ def serve(config: ServerConfig) -> None:
         listener.close()
     if failures:
         raise StartFailed(failures[0].message)
+    _leave_what_still_loads()
+
+
+def _leave_what_still_loads() -> None:
+    """End the process now if a download or load is running: Python would wait for its thread, however long it takes."""
+    busy = [thread for thread in threading.enumerate() if thread.name.startswith(LOADING_THREADS)]
+    for thread in busy:
+        thread.join(LOOK_S)  # an idle one ends at once
+    if any(thread.is_alive() for thread in busy):
+        log.warning("a download or load is not over; it is given up")
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
+from sie_server.engine.device import out_of_memory
 from sie_server.engine.engine import BATCH_SIZES, Engine
 from sie_server.engine.job import Work, build_job
 from sie_server.models.packed import Tokens
@@ -27,15 +27,27 @@ def calibration(engine: Engine, seconds: float = 1.5) -> Iterator[None]:
     sizes, spent = BATCH_SIZES[engine.device.type], 0.0
     _measure(engine, sizes[0])  # the first pass lays out weights and warms up
     rates = dict.fromkeys(sizes, 0.0)
-    for size in itertools.cycle(sizes):
-        yield
-        rate = _measure(engine, size)
-        rates[size] = max(rates[size], rate)
-        spent += size / rate
-        if spent > seconds:
-            break
+    while spent <= seconds:
+        for size in list(rates):
+            yield
+            rate = _measure_if_it_fits(engine, size, smallest=sizes[0])
+            if rate is None:
+                rates = {other: found for other, found in rates.items() if other < size}
+                break
+            rates[size] = max(rates[size], rate)
+            spent += size / rate
     engine.tokens_per_second = max(rates.values())
     engine.batch_tokens = min(size for size, rate in rates.items() if rate >= 0.97 * engine.tokens_per_second)
+
+
+def _measure_if_it_fits(engine: Engine, tokens: int, smallest: int) -> float | None:
+    """As `_measure`; None where the device has too little memory, unless that is for the smallest batch."""
+    try:
+        return _measure(engine, tokens)
+    except Exception as error:
+        if tokens == smallest or not out_of_memory(error):
+            raise
+        return None
 
 
 def _measure(engine: Engine, tokens: int) -> float:

@@ -209,6 +209,6 @@ class ColbertReader:
             work = works[place]
             if self._cache and work.key:
                 vectors = DocumentVectors(parts[place].clone())
-                document = CachedDocument(vectors, job.truncated[work.index], len(work.tokens))
+                document = CachedDocument(vectors, work.cut, len(work.tokens))
                 self._cache.put(work.key, document)
         return maxsim(query, [DocumentVectors(parts[place]) for place in places], None)

@@ -52,11 +52,13 @@ class Forward:
         return results
 
     def _run(self, works: list[Work], depth: int | None) -> list[Any]:
-        prefixes, pack = [work.job.prefix for work in works], partial(self._pack, depth=depth)
+        pack = partial(self._pack, depth=depth)
+        # taken once: a job whose caller hangs up in the middle of the pass lets go of its own
+        prefixes, under = [work.job.prefix for work in works], [work.job.changes for work in works]
         if any(prefixes):
             assert isinstance(self.backbone, Decoder)
-            compute_prefixes(self.backbone, list(dict.fromkeys(work.job for work in works)), pack)
-        under = [work.job.changes for work in works]
+            own = {id(prefix): (prefix, changes) for prefix, changes in zip(prefixes, under, strict=True)}
+            compute_prefixes(self.backbone, own.values(), pack)
         batch = pack([work.tokens for work in works], under, prefixes)
         with applied(batch):
             hidden = self.backbone.forward(batch, self.reader.readout)

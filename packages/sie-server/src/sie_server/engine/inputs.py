@@ -129,7 +129,7 @@ def _cached_job(keys: list[bytes], read: Callable[[list[int]], Sequences], cache
     job = build_job(("score",), sequences, cut)
     job.copies = {missing[i]: [missing[copy] for copy in copies] for i, copies in job.copies.items()}
     for work in job.work:
-        work.index = missing[work.index]
+        work.cut, work.index = cut[work.index], missing[work.index]
         work.key = keys[work.index]
     job.results = [None] * len(keys)
     job.truncated = [document.truncated if document else False for document in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ class Work:
     index: int
     job: Job
     key: bytes | None = None  # under which a document's vectors are to be cached
+    cut: bool = False  # the text of `key` has more tokens; kept with its vectors
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ class Job:
         return read + self.known_tokens
 
     def release(self) -> None:
-        """Let go of what the job keeps on the device; a batch that still runs has its own hold on it.
+        """Let go of what the job keeps on the device; a batch that still runs goes on with what it took.
 
         Works and job refer to each other, so without this a prefix would stay until the garbage collector comes by.
         """
         if self.prefix:
-            self.prefix.layers = []
+            self.prefix = replace(self.prefix, layers=[])
 
 
 def build_job(outputs: tuple[str, ...], sequences: list[Tokens], truncated: list[bool]) -> Job:

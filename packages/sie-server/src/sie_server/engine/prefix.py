@@ -5,11 +5,10 @@ Scores are those of the whole prompts: in causal attention nothing before the do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from sie_server.engine.job import Job
 from sie_server.models.causal import Prefix
 from sie_server.models.decoder import Decoder
 from sie_server.models.lora import Changes, applied
@@ -31,13 +30,15 @@ def share_prefix(sequences: Sequence[Tokens]) -> tuple[Prefix | None, list[Token
 
 
 def compute_prefixes(
-    decoder: Decoder, jobs: Sequence[Job], pack: Callable[[list[Tokens], list[Changes | None]], PackedBatch]
+    decoder: Decoder,
+    prefixes: Iterable[tuple[Prefix | None, Changes | None]],
+    pack: Callable[[list[Tokens], list[Changes | None]], PackedBatch],
 ) -> None:
-    """Put the prefixes of `jobs` through the model that have not been yet; their states stay with the jobs.
+    """Put those `prefixes` through the model that have not been yet, each under its adapter, and keep their states.
 
-    The jobs are of one depth, and `pack` knows it.
+    They are of jobs of one depth, and `pack` knows it.
     """
-    missing = [(job.prefix, job.changes) for job in jobs if job.prefix and not job.prefix.layers]
+    missing = [(prefix, under) for prefix, under in prefixes if prefix and not prefix.layers]
     if not missing:
         return
     batch = pack([Tokens(prefix.ids, len(prefix)) for prefix, _ in missing], [under for _, under in missing])

@@ -93,8 +93,7 @@ class VectorReader:
         if self._cache and work.key:
             rows = slice(batch.starts[packed], batch.starts[packed] + batch.lengths[packed])
             vectors = DocumentVectors(tokens[rows].clone(), pooled[packed].clone())
-            cut = work.job.truncated[work.index]
-            self._cache.put(work.key, CachedDocument(vectors, cut, len(work.tokens)))
+            self._cache.put(work.key, CachedDocument(vectors, work.cut, len(work.tokens)))
 
     def _scores(self, job: Job, pooled: Tensor, tokens: Tensor, batch: PackedBatch) -> list[float]:
         query, weight = job.query_vectors, self._spec.dense_weight

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
+from sie_server.errors import InvalidInput
 from sie_server.models.packed import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
@@ -134,7 +135,7 @@ class TextTokenizer:
 
     def pair(self, head: Ids, document: Ids) -> Tokens:
         """A whole pair; with token types, type 1 starts at the document."""
-        ids = np.concatenate((head, document, self._pair.suffix))
+        ids = _not_empty(np.concatenate((head, document, self._pair.suffix)))
         return Tokens(ids, len(head) if self._pair.typed else len(ids))
 
     def singles(
@@ -157,7 +158,7 @@ class TextTokenizer:
         prefix, suffix = self._single.prefix, self._single.suffix
         if marker is not None:
             prefix = np.concatenate((prefix[:1], _ids([marker]), prefix[1:]))
-        ids = np.concatenate((prefix, text, suffix))
+        ids = _not_empty(np.concatenate((prefix, text, suffix)))
         return Tokens(ids, len(ids))
 
     def encode_with_spans(
@@ -232,6 +233,15 @@ def _find(ids: list[int], word: list[int], start: int) -> int:
         if word and ids[at : at + len(word)] == word:
             return at
     raise UnsupportedCheckpoint("tokenizer.json's post-processor does not keep the texts in order")
+
+
+def _not_empty(ids: Ids) -> Ids:
+    if not len(ids):
+        raise InvalidInput(
+            "a text is empty, and this model's tokenizer adds no tokens of its own, so there is nothing to read; "
+            "send at least one word"
+        )
+    return ids
 
 
 def _ids(values: list[int]) -> Ids:

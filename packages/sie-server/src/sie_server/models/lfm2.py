@@ -120,7 +120,8 @@ class _View:
 
     def before(self, x: Tensor, back: int) -> Tensor:
         """[rows, hidden]: what stands `back` rows before each row of x in its sequence; nothing is 0."""
-        return x.roll(back, 0) * (self.batch.positions >= back)[:, None]
+        # filled, not multiplied by 0: what is not finite in another sequence stays there
+        return x.roll(back, 0).masked_fill((self.batch.positions < back)[:, None], 0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[rows, heads or key heads, dim] each → [rows, heads * dim]; a row sees itself and those before it."""

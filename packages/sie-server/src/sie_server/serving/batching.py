@@ -66,6 +66,9 @@ class TokenQueue:
     def tokens_waiting(self) -> int:
         return sum(ticket.tokens_waiting for ticket in self._tickets)
 
+    def __bool__(self) -> bool:
+        return bool(self._tickets)
+
     def admit(self, ticket: Ticket) -> None:
         """Let a job in.
 
@@ -100,6 +103,11 @@ class TokenQueue:
         """Forget what is left of a job (its caller has gone, or part of it failed)."""
         if ticket in self._tickets:
             self._tickets.remove(ticket)
+
+    def clear(self) -> list[Ticket]:
+        """Forget everything; what was waiting."""
+        waiting, self._tickets = self._tickets, []
+        return waiting
 
     def take(self) -> Batch | None:
         """The next batch, or None when nothing waits; never waits for more to come."""

@@ -1,7 +1,7 @@
 """Bringing up one version: fetch, load, measure, probe; and giving its memory back. Knows nothing of slots and leases.
 
-Downloads run on threads of their own, several at once; loading and freeing share one thread, so that what was evicted
-is free before what took its place is read.
+Downloads run on threads of their own, several at once, and keep nothing else waiting; loading and freeing share one
+thread, so that what was evicted is free before what took its place is read.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from sie_server.engine.job import QUERY, Job, Sparse
 from sie_server.engine.lora import Adapter
 from sie_server.engine.source import fetch, is_path
 from sie_server.engine.weights import Tally
-from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
+from sie_server.errors import ModelLoadFailed, QueueFull, ResourceExhausted, SIEError
 from sie_server.serving import scores
 from sie_server.serving.slots import Progress, Version
 from sie_server.serving.worker import DeviceWorker
@@ -35,7 +36,8 @@ from sie_server.wire import Options
 
 log = logging.getLogger("sie_server.loading")
 Result = TypeVar("Result")
-DOWNLOADS = 4
+DOWNLOADS, READERS = 4, 2
+LOADING_THREADS = ("sie-fetch", "sie-read", "sie-load")
 PROBE = ["when does rain fall", "rain falls tomorrow over the harbour", "stars burn hydrogen"]
 
 
@@ -44,8 +46,10 @@ class Loader:
 
     def __init__(self, config: ServerConfig, worker: DeviceWorker, documents: DocumentCache | None) -> None:
         self._config, self._worker, self._documents = config, worker, documents
-        self._fetching = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="sie-fetch")
-        self._loading = ThreadPoolExecutor(1, thread_name_prefix="sie-load")
+        self._fetching, self._reading, self._loading = (
+            ThreadPoolExecutor(count, thread_name_prefix=name)
+            for count, name in zip((DOWNLOADS, READERS, 1), LOADING_THREADS, strict=True)
+        )
         self._measured: dict[
             tuple[Any, ...], tuple[int, float]
         ] = {}  # shape → batch tokens, tokens per second
@@ -53,16 +57,21 @@ class Loader:
 
     async def fetch(self, model: ModelConfig) -> tuple[Path, int]:
         """The checkpoint's directory, downloaded if need be, and the bytes its tensors will take."""
-        config = self._config
-
-        def work() -> tuple[Path, int]:
-            directory = fetch(model.source, revision=model.revision, offline=config.offline)
-            need = memory.needed_bytes(
+        config, directory = self._config, await self._directory(model.source, model.revision)
+        need = await self._on(
+            self._reading,
+            lambda: memory.needed_bytes(
                 directory, device=config.device, dtype=config.dtype, template=model.template
-            )
-            return directory, need
+            ),
+        )
+        return directory, need
 
-        return await self._on(self._fetching, work)
+    async def _directory(self, source: str, revision: str | None = None) -> Path:
+        """Where the files of a source are; a local directory does not wait for downloads."""
+        return await self._on(
+            self._reading if is_path(source) else self._fetching,
+            lambda: fetch(source, revision=revision, offline=self._config.offline),
+        )
 
     async def load(self, model: ModelConfig, directory: Path, progress: Progress) -> Engine:
         """The checkpoint on the device, with its batch size measured.
@@ -109,16 +118,15 @@ class Loader:
         Raises:
             ModelLoadFailed: it cannot be had, or not be applied to this model.
         """
-        config = self._config
+        directory = await self._directory(source)
 
         def work() -> Adapter:
-            directory = fetch(source, revision=None, offline=config.offline)
             # hub ids that its weights are known by; an id of the operator's own choice says nothing
             names = [model.source] if not is_path(model.source) else []
             names += [model.entry.id, model.entry.source] if model.entry else []
             return engine.attach(directory, names)
 
-        return await self._on(self._fetching, work)
+        return await self._on(self._reading, work)
 
     async def probe(self, model: ModelConfig, engine: Engine) -> None:
         """Put a request of every kind through a version that is to replace another.
@@ -127,7 +135,7 @@ class Loader:
             ModelLoadFailed: it fails, or gives something else than finite numbers.
         """
         try:
-            for job in await self._on(self._fetching, lambda: _probes(engine)):
+            for job in await self._on(self._reading, lambda: _probes(engine)):
                 results = await self._worker.call(lambda job=job: engine.run(job.work))  # type: ignore[misc]
                 given = [r for w, r in zip(job.work, results, strict=True) if w.index != QUERY]
                 if not all(_finite(result) for result in given):
@@ -142,6 +150,9 @@ class Loader:
 
     async def free(self, version: Version) -> None:
         """Drop what belongs to a version nobody uses, and return its memory to the system."""
+        # a caller who hung up has no lease any more, but the device may still be at work for it
+        with suppress(QueueFull):  # there is no device thread any more
+            await self._worker.call(lambda: None)
 
         def work() -> None:
             with memory.freeing():
@@ -154,7 +165,7 @@ class Loader:
 
     def close(self) -> None:
         """End the threads; what is running is not waited for."""
-        for pool in (self._fetching, self._loading):
+        for pool in (self._fetching, self._reading, self._loading):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:

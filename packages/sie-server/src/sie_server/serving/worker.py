@@ -59,7 +59,7 @@ class DeviceWorker:
         ticket = PendingTicket(engine, job, timing)
         with self._wake:
             if self._closed:
-                raise QueueFull("the server is shutting down", retry_after_s=1)
+                raise _shutting_down()
             self._queue.admit(ticket)
             self._metrics.queue_tokens.set(self._queue.tokens_waiting)
             self._wake.notify()
@@ -77,9 +77,15 @@ class DeviceWorker:
         self._metrics.queue_tokens.set(self._queue.tokens_waiting)
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """Run `function` on the device thread, between two batches."""
+        """Run `function` on the device thread, between two batches.
+
+        Raises:
+            QueueFull: the server is shutting down; and whatever `function` raises.
+        """
         done: asyncio.Future[Result] = self._loop.create_future()
         with self._wake:
+            if self._closed:
+                raise _shutting_down()
             self._calls.append((function, done))
             self._wake.notify()
         return await done
@@ -90,22 +96,27 @@ class DeviceWorker:
         Raises:
             QueueFull, InferenceError, ResourceExhausted
         """
-        if self._closed:
-            raise QueueFull("the server is shutting down", retry_after_s=1)
         started = time.perf_counter()
         try:
             await self.call(lambda: engine.score_known(job))
+        except QueueFull:
+            raise
         except Exception as error:
             log.exception("scoring known vectors failed")
             raise _as_answer(error) from error
         timing.inference_ms += (time.perf_counter() - started) * 1e3
 
     def close(self) -> None:
-        """Finish the batch in hand and end the thread."""
+        """Finish the batch in hand and end the thread; who still waits is told that the server shuts down."""
         with self._wake:
             self._closed = True
             self._wake.notify()
         self._thread.join(timeout=30)
+        with self._wake:
+            waiting = [done for _, done in self._calls] + [t.done for t in self._queue.clear()]  # type: ignore[attr-defined]  # tickets are `PendingTicket`s
+            self._calls = []
+        for done in waiting:
+            self._loop.call_soon_threadsafe(_resolve, done, None, _shutting_down())
 
     # ── everything below runs on the device thread ──
 
@@ -115,17 +126,22 @@ class DeviceWorker:
             pass
 
     def _step(self) -> bool:
-        """The next call or batch; False at the end. While it waits it holds on to no model."""
+        """The next call, then the next batch: neither keeps the other out. False at the end.
+
+        While it waits it holds on to no model.
+        """
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._calls or self._queue.tokens_waiting)
-            if self._closed:
-                return False
-            call = self._calls.pop(0) if self._calls else None
-            batch = None if call else self._queue.take()
-            self._metrics.queue_tokens.set(self._queue.tokens_waiting)
+            self._wake.wait_for(lambda: self._closed or self._calls or self._queue)
+            call = self._calls.pop(0) if self._calls and not self._closed else None
         if call:
             self._run_call(*call)
-        elif batch:
+            del call
+        with self._wake:
+            if self._closed:
+                return False
+            batch = self._queue.take()
+            self._metrics.queue_tokens.set(self._queue.tokens_waiting)
+        if batch:
             self._run_batch(batch)
         return True
 
@@ -147,6 +163,10 @@ class DeviceWorker:
                 if ticket.job in failures:
                     self._drop(ticket)
         self._loop.call_soon_threadsafe(_deliver, batch, failures, start, end)
+
+
+def _shutting_down() -> QueueFull:
+    return QueueFull("the server is shutting down", retry_after_s=1)
 
 
 def _learn_rate(batch: Batch, rate: float) -> None:
