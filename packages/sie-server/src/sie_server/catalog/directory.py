@@ -61,9 +61,9 @@ class ModelsDirectory:
             self._files[path] = [replace(m, stamp=_stamp(m.source)) for m in models_of(entry, self._root)]
         except (OSError, ValueError, yaml.YAMLError) as error:
             problem = " ".join(str(error).split())
-        except (
-            Exception
-        ) as error:  # reading YAML ends in more ways than its own errors, and must not end the server
+        except RecursionError:
+            problem = "it is nested too deeply"
+        except Exception as error:  # the YAML reader lets more through than its own errors
             problem = f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
         for model in self._files[path]:
             if models.get(model.id, model).entry is not None and model.id in models:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 from sie_server.catalog import ModelConfig
 from sie_server.errors import SIEError
@@ -14,6 +15,7 @@ from sie_server.serving.registry import Registry
 
 log = logging.getLogger("sie_server.watching")
 Models = Mapping[str, ModelConfig]
+Change = Callable[[], Awaitable[None]]
 RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
 
 
@@ -65,30 +67,30 @@ class Follower:
                 self._failed.pop(name, None)
                 self._begin(name, self._tell(name, found.get(name)))
             elif name in self._failed and now >= self._failed[name].at:
-                self._begin(name, self._registry.retry(name))
+                self._begin(name, partial(self._registry.retry, name))
 
     def close(self) -> None:
         """Stop waiting for what is under way."""
         for task in self._running.values():
             task.cancel()
 
-    def _tell(self, name: str, config: ModelConfig | None) -> Coroutine[Any, Any, None]:
+    def _tell(self, name: str, config: ModelConfig | None) -> Change:
         if config is None:
             log.info("%s was removed from the models directory", name)
             del self._told[name]
-            return self._registry.remove(name)
+            return partial(self._registry.remove, name)
         log.info("%s is new or changed in the models directory", name)
         self._told[name] = config
-        return self._registry.update(config)
+        return partial(self._registry.update, config)
 
-    def _begin(self, name: str, change: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, name: str, change: Change) -> None:
         self._running[name] = task = asyncio.create_task(self._see_through(name, change))
         task.add_done_callback(lambda _: self._running.pop(name))
 
-    async def _see_through(self, name: str, change: Coroutine[Any, Any, None]) -> None:
+    async def _see_through(self, name: str, change: Change) -> None:
         last = self._failed.pop(name, None)
         try:
-            await change
+            await change()
         except SIEError as error:
             if error.details.get("permanent"):  # until the files change, which is another change
                 log.warning("%s: the change has no effect: %s", name, error.message)
