@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 
 import servers
 from servers import Server
+from sie_server.cli_admin import how_far
 
 INFER, ADMIN = "infer-3f9a27c1d05b", "admin-8c1e64b7a290"
 ABSENT = "BAAI/bge-reranker-base"  # in the catalog, and not on this machine
@@ -174,6 +176,8 @@ def test_a_terminal_sees_a_download_and_ctrl_c_ends_only_the_watching(tmp_path: 
             process.send_signal(signal.SIGINT)
             assert process.wait(10) == 130
             assert state(server, ABSENT) == "loading"
+            table = command(tmp_path, server, "models", COLUMNS="250").stdout
+            assert re.search(rf"{ABSENT}\W+loading\W+downloading", table), table
             silent.close()
             assert server.scores("sie/mini-en", "rain", TEXTS)
     os.close(ours)
@@ -196,6 +200,12 @@ def test_a_terminal_sees_a_bar_and_then_one_line(tmp_path: Path, local: Server) 
     os.close(ours)
     assert "toy/roberta" in seen and "━" in seen
     assert done.stdout.startswith("toy/roberta: loaded") and len(done.stdout.splitlines()) == 1
+
+
+def test_how_far_a_load_is() -> None:
+    assert how_far({"phase": "load", "bytes_done": 430, "bytes_total": 1000}) == "reading weights 43%"
+    assert how_far({"phase": "fetch", "bytes_done": 0, "bytes_total": None}) == "downloading"
+    assert how_far({"phase": "another", "bytes_done": 0, "bytes_total": None}) == "another"
 
 
 def complaint(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:

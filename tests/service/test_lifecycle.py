@@ -92,6 +92,8 @@ def test_a_port_in_use(folder: Path) -> None:
         (["--batch-tokens", "-1"], {}, None, ["--batch-tokens", ">= 0"]),
         (["--model", "=x"], {}, None, ["--model", "ID=DIRECTORY"]),
         (["--models-dir", "/no/such/place"], {}, None, ["--models-dir", "/no/such/place"]),
+        (["--adapter", "toy:x=y"], {}, None, ["--adapter", "'toy' is no model"]),
+        (["--adapter", "toy"], {}, None, ["--adapter", "MODEL:NAME=DIRECTORY"]),
         ([], {"SIE_PORT": "many"}, None, ["SIE_PORT", "int"]),
         ([], {"SIE_OFFLINE": "perhaps"}, None, ["SIE_OFFLINE", "bool"]),
         ([], {"SIE_DEVICE": "tpu"}, None, ["SIE_DEVICE", "tpu"]),
@@ -114,6 +116,14 @@ def test_a_wrong_setting_is_one_line(
     assert result.returncode in (1, 2)  # 2 where the command line itself is wrong
     line = complaint(result, *words, status=result.returncode)
     assert result.stderr.strip() == line
+
+
+def test_a_file_that_is_ignored_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "nested.yaml").write_text("[" * 20000)
+    with servers.running(tmp_path, "--models-dir", str(tmp_path), "--models-dir-poll-s", "0.1") as server:
+        server.scores("sie/mini-en", "rain", ["rain falls"])
+        lines = [line for line in server.log.splitlines() if "nested.yaml is ignored" in line]
+        assert len(lines) == 1 and "WARNING" in lines[0], server.log
 
 
 def test_a_gpu_that_is_not_there(folder: Path) -> None:

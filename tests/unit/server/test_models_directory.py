@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sie_server.catalog import ModelConfig, ModelsDirectory, catalog, id_problem
-from sie_server.serving.watching import settled
+from sie_server.catalog import (
+    ModelConfig,
+    ModelsDirectory,
+    catalog,
+    id_problem,
+    known_models,
+    with_configured,
+)
+from sie_server.serving.watching import LONGEST_RETRY_S, RETRY_S, next_pause, settled
 
 
 def write(path: Path, **changes: object) -> None:
@@ -46,6 +53,8 @@ def test_a_file_names_a_directory_beside_it_or_a_hub_id(tmp_path: Path) -> None:
         ({"max_seq_length": 4}, ">= 8"),
         ({"id": "../etc"}, "dots"),
         ({"aliases": ["a\nb"]}, "characters"),
+        ("[" * 20000, "nested too deeply"),
+        ("!!int ''", "cannot be read"),
     ],
 )
 def test_an_invalid_file_is_reported_once_and_what_it_last_said_stays(
@@ -65,6 +74,61 @@ def test_an_invalid_file_is_reported_once_and_what_it_last_said_stays(
     assert "a.yaml" in caplog.text and words in caplog.text and words in directory.problems["a.yaml"]
     path.unlink()
     assert directory.scan() == {} and directory.problems == {}
+
+
+def test_a_package_that_is_not_installed_is_looked_for_and_not_imported(tmp_path: Path) -> None:
+    for name in ("nosuch.pkg/foo", "xml.nosuch/foo", ".pkg/foo", "nosuch"):
+        write(tmp_path / "a.yaml", package=name)
+        directory = ModelsDirectory(str(tmp_path))
+        assert directory.scan()["my/model"].source == "weights"
+        assert directory.problems == {}
+
+
+def test_adapters_may_be_directories_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "french").mkdir()
+    adapters = {"a": "french", "b": "./later", "c": "org/name", "d": "/elsewhere"}
+    write(tmp_path / "a.yaml", adapters=adapters)
+    entry = ModelsDirectory(str(tmp_path)).scan()["my/model"].entry
+    assert entry is not None
+    assert entry.adapters == {
+        "a": str(tmp_path / "french"),
+        "b": str(tmp_path / "later"),
+        "c": "org/name",
+        "d": "/elsewhere",
+    }
+
+
+def test_hidden_directories_are_passed_over_and_odd_ones_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (".hid", "org/.tmp", "we:ird", "m[red]x", "good"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    write(tmp_path / "._copy.yaml")
+    directory = ModelsDirectory(str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert set(directory.scan()) == set(directory.scan()) == {"good"}
+    assert set(directory.problems) == {"we:ird", "m[red]x"}
+    assert len(caplog.records) == 2 and "'we:ird' has characters" in caplog.text
+
+
+def test_who_only_checks_reports_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.yaml").write_text("id: [")
+    known_models([], str(tmp_path), report=False)
+    assert not caplog.records
+    known_models([], str(tmp_path))
+    assert len(caplog.records) == 1
+
+
+def test_an_id_that_left_the_directory_never_means_something_else() -> None:
+    first = {name: ModelConfig(name, "/models") for name in ("mine", "sie/mini-en")}
+    configured = ("mine", "sie/mini-en", "org/hub", "moved=/elsewhere")
+    assert with_configured(configured, first, first)["mine"] == ModelConfig("mine", "/models", preload=True)
+    later = with_configured(configured, {}, first)
+    assert not later.keys() & first.keys()
+    assert (later["org/hub"].source, later["moved"].source) == ("org/hub", "/elsewhere")
+    assert with_configured(configured, first, first).keys() >= first.keys()  # it is back
+    assert with_configured(["mine"], {})["mine"].source == "mine"  # at the start it may be a hub id
 
 
 def test_one_id_in_two_files(tmp_path: Path) -> None:
@@ -102,6 +166,14 @@ def test_a_change_counts_when_two_looks_agree() -> None:
     assert not settled("m", old, old, new) and settled("m", old, new, new)
     assert not settled("m", old, old, {}) and settled("m", old, {}, {})
     assert not settled("m", {}, {}, new) and settled("m", {}, new, new)
+
+
+def test_a_change_that_fails_is_tried_again_more_and_more_rarely() -> None:
+    pauses = [next_pause(None)]
+    while pauses[-1] < LONGEST_RETRY_S:
+        pauses.append(next_pause(pauses[-1]))
+    assert pauses[:3] == [RETRY_S, 2 * RETRY_S, 4 * RETRY_S]
+    assert next_pause(LONGEST_RETRY_S) == LONGEST_RETRY_S
 
 
 def test_ids() -> None:

@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from sie_server import __version__
-from sie_server.catalog import known_models
+from sie_server.catalog import configured_adapters, known_models
 from sie_server.cli_admin import admin
 from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, is_secret, load_config
 from sie_server.console import errors, output
@@ -89,7 +89,9 @@ cli.add_command(admin)
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answer score and encode requests over HTTP until told to stop."""
     config = _config(config_file, flags)
-    known_models(config.model, config.models_dir)  # what is wrong is told before anything heavy is imported
+    # what is wrong is told before anything heavy is imported; what is ignored, later and in the log
+    known = known_models(config.model, config.models_dir, report=False)
+    configured_adapters(config.adapter, known)
     read_keys(config)
     _log_to_stderr(config.log_level)
     give_up_cores_soon(os.environ)

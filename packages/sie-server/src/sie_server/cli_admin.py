@@ -185,14 +185,25 @@ def models(remote: Remote, as_json: bool, everything: bool) -> None:
     if as_json:
         click.echo(json.dumps(shown, indent=2))
         return
-    table = Table("id", "state", "pinned", "MiB", "source")
+    table = Table("id", "state", "progress", "pinned", "MiB", "source")
     for info in shown:
         state = f"{info['state']}: {info['last_error']}" if info["last_error"] else info["state"]
         pinned, size = "yes" if info["pinned"] else "", f"{info['memory_bytes'] / 2**20:.0f}"
-        table.add_row(info["name"], state, pinned, size, info["source"] or "")
+        progress = how_far(info["progress"]) if info["progress"] else ""
+        table.add_row(info["name"], state, progress, pinned, size, info["source"] or "")
     output.print(table)
     if len(shown) < len(infos):
         errors.print(f"{len(infos) - len(shown)} more are known and not loaded; --all lists them")
+
+
+def how_far(progress: Json) -> str:
+    """What a load is at, and the part of the bytes that it has read, once their number is known."""
+    done, total = progress["bytes_done"], progress["bytes_total"]
+    return f"{_doing(progress)}{f' {done / total:.0%}' if total else ''}"
+
+
+def _doing(progress: Json) -> str:
+    return str(PHASES.get(progress["phase"], progress["phase"]))
 
 
 def _do(remote: Remote, action: str, body: Json, as_json: bool) -> None:
@@ -222,7 +233,7 @@ def _watched(remote: Remote, model: str, work: Callable[[], Json]) -> Json:
             with suppress(click.ClickException):  # the work itself will tell
                 now = remote.ask(f"/v1/models/{quote(model, safe='/:')}", timeout=10).get("progress")
                 if now:
-                    text = f"{model}: {PHASES.get(now['phase'], now['phase'])}"
+                    text = f"{model}: {_doing(now)}"
                     bar.update(task, description=text, completed=now["bytes_done"], total=now["bytes_total"])
         return running.result()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sie_server.catalog.directory import ModelsDirectory, read_entry
 from sie_server.catalog.entries import EMBEDDED, CatalogEntry, ModelConfig, id_problem, models_of
-from sie_server.config import ConfigError
+from sie_server.config import ConfigError, suggest
 
 __all__ = [
     "EMBEDDED",
@@ -21,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "ModelsDirectory",
     "catalog",
+    "configured_adapters",
     "id_problem",
     "known_models",
     "with_configured",
@@ -28,30 +29,65 @@ __all__ = [
 HERE = Path(__file__).parent
 
 
-def known_models(configured: Iterable[str], models_dir: str | None) -> dict[str, ModelConfig]:
+def known_models(
+    configured: Iterable[str], models_dir: str | None, *, report: bool = True
+) -> dict[str, ModelConfig]:
     """Every id the server answers to; `configured` are values of `--model`, loaded at start.
+
+    What is ignored in the models directory is logged, unless somebody else is going to `report` it.
 
     Raises:
         ConfigError: an id that is neither in the catalog nor has a source, or an unreadable models directory.
     """
-    return with_configured(configured, ModelsDirectory(models_dir).scan() if models_dir else {})
+    try:
+        found = ModelsDirectory(models_dir, report=report).scan() if models_dir else {}
+    except OSError as error:
+        raise ConfigError(f"--models-dir {models_dir}: {error.strerror or error}") from None
+    return with_configured(configured, found)
 
 
-def with_configured(configured: Iterable[str], found: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
-    """The same with what was `found` in the models directory."""
-    models = {**catalog(), **found}
+def with_configured(
+    configured: Iterable[str], found: Mapping[str, ModelConfig], first: Iterable[str] = ()
+) -> dict[str, ModelConfig]:
+    """The same with what was `found` in the models directory now, and the ids of what was there `first`, at the start.
+
+    Those ids are the directory's for good: one that has left it is unknown. It never comes to mean weights from
+    elsewhere, the catalog's of that id or those of a hub id that sounds the same.
+    """
+    known, gone = {**catalog(), **found}, set(first) - set(found)
+    models = {name: model for name, model in known.items() if name not in gone}
     for value in configured:
         name, separator, source = value.partition("=")
         if not name or (separator and not source):
             raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
         if separator:
             # a known id keeps its limits, template, prompts and profiles wherever its weights come from
-            known = models.get(name, ModelConfig(name, source))
-            models[name] = replace(known, source=source, revision=None, preload=True)
-        else:
+            as_known = known.get(name, ModelConfig(name, source))
+            models[name] = replace(as_known, source=source, revision=None, preload=True)
+        elif name not in gone:
             # an operator may name any hub id; only ids in callers' requests must be known already
             models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)
     return models
+
+
+def configured_adapters(
+    values: Iterable[str], models: Mapping[str, ModelConfig]
+) -> dict[str, dict[str, str]]:
+    """Values of `--adapter`, MODEL:NAME=SOURCE → model → name → source.
+
+    Raises:
+        ConfigError: another form, or a model nobody knows.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for value in values:
+        target, _, source = value.partition("=")
+        model, _, name = target.rpartition(":")
+        if not (model and name and source):
+            raise ConfigError(f"--adapter {value!r}: expected MODEL:NAME=DIRECTORY or MODEL:NAME=HUB_ID")
+        if model not in models:
+            raise ConfigError(f"--adapter {value!r}: {model!r} is no model{suggest(model, list(models))}")
+        found.setdefault(model, {})[name] = source
+    return found
 
 
 def catalog() -> dict[str, ModelConfig]:

@@ -19,13 +19,14 @@ log = logging.getLogger("sie_server.catalog")
 class ModelsDirectory:
     """Reads the directory as often as it is told to; an invalid file is reported once, and what it last said stays."""
 
-    def __init__(self, models_dir: str) -> None:
-        """Raises ConfigError when there is no such directory."""
+    def __init__(self, models_dir: str, *, report: bool = True) -> None:
+        """Raises ConfigError when there is no such directory. `report`: log what is ignored."""
         self._root = Path(models_dir).expanduser()
         if not self._root.is_dir():
             raise ConfigError(f"--models-dir {models_dir}: no such directory")
+        self._report = report
         self._files: dict[Path, list[ModelConfig]] = {}  # as they were when last valid
-        self.problems: dict[str, str] = {}  # file name → what is wrong with it
+        self.problems: dict[str, str] = {}  # file or directory → what is wrong with it
 
     def scan(self) -> dict[str, ModelConfig]:
         """Id → model.
@@ -36,12 +37,18 @@ class ModelsDirectory:
         next(
             self._root.iterdir(), None
         )  # a glob over a directory that has gone finds nothing and says nothing
-        models = {model.id: model for model in self._checkpoints()}
-        paths = sorted(self._root.glob("*.yaml"))
+        models, problems = {}, {}
+        for directory in self._checkpoints():
+            name = directory.relative_to(self._root).as_posix()
+            if problem := id_problem(name):
+                problems[name] = f"the id {name!r} {problem}"
+            else:
+                models[name] = ModelConfig(name, str(directory), stamp=_stamp(str(directory)))
+        paths = sorted(path for path in self._root.glob("*.yaml") if not self._hidden(path))
         self._files = {path: self._files.get(path, []) for path in paths}
-        problems = {path.name: problem for path in paths if (problem := self._read(path, models))}
+        problems |= {path.name: problem for path in paths if (problem := self._read(path, models))}
         for name, problem in problems.items():
-            if self.problems.get(name) != problem:
+            if self._report and self.problems.get(name) != problem:
                 log.warning("%s is ignored: %s", self._root / name, problem)
         self.problems = problems
         return models
@@ -54,6 +61,10 @@ class ModelsDirectory:
             self._files[path] = [replace(m, stamp=_stamp(m.source)) for m in models_of(entry, self._root)]
         except (OSError, ValueError, yaml.YAMLError) as error:
             problem = " ".join(str(error).split())
+        except RecursionError:
+            problem = "it is nested too deeply"
+        except Exception as error:  # the YAML reader lets more through than its own errors
+            problem = f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
         for model in self._files[path]:
             if models.get(model.id, model).entry is not None and model.id in models:
                 problem = f"another file has the id {model.id!r}"
@@ -61,7 +72,11 @@ class ModelsDirectory:
                 models[model.id] = model
         return problem
 
-    def _checkpoints(self) -> Iterator[ModelConfig]:
+    def _hidden(self, path: Path) -> bool:
+        """Where programs put what is not ready, such as a download or an editor's copy."""
+        return any(part.startswith(".") for part in path.relative_to(self._root).parts)
+
+    def _checkpoints(self) -> Iterator[Path]:
         """`DIR/name` and `DIR/org/name`, wherever there is a config.json."""
         root = self._root
         found = sorted(
@@ -69,9 +84,9 @@ class ModelsDirectory:
         )
         for directory in found:
             # a module's folder inside a checkpoint (1_Pooling/config.json) is not a model
-            if not (directory.parent / "config.json").exists() or directory.parent == root:
-                name = directory.relative_to(root).as_posix()
-                yield ModelConfig(name, str(directory), stamp=_stamp(str(directory)))
+            part = (directory.parent / "config.json").exists() and directory.parent != root
+            if not part and not self._hidden(directory):
+                yield directory
 
 
 def read_entry(path: Path) -> CatalogEntry:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from sie_server.wire import Profile
 
@@ -75,6 +76,11 @@ class ModelConfig:
         return self.entry.profiles if self.entry else {}
 
     @property
+    def weights(self) -> tuple[object, ...]:
+        """All that decides how its weights are loaded; everything else may change while they serve."""
+        return self.source, self.revision, self.stamp, self.template, self.prompts, self.max_seq_length
+
+    @property
     def shown_source(self) -> str:
         """The source as users know it: where this package lies is of no use to them."""
         path = Path(self.source)
@@ -93,12 +99,14 @@ def id_problem(name: str) -> str | None:
 
 
 def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelConfig]:
-    """The models of one entry: its id and its aliases; a directory may be given relative to `root`."""
+    """The models of one entry: its id and its aliases; directories may be given relative to `root`."""
     source = _installed(entry.package) or entry.source
     if source.startswith("embedded:"):
         source = str(EMBEDDED / source.removeprefix("embedded:"))
-    elif root and (root / source).is_dir():
-        source = str(root / source)
+    elif root:
+        source = _under(root, source)
+    if root:
+        entry = replace(entry, adapters={name: _under(root, at) for name, at in entry.adapters.items()})
     for name in (entry.id, *entry.aliases):
         yield ModelConfig(
             name,
@@ -111,11 +119,18 @@ def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelCo
         )
 
 
+def _under(root: Path, source: str) -> str:
+    """A directory that is given relative to `root`; anything else stays as it is."""
+    relative = source.startswith(("./", "../")) or (root / source).is_dir()
+    return str(root / source) if relative else source
+
+
 def _installed(package: str | None) -> str | None:
     """The folder of a checkpoint that came as a Python package; the package is looked for, never imported."""
     name, _, folder = (package or "").partition("/")
-    found = find_spec(name) if name else None
+    top, *inner = name.split(".")  # looking for a.b would import a
+    found = find_spec(top) if top else None
     if found is None or found.origin is None:
         return None
-    directory = Path(found.origin).parent / folder
+    directory = Path(found.origin).parent.joinpath(*inner, folder)
     return str(directory) if (directory / "config.json").exists() else None

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sie_server.catalog import ModelConfig
-from sie_server.config import ConfigError, suggest
+from sie_server.config import suggest
 from sie_server.engine.lora import Adapter
 from sie_server.errors import AdapterNotFound, Conflict, ModelLoading, SIEError
 from sie_server.serving.loading import Loader, as_load_error
@@ -183,23 +183,3 @@ class Adapters:
         if held.adapter and version.engine:
             version.nbytes -= held.adapter.nbytes
             version.engine.detach(held.adapter)
-
-
-def configured_adapters(
-    values: Iterable[str], models: Mapping[str, ModelConfig]
-) -> dict[str, dict[str, str]]:
-    """Values of `--adapter`, MODEL:NAME=SOURCE → model → name → source.
-
-    Raises:
-        ConfigError: another form, or a model nobody knows.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for value in values:
-        target, _, source = value.partition("=")
-        model, _, name = target.rpartition(":")
-        if not (model and name and source):
-            raise ConfigError(f"--adapter {value!r}: expected MODEL:NAME=DIRECTORY or MODEL:NAME=HUB_ID")
-        if model not in models:
-            raise ConfigError(f"--adapter {value!r}: {model!r} is no model{suggest(model, list(models))}")
-        found.setdefault(model, {})[name] = source
-    return found

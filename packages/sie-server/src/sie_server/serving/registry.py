@@ -163,10 +163,13 @@ class Registry:
     # ── what operators ask for; the work goes on when the caller hangs up ──
 
     async def preload(self) -> None:
-        """Load what is configured to be loaded at start; the first failure is raised."""
+        """Load what is configured to be loaded at start and does not serve yet; the first failure is raised."""
         for slot in list(self._slots.values()):
-            if slot.config.preload:
-                await self.load(slot.config)
+            while slot.config.preload and slot.serving is None and not slot.leaving:
+                if slot.task:  # an admin's, or a request's; what comes of it is seen then
+                    await asyncio.wait([slot.task])
+                else:
+                    await self.load(slot.config)
 
     async def load(self, config: ModelConfig) -> None:
         """Load a model as `config` says, a new one too; nothing to do when that is loaded already.
@@ -182,7 +185,9 @@ class Registry:
         if slot.serving and not slot.task:
             if same:
                 return
-            raise Conflict(f"model {slot.name!r} is loaded from {slot.config.source!r}; swap it instead")
+            raise Conflict(
+                f"model {slot.name!r} is loaded from {slot.config.shown_source!r}; swap it instead"
+            )
         if slot.task and (slot.serving or not same):
             raise _busy(slot)
         await asyncio.shield(slot.task or self._tasks.begin_load(slot, config))
@@ -226,15 +231,28 @@ class Registry:
         self._adapters.remove(self.slot(model), name)
 
     async def update(self, config: ModelConfig) -> None:
-        """Take over a changed or new configuration: swapped if the model is loaded, noted if not."""
+        """Take over a changed or new configuration: swapped if the model is loaded and its weights change, else noted.
+
+        Raises:
+            ModelLoadFailed, ResourceExhausted: the old version serves on; `retry` or the next load takes the new one.
+        """
         slot = self._slots.setdefault(config.id, Slot(config, pinned=config.preload))
         slot.provisional = False  # known from now on, whatever becomes of a load that is running
         while slot.task:
             await asyncio.wait([slot.task])
         if slot.serving is None:
             slot.config, slot.error, slot.refused = config, None, None
-        elif slot.config != config:
+        elif slot.serving.config.weights == config.weights:
+            slot.config = slot.serving.config = config
+            slot.wanted = slot.refused = None
+        else:
+            slot.wanted = config
             await self.swap(config)
+
+    async def retry(self, name: str) -> None:
+        """Try again an update that failed, unless the model is gone, or loaded otherwise since; raises as `update`."""
+        if (slot := self._slots.get(name)) and slot.wanted:
+            await self.update(slot.wanted)
 
     async def remove(self, name: str) -> None:
         """Forget a model: unknown from now on; its running requests finish."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from msgspec import UNSET
 
-from sie_server.catalog import ModelsDirectory, with_configured
+from sie_server.catalog import ModelsDirectory, configured_adapters, with_configured
 from sie_server.config import ServerConfig
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
@@ -23,7 +23,7 @@ from sie_server.engine.job import Job
 from sie_server.engine.memory import automatic_budget
 from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
-from sie_server.serving.adapters import Adapters, Limits, configured_adapters
+from sie_server.serving.adapters import Adapters, Limits
 from sie_server.serving.admin import ModelAdmin
 from sie_server.serving.candidates import candidates_of, count_as_cut, shortened
 from sie_server.serving.collectors import CacheCollector, ModelCollector
@@ -71,7 +71,8 @@ class Service:
     def _open_registry(self) -> None:
         config = self.config
         directory = ModelsDirectory(config.models_dir) if config.models_dir else None
-        models = with_configured(config.model, directory.scan() if directory else {})
+        first = directory.scan() if directory else {}
+        models = with_configured(config.model, first)
         budget = config.memory_budget_mb * 2**20 or automatic_budget(config.device)
         adapters = Adapters(
             self._loader,
@@ -83,7 +84,12 @@ class Service:
         self.metrics.registry.register(ModelCollector(self.registry.infos, budget))
         self._admin = ModelAdmin(self.registry, config.models_dir, config.source_roots)
         if directory and config.models_dir_poll_s:
-            watching = watch(directory, config.model, models, self.registry, config.models_dir_poll_s)
+            watching = watch(
+                lambda: with_configured(config.model, directory.scan(), first),
+                models,
+                self.registry,
+                config.models_dir_poll_s,
+            )
             self._housekeeping.append(asyncio.create_task(watching))
         if config.idle_unload_s:
             idle = self.registry.unload_idle(config.idle_unload_s)

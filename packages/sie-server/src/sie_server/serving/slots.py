@@ -81,6 +81,9 @@ class Slot:
 
     config: ModelConfig
     pinned: bool = False
+    wanted: ModelConfig | None = (
+        None  # what could not replace the serving version, and is loaded when that has gone
+    )
     serving: Version | None = None
     versions: list[Version] = field(default_factory=list)  # all that hold memory
     task: asyncio.Task[None] | None = None

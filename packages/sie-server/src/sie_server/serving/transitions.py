@@ -55,6 +55,7 @@ class Transitions:
         """Take the serving version out of service now, and free it when its last lease has ended."""
         version, slot.serving, slot.unloading = slot.serving, None, True
         assert version is not None
+        slot.config, slot.wanted = slot.wanted or slot.config, None
         return self._begin(slot, self._drain(slot, version))
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ class Transitions:
 
     def _serve(self, slot: Slot, version: Version) -> None:
         slot.config, slot.serving, version.loaded = version.config, version, time.monotonic()
-        slot.error, slot.refused, slot.provisional = None, None, False
+        slot.error, slot.refused, slot.wanted, slot.provisional = None, None, None, False
         self._metrics.loads.labels(slot.name).inc()
 
     async def _bring_up(self, slot: Slot, config: ModelConfig, old: Version | None = None) -> Version:

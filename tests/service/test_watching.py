@@ -1,0 +1,191 @@
+"""The models directory of a running service: changes that fail, that take long, and that need no load."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+
+import checkpoints
+import inprocess
+import servers
+from inprocess import scores, until
+from sie_server.catalog import ModelConfig
+from sie_server.errors import Conflict, ModelLoadFailed
+from sie_server.serving import watching
+from sie_server.serving.service import Service
+
+MIB = 2**20
+serving = partial(inprocess.serving, batch_tokens=8, models_dir_poll_s=0.05)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions of one model, and what must not replace them."""
+    root = tmp_path_factory.mktemp("made")
+    for seed, name in enumerate("ab"):
+        checkpoints.make_cross_encoder(root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2)
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copy(root / "a" / name, root / "b")
+    servers.make_encoder(root / "encoder")
+    return root
+
+
+def write(folder: Path, name: str, source: Path | str, **changes: object) -> None:
+    entry = {"id": name, "source": str(source), "license": "mit", "description": "",
+             "outputs": ["score"], "max_seq_length": 64}  # fmt: skip
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(entry | changes))
+
+
+def count(service: Service, name: str, model: str) -> float:
+    return service.metrics.registry.get_sample_value(name, {"model": model}) or 0.0
+
+
+async def ask(service: Service, model: str = "m") -> tuple[float, ...]:
+    return await scores(service, model, "how do stars burn", ["stars burn hydrogen", "rain falls"])
+
+
+async def test_a_removed_model_is_not_replaced_by_a_hub_id(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "a", tmp_path / "org/m")
+    async with serving(models_dir=str(tmp_path), model=("org/m",)) as service:
+        await service.registry.preload()
+        first = await ask(service, "org/m")
+        shutil.move(tmp_path / "org/m", tmp_path / ".m")
+        await until(lambda: "org/m" not in service.registry)
+        await asyncio.sleep(0.3)
+        assert "org/m" not in service.registry and ".m" not in service.registry
+        shutil.move(tmp_path / ".m", tmp_path / "org/m")
+        await until(lambda: "org/m" in service.registry)
+        assert await ask(service, "org/m") == first
+
+
+async def test_what_loads_no_weights_is_taken_over_at_once(made: Path, tmp_path: Path) -> None:
+    write(tmp_path, "m", made / "a")
+    async with serving(models_dir=str(tmp_path)) as service:
+        first, loaded = await ask(service), service.registry.slot("m").serving
+        told = {
+            "description": "new",
+            "profiles": {"fast": {"max_seq_length": 16}},
+            "adapters": {"x": "org/x"},
+        }
+        write(tmp_path, "m", made / "a", **told)
+        await until(lambda: service.registry.info("m").description == "new")
+        info = service.registry.info("m")
+        assert "fast" in info.profiles and [adapter.name for adapter in info.adapters] == ["x"]
+        assert service.registry.slot("m").serving is loaded and await ask(service) == first
+        write(tmp_path, "m", made / "a", max_seq_length=32)
+        await until(lambda: service.registry.info("m").max_sequence_length == 32)
+    assert count(service, "sie_model_swaps_total", "m") == 1
+
+
+async def test_the_next_load_takes_what_could_not_be_swapped_in(made: Path, tmp_path: Path) -> None:
+    write(tmp_path, "m", made / "a")
+    async with serving(models_dir=str(tmp_path)) as service:
+        first = await ask(service)
+        write(tmp_path, "m", made / "encoder")  # has other outputs
+        await until(lambda: service.registry.info("m").last_error)
+        assert await ask(service) == first and service.registry.info("m").source == str(made / "a")
+        await service.unload("m")
+        info = service.registry.info("m")
+        assert info.source == str(made / "encoder") and "unload 'm' first" in (info.last_error or "")
+        assert (await service.load("m")).source == str(made / "encoder")
+
+
+async def test_a_change_for_which_there_was_no_room_is_tried_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "RETRY_S", 0.2)
+    write(tmp_path, "m", made / "a")
+    write(tmp_path, "other", made / "b")
+    size = (made / "a/model.safetensors").stat().st_size / MIB
+    settings = {"memory_budget_mb": round(2 * size + 0.5), "load_wait_s": 0.1}
+    async with serving(models_dir=str(tmp_path), **settings) as service:
+        await service.load("m")
+        async with service.registry.lease("other"):
+            write(tmp_path, "m", made / "b")
+            await until(lambda: "memory_budget_mb" in (service.registry.info("m").last_error or ""))
+            assert service.registry.info("m").source == str(made / "a")
+        await until(lambda: service.registry.info("m").source == str(made / "b"))
+        assert service.registry.info("m").last_error is None
+
+
+async def test_an_admin_has_the_last_word_over_a_change_that_failed(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "RETRY_S", 0.2)
+    write(tmp_path, "m", made / "a")
+    async with serving(models_dir=str(tmp_path), source_roots=(str(made),)) as service:
+        await service.load("m")
+        write(tmp_path, "m", "org/not-there")
+        await until(lambda: service.registry.info("m").last_error)
+        failures = count(service, "sie_model_load_failures_total", "m")
+        await until(lambda: count(service, "sie_model_load_failures_total", "m") > failures)
+        while True:
+            try:  # a try may be running just now
+                await service.swap("m", str(made / "b"))
+                break
+            except Conflict:
+                await asyncio.sleep(0.01)
+        failures = count(service, "sie_model_load_failures_total", "m")
+        await asyncio.sleep(0.6)
+        assert service.registry.info("m").source == str(made / "b")
+        assert count(service, "sie_model_load_failures_total", "m") == failures
+
+
+async def test_a_change_that_takes_long_holds_up_no_other(made: Path, tmp_path: Path) -> None:
+    write(tmp_path, "slow", made / "a")
+    async with serving(models_dir=str(tmp_path)) as service:
+        async with service.registry.lease("slow"):
+            (tmp_path / "slow.yaml").unlink()
+            await until(lambda: "slow" not in service.registry)
+            write(tmp_path, "other", made / "b")
+            await until(lambda: "other" in service.registry)
+            write(tmp_path, "slow", made / "b")
+            await asyncio.sleep(0.3)
+        await until(lambda: "slow" in service.registry)
+        assert await ask(service, "slow") == await ask(service, "other")
+
+
+async def test_nothing_stops_the_watching(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    looks = 0
+
+    def look() -> dict[str, ModelConfig]:
+        nonlocal looks
+        looks += 1
+        if looks < 5:
+            raise KeyError("unforeseen") if looks < 3 else FileNotFoundError("no such directory")
+        return {"m": ModelConfig("m", str(made / "a"))}
+
+    with caplog.at_level(logging.INFO, "sie_server.watching"):
+        async with inprocess.serving() as service:
+            task = asyncio.create_task(watching.watch(look, {}, service.registry, 0.01))
+            await until(lambda: "m" in service.registry)
+            task.cancel()
+    said = [record.getMessage() for record in caplog.records]
+    assert [any(word in line for line in said) for word in ("unforeseen", "no such", "again")] == [True] * 3
+    assert len(said) == 4, said  # each once, and the new model
+
+
+async def test_what_is_loaded_at_the_start_may_be_at_work_already(made: Path) -> None:
+    named = (f"m={made / 'a'}", f"n={made / 'encoder'}", "gone")
+    async with serving(model=named, models_dir=str(made), source_roots=(str(made),)) as service:
+        await service.load("m")
+        swapping = asyncio.create_task(service.swap("m", str(made / "b")))
+        other = asyncio.create_task(service.load("n", str(made / "a")))
+        await asyncio.sleep(0)
+        with pytest.raises(ModelLoadFailed, match="gone"):
+            await service.registry.preload()
+        await asyncio.gather(swapping, other)
+        assert [service.registry.info(name).source for name in "mn"] == [str(made / "b"), str(made / "a")]
+
+
+async def test_a_conflict_names_an_embedded_model_as_users_know_it(made: Path) -> None:
+    async with serving(source_roots=(str(made),)) as service:
+        await service.load("sie/mini-en")
+        with pytest.raises(Conflict, match="loaded from 'embedded:mini-en'"):
+            await service.load("sie/mini-en", str(made / "a"))
