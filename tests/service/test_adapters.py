@@ -120,12 +120,47 @@ def test_an_unknown_adapter_is_a_404_with_a_hint(client: TestClient, route: str)
     assert post(client, f"/v1/{route}/toy/nobody:laws", body, 404)["code"] == "MODEL_NOT_FOUND"
 
 
+@pytest.mark.parametrize("options", [{"lora": ""}, {"lora_id": ""}, {}])
+def test_an_empty_name_is_no_adapters_and_not_the_base_models(
+    client: TestClient, options: dict[str, str]
+) -> None:
+    """However it comes: nobody who asks for an adapter may be given the base model's scores."""
+    name, items = MODEL if options else f"{MODEL}:", [{"text": "a"}]
+    body = {"query": {"text": QUERY}, "items": items, "options": options}
+    for route in ("score", "inspect"):
+        error = post(client, f"/v1/{route}/{name}", body, 404)["error"]
+        assert error["code"] == "ADAPTER_NOT_FOUND" and "no adapter ''" in error["message"]
+    encode = {"items": items, "params": {"options": options}}
+    name = ENCODER if options else f"{ENCODER}:"
+    assert post(client, f"/v1/encode/{name}", encode, 404)["error"]["code"] == "ADAPTER_NOT_FOUND"
+    if not options:
+        rerank = {"model": f"{MODEL}:", "query": QUERY, "documents": TEXTS}
+        assert "no adapter ''" in post(client, "/v2/rerank", rerank, 404)["message"]
+        post(client, "/v1/embeddings", {"model": name, "input": TEXTS}, 404)
+
+
+async def test_an_unknown_name_loads_nothing(made: Path) -> None:
+    async with serving(made) as service:
+        with pytest.raises(AdapterNotFound):
+            await raw(service, f"{MODEL}:lawz")
+        assert service.registry.info(MODEL).state == "available"
+
+
+def test_a_model_can_be_looked_up_under_the_name_that_scores(client: TestClient) -> None:
+    model = client.get(f"/v1/models/{MODEL}").json()
+    assert client.get(f"/v1/models/{MODEL}:laws").json() == model | {"name": f"{MODEL}:laws"}
+    assert client.get(f"/v1/models/{MODEL}:lawz").json()["error"]["code"] == "ADAPTER_NOT_FOUND"
+
+
 def test_other_vendors_clients_name_one_in_the_models_id(client: TestClient) -> None:
     body = {"model": f"{MODEL}:laws", "query": QUERY, "documents": TEXTS}
 
     def counted() -> str:
         lines = client.get("/metrics").text.splitlines()
-        return next((s for s in lines if f'sie_requests_total{{model="{MODEL}",route="v2/rerank"' in s), "")
+        return next(
+            (s for s in lines if f'sie_requests_total{{model="{MODEL}",route="v2/rerank",status="200"' in s),
+            "",
+        )
 
     before, hits = counted(), post(client, "/v2/rerank", body)["results"]
     found = [hit["relevance_score"] for hit in sorted(hits, key=lambda hit: int(hit["index"]))]

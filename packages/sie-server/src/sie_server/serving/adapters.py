@@ -69,19 +69,28 @@ class Adapters:
         held = self._held(slot, version, name)
         return held.adapter or await self._wait(slot, version, held, self._limits.wait_s)
 
-    def _held(self, slot: Slot, version: Version, name: str) -> Attached:
-        sources = self.sources(slot, version.config)
+    def check(self, slot: Slot, name: str, config: ModelConfig | None = None) -> str:
+        """The source of an adapter that the model may be asked for.
+
+        Raises:
+            AdapterNotFound: with the names that look alike.
+        """
+        sources = self.sources(slot, config)
         if name not in sources:
             known = f"; it has {', '.join(sorted(sources))}" if sources else ", nor any other"
             raise AdapterNotFound(
                 f"model {slot.name!r} has no adapter {name!r}{suggest(name, list(sources)) or known}"
             )
+        return sources[name]
+
+    def _held(self, slot: Slot, version: Version, name: str) -> Attached:
+        source = self.check(slot, name, version.config)
         held = version.attached.get(name)
-        if held and held.source != sources[name]:  # the name means another adapter now
+        if held and held.source != source:  # the name means another adapter now
             self._drop(version, held)
             held = None
         if held is None:
-            held = version.attached[name] = Attached(name, sources[name])
+            held = version.attached[name] = Attached(name, source)
         held.last_use = time.monotonic()
         return held
 
@@ -110,8 +119,7 @@ class Adapters:
         Raises:
             AdapterNotFound
         """
-        if name not in self.sources(slot):
-            raise AdapterNotFound(f"model {slot.name!r} has no adapter {name!r}")
+        self.check(slot, name)
         slot.adapters.pop(name, None)
         for version in slot.versions:  # one that is about to serve may have it, too
             if name in version.attached:

@@ -19,6 +19,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from msgspec import structs
+
 from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
@@ -63,13 +65,16 @@ class Registry:
         return name in self._slots
 
     def info(self, name: str) -> ModelInfo:
-        """What is known of one model; never loads it.
+        """What is known of one model, under the name it was asked for, which may be MODEL:ADAPTER; never loads it.
 
         Raises:
-            ModelNotFound: with the ids that look alike.
+            ModelNotFound, AdapterNotFound: with the names that look alike.
         """
-        slot = self.slot(name)
-        return slot.info(self._adapters.infos(slot))
+        model, adapter = self.resolve(name)
+        slot = self.slot(model)
+        if adapter is not None:
+            self._adapters.check(slot, adapter)
+        return structs.replace(slot.info(self._adapters.infos(slot)), name=name)
 
     def resolve(self, name: str) -> tuple[str, str | None]:
         """MODEL or MODEL:ADAPTER as model and adapter; what is not known stays as it is."""
@@ -104,8 +109,12 @@ class Registry:
         Raises:
             ModelNotFound, AdapterNotFound, ModelLoadFailed, ModelLoading, ResourceExhausted
         """
+        if adapter is not None:  # a name that is not known must not cost a load
+            self._adapters.check(self.slot(name), adapter)
         async with self._lease_version(name) as version:
-            under = await self._adapters.get(self.slot(name), version, adapter) if adapter else None
+            under = None
+            if adapter is not None:
+                under = await self._adapters.get(self.slot(name), version, adapter)
             assert version.engine is not None
             yield Leased(version.engine, under)
 
