@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from sie_server import __version__
-from sie_server.catalog import known_models
+from sie_server.catalog import configured_adapters, known_models
 from sie_server.cli_admin import admin
 from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, is_secret, load_config
 from sie_server.console import errors, output
@@ -88,7 +88,8 @@ cli.add_command(admin)
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answer score and encode requests over HTTP until told to stop."""
     config = _config(config_file, flags)
-    known_models(config.model, config.models_dir)  # what is wrong is told before anything heavy is imported
+    # what is wrong is told before anything heavy is imported
+    configured_adapters(config.adapter, known_models(config.model, config.models_dir))
     read_keys(config)
     _log_to_stderr(config.log_level)
     from sie_server.api.server import serve as run

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from sie_server.catalog.adapters import configured_adapters
 from sie_server.catalog.directory import ModelsDirectory, read_entry
 from sie_server.catalog.entries import EMBEDDED, CatalogEntry, ModelConfig, id_problem, models_of
 from sie_server.config import ConfigError
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "ModelsDirectory",
     "catalog",
+    "configured_adapters",
     "id_problem",
     "known_models",
     "with_configured",

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from sie_server.wire import Profile
+from sie_server.wire import AdapterName, Profile
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 ID_LENGTH = 200
@@ -46,7 +46,7 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Name → options of a request; `default` holds for requests that name none"),
     ] = {}
     adapters: Annotated[
-        dict[str, str],
+        dict[AdapterName, str],
         Meta(description="Name → directory or hub id of LoRA adapters that it may be asked for"),
     ] = {}
     prompts: Annotated[

@@ -25,6 +25,7 @@ from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora import Adapter
+from sie_server.engine.source import same_place
 from sie_server.errors import Conflict, ModelLoading, ModelNotFound, SIEError
 from sie_server.serving import memory, room
 from sie_server.serving.adapters import Adapters
@@ -73,8 +74,8 @@ class Registry:
         model, adapter = self.resolve(name)
         slot = self.slot(model)
         if adapter is not None:
-            self._adapters.check(slot, adapter)
-        return structs.replace(slot.info(self._adapters.infos(slot)), name=name)
+            self._adapters.names.check(slot, adapter)
+        return structs.replace(slot.info(self._adapters.names.infos(slot)), name=name)
 
     def resolve(self, name: str) -> tuple[str, str | None]:
         """MODEL or MODEL:ADAPTER as model and adapter; what is not known stays as it is."""
@@ -110,13 +111,17 @@ class Registry:
             ModelNotFound, AdapterNotFound, ModelLoadFailed, ModelLoading, ResourceExhausted
         """
         if adapter is not None:  # a name that is not known must not cost a load
-            self._adapters.check(self.slot(name), adapter)
+            self._adapters.names.check(self.slot(name), adapter)
         async with self._lease_version(name) as version:
-            under = None
-            if adapter is not None:
-                under = await self._adapters.get(self.slot(name), version, adapter)
             assert version.engine is not None
-            yield Leased(version.engine, under)
+            if adapter is None:
+                yield Leased(version.engine, None)
+                return
+            try:
+                async with self._adapters.lease(self.slot(name), version, adapter) as under:
+                    yield Leased(version.engine, under)
+            finally:
+                self._tasks.pulse()  # an adapter that needs room may drop this one now
 
     @asynccontextmanager
     async def _lease_version(self, name: str) -> AsyncIterator[Version]:
@@ -160,7 +165,7 @@ class Registry:
             )
         if progress.phase == "room":
             need, tasks = progress.total or 0, self._tasks
-            return room.none_yet(slot.name, need, tasks.all_slots(), tasks.budget, self._wait_s)
+            return room.none_yet(f"model {slot.name!r}", need, tasks.all_slots(), tasks.budget, self._wait_s)
         now = time.monotonic()
         remaining = max(1.0, progress.remaining_s(self._tasks.loader.bytes_per_second, now))
         return ModelLoading(
@@ -226,13 +231,21 @@ class Registry:
             await asyncio.shield(slot.task or self._tasks.begin_unload(slot))
 
     async def load_adapter(self, model: str, name: str, source: str) -> None:
-        """Attach an adapter, to the model's first version if it is not loaded; see `Adapters.add`."""
+        """Attach an adapter, to the model's first version if it is not loaded; see `Adapters.add`.
+
+        Its files are fetched before the model is leased: a lease would hold up an unload, and with it every request
+        for the model, for as long as a download takes.
+        """
+        await self._adapters.fetch(self.slot(model), name, source)
+        while (slot := self.slot(model)).serving is None:
+            await self.load(slot.config)
         async with self._lease_version(model) as version:
-            await self._adapters.add(self.slot(model), version, name, source)
+            await self._adapters.add(slot, version, name, source)
 
     def unload_adapter(self, model: str, name: str) -> None:
         """See `Adapters.remove`."""
         self._adapters.remove(self.slot(model), name)
+        self._tasks.pulse()
 
     async def update(self, config: ModelConfig) -> None:
         """Take over a changed or new configuration: swapped if the model is loaded, noted if not."""
@@ -273,7 +286,7 @@ class Registry:
 
 def same_source(one: ModelConfig, other: ModelConfig) -> bool:
     """True when both mean the same weights."""
-    return (one.source, one.revision) == (other.source, other.revision)
+    return one.revision == other.revision and same_place(one.source, other.source)
 
 
 def _busy(slot: Slot) -> Conflict:

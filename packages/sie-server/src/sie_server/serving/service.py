@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from msgspec import UNSET
 
-from sie_server.catalog import ModelsDirectory, with_configured
+from sie_server.catalog import ModelsDirectory, configured_adapters, with_configured
 from sie_server.config import ServerConfig
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
@@ -23,7 +23,7 @@ from sie_server.engine.job import Job
 from sie_server.engine.memory import automatic_budget
 from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
-from sie_server.serving.adapters import Adapters, Limits, configured_adapters
+from sie_server.serving.adapters import Adapters, Limits
 from sie_server.serving.admin import ModelAdmin
 from sie_server.serving.candidates import candidates_of, count_as_cut, shortened
 from sie_server.serving.collectors import CacheCollector, ModelCollector
