@@ -108,7 +108,9 @@ def test_logits_equal_peft(case: Case, tmp_path: Path, name: str) -> None:
     directory = adapter_of(case, tmp_path, **SETTINGS[name])
     expected = expected_logits(case, directory)
     assert (expected - expected_logits(case, None)).abs().mean() > 0.05
-    assert_close(logits(case.engine, case.documents, case.engine.attach(directory)), expected)
+    adapter = case.engine.attach(directory)
+    assert_close(logits(case.engine, case.documents, adapter), expected)
+    assert case.engine.adapter_bytes(directory) == adapter.nbytes  # known before it is read
 
 
 def test_a_retrained_head_is_exchanged_whole(case: Case, tmp_path: Path) -> None:
@@ -116,8 +118,9 @@ def test_a_retrained_head_is_exchanged_whole(case: Case, tmp_path: Path) -> None
         case.family, "classifier"
     )
     directory = adapter_of(case, tmp_path, modules_to_save=[module, "classifier"])
-    ours = logits(case.engine, case.documents, case.engine.attach(directory))
-    assert_close(ours, expected_logits(case, directory))
+    adapter = case.engine.attach(directory)
+    assert_close(logits(case.engine, case.documents, adapter), expected_logits(case, directory))
+    assert case.engine.adapter_bytes(directory) == adapter.nbytes
 
 
 def four_adapters(case: Case, root: Path) -> list[Adapter | None]:
@@ -393,6 +396,11 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "layers by name": ({"layers_to_transform": ["first"]}, None, "layers_to_transform is ['first']"),
     "layers that are a word": ({"layers_to_transform": "0"}, None, "layers_to_transform is '0'"),
     "targets by number": ({"target_modules": [1]}, None, "target_modules is [1]"),
+    "alpha that is no number": ({"lora_alpha": float("nan")}, None, "lora_alpha is nan"),
+    "endless alpha": ({"lora_alpha": float("inf")}, None, "lora_alpha is inf; an alpha is a finite number"),
+    "alpha of 400 digits": ({"lora_alpha": 10**400}, None, "an alpha is a finite number"),
+    "alpha of a pattern": ({"alpha_pattern": {"query": float("nan")}}, None, "alpha_pattern is nan"),
+    "alpha too large for B": ({"lora_alpha": 1e300}, None, "lora_alpha or alpha_pattern make lora_B of"),
     "other base": ({"base_model_name_or_path": "someone/else"}, None, "trained on 'someone/else'"),
     "target without tensors": ({"target_modules": ["query", "key"]}, None, "lacks lora_A of"),
     "tensors without target": ({"target_modules": ["value"]}, None, "not one of its target_modules"),

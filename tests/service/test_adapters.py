@@ -11,7 +11,8 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ import servers
 from adapters import make_adapter, under
 from inprocess import ask, asking, in_order, post, until
 from servers import Server
-from sie_server.errors import AdapterNotFound, ModelLoadFailed, ModelLoading, SIEError
-from sie_server.serving.loading import DOWNLOADS
+from sie_server.catalog import ModelConfig, catalog
+from sie_server.errors import AdapterNotFound, Conflict, ModelLoadFailed, ModelLoading, SIEError
+from sie_server.serving.loading import READERS, base_names
 from sie_server.serving.service import Service
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]
@@ -120,12 +122,47 @@ def test_an_unknown_adapter_is_a_404_with_a_hint(client: TestClient, route: str)
     assert post(client, f"/v1/{route}/toy/nobody:laws", body, 404)["code"] == "MODEL_NOT_FOUND"
 
 
+@pytest.mark.parametrize("options", [{"lora": ""}, {"lora_id": ""}, {}])
+def test_an_empty_name_is_no_adapters_and_not_the_base_models(
+    client: TestClient, options: dict[str, str]
+) -> None:
+    """However it comes: nobody who asks for an adapter may be given the base model's scores."""
+    name, items = MODEL if options else f"{MODEL}:", [{"text": "a"}]
+    body = {"query": {"text": QUERY}, "items": items, "options": options}
+    for route in ("score", "inspect"):
+        error = post(client, f"/v1/{route}/{name}", body, 404)["error"]
+        assert error["code"] == "ADAPTER_NOT_FOUND" and "no adapter ''" in error["message"]
+    encode = {"items": items, "params": {"options": options}}
+    name = ENCODER if options else f"{ENCODER}:"
+    assert post(client, f"/v1/encode/{name}", encode, 404)["error"]["code"] == "ADAPTER_NOT_FOUND"
+    if not options:
+        rerank = {"model": f"{MODEL}:", "query": QUERY, "documents": TEXTS}
+        assert "no adapter ''" in post(client, "/v2/rerank", rerank, 404)["message"]
+        post(client, "/v1/embeddings", {"model": name, "input": TEXTS}, 404)
+
+
+async def test_an_unknown_name_loads_nothing(made: Path) -> None:
+    async with serving(made) as service:
+        with pytest.raises(AdapterNotFound):
+            await raw(service, f"{MODEL}:lawz")
+        assert service.registry.info(MODEL).state == "available"
+
+
+def test_a_model_can_be_looked_up_under_the_name_that_scores(client: TestClient) -> None:
+    model = client.get(f"/v1/models/{MODEL}").json()
+    assert client.get(f"/v1/models/{MODEL}:laws").json() == model | {"name": f"{MODEL}:laws"}
+    assert client.get(f"/v1/models/{MODEL}:lawz").json()["error"]["code"] == "ADAPTER_NOT_FOUND"
+
+
 def test_other_vendors_clients_name_one_in_the_models_id(client: TestClient) -> None:
     body = {"model": f"{MODEL}:laws", "query": QUERY, "documents": TEXTS}
 
     def counted() -> str:
         lines = client.get("/metrics").text.splitlines()
-        return next((s for s in lines if f'sie_requests_total{{model="{MODEL}",route="v2/rerank"' in s), "")
+        return next(
+            (s for s in lines if f'sie_requests_total{{model="{MODEL}",route="v2/rerank",status="200"' in s),
+            "",
+        )
 
     before, hits = counted(), post(client, "/v2/rerank", body)["results"]
     found = [hit["relevance_score"] for hit in sorted(hits, key=lambda hit: int(hit["index"]))]
@@ -163,6 +200,31 @@ def test_requests_by_adapter_are_counted_under_the_model(client: TestClient) -> 
     scores(client, f"{MODEL}:laws")
     text = client.get("/metrics").text
     assert f'model="{MODEL}",route="score"' in text and ":laws" not in text
+
+
+def test_an_id_of_the_operators_choice_is_not_where_the_weights_are_from(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "lora/laws", tmp_path / "laws")
+    servers.edit_json(tmp_path / "laws/adapter_config.json", base_model_name_or_path="BAAI/bge-reranker-base")
+    shutil.copytree(made / MODEL, tmp_path / "weights/v3")
+    entry = {"id": "acme/hubbase", "source": "weights/v3", "license": "none", "description": "", "outputs": ["score"],
+             "max_seq_length": 64, "adapters": {"laws": str(tmp_path / "laws")}}  # fmt: skip
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entry))
+    with asking({}, models_dir=str(tmp_path)) as client:
+        assert scores(client, "acme/hubbase:laws") != scores(client, "acme/hubbase")
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (catalog()["BAAI/bge-reranker-base"], {"BAAI/bge-reranker-base"}),
+        (replace(catalog()["BAAI/bge-reranker-base"], source="/models/mine"), set()),
+        (replace(catalog()["BAAI/bge-reranker-base"], source="acme/tuned"), {"acme/tuned"}),
+        (ModelConfig("acme/x", "acme/y"), {"acme/y"}),
+        (ModelConfig("acme/x", "./acme/y"), set()),
+    ],
+)
+def test_hub_ids_that_weights_are_known_by(config: ModelConfig, names: set[str]) -> None:
+    assert set(base_names(config)) == names
 
 
 # ── many of them, and versions ──
@@ -298,11 +360,11 @@ async def test_a_model_is_freed_with_its_adapters_and_at_once(made: Path) -> Non
 
 
 async def test_an_adapter_that_takes_long_is_waited_for_by_who_loads_it(made: Path) -> None:
-    async with serving(made, load_wait_s=0.2) as service:
+    async with serving(made, adapter=flags(made, "laws"), load_wait_s=0.2) as service:
         await service.load(MODEL)
         gate = threading.Event()
-        for _ in range(DOWNLOADS):  # all threads that fetch
-            service._loader._fetching.submit(gate.wait, 60)
+        for _ in range(READERS):  # all threads that read
+            service._loader._reading.submit(gate.wait, 60)
         loading = asyncio.create_task(service.load_adapter(MODEL, "laws", str(made / "lora/laws")))
         await asyncio.sleep(0.1)
         with pytest.raises(ModelLoading, match="loading"):  # a request waits no longer than it was told
@@ -310,6 +372,119 @@ async def test_an_adapter_that_takes_long_is_waited_for_by_who_loads_it(made: Pa
         assert not loading.done()
         gate.set()
         assert [(a.name, a.loaded) for a in (await loading).adapters] == [("laws", True)]
+
+
+@contextmanager
+def no_download_ends(service: Service) -> Iterator[None]:
+    gate = threading.Event()
+    for _ in range(READERS):  # all threads that read
+        service._loader._reading.submit(gate.wait, 60)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+async def test_a_cold_model_is_waited_for_as_by_load(made: Path) -> None:
+    """The call answers when it is done: for a model as for its adapter, longer than a request would wait."""
+    async with serving(made, load_wait_s=0.1) as service:
+        with no_download_ends(service):
+            loading = asyncio.create_task(service.load_adapter(MODEL, "laws", str(made / "lora/laws")))
+            await asyncio.sleep(0.3)
+            assert not loading.done()
+        answer = await loading
+        assert answer.state == "loaded" and [(a.name, a.loaded) for a in answer.adapters] == [("laws", True)]
+
+
+async def test_a_model_can_be_unloaded_while_an_adapter_is_downloaded(made: Path) -> None:
+    async with serving(made) as service:
+        base = await raw(service)
+        with no_download_ends(service):
+            loading = asyncio.create_task(service.load_adapter(MODEL, "laws", str(made / "lora/laws")))
+            await asyncio.sleep(0.05)
+            assert (await asyncio.wait_for(service.unload(MODEL), 10)).state == "available"
+        assert [a.loaded for a in (await loading).adapters] == [True]
+        assert await raw(service) == base
+
+
+@asynccontextmanager
+async def adding(service: Service, name: str, source: Path) -> AsyncIterator[asyncio.Task[None]]:
+    """An operator's load of an adapter that is under way until the block ends."""
+    registry = service.registry
+    slot = registry.slot(MODEL)
+    assert slot.serving
+    with no_download_ends(service):
+        task = asyncio.create_task(registry._adapters.add(slot, slot.serving, name, str(source)))
+        await asyncio.sleep(0.02)
+        yield task
+
+
+async def test_a_failed_load_leaves_alone_what_took_its_name(made: Path) -> None:
+    """The first load fails after the name has been unloaded and loaded again, from where it works."""
+    async with serving(made) as service:
+        base, before = await raw(service), service.registry.info(MODEL).memory_bytes
+        async with adding(service, "x", made / "lora/wide") as failing:
+            await service.unload_adapter(MODEL, "x")
+            good = asyncio.create_task(service.load_adapter(MODEL, "x", str(made / "lora/laws")))
+            await asyncio.sleep(0.02)
+        assert [a.loaded for a in (await good).adapters] == [True]
+        with pytest.raises(ModelLoadFailed, match="shape"):
+            await failing
+        assert await raw(service, f"{MODEL}:x") != base
+        await service.unload_adapter(MODEL, "x")
+        assert service.registry.info(MODEL).memory_bytes == before
+
+
+async def test_what_was_unloaded_while_it_was_loading_is_not_reported_loaded(made: Path) -> None:
+    async with serving(made) as service:
+        await raw(service)
+        before = service.registry.info(MODEL).memory_bytes
+        async with adding(service, "x", made / "lora/laws") as loading:
+            await service.unload_adapter(MODEL, "x")
+        with pytest.raises(Conflict, match="unloaded or replaced while it was loading"):
+            await loading
+        assert service.registry.info(MODEL).memory_bytes == before
+        with pytest.raises(AdapterNotFound):
+            await raw(service, f"{MODEL}:x")
+
+
+async def test_one_that_gives_no_finite_scores_is_refused_when_it_loads(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "lora/laws", tmp_path / "laws")
+    servers.edit_json(
+        tmp_path / "laws/adapter_config.json", lora_alpha=1e38
+    )  # B is finite, what it makes is not
+    async with serving(made, adapter=(f"{MODEL}:laws={tmp_path / 'laws'}",)) as service:
+        with pytest.raises(ModelLoadFailed, match="not finite numbers; check its lora_alpha"):
+            await raw(service, f"{MODEL}:laws")
+        assert len(await raw(service)) == len(TEXTS)
+
+
+async def test_an_operators_load_tries_again_what_has_failed(made: Path, tmp_path: Path) -> None:
+    source = tmp_path / "laws"
+    shutil.copytree(made / "lora/broken", source)
+    async with serving(made, adapter=(f"{MODEL}:laws={source}",), source_roots=(str(tmp_path),)) as service:
+        for _ in range(2):
+            with pytest.raises(ModelLoadFailed, match="truncated"):
+                await raw(service, f"{MODEL}:laws")
+        shutil.copytree(made / "lora/laws", source, dirs_exist_ok=True)
+        with pytest.raises(
+            ModelLoadFailed, match="truncated"
+        ):  # requests are answered from memory for a while
+            await raw(service, f"{MODEL}:laws")
+        assert [a.loaded for a in (await service.load_adapter(MODEL, "laws", str(source))).adapters] == [True]
+        await raw(service, f"{MODEL}:laws")
+
+
+async def test_one_directory_written_in_two_ways(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    async with serving(made, model=(f"near={MODEL}",), adapter=("near:laws=lora/laws",)) as service:
+        answer = await service.load_adapter("near", "laws", str(made / "lora/laws"))
+        assert [a.loaded for a in answer.adapters] == [True]
+        assert (await service.load("near", str(made / MODEL))).state == "loaded"
+        for _ in range(2):  # unloading does not change what was configured, so it is not what helps
+            with pytest.raises(Conflict, match="another name, or change the configuration"):
+                await service.load_adapter("near", "laws", str(made / "lora/stars"))
+            await service.unload_adapter("near", "laws")
 
 
 async def test_a_name_that_never_worked_is_not_known(made: Path) -> None:
@@ -373,6 +548,7 @@ def test_an_operator_loads_and_unloads(server: Server, made: Path) -> None:
     [
         ({"model": MODEL, "adapter": "../up", "source": "a/b"}, "$.adapter"),
         ({"model": MODEL, "adapter": "", "source": "a/b"}, "$.adapter"),
+        ({"model": MODEL, "adapter": "a\n", "source": "a/b"}, "$.adapter"),
         ({"model": MODEL, "adapter": "a", "source": "/etc"}, "$.source"),
         ({"model": MODEL, "adapter": "a", "source": "../x"}, "$.source"),
         ({"model": MODEL, "adapter": "a"}, "source"),
@@ -397,6 +573,7 @@ def test_the_shell_does_the_same(server: Server, made: Path) -> None:
 
 
 def test_a_wrong_flag_stops_the_start(made: Path, tmp_path: Path) -> None:
-    for value in ("nobody:a=x/y", f"{MODEL}=x", f"{MODEL}:a="):
+    for value in ("nobody:a=x/y", f"{MODEL}=x", f"{MODEL}:a=", f"{MODEL}:../a=x/y", f"{MODEL}:a\n=x/y"):
         command = servers.command_line(tmp_path, "serve", "--models-dir", str(made), "--adapter", value)
         assert command.returncode != 0 and "--adapter" in command.stderr
+        assert len(command.stderr.strip().splitlines()) == 1, command.stderr

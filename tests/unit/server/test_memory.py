@@ -61,6 +61,16 @@ def test_what_never_fits() -> None:
     assert make_room([A, held("pin", 50, pinned=True)], 100, 60) == Plan(False, possible=False)
 
 
+def test_parts_of_what_is_held_go_after_all_that_is_idle() -> None:
+    model = held("model", 80, pinned=True)
+    old, new, used = held("old", 20, 1), held("new", 20, 2), held("used", 20, 0, in_use=True)
+    assert make_room([model, C], 100, 20, [old, new]) == Plan(True, ["c"])
+    assert make_room([model, C], 100, 40, [new, old]) == Plan(True, ["c"], ["old"])
+    assert make_room([model], 100, 50, [new, old]) == Plan(True, [], ["old", "new"])
+    assert make_room([model], 100, 40, [used]) == Plan(False)  # it may be free in a moment
+    assert make_room([model], 100, 50, [used]) == Plan(False, possible=False)
+
+
 def test_idle_for_a_while() -> None:
     holding = [
         held("old", 1, last_use=10),

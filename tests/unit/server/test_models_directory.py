@@ -50,6 +50,8 @@ def test_a_file_names_a_directory_beside_it_or_a_hub_id(tmp_path: Path) -> None:
         ("- 1", "object"),
         ("id: x", "missing required field `source`"),
         ({"wrong": 1}, "wrong"),
+        ({"adapters": {"../a": "org/name"}}, "$.adapters"),
+        ({"adapters": {"a\n": "org/name"}}, "$.adapters"),
         ({"max_seq_length": 4}, ">= 8"),
         ({"id": "../etc"}, "dots"),
         ({"aliases": ["a\nb"]}, "characters"),

@@ -11,9 +11,10 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from sie_server.catalog.adapters import configured_adapters
 from sie_server.catalog.directory import ModelsDirectory, read_entry
 from sie_server.catalog.entries import EMBEDDED, CatalogEntry, ModelConfig, id_problem, models_of
-from sie_server.config import ConfigError, suggest
+from sie_server.config import ConfigError
 
 __all__ = [
     "EMBEDDED",
@@ -68,26 +69,6 @@ def with_configured(
             # an operator may name any hub id; only ids in callers' requests must be known already
             models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)
     return models
-
-
-def configured_adapters(
-    values: Iterable[str], models: Mapping[str, ModelConfig]
-) -> dict[str, dict[str, str]]:
-    """Values of `--adapter`, MODEL:NAME=SOURCE → model → name → source.
-
-    Raises:
-        ConfigError: another form, or a model nobody knows.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for value in values:
-        target, _, source = value.partition("=")
-        model, _, name = target.rpartition(":")
-        if not (model and name and source):
-            raise ConfigError(f"--adapter {value!r}: expected MODEL:NAME=DIRECTORY or MODEL:NAME=HUB_ID")
-        if model not in models:
-            raise ConfigError(f"--adapter {value!r}: {model!r} is no model{suggest(model, list(models))}")
-        found.setdefault(model, {})[name] = source
-    return found
 
 
 def catalog() -> dict[str, ModelConfig]:

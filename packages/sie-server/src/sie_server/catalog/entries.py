@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from sie_server.wire import Profile
+from sie_server.wire import AdapterName, Profile
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 ID_LENGTH = 200
@@ -47,7 +47,7 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Name → options of a request; `default` holds for requests that name none"),
     ] = {}
     adapters: Annotated[
-        dict[str, str],
+        dict[AdapterName, str],
         Meta(description="Name → directory or hub id of LoRA adapters that it may be asked for"),
     ] = {}
     prompts: Annotated[

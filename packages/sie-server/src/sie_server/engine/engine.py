@@ -20,6 +20,7 @@ from sie_server.engine.job import Job, Work
 from sie_server.engine.kinds import KINDS, Parts
 from sie_server.engine.listwise import ListwiseTokenizer, marked
 from sie_server.engine.lora import Adapter, read_changes
+from sie_server.engine.lora_tensors import needed_bytes
 from sie_server.engine.readout import score_known
 from sie_server.engine.source import failed
 from sie_server.engine.weights import CheckpointWeights, Tally
@@ -124,6 +125,13 @@ class Engine:
         documents = self.documents.under_adapter() if self.documents else None
         texts = self._kind.input(replace(self._parts, documents=documents))
         return Adapter(directory, changes, texts, documents)
+
+    def adapter_bytes(self, directory: Path) -> int:
+        """What a PEFT adapter will take; only headers are read. 0 for a broken one, whose load will say why."""
+        try:
+            return needed_bytes(directory, self._targets)
+        except UnsupportedCheckpoint:
+            return 0
 
     def detach(self, adapter: Adapter) -> None:
         """Forget what is cached under `adapter`. Jobs that have it finish with it; its memory goes with the last."""

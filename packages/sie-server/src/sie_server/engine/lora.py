@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.inputs import TextInput
-from sie_server.engine.lora_config import LoraConfig, read_lora_config
+from sie_server.engine.lora_config import CONFIG, LoraConfig, read_lora_config
 from sie_server.engine.lora_tensors import AdapterTensors, check_shape, read_tensors
 from sie_server.models.lora import Changes, Delta, Norm, Target
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -110,7 +110,13 @@ def _pair(config: LoraConfig, low: dict[str, Tensor], module: str, target: Targe
     wide = torch.zeros(rank, layer.outputs)
     wide[:, target.outputs] = (b if target.rows is None else b[target.rows]).T
     to = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    return low["lora_A"].T.to(**to).contiguous(), wide.to(**to)
+    scaled = wide.to(**to)
+    if not torch.isfinite(scaled).all():
+        raise UnsupportedCheckpoint(
+            f"{CONFIG}: lora_alpha or alpha_pattern make lora_B of {module!r} {config.scale_of(module):g} times as "
+            f"large, more than {str(layer.weight.dtype).removeprefix('torch.')} can hold"
+        )
+    return low["lora_A"].T.to(**to).contiguous(), scaled
 
 
 def _exchange(own: dict[str, Tensor], module: str, target: Target) -> Tensor:

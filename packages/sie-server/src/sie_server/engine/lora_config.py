@@ -155,9 +155,10 @@ def _check_ranks(config: LoraConfig) -> None:
         for rank in ranks.values():
             if type(rank) is not int or rank < 1:
                 raise _refused(name, rank, "a rank is a whole number above 0")
-    for alpha in config.alpha_pattern.values():
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-            raise _refused("alpha_pattern", alpha, "an alpha is a number")
+    for name, alphas in (("lora_alpha", {"": config.alpha}), ("alpha_pattern", config.alpha_pattern)):
+        for alpha in alphas.values():
+            if not _finite(alpha):
+                raise _refused(name, alpha, "an alpha is a finite number")
     for pattern in (
         *(names for names in (config.targets, config.excluded) if isinstance(names, str)),
         *(*config.rank_pattern, *config.alpha_pattern, *config.retrained, *config.layers_pattern),
@@ -165,5 +166,13 @@ def _check_ranks(config: LoraConfig) -> None:
         re.compile(pattern)
 
 
+def _finite(value: Any) -> bool:
+    """JSON as Python reads it has NaN, Infinity and whole numbers of any length."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _refused(name: str, value: Any, why: str) -> UnsupportedCheckpoint:
-    return UnsupportedCheckpoint(f"{CONFIG}: {name} is {value!r}; {why}")
+    return UnsupportedCheckpoint(f"{CONFIG}: {name} is {value!r:.100}; {why}")

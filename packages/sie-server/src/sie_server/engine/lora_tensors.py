@@ -5,15 +5,17 @@ Every tensor belongs to a module that is there and that the configuration names,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sie_server.engine.lora_config import LoraConfig
-from sie_server.engine.weights import HARMLESS, some_of, tensor_readers
+from sie_server.engine.weights import HARMLESS, TensorReaders, some_of, tensor_readers
 from sie_server.models.lora import Target
 from sie_server.models.spec import UnsupportedCheckpoint
 
@@ -47,11 +49,42 @@ def read_tensors(directory: Path, config: LoraConfig, targets: Mapping[str, Targ
     return tensors
 
 
-def _read(directory: Path) -> dict[str, Tensor]:
+def needed_bytes(directory: Path, targets: Mapping[str, Target]) -> int:
+    """What its tensors will take on the device, from the header of its file; one without a place counts nothing.
+
+    A layer that several modules have become part of has that many more outputs: B, weights and biases are as wide.
+
+    Raises:
+        UnsupportedCheckpoint: there is no file, or it is not readable.
+    """
+    sizes: dict[Any, int] = {}
+    for name, stored in _stored(directory).items():
+        module, _, kind = name.removeprefix(PREFIX).rpartition(".")
+        inner, _, part = module.rpartition(".")
+        low = part in ("lora_A", "lora_B")
+        plain = inner if low else _plain(module)
+        target = targets.get(plain)
+        if target is None or (module.endswith(BASE) and kind == "weight"):  # left, or compared and dropped
+            continue
+        layer = target.layer
+        if not target.linear:  # a norm is exchanged whole
+            sizes[layer] = layer.weight.nbytes + (0 if layer.bias is None else layer.bias.nbytes)
+            continue
+        rows = (*stored.shape, 1)[0] if part == "lora_A" else layer.outputs
+        what = (layer, kind) if kind == "bias" else (plain, part if low else kind)  # PEFT writes some twice
+        sizes[what] = rows * math.prod(stored.shape[1:]) * layer.weight.dtype.itemsize
+    return sum(sizes.values())
+
+
+def _stored(directory: Path) -> TensorReaders:
     path = next((directory / name for name in FILES if (directory / name).exists()), None)
     if path is None:
         raise UnsupportedCheckpoint(f"no adapter in {directory}: neither {' nor '.join(FILES)}")
-    tensors = {name: stored.read() for name, stored in tensor_readers(path).items()}
+    return tensor_readers(path)
+
+
+def _read(directory: Path) -> dict[str, Tensor]:
+    tensors = {name: stored.read() for name, stored in _stored(directory).items()}
     for name, tensor in tensors.items():
         if not name.startswith(PREFIX):
             raise UnsupportedCheckpoint(f"the tensor {name!r} is not named as PEFT names it: {PREFIX}…")
@@ -74,7 +107,7 @@ def _sorted(tensors: dict[str, Tensor], targets: Mapping[str, Target]) -> Adapte
                 f"the adapter has the tensor {name!r}; only lora_A.weight and lora_B.weight of linear layers are served"
             )
         else:
-            plain = next((module.removesuffix(w) for w in WRAPPERS if module.endswith(w)), module)
+            plain = _plain(module)
             if (
                 module.endswith(BASE) and kind == "weight"
             ):  # of an output matrix, PEFT saves it beside A and B
@@ -91,6 +124,11 @@ def _sorted(tensors: dict[str, Tensor], targets: Mapping[str, Target]) -> Adapte
             if HARMLESS.search(f"{module}.weight"):
                 del modules[module]
     return found
+
+
+def _plain(module: str) -> str:
+    """The module's name without PEFT's wrappers."""
+    return next((module.removesuffix(wrapper) for wrapper in WRAPPERS if module.endswith(wrapper)), module)
 
 
 def _check_names(config: LoraConfig, tensors: AdapterTensors, targets: Mapping[str, Target]) -> None:

@@ -38,6 +38,13 @@ def is_path(source: str) -> bool:
     return source.startswith(("/", "./", "../", "~", "\\")) or _is_directory(source)
 
 
+def same_place(one: str, other: str) -> bool:
+    """True when both mean the same directory, however it is written, or the same hub id."""
+    if one == other or not (is_path(one) and is_path(other)):
+        return one == other
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
 def _is_directory(source: str) -> bool:
     """False also for what cannot be the name of one."""
     try:

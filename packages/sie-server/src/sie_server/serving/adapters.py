@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from sie_server.catalog import ModelConfig
-from sie_server.config import suggest
+from sie_server.engine.engine import Engine
 from sie_server.engine.lora import Adapter
-from sie_server.errors import AdapterNotFound, Conflict, ModelLoading, SIEError
+from sie_server.errors import Conflict, ModelLoading, SIEError
+from sie_server.serving.adapter_names import AdapterNames
 from sie_server.serving.loading import Loader, as_load_error
 from sie_server.serving.metrics import Metrics
 from sie_server.serving.slots import Attached, Slot, Version, cool_down_s, copy_of
-from sie_server.wire import AdapterInfo
 
 log = logging.getLogger("sie_server.adapters")
+# sets the bytes aside for one that is about to be loaded; who gives way for it is not decided here
+MakeRoom = Callable[[Slot, Version, Attached, int], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -44,65 +46,77 @@ class Adapters:
     ) -> None:
         """`configured`: model → adapter → source, as the operator said at start."""
         self._loader, self._limits, self._metrics = loader, limits, metrics
-        self._configured = configured
+        self.names = AdapterNames(configured)
+        self.make_room: MakeRoom  # set by `Transitions`, which knows what else holds memory
 
-    def sources(self, slot: Slot, config: ModelConfig | None = None) -> dict[str, str]:
-        """Name → source of every adapter that a model may be asked for; `config` is that of another version."""
-        entry = (config or slot.config).entry
-        return {**(entry.adapters if entry else {}), **self._configured.get(slot.name, {}), **slot.adapters}
-
-    def infos(self, slot: Slot) -> list[AdapterInfo]:
-        """For `GET /v1/models`."""
-        attached = slot.serving.attached if slot.serving else {}
-        return [
-            AdapterInfo(name, source, name in attached and attached[name].adapter is not None)
-            for name, source in sorted(self.sources(slot).items())
-        ]
-
-    async def get(self, slot: Slot, version: Version, name: str) -> Adapter:
-        """The adapter, attached first if need be.
+    @asynccontextmanager
+    async def lease(self, slot: Slot, version: Version, name: str) -> AsyncIterator[Adapter]:
+        """The adapter, attached first if need be; it does not give way to others for as long as the block runs.
 
         Raises:
             AdapterNotFound: with the names that look alike.
             ModelLoadFailed, ModelLoading, ResourceExhausted
         """
         held = self._held(slot, version, name)
-        return held.adapter or await self._wait(slot, version, held, self._limits.wait_s)
+        held.leases += 1
+        try:
+            yield await self._wait(slot, version, held, self._limits.wait_s)
+        finally:
+            held.leases -= 1
 
     def _held(self, slot: Slot, version: Version, name: str) -> Attached:
-        sources = self.sources(slot, version.config)
-        if name not in sources:
-            known = f"; it has {', '.join(sorted(sources))}" if sources else ", nor any other"
-            raise AdapterNotFound(
-                f"model {slot.name!r} has no adapter {name!r}{suggest(name, list(sources)) or known}"
-            )
+        source = self.names.check(slot, name, version.config)
         held = version.attached.get(name)
-        if held and held.source != sources[name]:  # the name means another adapter now
+        if held and held.source != source:  # the name means another adapter now
             self._drop(version, held)
             held = None
         if held is None:
-            held = version.attached[name] = Attached(name, sources[name])
+            held = version.attached[name] = Attached(name, source)
         held.last_use = time.monotonic()
         return held
+
+    async def fetch(self, slot: Slot, name: str, source: str) -> None:
+        """Download what `add` is about to attach, if need be.
+
+        Raises:
+            Conflict: the name is taken by another source.
+            ModelLoadFailed
+        """
+        self.names.check_source(slot, name, source)
+        held = slot.serving.attached.get(name) if slot.serving else None
+        if held is None or held.adapter is None:
+            try:
+                await self._loader.fetch_adapter(source)
+            except Exception as error:
+                raise self._failed(slot, name, error) from None
 
     async def add(self, slot: Slot, version: Version, name: str, source: str) -> None:
         """Attach an adapter under a new name, however long it takes; nothing to do when it is there already.
 
+        What failed a moment ago is tried again: whoever asks for it here may have mended it.
+
         Raises:
-            Conflict: the name is taken by another source.
+            Conflict: the name is taken by another source, or was unloaded or replaced meanwhile.
             ModelLoadFailed, ResourceExhausted
         """
-        before = self.sources(slot).get(name)
-        if before not in (None, source):
-            raise Conflict(f"adapter {name!r} of {slot.name!r} is from {before!r}; unload it first")
-        slot.adapters[name] = source
+        known = self.names.check_source(slot, name, source)
+        if not known:
+            slot.adapters[name] = source
+        held = self._held(slot, version, name)
+        if held.task is None:
+            held.error = None
         try:
-            await self._attached(slot, version, name)
+            await self._wait(slot, version, held, None)
         except SIEError:
-            if before is None:  # a name that never worked is not known
-                slot.adapters.pop(name, None)
-                version.attached.pop(name, None)
+            # a name that never worked is not known, unless it has come to mean another adapter
+            if not known and version.attached.get(name) is held:
+                self._forget(slot, name)
             raise
+        if version.attached.get(name) is not held:
+            raise Conflict(
+                f"adapter {name!r} of {slot.name!r} was unloaded or replaced while it was loading from {source!r}; "
+                "load it again if it is still wanted"
+            )
 
     def remove(self, slot: Slot, name: str) -> None:
         """Free an adapter; one that an admin caller brought is unknown from now on.
@@ -110,8 +124,10 @@ class Adapters:
         Raises:
             AdapterNotFound
         """
-        if name not in self.sources(slot):
-            raise AdapterNotFound(f"model {slot.name!r} has no adapter {name!r}")
+        self.names.check(slot, name)
+        self._forget(slot, name)
+
+    def _forget(self, slot: Slot, name: str) -> None:
         slot.adapters.pop(name, None)
         for version in slot.versions:  # one that is about to serve may have it, too
             if name in version.attached:
@@ -120,66 +136,87 @@ class Adapters:
     async def carry(self, slot: Slot, old: Version, new: Version) -> None:
         """Attach to a version that is about to serve what the one before it has; what does not fit is only logged.
 
-        Whoever asks for such an adapter is told why it cannot be had.
+        Whoever asks for such an adapter is told why it cannot be had. Where not all find room, those used last do.
         """
-        for name in [name for name, held in old.attached.items() if held.adapter]:
+        there = [held for held in old.attached.values() if held.adapter]
+        for held in sorted(there, key=lambda held: held.last_use, reverse=True):
             try:
-                await self._attached(slot, new, name)
+                again = self._held(slot, new, held.name)
+                await self._wait(slot, new, again, None)
+                again.last_use = held.last_use
             except SIEError as error:
-                log.warning("the new version of %s is without adapter %s: %s", slot.name, name, error.message)
-
-    async def _attached(self, slot: Slot, version: Version, name: str) -> None:
-        held = self._held(slot, version, name)
-        if held.adapter is None:
-            await self._wait(slot, version, held, None)
+                log.warning(
+                    "the new version of %s is without adapter %s: %s", slot.name, held.name, error.message
+                )
 
     async def _wait(self, slot: Slot, version: Version, held: Attached, seconds: float | None) -> Adapter:
         """The adapter, once it is attached; `seconds` None: however long that takes."""
+        if held.adapter:
+            return held.adapter
         if held.task is None:
             if held.error and time.monotonic() < held.retry_at:
                 raise copy_of(held.error)
             held.error = None
             held.task = asyncio.create_task(self._attach(slot, version, held))
-        done, _ = await asyncio.wait([held.task], timeout=seconds)
+        task = held.task
+        done, _ = await asyncio.wait([task], timeout=seconds)
         if not done:
             raise ModelLoading(
                 f"adapter {held.name!r} of {slot.name!r} is loading",
                 retry_after_s=max(1.0, self._limits.wait_s),
             )
-        if held.error:
-            raise copy_of(held.error)
-        assert held.adapter is not None
-        return held.adapter
+        # of this load: another one may have begun since
+        if isinstance(outcome := task.result(), SIEError):
+            raise copy_of(outcome)
+        return outcome
 
-    async def _attach(self, slot: Slot, version: Version, held: Attached) -> None:
-        assert version.engine is not None
-        name = f"{slot.name}:{held.name}"
+    async def _attach(self, slot: Slot, version: Version, held: Attached) -> Adapter | SIEError:
         try:
-            adapter = await self._loader.attach(version.config, version.engine, held.source)
+            adapter = await self._load(slot, version, held)
         except Exception as error:
-            held.error = copy_of(as_load_error(name, error))
+            held.nbytes, held.error = 0, self._failed(slot, held.name, error)
             held.retry_at = time.monotonic() + cool_down_s(held.error)
-            log.error("could not load %s: %s", name, held.error.message)
-            self._metrics.adapter_failures.labels(slot.name).inc()
-            return
+            return held.error
         finally:
             held.task = None
-        held.adapter, held.last_use = adapter, time.monotonic()
+        held.adapter, held.nbytes, held.last_use = adapter, adapter.nbytes, time.monotonic()
         if version.attached.get(held.name) is held:  # it may have been unloaded meanwhile
-            version.nbytes += adapter.nbytes
             self._metrics.adapter_loads.labels(slot.name).inc()
-            log.info("loaded %s from %s, %.1f MiB", name, held.source, adapter.nbytes / 2**20)
-            self._evict(slot, version)
+            size = adapter.nbytes / 2**20
+            log.info("loaded %s:%s from %s, %.1f MiB", slot.name, held.name, held.source, size)
+            there = sorted((h for h in version.attached.values() if h.adapter), key=lambda h: h.last_use)
+            self.give_way(slot, version, [h.name for h in there[: max(0, len(there) - self._limits.most)]])
+        return adapter
 
-    def _evict(self, slot: Slot, version: Version) -> None:
-        there = sorted((h for h in version.attached.values() if h.adapter), key=lambda held: held.last_use)
-        for held in there[: max(0, len(there) - self._limits.most)]:
-            log.info("unloading adapter %s of %s to make room", held.name, slot.name)
+    async def _load(self, slot: Slot, version: Version, held: Attached) -> Adapter:
+        directory = await self._loader.fetch_adapter(held.source)
+        need = await self._loader.adapter_bytes(_engine(slot, version), directory)
+        await self.make_room(slot, version, held, need)
+        adapter = await self._loader.attach(version.config, engine := _engine(slot, version), directory)
+        await self._loader.probe(version.config, engine, adapter)
+        return adapter
+
+    def _failed(self, slot: Slot, name: str, error: Exception) -> SIEError:
+        """What to answer, without a hold on the tensors of the failed load."""
+        failure = copy_of(as_load_error(f"{slot.name}:{name}", error))
+        log.error("could not load %s:%s: %s", slot.name, name, failure.message)
+        self._metrics.adapter_failures.labels(slot.name).inc()
+        return failure
+
+    def give_way(self, slot: Slot, version: Version, names: Iterable[str]) -> None:
+        """Drop adapters to make room; requests that have one finish with it, and then its memory is free."""
+        for name in names:
+            log.info("unloading adapter %s of %s to make room", name, slot.name)
             self._metrics.adapter_evictions.labels(slot.name).inc()
-            self._drop(version, held)
+            self._drop(version, version.attached[name])
 
     def _drop(self, version: Version, held: Attached) -> None:
         del version.attached[held.name]
         if held.adapter and version.engine:
-            version.nbytes -= held.adapter.nbytes
             version.engine.detach(held.adapter)
+
+
+def _engine(slot: Slot, version: Version) -> Engine:
+    if version.engine is None:  # nobody waits for the adapter any more, so nothing has kept its model
+        raise ModelLoading(f"model {slot.name!r} was unloaded while an adapter was loading", retry_after_s=1)
+    return version.engine

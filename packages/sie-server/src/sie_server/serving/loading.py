@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sie_server.catalog import ModelConfig
+from sie_server.catalog import ModelConfig, catalog
 from sie_server.config import ServerConfig
 from sie_server.engine import memory
 from sie_server.engine.calibration import calibration
@@ -112,35 +112,41 @@ class Loader:
             log.info("measured %s: batches of %d tokens", model.id, engine.batch_tokens)
         engine.batch_tokens, engine.tokens_per_second = self._measured[shape]
 
-    async def attach(self, model: ModelConfig, engine: Engine, source: str) -> Adapter:
-        """A LoRA adapter for that engine, downloaded if need be.
+    async def fetch_adapter(self, source: str) -> Path:
+        """The directory of a LoRA adapter, downloaded if need be.
 
         Raises:
-            ModelLoadFailed: it cannot be had, or not be applied to this model.
+            ModelLoadFailed: it cannot be had.
         """
-        directory = await self._directory(source)
+        return await self._directory(source)
 
-        def work() -> Adapter:
-            # hub ids that its weights are known by; an id of the operator's own choice says nothing
-            names = [model.source] if not is_path(model.source) else []
-            names += [model.entry.id, model.entry.source] if model.entry else []
-            return engine.attach(directory, names)
+    async def adapter_bytes(self, engine: Engine, directory: Path) -> int:
+        """What the adapter will take in that engine."""
+        return await self._on(self._reading, lambda: engine.adapter_bytes(directory))
 
-        return await self._on(self._reading, work)
+    async def attach(self, model: ModelConfig, engine: Engine, directory: Path) -> Adapter:
+        """A LoRA adapter for that engine.
 
-    async def probe(self, model: ModelConfig, engine: Engine) -> None:
-        """Put a request of every kind through a version that is to replace another.
+        Raises:
+            ModelLoadFailed: it cannot be applied to this model.
+        """
+        return await self._on(self._reading, lambda: engine.attach(directory, base_names(model)))
+
+    async def probe(self, model: ModelConfig, engine: Engine, adapter: Adapter | None = None) -> None:
+        """Put a request of every kind through a version that is to replace another, or through an adapter.
 
         Raises:
             ModelLoadFailed: it fails, or gives something else than finite numbers.
         """
         try:
-            for job in await self._on(self._reading, lambda: _probes(engine)):
+            for job in await self._on(self._reading, lambda: _probes(engine, adapter)):
                 results = await self._worker.call(lambda job=job: engine.run(job.work))  # type: ignore[misc]
                 given = [r for w, r in zip(job.work, results, strict=True) if w.index != QUERY]
                 if not all(_finite(result) for result in given):
+                    what = f"the adapter {adapter.directory}" if adapter else model.source
+                    check = "lora_alpha and weights" if adapter else "weights"
                     raise ModelLoadFailed(
-                        f"{model.source} gives scores or vectors that are not finite numbers; check its weights",
+                        f"{what} gives scores or vectors that are not finite numbers; check its {check}",
                         error_class="NotFinite",
                         permanent=True,
                         attempts=1,
@@ -170,6 +176,14 @@ class Loader:
 
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+def base_names(model: ModelConfig) -> list[str]:
+    """Hub ids that its weights are known by; a directory says nothing, nor does an id of the operator's own choice."""
+    packaged = catalog().get(model.id)
+    if packaged and packaged.entry and packaged.source == model.source:
+        return [packaged.entry.id, packaged.entry.source]
+    return [] if is_path(model.source) else [model.source]
 
 
 def load_engine(
@@ -228,14 +242,14 @@ def check_outputs(model: ModelConfig, old: Engine, new: Engine) -> None:
         )
 
 
-def _probes(engine: Engine) -> list[Job]:
+def _probes(engine: Engine, adapter: Adapter | None) -> list[Job]:
     limit, outputs = engine.max_seq_length, engine.spec.outputs
     jobs = []
     if "score" in outputs:
-        jobs.append(engine.tokenize_score(PROBE[0], PROBE[1:], limit))
+        jobs.append(engine.tokenize_score(PROBE[0], PROBE[1:], limit, adapter=adapter))
         jobs[0].m3_scoring = scores.m3_scoring(Options())
     if vectors := tuple(name for name in outputs if name != "score"):
-        jobs.append(engine.tokenize_encode(PROBE, vectors, limit))
+        jobs.append(engine.tokenize_encode(PROBE, vectors, limit, adapter=adapter))
     return jobs
 
 

@@ -1,4 +1,4 @@
-"""Which models give way to another: pure policy over what is held, without models, threads or a clock of its own."""
+"""Who gives way to another model or adapter: pure policy over what is held, without threads or a clock of its own."""
 
 from __future__ import annotations
 
@@ -25,24 +25,28 @@ class Plan:
 
     fits: bool
     evict: list[str] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)  # of the `spare` parts
     drain: list[str] = field(default_factory=list)
     possible: bool = True  # False: not even with everything gone that may go
 
 
-def make_room(held: Sequence[Held], budget: int, need: int) -> Plan:
+def make_room(held: Sequence[Held], budget: int, need: int, spare: Sequence[Held] = ()) -> Plan:
     """How `need` bytes more fit into `budget`.
 
-    Idle versions go, the least recently used first; never one that is in use, pinned or passing. When they are not
-    enough nothing is evicted yet, and of those in use the longest loaded are named to be drained.
+    Idle versions go, the least recently used first; never one that is in use, pinned or passing. Then those of the
+    `spare` parts, of what is held, that nobody uses. When all that is not enough nothing is evicted yet, and of the
+    versions in use the longest loaded are named to be drained.
     """
     missing = sum(h.nbytes for h in held) + need - budget
     free = [h for h in held if not h.pinned and not h.passing]
     idle = sorted((h for h in free if not h.in_use), key=lambda h: h.last_use)
-    evict = _enough(idle, missing)
-    if evict is not None:
-        return Plan(True, [h.name for h in evict])
+    parts = sorted((h for h in spare if not h.in_use), key=lambda h: h.last_use)
+    chosen = _enough([*idle, *parts], missing)
+    if chosen is not None:
+        evict, drop = ([h.name for h in some if any(h is c for c in chosen)] for some in (idle, parts))
+        return Plan(True, evict, drop)
     busy = sorted((h for h in free if h.in_use), key=lambda h: h.loaded)
-    later = sum(h.nbytes for h in held if h.passing)  # may be gone by itself
+    later = sum(h.nbytes for h in held if h.passing) + sum(h.nbytes for h in spare)  # may be gone by itself
     drain = _enough(busy, missing - sum(h.nbytes for h in idle) - later)
     if drain is None:
         return Plan(False, possible=False)

@@ -19,10 +19,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from msgspec import structs
+
 from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora import Adapter
+from sie_server.engine.source import same_place
 from sie_server.errors import Conflict, ModelLoading, ModelNotFound, SIEError
 from sie_server.serving import memory, room
 from sie_server.serving.adapters import Adapters
@@ -63,13 +66,16 @@ class Registry:
         return name in self._slots
 
     def info(self, name: str) -> ModelInfo:
-        """What is known of one model; never loads it.
+        """What is known of one model, under the name it was asked for, which may be MODEL:ADAPTER; never loads it.
 
         Raises:
-            ModelNotFound: with the ids that look alike.
+            ModelNotFound, AdapterNotFound: with the names that look alike.
         """
-        slot = self.slot(name)
-        return slot.info(self._adapters.infos(slot))
+        model, adapter = self.resolve(name)
+        slot = self.slot(model)
+        if adapter is not None:
+            self._adapters.names.check(slot, adapter)
+        return structs.replace(slot.info(self._adapters.names.infos(slot)), name=name)
 
     def resolve(self, name: str) -> tuple[str, str | None]:
         """MODEL or MODEL:ADAPTER as model and adapter; what is not known stays as it is."""
@@ -104,10 +110,18 @@ class Registry:
         Raises:
             ModelNotFound, AdapterNotFound, ModelLoadFailed, ModelLoading, ResourceExhausted
         """
+        if adapter is not None:  # a name that is not known must not cost a load
+            self._adapters.names.check(self.slot(name), adapter)
         async with self._lease_version(name) as version:
-            under = await self._adapters.get(self.slot(name), version, adapter) if adapter else None
             assert version.engine is not None
-            yield Leased(version.engine, under)
+            if adapter is None:
+                yield Leased(version.engine, None)
+                return
+            try:
+                async with self._adapters.lease(self.slot(name), version, adapter) as under:
+                    yield Leased(version.engine, under)
+            finally:
+                self._tasks.pulse()  # an adapter that needs room may drop this one now
 
     @asynccontextmanager
     async def _lease_version(self, name: str) -> AsyncIterator[Version]:
@@ -151,7 +165,7 @@ class Registry:
             )
         if progress.phase == "room":
             need, tasks = progress.total or 0, self._tasks
-            return room.none_yet(slot.name, need, tasks.all_slots(), tasks.budget, self._wait_s)
+            return room.none_yet(f"model {slot.name!r}", need, tasks.all_slots(), tasks.budget, self._wait_s)
         now = time.monotonic()
         remaining = max(1.0, progress.remaining_s(self._tasks.loader.bytes_per_second, now))
         return ModelLoading(
@@ -222,13 +236,21 @@ class Registry:
             await asyncio.shield(slot.task or self._tasks.begin_unload(slot))
 
     async def load_adapter(self, model: str, name: str, source: str) -> None:
-        """Attach an adapter, to the model's first version if it is not loaded; see `Adapters.add`."""
+        """Attach an adapter, to the model's first version if it is not loaded; see `Adapters.add`.
+
+        Its files are fetched before the model is leased: a lease would hold up an unload, and with it every request
+        for the model, for as long as a download takes.
+        """
+        await self._adapters.fetch(self.slot(model), name, source)
+        while (slot := self.slot(model)).serving is None:
+            await self.load(slot.config)
         async with self._lease_version(model) as version:
-            await self._adapters.add(self.slot(model), version, name, source)
+            await self._adapters.add(slot, version, name, source)
 
     def unload_adapter(self, model: str, name: str) -> None:
         """See `Adapters.remove`."""
         self._adapters.remove(self.slot(model), name)
+        self._tasks.pulse()
 
     async def update(self, config: ModelConfig) -> None:
         """Take over a changed or new configuration: swapped if the model is loaded and its weights change, else noted.
@@ -282,7 +304,7 @@ class Registry:
 
 def same_source(one: ModelConfig, other: ModelConfig) -> bool:
     """True when both mean the same weights."""
-    return (one.source, one.revision) == (other.source, other.revision)
+    return one.revision == other.revision and same_place(one.source, other.source)
 
 
 def _busy(slot: Slot) -> Conflict:

@@ -131,7 +131,8 @@ def adapter_of(in_id: str | None, options: Options, path: str) -> str | None:
         InvalidInput: two of them differ.
     """
     given = {"the model's id": in_id, "lora": options.lora, "lora_id": options.lora_id}
-    names = {where: name for where, name in given.items() if name}
+    # an empty name is one that no adapter has, never the base model
+    names = {where: name for where, name in given.items() if name is not None}
     if len(set(names.values())) > 1:
         said = " and ".join(f"{where} {name!r}" for where, name in names.items())
         raise InvalidInput(f"{said} name different adapters; give one - at `{path}.lora`")

@@ -1,4 +1,4 @@
-"""What to say when a model finds no room: both sizes, who holds the rest, and what would help."""
+"""What to say when a model or an adapter finds no room: both sizes, who holds the rest, and what would help."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from sie_server.serving.slots import NoRoom, Slot
 KEY = "memory_budget_mb"
 
 
-def never(name: str, need: int, slots: Iterable[Slot], budget: int) -> SIEError:
-    """The model does not fit, whoever else gives way."""
-    if need > budget:
+def never(what: str, need: int, slots: Iterable[Slot], budget: int, beside: int = 0) -> SIEError:
+    """It does not fit, whoever else gives way; `beside` is what an adapter cannot do without: its model."""
+    if need + beside > budget:
+        beside_it = f" beside the {_mib(beside)} of its model" * bool(beside)
         return ModelLoadFailed(
-            f"model {name!r} needs {_mib(need)}, and all models together may hold {_mib(budget)} ({KEY})",
+            f"{what} needs {_mib(need)}{beside_it}, and all models together may hold {_mib(budget)} ({KEY})",
             error_class="MemoryBudget",
             permanent=True,
             attempts=1,
         )
     return NoRoom(
-        f"model {name!r} needs {_mib(need)} of {_mib(budget)} ({KEY}), and what stays holds too much: "
+        f"{what} needs {_mib(need)} of {_mib(budget)} ({KEY}), and what stays holds too much: "
         f"{_holders(slots)}. Unload one of them or raise {KEY}",
         retry_after_s=60,
     )
 
 
-def none_yet(name: str, need: int, slots: Iterable[Slot], budget: int, waited_s: float) -> SIEError:
+def none_yet(what: str, need: int, slots: Iterable[Slot], budget: int, waited_s: float) -> SIEError:
     """Models in use hold the memory; how long they will is not known, so the guess is as long as it took so far."""
     return NoRoom(
-        f"model {name!r} needs {_mib(need)} of {_mib(budget)} ({KEY}), held by models in use: "
-        f"{_holders(slots)}",
+        f"{what} needs {_mib(need)} of {_mib(budget)} ({KEY}), held by models in use: {_holders(slots)}",
         retry_after_s=max(1.0, waited_s),
     )
 

@@ -56,7 +56,9 @@ class Attached:
     name: str
     source: str
     adapter: Adapter | None = None
-    task: asyncio.Task[None] | None = None  # the load that is running
+    nbytes: int = 0  # set aside before it is loaded
+    leases: int = 0  # requests that use it, or wait for it
+    task: asyncio.Task[Adapter | SIEError] | None = None  # the load that is running
     error: SIEError | None = None  # of the last load
     retry_at: float = 0.0  # until then the error is the answer
     last_use: float = 0.0
@@ -67,12 +69,24 @@ class Version:
     """One engine of a model, from the moment memory is set aside for it until that is free again."""
 
     config: ModelConfig
-    nbytes: int = 0
+    nbytes: int = 0  # without its adapters
     engine: Engine | None = None
     leases: int = 0
     last_use: float = field(default_factory=time.monotonic)
     loaded: float = 0.0
     attached: dict[str, Attached] = field(default_factory=dict)  # adapters, by name
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it holds with its adapters: one that is dropped counts no more, whatever its load comes to."""
+        return self.nbytes + sum(held.nbytes for held in self.attached.values())
+
+    def spare(self) -> list[Held]:
+        """Its adapters as the memory policy sees them."""
+        return [
+            Held(h.name, h.nbytes, h.last_use, in_use=h.leases > 0 or h.adapter is None)
+            for h in self.attached.values()
+        ]
 
 
 @dataclass(eq=False)
@@ -115,7 +129,7 @@ class Slot:
 
     @property
     def memory_bytes(self) -> int:
-        return sum(version.nbytes for version in self.versions)
+        return sum(version.memory_bytes for version in self.versions)
 
     def failed(self, error: SIEError, now: float) -> None:
         """Note why a load failed, and until when it is not tried again."""
@@ -128,7 +142,7 @@ class Slot:
         return [
             Held(
                 self.name,
-                version.nbytes,
+                version.memory_bytes,
                 version.last_use,
                 version.loaded,
                 in_use=version.leases > 0 or self.waiting > 0,

@@ -17,7 +17,7 @@ from sie_server.serving import memory, room
 from sie_server.serving.adapters import Adapters
 from sie_server.serving.loading import Loader, as_load_error, check_outputs
 from sie_server.serving.metrics import Metrics
-from sie_server.serving.slots import Progress, Slot, Version, copy_of
+from sie_server.serving.slots import Attached, Progress, Slot, Version, copy_of
 
 log = logging.getLogger("sie_server.registry")
 PATIENCE = 0.25  # part of load_wait_s after which a load that finds no room has a model in use drained
@@ -38,6 +38,7 @@ class Transitions:
         self.slots = slots
         self.leaving: set[Slot] = set()  # removed, and still holding memory
         self.loader, self._metrics, self._adapters = loader, metrics, adapters
+        adapters.make_room = self.make_room_for
         self._wait_s, self.budget = wait_s, budget_bytes
         self._changed = asyncio.Event()
         self._draining: set[asyncio.Task[None]] = set()
@@ -148,13 +149,13 @@ class Transitions:
         With `drain`, those that are in use without a pause have to go after a while; otherwise two busy models would
         keep a third from ever being served.
         """
-        begun = time.monotonic()
+        begun, what = time.monotonic(), f"model {slot.name!r}"
         while not (plan := memory.make_room(self.held(slot), self.budget, version.nbytes)).fits:
             waited = time.monotonic() - begun
             if not plan.possible:
-                raise room.never(slot.name, version.nbytes, self.all_slots(), self.budget)
+                raise room.never(what, version.nbytes, self.all_slots(), self.budget)
             if waited >= self._wait_s:
-                raise room.none_yet(slot.name, version.nbytes, self.all_slots(), self.budget, waited)
+                raise room.none_yet(what, version.nbytes, self.all_slots(), self.budget, waited)
             patient = waited < PATIENCE * self._wait_s
             if drain and not patient:
                 self._count_evictions(plan.drain)
@@ -164,6 +165,28 @@ class Transitions:
             await self.change(self._wait_s * (PATIENCE if patient else 1.0) - waited)
         slot.versions.append(version)
         await self._evict(plan.evict)
+
+    async def make_room_for(self, slot: Slot, version: Version, adapter: Attached, need: int) -> None:
+        """Set an adapter's memory aside, once idle models have gone, then adapters of the version that nobody uses.
+
+        It is tried for a part of the time that requests wait, so that they are told why. A version that does not serve
+        yet is given only what idle models leave: what it lacks then is loaded when it is asked for.
+        """
+        begun, what = time.monotonic(), f"adapter '{slot.name}:{adapter.name}'"
+        serves = version is slot.serving
+        while not (plan := self._room_beside(slot, version, need, serves)).fits:
+            waited, patience = time.monotonic() - begun, PATIENCE * self._wait_s * serves
+            if need + version.nbytes > self.budget or not plan.possible:
+                raise room.never(what, need, self.all_slots(), self.budget, version.nbytes)
+            if waited >= patience:
+                raise room.none_yet(what, need, self.all_slots(), self.budget, waited)
+            await self.change(patience - waited)
+        adapter.nbytes = need
+        self._adapters.give_way(slot, version, plan.drop)
+        await self._evict(plan.evict)
+
+    def _room_beside(self, slot: Slot, version: Version, need: int, serves: bool) -> memory.Plan:
+        return memory.make_room(self.held(slot), self.budget, need, version.spare() if serves else ())
 
     async def _evict(self, names: list[str]) -> None:
         self._count_evictions(names)

@@ -72,7 +72,13 @@ Source = Annotated[
     ),
 ]
 AdapterName = Annotated[
-    str, Meta(min_length=1, max_length=100, pattern=r"^[\w.-]+$", description="Name for `options.lora`")
+    str,
+    Meta(
+        min_length=1,
+        max_length=100,
+        pattern=r"^[\w.-]+(?!\n)$",  # in Python a `$` alone would let a last newline be
+        description="Name for `options.lora`",
+    ),
 ]
 Revision = Annotated[str, Meta(min_length=1, max_length=200, description="Branch, tag or commit of a hub id")]
 

@@ -1,0 +1,163 @@
+"""LoRA adapters within the memory budget: known before they are read, and they make room as models do."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
+from math import ceil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+import checkpoints
+import inprocess
+from adapters import make_adapter
+from inprocess import scores
+from sie_server.errors import ModelLoadFailed, ResourceExhausted
+from sie_server.serving.service import Service
+
+QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
+NAMES = ["one", "two", "three", "four"]
+MODEL, OTHER, MIB = "bert", "other", 2**20
+serving = partial(inprocess.serving, batch_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of about 5 MiB, and adapters that are nearly as large."""
+    root = tmp_path_factory.mktemp("made")
+    for seed, name in enumerate((MODEL, OTHER)):
+        checkpoints.make_cross_encoder(root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2)
+    shutil.copy(root / MODEL / "tokenizer.json", root / OTHER)
+    shutil.copy(root / MODEL / "config.json", root / OTHER)
+    for seed, name in enumerate(NAMES):
+        base = AutoModelForSequenceClassification.from_pretrained(root / MODEL)
+        make_adapter(base, root / "lora" / name, seed=seed, r=128, target_modules=["query", "key", "value"])
+    shutil.copytree(root / "lora/one", root / "lora/broken")
+    weights = root / "lora/broken/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return root
+
+
+@pytest.fixture(scope="module")
+def sizes(made: Path) -> tuple[float, float]:
+    """MiB of the model and of an adapter."""
+
+    async def measured() -> tuple[float, float]:
+        async with within(made, 1000) as service:
+            await ask(service)
+            model = held(service)
+            await ask(service, "one")
+            return model, held(service) - model
+
+    return asyncio.run(measured())
+
+
+def within(made: Path, budget: float, **config: object) -> AbstractAsyncContextManager[Service]:
+    adapters = tuple(f"{MODEL}:{name}={made / 'lora' / name}" for name in [*NAMES, "broken"])
+    return serving(models_dir=str(made), adapter=adapters, memory_budget_mb=int(budget), **config)
+
+
+def held(service: Service) -> float:
+    return sum(info.memory_bytes for info in service.registry.infos()) / MIB
+
+
+async def ask(service: Service, adapter: str | None = None, model: str = MODEL) -> tuple[float, ...]:
+    return await scores(service, f"{model}:{adapter}" if adapter else model, QUERY, TEXTS)
+
+
+def loaded(service: Service) -> list[str]:
+    return [a.name for a in service.registry.info(MODEL).adapters if a.loaded]
+
+
+def room_for(sizes: tuple[float, float], adapters: int) -> int:
+    """A budget in MiB for the model and so many adapters, and no more."""
+    model, one = sizes
+    budget = ceil(model + adapters * one)
+    assert budget < model + (adapters + 1) * one
+    return budget
+
+
+async def test_four_adapters_in_a_budget_for_two(made: Path, sizes: tuple[float, float]) -> None:
+    budget = room_for(sizes, 2)
+    async with within(made, budget) as service:
+        first = {name: await ask(service, name) for name in NAMES}
+        for _ in range(2):
+            for name in NAMES:
+                assert await ask(service, name) == first[name]
+                assert held(service) <= budget
+        assert sorted(loaded(service)) == ["four", "three"]
+        evicted = service.metrics.registry.get_sample_value("sie_adapter_evictions_total", {"model": MODEL})
+        assert evicted and evicted >= 8
+
+
+async def test_many_at_once_stay_within_the_budget(made: Path, sizes: tuple[float, float]) -> None:
+    budget = room_for(sizes, 2)
+    async with within(made, budget) as service:
+        asking = asyncio.gather(*(ask(service, NAMES[i % 4]) for i in range(24)), return_exceptions=True)
+        while not asking.done():
+            assert held(service) <= budget
+            await asyncio.sleep(1e-3)  # a loop without a pause would keep the threads that load from the GIL
+        assert len({answer for answer in asking.result() if isinstance(answer, tuple)}) == 4
+        assert all(isinstance(answer, tuple) for answer in asking.result())
+
+
+async def test_idle_models_give_way_first(made: Path, sizes: tuple[float, float]) -> None:
+    model, one = sizes
+    async with within(made, ceil(2 * model + one)) as service:
+        await ask(service, "one")
+        await ask(service, model=OTHER)
+        await ask(service, "two")
+        assert service.registry.info(OTHER).state == "available" and loaded(service) == ["one", "two"]
+
+
+async def test_what_running_requests_use_stays_and_is_named(made: Path, sizes: tuple[float, float]) -> None:
+    async with within(made, room_for(sizes, 2), load_wait_s=0.4) as service:
+        async with AsyncExitStack() as using:
+            for name in NAMES[:2]:
+                await using.enter_async_context(service.registry.lease(MODEL, name))
+            with pytest.raises(
+                ResourceExhausted, match=rf"adapter '{MODEL}:three' needs .* of .*held by"
+            ) as no:
+                await ask(service, "three")
+            assert f"{sizes[1]:,.1f} MiB" in no.value.message and loaded(service) == ["one", "two"]
+            waiting = asyncio.create_task(ask(service, "three"))
+            await asyncio.sleep(0.03)
+        assert len(await waiting) == 2  # as soon as one of them was free
+        assert len(loaded(service)) == 2
+
+
+async def test_one_that_never_fits(made: Path, sizes: tuple[float, float]) -> None:
+    async with within(made, int(sizes[0] + sizes[1])) as service:
+        base = await ask(service)
+        with pytest.raises(ModelLoadFailed, match=r"needs .* beside the .* of its model") as no:
+            await ask(service, "one")
+        assert no.value.details["error_class"] == "MemoryBudget" and no.value.details["permanent"]
+        assert await ask(service) == base
+
+
+async def test_one_that_fails_holds_nothing(made: Path, sizes: tuple[float, float]) -> None:
+    async with within(made, room_for(sizes, 1)) as service:
+        await ask(service)
+        before = held(service)
+        for _ in range(3):
+            with pytest.raises(ModelLoadFailed, match="truncated"):
+                await ask(service, "broken")
+        assert held(service) == before
+        await ask(service, "two")
+
+
+async def test_a_swap_carries_what_finds_room_the_last_used_first(
+    made: Path, sizes: tuple[float, float]
+) -> None:
+    model, one = sizes
+    async with within(made, ceil(2 * model + 3 * one)) as service:
+        await ask(service, "two")
+        await ask(service, "one")
+        await service.swap(MODEL, str(made / OTHER))
+        assert loaded(service) == ["one"]
+        await ask(service, "two")
+        assert loaded(service) == ["one", "two"]
