@@ -26,7 +26,6 @@ from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, is_secre
 from sie_server.console import errors, output
 from sie_server.errors import SIEError
 from sie_server.keys import read_keys
-from sie_server.openmp import give_up_cores_soon
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 Command = Callable[..., Any]
@@ -94,7 +93,6 @@ def serve(config_file: str | None, **flags: Any) -> None:
     configured_adapters(config.adapter, known)
     read_keys(config)
     _log_to_stderr(config.log_level)
-    give_up_cores_soon(os.environ)
     from sie_server.api.server import serve as run
 
     run(config)
