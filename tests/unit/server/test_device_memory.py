@@ -19,7 +19,7 @@ from sie_server.engine.calibration import calibration
 from sie_server.engine.engine import BATCH_SIZES, Engine
 from sie_server.engine.job import Work
 from sie_server.engine.memory import automatic_budget, needed_bytes
-from sie_server.engine.weights import Tally
+from sie_server.engine.tally import Tally
 
 MAKE: dict[str, Callable[[Path], Path]] = {
     "cross-encoder": lambda path: make_cross_encoder(path, "bert"),

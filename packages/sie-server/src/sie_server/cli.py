@@ -225,7 +225,7 @@ def _log_to_stderr(level: str) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    for chatty in ("httpx", "httpcore", "filelock", "urllib3"):
+    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -23,7 +23,8 @@ from sie_server.engine.lora import Adapter, read_changes
 from sie_server.engine.lora_tensors import needed_bytes
 from sie_server.engine.readout import score_known
 from sie_server.engine.source import failed
-from sie_server.engine.weights import CheckpointWeights, Tally
+from sie_server.engine.tally import Tally
+from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
 from sie_server.models.checkpoint import read_spec
 from sie_server.models.packed import Readout

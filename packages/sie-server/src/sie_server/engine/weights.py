@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sie_server.engine.device import out_of_memory
+from sie_server.engine.tally import Tally
 from sie_server.models.lora import Target
 from sie_server.models.sparse import M3_FILES
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -46,17 +47,6 @@ STORED_TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-@dataclass
-class Tally:
-    """Bytes of the tensors taken so far, over all files of a checkpoint; may be read from another thread."""
-
-    nbytes: int = 0
-
-    def add(self, tensor: Tensor) -> Tensor:
-        self.nbytes += tensor.nbytes
-        return tensor
 
 
 class CheckpointWeights:

@@ -27,7 +27,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
 from sie_server.engine.lora import Adapter
 from sie_server.engine.source import fetch, is_path
-from sie_server.engine.weights import Tally
+from sie_server.engine.tally import Tally
 from sie_server.errors import ModelLoadFailed, QueueFull, ResourceExhausted, SIEError
 from sie_server.serving import scores
 from sie_server.serving.slots import Progress, Version
@@ -55,9 +55,10 @@ class Loader:
         ] = {}  # shape → batch tokens, tokens per second
         self.bytes_per_second: float | None = None  # of the loads so far
 
-    async def fetch(self, model: ModelConfig) -> tuple[Path, int]:
+    async def fetch(self, model: ModelConfig, progress: Progress) -> tuple[Path, int]:
         """The checkpoint's directory, downloaded if need be, and the bytes its tensors will take."""
-        config, directory = self._config, await self._directory(model.source, model.revision)
+        config = self._config
+        directory = await self._directory(model.source, model.revision, progress.tally)
         need = await self._on(
             self._reading,
             lambda: memory.needed_bytes(
@@ -66,11 +67,11 @@ class Loader:
         )
         return directory, need
 
-    async def _directory(self, source: str, revision: str | None = None) -> Path:
+    async def _directory(self, source: str, revision: str | None = None, tally: Tally | None = None) -> Path:
         """Where the files of a source are; a local directory does not wait for downloads."""
         return await self._on(
             self._reading if is_path(source) else self._fetching,
-            lambda: fetch(source, revision=revision, offline=self._config.offline),
+            lambda: fetch(source, revision=revision, offline=self._config.offline, tally=tally),
         )
 
     async def load(self, model: ModelConfig, directory: Path, progress: Progress) -> Engine:
@@ -79,7 +80,7 @@ class Loader:
         Raises:
             ModelLoadFailed: with what is wrong and what to do.
         """
-        log.info("loading %s from %s: %.1f MiB", model.id, directory, (progress.total or 0) / 2**20)
+        log.info("loading %s from %s: %.1f MiB", model.id, directory, (progress.tally.total or 0) / 2**20)
         started = time.monotonic()
         engine = await self._on(
             self._loading,

@@ -164,7 +164,7 @@ class Registry:
                 f"model {slot.name!r} is unloading and will be loaded again", retry_after_s=self._wait_s
             )
         if progress.phase == "room":
-            need, tasks = progress.total or 0, self._tasks
+            need, tasks = progress.tally.total or 0, self._tasks
             return room.none_yet(f"model {slot.name!r}", need, tasks.all_slots(), tasks.budget, self._wait_s)
         now = time.monotonic()
         remaining = max(1.0, progress.remaining_s(self._tasks.loader.bytes_per_second, now))

@@ -10,7 +10,7 @@ from typing import Literal
 from sie_server.catalog import ModelConfig
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora import Adapter
-from sie_server.engine.weights import Tally
+from sie_server.engine.tally import Tally
 from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
 from sie_server.serving.memory import Held
 from sie_server.serving.requests import profile_names
@@ -24,29 +24,32 @@ UNKNOWN_S = 5.0  # the first guess where nothing at all is known yet
 
 @dataclass(eq=False)
 class Progress:
-    """A load in progress. `tally` counts on the load's thread."""
+    """A load in progress. `tally` is kept by the thread that fetches, then by the one that reads the weights."""
 
     started: float = field(default_factory=time.monotonic)
     phase: Phase = "fetch"
     phase_started: float = field(default_factory=time.monotonic)
-    total: int | None = None  # bytes
     tally: Tally = field(default_factory=Tally)
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: Phase, total: int | None = None) -> None:
+        """`total`: bytes of what is counted from here on."""
         self.phase, self.phase_started = phase, time.monotonic()
+        if total is not None:
+            self.tally = Tally(total=total)
 
     def remaining_s(self, bytes_per_second: float | None, now: float) -> float:
         """An estimate: by this load's own rate, else that of earlier loads, else as long again as it took so far."""
-        elapsed, done = now - self.phase_started, self.tally.nbytes
-        if self.phase == "load" and self.total and done:
-            return elapsed * max(0, self.total - done) / done
-        if self.phase == "load" and self.total and bytes_per_second:
-            return max(0.0, self.total / bytes_per_second - elapsed)
+        elapsed, total = now - self.phase_started, self.tally.total
+        done = self.tally.nbytes - self.tally.before
+        if self.phase in ("fetch", "load") and total and done > 0:
+            return elapsed * max(0, total - self.tally.nbytes) / done
+        if self.phase == "load" and total and bytes_per_second:
+            return max(0.0, total / bytes_per_second - elapsed)
         return max(now - self.started, UNKNOWN_S)
 
     def wire(self) -> LoadProgress:
         seconds = round(time.monotonic() - self.started, 1)
-        return LoadProgress(self.phase, seconds, self.tally.nbytes, self.total)
+        return LoadProgress(self.phase, seconds, self.tally.nbytes, self.tally.total)
 
 
 @dataclass(eq=False)

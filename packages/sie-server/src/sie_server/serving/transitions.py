@@ -130,9 +130,9 @@ class Transitions:
 
     async def _fill(self, slot: Slot, version: Version, progress: Progress, old: Version | None) -> None:
         log.info("fetching %s from %s", slot.name, version.config.source)
-        directory, need = await self.loader.fetch(version.config)
-        version.nbytes = progress.total = need
-        progress.enter("room")
+        directory, need = await self.loader.fetch(version.config, progress)
+        version.nbytes = need
+        progress.enter("room", need)
         await self._make_room(slot, version, drain=old is None)
         progress.enter("load")
         version.engine = await self.loader.load(version.config, directory, progress)

@@ -10,7 +10,7 @@ ModelState = Literal["available", "loading", "loaded", "unloading", "failed"]
 
 
 class LoadProgress(Struct, frozen=True):
-    """How far a load is; bytes are those of the model's tensors."""
+    """How far a load is; bytes are those of the files while they are fetched, then those of the model's tensors."""
 
     phase: Annotated[
         Literal["fetch", "room", "load", "measure", "probe"],
@@ -18,7 +18,7 @@ class LoadProgress(Struct, frozen=True):
     ]
     seconds: Annotated[float, Meta(description="Since the load began")]
     bytes_done: int
-    bytes_total: Annotated[int | None, Meta(description="Null until the files are there")]
+    bytes_total: Annotated[int | None, Meta(description="Null until it is known")]
 
 
 class AdapterInfo(Struct, frozen=True):

@@ -1,0 +1,187 @@
+"""Checkpoints of a model hub: downloaded into the hub's own cache, or taken from there when the hub is out of reach."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from sie_server.engine.tally import Tally
+from sie_server.errors import ModelLoadFailed
+
+log = logging.getLogger("sie_server.hub")
+# What serving needs and nothing else: no code, no ONNX twins, no training state
+FILES = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "sie_scorer.json",
+    "sie_reranker.yaml",
+    "config_sentence_transformers.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "artifact.metadata",
+    "adapter_config.json",
+    "adapter_model.bin",
+    "sparse_linear.pt",
+    "colbert_linear.pt",
+    "*/config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "[0-9]_*/pytorch_model.bin",  # a module's weights; those of older repositories are not safetensors
+]
+BIN_FILES = ["pytorch_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+TIMEOUT_S = 10.0
+LOOK_S, TELL_S = 0.5, 10.0  # how often a download is looked at, and how often the log says how far it is
+
+
+def download(source: str, revision: str | None, *, offline: bool, tally: Tally) -> Path:
+    """The local directory of ORGANISATION/NAME; blocking. `tally` is kept up to date meanwhile.
+
+    Raises:
+        ModelLoadFailed: the hub cannot be reached, or has no such model, and nor has its cache.
+    """
+    # imported here: the library takes a third of a second, and a server with local models never needs it
+    from huggingface_hub import HfApi, snapshot_download
+
+    _quiet()
+    try:
+        if offline:
+            raise ConnectionError("offline mode is on")
+        # asked first because it fails at once without a network, where a download would retry for half a minute
+        info = HfApi().model_info(source, revision=revision, timeout=TIMEOUT_S, files_metadata=True)
+        siblings = info.siblings or []
+        safe = any(file.rfilename.endswith(".safetensors") for file in siblings)
+        patterns = FILES if safe else FILES + BIN_FILES  # pickled weights only where there are no others
+        with _watched(source, _blobs(source, siblings, patterns), tally):
+            # by its name, not by info.sha: the cache then knows what the name meant when the hub was last asked
+            return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # hub, network and file errors share no base class
+        cached = _cached(source, revision)
+        if cached is None:
+            raise _not_fetched(source, revision, error) from error
+        if not offline:
+            log.warning("%s is served as it is in the hub's cache: %s", source, _reason(error))
+        return cached
+
+
+def _quiet() -> None:
+    """The library's bars are for a terminal; a log gets lines of ours."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def _blobs(source: str, siblings: list[Any], patterns: list[str]) -> dict[Path, int]:
+    """Where the cache keeps the content of each file that matches, and its size.
+
+    A content is kept under its hash, and while it arrives under that and a suffix
+    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    folder = Path(HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=source, repo_type="model") / "blobs"
+    wanted = filter_repo_objects(siblings, allow_patterns=patterns, key=lambda file: file.rfilename)
+    return {folder / (file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in wanted}
+
+
+@contextmanager
+def _watched(source: str, blobs: Mapping[Path, int], tally: Tally) -> Iterator[None]:
+    """Keep the tally up to date while the block runs, and the log informed."""
+    tally.total, tally.nbytes = sum(blobs.values()), _here(blobs)
+    tally.before, ended = tally.nbytes, Event()
+
+    def look() -> None:
+        told = time.monotonic()
+        while not ended.wait(LOOK_S):
+            tally.nbytes = _here(blobs)
+            if time.monotonic() - told >= TELL_S:
+                told = time.monotonic()
+                log.info(
+                    "downloading %s: %.1f of %.1f MiB",
+                    source,
+                    tally.nbytes / 2**20,
+                    (tally.total or 0) / 2**20,
+                )
+
+    watcher = Thread(target=look, name="sie-watch-download", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _here(blobs: Mapping[Path, int]) -> int:
+    return sum(min(size, _size(blob)) for blob, size in blobs.items())
+
+
+def _size(blob: Path) -> int:
+    """Of a content as far as it has arrived."""
+    sizes = [0]
+    for path in blob.parent.glob(f"{blob.name}*"):
+        with suppress(OSError):  # complete, and renamed this moment
+            sizes.append(path.stat().st_size)
+    return max(sizes)
+
+
+def _cached(source: str, revision: str | None) -> Path | None:
+    """The checkpoint as an earlier download left it in the hub's cache, whole."""
+    from huggingface_hub import snapshot_download
+
+    def kept(patterns: list[str]) -> Path | None:
+        try:
+            return Path(
+                snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=True)
+            )
+        except Exception:  # nothing complete in the cache, under whichever of the library's errors
+            return None
+
+    found = kept(FILES)
+    if found is None or any(found.rglob("*.safetensors")):
+        return found
+    return kept(FILES + BIN_FILES)
+
+
+def _not_fetched(source: str, revision: str | None, error: Exception) -> ModelLoadFailed:
+    return ModelLoadFailed(
+        f"{source!r} is no local directory, not in the hub's cache, and could not be fetched: "
+        f"{_reason(error, revision)}. Name a local directory instead (of a model: --model ID=/path/to/checkpoint), "
+        "or use the embedded model 'sie/mini-en'",
+        error_class=type(error).__name__,
+        permanent=isinstance(error, tuple(_meanings())),
+        attempts=1,
+    )
+
+
+def _meanings() -> dict[type[Exception], Callable[[str | None], str]]:
+    """What the hub's refusals mean; more specific ones first."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    return {
+        GatedRepoError: lambda _: (
+            "its terms have to be accepted on the hub, and HF_TOKEN set to a token of that account"
+        ),
+        RepositoryNotFoundError: lambda _: (
+            "the hub has no such model, or it is private and HF_TOKEN gives no access"
+        ),
+        RevisionNotFoundError: lambda revision: f"it has no revision {revision!r}",
+    }
+
+
+def _reason(error: Exception, revision: str | None = None) -> str:
+    for kind, meaning in _meanings().items():
+        if isinstance(error, kind):
+            return meaning(revision)
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
