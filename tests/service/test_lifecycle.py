@@ -156,6 +156,18 @@ def remove(name: str) -> Edit:
     return lambda d: (d / name).unlink()
 
 
+def write(name: str, content: str) -> Edit:
+    return lambda d: (d / name).write_text(content)
+
+
+def listed_as(content: str) -> Edit:
+    """Only an index says where the weights are."""
+    return lambda d: (
+        (d / "model.safetensors").unlink(),
+        (d / "model.safetensors.index.json").write_text(content),
+    )
+
+
 def config(**changes: Any) -> Edit:
     return lambda d: servers.edit_json(d / "config.json", **changes)
 
@@ -175,6 +187,11 @@ BROKEN: dict[str, tuple[str, Edit, list[str]]] = {
     "wrong shape": ("toy/bert", config(intermediate_size=100), ["[96, 48]", "[100, 48]"]),
     "a head that was never trained": ("toy/encoder", config(**HEAD), ["lacks the weight", "bert."]),
     "an encoder without a head": ("toy/encoder", remove("modules.json"), ["without a head"]),
+    "labels that are a number": ("toy/bert", config(id2label=5), ["config.json", "unexpected kind"]),
+    "a word for a number of labels": ("toy/bert", config(num_labels="1"), ["'1' labels"]),
+    "settings that are a number": ("toy/bert", config(sentence_transformers=5), ["config.json", "unexpected kind"]),
+    "nesting without end": ("toy/bert", write("config.json", "[" * 100_000), ["config.json cannot be read"]),
+    "an index that is a list": ("toy/bert", listed_as("[]"), ["is not a weight index"]),
     "3 labels": ("toy/bert", config(id2label={"0": "a", "1": "b", "2": "c"}), ["3 labels"]),
     "no tokenizer": ("toy/bert", remove("tokenizer.json"), ["tokenizer.json is missing"]),
     "no config": ("toy/bert", remove("config.json"), ["config.json is missing"]),
@@ -209,7 +226,14 @@ def test_a_server_does_not_start_with_a_broken_model(folder: Path, broken: Path,
     complaint(servers.command_line(folder, "serve", *args), str(directory), *BROKEN[name][2])
 
 
-@pytest.mark.parametrize(("name", "words"), [("nowhere", "does not exist"), ("empty", "is empty")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", "No such file"),
+        ("empty", "is empty"),
+        ("good/config.json", "Not a directory"),
+    ],
+)
 def test_a_server_does_not_start_without_a_model(folder: Path, broken: Path, name: str, words: str) -> None:
     args = ["--port", str(servers.free_port()), "--model", f"my/model={broken / name}"]
     complaint(servers.command_line(folder, "serve", *args), str(broken / name), words)

@@ -44,5 +44,6 @@ def use_cpu_threads(count: int) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """True when a forward pass or a load failed for want of memory."""
-    words = ("can't allocate memory", "Cannot allocate memory")  # torch's, and the system's
+    # torch's, the system's, and cuBLAS's, which torch passes on as a plain RuntimeError
+    words = ("can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in words)

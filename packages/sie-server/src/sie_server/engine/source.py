@@ -36,13 +36,20 @@ def fetch(source: str, *, revision: str | None, offline: bool, tally: Tally | No
         ModelLoadFailed: missing directory, or the hub cannot be reached or has no such model.
     """
     if is_path(source):
-        directory = Path(source).expanduser()
-        if not _is_directory(source):
-            raise failed(f"the model directory {directory} does not exist", "FileNotFoundError")
-        if not any(directory.iterdir()):
-            raise failed(f"the model directory {directory} is empty", "FileNotFoundError")
-        return directory
+        return _local(source)
     return hub.download(source, revision, offline=offline, tally=tally or Tally())
+
+
+def _local(source: str) -> Path:
+    try:
+        directory = Path(source).expanduser()
+        empty = not any(directory.iterdir())
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: the home directory of nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise failed(f"{source} is no directory that can be read: {reason}", type(error).__name__) from error
+    if empty:
+        raise failed(f"the directory {directory} is empty", "FileNotFoundError")
+    return directory
 
 
 def failed(message: str, error_class: str, *, permanent: bool = True) -> ModelLoadFailed:

@@ -202,7 +202,7 @@ def tensor_readers(path: Path) -> TensorReaders:
 def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorReaders:
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UnsupportedCheckpoint(f"{index} is not a weight index: {error!r}") from error
     readers: dict[str, StoredTensor] = {}
     for shard in shards:

@@ -53,6 +53,18 @@ def read_spec(
     Raises:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
     """
+    try:
+        return _read(directory, template, prompts)
+    except UnsupportedCheckpoint:
+        raise
+    except (TypeError, AttributeError, ValueError, LookupError) as error:
+        kind = type(error).__name__
+        raise UnsupportedCheckpoint(
+            f"config.json, or a .json file beside it, has a value of an unexpected kind ({kind}: {error})"
+        ) from error
+
+
+def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> ModelSpec:
     config = read_json(directory / "config.json")
     architecture = _architecture(directory, config)
     family = family_of(architecture)
@@ -102,7 +114,7 @@ def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:
     named = str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
     labels = config.get("num_labels") or len(config.get("id2label") or range(2 if named else 1))
     if labels != 1:
-        raise UnsupportedCheckpoint(f"the classifier has {labels} labels; a reranker has exactly one")
+        raise UnsupportedCheckpoint(f"the classifier has {labels!r} labels; a reranker has exactly one")
     return ClassifierSpec(_activation(directory, config))
 
 

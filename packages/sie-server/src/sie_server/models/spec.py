@@ -250,7 +250,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UnsupportedCheckpoint(f"{path.name} is missing in {path.parent}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
     if not isinstance(content, kind):
         raise UnsupportedCheckpoint(f"{path} holds a {type(content).__name__}, not a {kind.__name__}")
