@@ -427,7 +427,7 @@ async def test_swap_and_load_of_what_is_not_there(made: Path) -> None:
             await service.load("new", str(made / "a"))
         with pytest.raises(ModelLoadFailed, match="truncated"):
             await service.load("broken", str(made / "cut"))
-        with pytest.raises(ModelLoadFailed, match="No such file|File name too long"):
+        with pytest.raises(ModelLoadFailed, match="File name too long"):
             await service.load("broken", str(made / ("x" * 300)))
         assert "broken" not in service.registry
 
