@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 import torch
 from bench.contenders import quiet_libraries
+from bench.machine import describe
 from bench.workload import QUERY, SHAPES, Shape, natural_texts, write_checkpoint
 
 from sie_server.engine.engine import Engine
@@ -56,6 +57,9 @@ def main(
     quiet_libraries()
     if threads:
         torch.set_num_threads(threads)
+    machine = describe()
+    fast = [name for name in ("amx_bf16", "avx512_bf16") if machine[name]]
+    print(f"{machine['cpu']}, {machine['cores']} cores, {' '.join(fast) or 'no bf16 instructions'}\n")
     print(
         "| shape | dtype | threads | adapters on | base, tokens/s | mixed, tokens/s | ratio | best | goal |"
     )
