@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification
 import checkpoints
 import inprocess
 from adapters import make_adapter
-from inprocess import scores
-from sie_server.errors import ModelLoadFailed, ResourceExhausted
+from inprocess import scores, until
+from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
 from sie_server.serving.service import Service
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
@@ -112,6 +112,64 @@ async def test_idle_models_give_way_first(made: Path, sizes: tuple[float, float]
         await ask(service, model=OTHER)
         await ask(service, "two")
         assert service.registry.info(OTHER).state == "available" and loaded(service) == ["one", "two"]
+
+
+async def test_idle_adapters_of_a_pinned_model_give_way_to_a_model(
+    made: Path, sizes: tuple[float, float]
+) -> None:
+    model, one = sizes
+    async with within(made, ceil(2 * model + 2 * one)) as service:
+        await service.load(MODEL, pin=True)
+        for name in NAMES[:3]:
+            await ask(service, name)
+        assert await ask(service, model=OTHER) and loaded(service) == ["three", "two"]
+        await ask(service, "one")
+        await service.swap(MODEL, str(made / OTHER))  # for which there is room once idle ones have gone
+        assert service.registry.info(MODEL).source == str(made / OTHER)
+
+
+async def test_an_adapter_gets_its_turn_beside_another_busy_model(
+    made: Path, sizes: tuple[float, float]
+) -> None:
+    model, one = sizes
+    async with within(made, ceil(2 * model + 0.5 * one), load_wait_s=1.0) as service:
+        over = False
+
+        async def client() -> None:
+            while not over:
+                with suppress(SIEError):
+                    await ask(service, model=OTHER)
+
+        busy = [asyncio.create_task(client()) for _ in range(3)]
+        await ask(service)
+        await asyncio.sleep(0.1)
+        answers = [await asyncio.gather(ask(service, "one"), return_exceptions=True) for _ in range(5)]
+        over = True
+        await asyncio.gather(*busy)
+        assert any(isinstance(answer, tuple) for (answer,) in answers), answers
+
+
+async def test_room_that_a_failed_adapter_leaves_is_used_at_once(
+    made: Path, sizes: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, one = sizes
+    failing = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        await failing.wait()
+        raise ModelLoadFailed("broken", error_class="Broken", permanent=True, attempts=1)
+
+    async with within(made, ceil(2 * model + 0.5 * one), load_wait_s=20) as service:
+        monkeypatch.setattr(service._loader, "attach", fail)
+        async with service.registry.lease(MODEL):
+            adapter = asyncio.create_task(service.load_adapter(MODEL, "one", str(made / "lora/one")))
+            await until(lambda: held(service) > model + 0.5 * one)
+            other = asyncio.create_task(ask(service, model=OTHER))
+            await asyncio.sleep(0.1)
+            failing.set()
+            assert await asyncio.wait_for(other, 3)  # a load without a call looks again after 5 s
+        with pytest.raises(ModelLoadFailed):
+            await adapter
 
 
 async def test_what_running_requests_use_stays_and_is_named(made: Path, sizes: tuple[float, float]) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -29,8 +30,9 @@ from adapters import make_adapter, under
 from inprocess import ask, asking, in_order, post, until
 from servers import Server
 from sie_server.catalog import ModelConfig, catalog
+from sie_server.engine.lora import Adapter
 from sie_server.errors import AdapterNotFound, Conflict, ModelLoadFailed, ModelLoading, SIEError
-from sie_server.serving.loading import READERS, base_names
+from sie_server.serving.loading import READERS, Loader, base_names
 from sie_server.serving.service import Service
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]
@@ -345,6 +347,97 @@ async def test_a_swap_follows_a_catalog_entry_whose_adapter_is_another(made: Pat
             await raw(service, "m:old")
 
 
+async def test_an_entry_that_names_an_adapter_no_more_frees_it(made: Path, tmp_path: Path) -> None:
+    def write(**adapters: str) -> None:
+        entry = {"id": "m", "source": str(made / MODEL), "license": "mit", "description": str(adapters),
+                 "outputs": ["score"], "max_seq_length": 64, "adapters": adapters}  # fmt: skip
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(entry))
+
+    async def written(**adapters: str) -> None:
+        write(**adapters)
+        await until(lambda: service.registry.info("m").description == str(adapters))
+
+    lora = made / "lora"
+    write(x=str(lora / "laws"))
+    async with serving(made, models_dir=str(tmp_path), models_dir_poll_s=0.05) as service:
+        await raw(service, "m")
+        without = service.registry.info("m").memory_bytes
+        laws = await raw(service, "m:x")
+        await written(x=str(lora / "stars"))
+        assert [a.loaded for a in service.registry.info("m").adapters] == [False]
+        assert service.registry.info("m").memory_bytes == without
+        assert await raw(service, "m:x") != laws
+        await written()
+        assert service.registry.info("m").memory_bytes == without
+    assert service.metrics.registry.get_sample_value("sie_model_swaps_total", {"model": "m"}) is None
+
+
+async def test_an_operators_load_takes_files_that_were_replaced(made: Path, tmp_path: Path) -> None:
+    source = tmp_path / "x"
+    shutil.copytree(made / "lora/laws", source)
+    roots = (str(tmp_path), str(made))
+    async with serving(made, adapter=(f"{MODEL}:x={source}",), source_roots=roots) as service:
+        laws = await raw(service, f"{MODEL}:x")
+        held = service.registry.slot(MODEL).serving.attached["x"]  # type: ignore[union-attr]
+        await service.load_adapter(MODEL, "x", str(source))
+        assert service.registry.slot(MODEL).serving.attached["x"] is held  # type: ignore[union-attr]
+        shutil.copy(made / "lora/stars/adapter_model.safetensors", source)
+        assert await raw(service, f"{MODEL}:x") == laws
+        await service.load_adapter(MODEL, "x", str(source))
+        assert (
+            await raw(service, f"{MODEL}:x") == await raw(service, await loaded_stars(service, made)) != laws
+        )
+
+
+async def loaded_stars(service: Service, made: Path) -> str:
+    await service.load_adapter(MODEL, "stars-again", str(made / "lora/stars"))
+    return f"{MODEL}:stars-again"
+
+
+async def test_adapters_come_and_go_while_a_swap_takes_them_along(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = Loader.attach
+
+    async def slow(self: Loader, *args: Any) -> Adapter:
+        await asyncio.sleep(0.3)
+        return await attach(self, *args)
+
+    async with serving(made, adapter=flags(made, "laws", "stars")) as service:
+        for name in ("stars", "laws"):
+            await raw(service, f"{MODEL}:{name}")
+        monkeypatch.setattr(Loader, "attach", slow)
+        swap = asyncio.create_task(service.swap(MODEL, str(made / "toy/other")))
+        slot = service.registry.slot(MODEL)
+        await until(lambda: len(slot.versions) == 2 and slot.versions[1].attached)
+        late = asyncio.create_task(service.load_adapter(MODEL, "cooking", str(made / "lora/cooking")))
+        await asyncio.sleep(0.05)
+        await service.unload_adapter(MODEL, "stars")
+        await late
+        answer = await swap
+        assert {a.name: a.loaded for a in answer.adapters} == {"laws": True, "stars": False, "cooking": True}
+
+
+async def test_one_wait_for_a_model_and_its_adapter(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach, load = Loader.attach, Loader.load
+
+    async def slow_load(self: Loader, *args: Any) -> Any:
+        await asyncio.sleep(0.6)
+        return await load(self, *args)
+
+    async def slow_attach(self: Loader, *args: Any) -> Adapter:
+        await asyncio.sleep(0.9)
+        return await attach(self, *args)
+
+    monkeypatch.setattr(Loader, "load", slow_load)
+    monkeypatch.setattr(Loader, "attach", slow_attach)
+    async with serving(made, adapter=flags(made, "laws"), load_wait_s=1.0) as service:
+        begun = time.monotonic()
+        with pytest.raises(ModelLoading):
+            await raw(service, f"{MODEL}:laws")
+        assert time.monotonic() - begun < 1.4
+
+
 async def test_a_model_is_freed_with_its_adapters_and_at_once(made: Path) -> None:
     async with serving(made, adapter=flags(made, "laws")) as service:
         await raw(service, f"{MODEL}:laws")
@@ -414,7 +507,7 @@ async def adding(service: Service, name: str, source: Path) -> AsyncIterator[asy
     slot = registry.slot(MODEL)
     assert slot.serving
     with no_download_ends(service):
-        task = asyncio.create_task(registry._adapters.add(slot, slot.serving, name, str(source)))
+        task = asyncio.create_task(registry._adapters.add(slot, slot.serving, name, str(source), ""))
         await asyncio.sleep(0.02)
         yield task
 

@@ -216,6 +216,98 @@ async def test_three_busy_models_in_a_budget_for_two(made: Path) -> None:
         assert all(seen.values())
 
 
+@contextmanager
+def slow_loads(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
+    load = loading.load_engine
+
+    def slow(*args: Any, **kwargs: Any) -> Engine:
+        time.sleep(seconds)
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "load_engine", slow)
+        yield
+
+
+async def test_loads_longer_than_the_patience_for_a_gap(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cold models and room for one: whoever waited for a model is answered by it, and it serves for a while."""
+    with slow_loads(monkeypatch, 0.4):
+        async with (
+            serving(
+                models_dir=str(made), memory_budget_mb=round(size_of(made / "a")) + 1, load_wait_s=1.0
+            ) as service,
+            clients(service, 2, ["a"]) as first,
+            clients(service, 2, ["b"]) as second,
+        ):
+            await until(
+                lambda: min(metric(service, "sie_model_loads_total", model=name) for name in "ab") >= 3
+            )
+    for answers in (first, second):
+        good = [answer for answer in answers if isinstance(answer, tuple)]
+        # of each load not only those who waited for it
+        assert len(set(good)) == 1 and len(good) > 3 * 2 * 3, answers
+
+
+async def test_a_pin_holds_from_the_first_moment(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with slow_loads(monkeypatch, 0.4):
+        async with serving(
+            models_dir=str(made), memory_budget_mb=round(size_of(made / "a")) + 1, load_wait_s=1.0
+        ) as service:
+            other = asyncio.create_task(service.load("b"))
+            pinned = await service.load("a", pin=True)
+            assert (pinned.state, pinned.pinned) == ("loaded", True)
+            await asyncio.wait([other])
+            assert service.registry.info("a").loaded
+            with pytest.raises(ModelLoadFailed):
+                await service.load("cut", pin=True)
+            assert not service.registry.info("cut").pinned
+
+
+async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
+    made: Path, tmp_path: Path
+) -> None:
+    def write(source: str) -> None:
+        entry = {"id": "m", "source": str(made / source), "license": "mit", "description": source,
+                 "outputs": ["score"], "max_seq_length": 64}  # fmt: skip
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump(entry))
+
+    write("a")
+    async with serving(models_dir=str(tmp_path), models_dir_poll_s=0.02) as service:
+        await ask(service)
+        async with service.registry.lease("m"):
+            unloading = asyncio.create_task(service.unload("m"))
+            await asyncio.sleep(0.05)
+            write("b")
+            await asyncio.sleep(0.3)  # the change waits as well
+            load = asyncio.create_task(service.load("m"))
+            await asyncio.sleep(0.05)
+        await unloading
+        await load
+        await until(lambda: service.registry.info("m").source == str(made / "b"))
+        async with serving(model=(f"b={made / 'b'}",)) as plain:
+            assert await ask(service) == await ask(plain, "b")
+
+
+async def test_attempts_are_counted_anew_after_a_load_that_worked(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "a", tmp_path / "m")
+    async with serving(model=(f"m={tmp_path / 'm'}",)) as service:
+        for _ in range(3):
+            await service.load("m")
+            await service.unload("m")
+        shutil.copy(made / "cut/model.safetensors", tmp_path / "m")
+        with pytest.raises(ModelLoadFailed) as failure:
+            await ask(service)
+        assert failure.value.details["attempts"] == 1
+
+
+async def test_embedded_weights_can_be_named_as_the_server_shows_them(made: Path) -> None:
+    async with serving(source_roots=(str(made),)) as service:
+        shown = service.registry.info("sie/mini-en").source
+        assert shown == "embedded:mini-en" and (await service.load("sie/mini-en", shown)).source == shown
+        with pytest.raises(InvalidInput, match="neither an absolute path nor a hub id"):
+            await service.load("my/model", "embedded:../mini-en")
+
+
 async def test_pins_are_kept_and_named(made: Path) -> None:
     async with serving(models_dir=str(made), memory_budget_mb=budget(made, 2)) as service:
         await service.load("a", pin=True)

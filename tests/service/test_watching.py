@@ -137,6 +137,26 @@ async def test_an_admin_has_the_last_word_over_a_change_that_failed(
         assert count(service, "sie_model_load_failures_total", "m") == failures
 
 
+async def test_other_words_about_a_model_leave_the_weights_that_an_admin_chose(
+    made: Path, tmp_path: Path
+) -> None:
+    write(tmp_path, "m", made / "a")
+    async with serving(models_dir=str(tmp_path), source_roots=(str(made),)) as service:
+        first = await ask(service)
+        await service.swap("m", str(made / "b"))
+        second = await ask(service)
+        write(tmp_path, "m", made / "a", description="in other words")
+        await until(lambda: service.registry.info("m").description)
+        assert await ask(service) == second != first
+        await service.unload("m")
+        write(tmp_path, "m", made / "a", description="once more")
+        await until(lambda: service.registry.info("m").description == "once more")
+        assert await ask(service) == second
+        assert count(service, "sie_model_swaps_total", "m") == 1
+        write(tmp_path, "m", made / "a", max_seq_length=32)  # now the file says something about the weights
+        await until(lambda: service.registry.info("m").source == str(made / "a"))
+
+
 async def test_a_change_that_takes_long_holds_up_no_other(made: Path, tmp_path: Path) -> None:
     write(tmp_path, "slow", made / "a")
     async with serving(models_dir=str(tmp_path)) as service:

@@ -71,6 +71,14 @@ def test_parts_of_what_is_held_go_after_all_that_is_idle() -> None:
     assert make_room([model], 100, 50, [used]) == Plan(False, possible=False)
 
 
+def test_parts_in_use_make_nobody_stay_whose_turn_is_over() -> None:
+    """A busy model that uses its parts without a pause is told to go like any other."""
+    busy = held("busy", 80, loaded=1, in_use=True)
+    parts = [held("busy:used", 30, in_use=True), held("busy:idle", 10)]
+    assert make_room([busy], 100, 30, parts) == Plan(True, [], ["busy:idle"])
+    assert make_room([busy], 100, 60, parts) == Plan(False, drain=["busy"])
+
+
 def test_idle_for_a_while() -> None:
     holding = [
         held("old", 1, last_use=10),

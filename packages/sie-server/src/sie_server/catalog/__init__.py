@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from sie_server.catalog.adapters import configured_adapters
-from sie_server.catalog.directory import ModelsDirectory, read_entry
+from sie_server.catalog.directory import ModelsDirectory, read_entry, stamp_of
 from sie_server.catalog.entries import EMBEDDED, CatalogEntry, ModelConfig, id_problem, models_of
 from sie_server.config import ConfigError
 
@@ -25,6 +25,7 @@ __all__ = [
     "configured_adapters",
     "id_problem",
     "known_models",
+    "stamp_of",
     "with_configured",
 ]
 HERE = Path(__file__).parent

@@ -43,7 +43,7 @@ class ModelsDirectory:
             if problem := id_problem(name):
                 problems[name] = f"the id {name!r} {problem}"
             else:
-                models[name] = ModelConfig(name, str(directory), stamp=_stamp(str(directory)))
+                models[name] = ModelConfig(name, str(directory), stamp=stamp_of(directory))
         paths = sorted(path for path in self._root.glob("*.yaml") if not self._hidden(path))
         self._files = {path: self._files.get(path, []) for path in paths}
         problems |= {path.name: problem for path in paths if (problem := self._read(path, models))}
@@ -58,7 +58,9 @@ class ModelsDirectory:
         problem = None
         try:
             entry = read_entry(path)
-            self._files[path] = [replace(m, stamp=_stamp(m.source)) for m in models_of(entry, self._root)]
+            self._files[path] = [
+                replace(m, stamp=stamp_of(Path(m.source))) for m in models_of(entry, self._root)
+            ]
         except (OSError, ValueError, yaml.YAMLError) as error:
             problem = " ".join(str(error).split())
         except RecursionError:
@@ -102,9 +104,8 @@ def read_entry(path: Path) -> CatalogEntry:
     return entry
 
 
-def _stamp(source: str) -> str | None:
-    """What changes when a checkpoint directory's files do; None for a hub id."""
-    directory = Path(source)
+def stamp_of(directory: Path) -> str | None:
+    """What changes when a checkpoint's files do; None for what is no directory, such as a hub id."""
     if not directory.is_dir():
         return None
     files = sorted(path for pattern in ("*", "*/*") for path in directory.glob(pattern) if path.is_file())

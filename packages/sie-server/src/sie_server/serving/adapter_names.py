@@ -28,7 +28,11 @@ class AdapterNames:
         """For `GET /v1/models`."""
         attached = slot.serving.attached if slot.serving else {}
         return [
-            AdapterInfo(name, source, name in attached and attached[name].adapter is not None)
+            AdapterInfo(
+                name,
+                source,
+                name in attached and attached[name].adapter is not None and attached[name].source == source,
+            )
             for name, source in sorted(self.sources(slot).items())
         ]
 

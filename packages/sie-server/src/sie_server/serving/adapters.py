@@ -19,7 +19,7 @@ from sie_server.errors import Conflict, ModelLoading, SIEError
 from sie_server.serving.adapter_names import AdapterNames
 from sie_server.serving.loading import Loader, as_load_error
 from sie_server.serving.metrics import Metrics
-from sie_server.serving.slots import Attached, Slot, Version, cool_down_s, copy_of
+from sie_server.serving.slots import Attached, NoRoom, Slot, Version, cool_down_s, copy_of
 
 log = logging.getLogger("sie_server.adapters")
 # sets the bytes aside for one that is about to be loaded; who gives way for it is not decided here
@@ -28,7 +28,7 @@ MakeRoom = Callable[[Slot, Version, Attached, int], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """How many adapters a version keeps, and how long a request waits for one."""
+    """How many adapters a version keeps, and how long a request waits for it and its model."""
 
     most: int
     wait_s: float
@@ -47,10 +47,12 @@ class Adapters:
         """`configured`: model → adapter → source, as the operator said at start."""
         self._loader, self._limits, self._metrics = loader, limits, metrics
         self.names = AdapterNames(configured)
-        self.make_room: MakeRoom  # set by `Transitions`, which knows what else holds memory
+        # set by `Transitions`, which knows what else holds memory, and who waits for it
+        self.make_room: MakeRoom
+        self.pulse: Callable[[], None]
 
     @asynccontextmanager
-    async def lease(self, slot: Slot, version: Version, name: str) -> AsyncIterator[Adapter]:
+    async def lease(self, slot: Slot, version: Version, name: str, wait_s: float) -> AsyncIterator[Adapter]:
         """The adapter, attached first if need be; it does not give way to others for as long as the block runs.
 
         Raises:
@@ -60,7 +62,7 @@ class Adapters:
         held = self._held(slot, version, name)
         held.leases += 1
         try:
-            yield await self._wait(slot, version, held, self._limits.wait_s)
+            yield await self._wait(slot, version, held, wait_s)
         finally:
             held.leases -= 1
 
@@ -75,23 +77,21 @@ class Adapters:
         held.last_use = time.monotonic()
         return held
 
-    async def fetch(self, slot: Slot, name: str, source: str) -> None:
-        """Download what `add` is about to attach, if need be.
+    async def fetch(self, slot: Slot, name: str, source: str) -> str:
+        """Download what `add` is about to attach, if need be; the stamp of its files.
 
         Raises:
             Conflict: the name is taken by another source.
             ModelLoadFailed
         """
         self.names.check_source(slot, name, source)
-        held = slot.serving.attached.get(name) if slot.serving else None
-        if held is None or held.adapter is None:
-            try:
-                await self._loader.fetch_adapter(source)
-            except Exception as error:
-                raise self._failed(slot, name, error) from None
+        try:
+            return (await self._loader.fetch_adapter(source)).stamp
+        except Exception as error:
+            raise self._failed(slot, name, error) from None
 
-    async def add(self, slot: Slot, version: Version, name: str, source: str) -> None:
-        """Attach an adapter under a new name, however long it takes; nothing to do when it is there already.
+    async def add(self, slot: Slot, version: Version, name: str, source: str, stamp: str) -> None:
+        """Attach an adapter under a new name, however long it takes; nothing to do when these files are attached.
 
         What failed a moment ago is tried again: whoever asks for it here may have mended it.
 
@@ -103,6 +103,9 @@ class Adapters:
         if not known:
             slot.adapters[name] = source
         held = self._held(slot, version, name)
+        if held.adapter and held.stamp != stamp:
+            self._drop(version, held)
+            held = self._held(slot, version, name)
         if held.task is None:
             held.error = None
         try:
@@ -133,13 +136,23 @@ class Adapters:
             if name in version.attached:
                 self._drop(version, version.attached[name])
 
+    def forget_others(self, slot: Slot) -> None:
+        """Free what a changed configuration does not name any more, or means another adapter by."""
+        for version in slot.versions:
+            sources = self.names.sources(slot, version.config)
+            for held in [h for h in version.attached.values() if sources.get(h.name) != h.source]:
+                self._drop(version, held)
+
     async def carry(self, slot: Slot, old: Version, new: Version) -> None:
         """Attach to a version that is about to serve what the one before it has; what does not fit is only logged.
 
         Whoever asks for such an adapter is told why it cannot be had. Where not all find room, those used last do.
         """
-        there = [held for held in old.attached.values() if held.adapter]
-        for held in sorted(there, key=lambda held: held.last_use, reverse=True):
+        tried: set[str] = set()
+        # one at a time, because others are loaded and unloaded meanwhile
+        while there := [h for h in old.attached.values() if (h.adapter or h.task) and h.name not in tried]:
+            held = max(there, key=lambda held: held.last_use)
+            tried.add(held.name)
             try:
                 again = self._held(slot, new, held.name)
                 await self._wait(slot, new, again, None)
@@ -153,20 +166,27 @@ class Adapters:
         """The adapter, once it is attached; `seconds` None: however long that takes."""
         if held.adapter:
             return held.adapter
+        began, joined = time.monotonic(), held.task is not None
         if held.task is None:
-            if held.error and time.monotonic() < held.retry_at:
+            if held.error and began < held.retry_at:
                 raise copy_of(held.error)
             held.error = None
             held.task = asyncio.create_task(self._attach(slot, version, held))
         task = held.task
         done, _ = await asyncio.wait([task], timeout=seconds)
+        if not done and held.late:
+            raise copy_of(held.late)
         if not done:
             raise ModelLoading(
                 f"adapter {held.name!r} of {slot.name!r} is loading",
                 retry_after_s=max(1.0, self._limits.wait_s),
             )
         # of this load: another one may have begun since
-        if isinstance(outcome := task.result(), SIEError):
+        outcome = task.result()
+        if isinstance(outcome, NoRoom) and joined:  # whoever began it had waited for longer
+            left = None if seconds is None else max(0.0, began + seconds - time.monotonic())
+            return await self._wait(slot, version, held, left)
+        if isinstance(outcome, SIEError):
             raise copy_of(outcome)
         return outcome
 
@@ -178,7 +198,8 @@ class Adapters:
             held.retry_at = time.monotonic() + cool_down_s(held.error)
             return held.error
         finally:
-            held.task = None
+            held.task, held.late = None, None
+            self.pulse()
         held.adapter, held.nbytes, held.last_use = adapter, adapter.nbytes, time.monotonic()
         if version.attached.get(held.name) is held:  # it may have been unloaded meanwhile
             self._metrics.adapter_loads.labels(slot.name).inc()
@@ -189,7 +210,7 @@ class Adapters:
         return adapter
 
     async def _load(self, slot: Slot, version: Version, held: Attached) -> Adapter:
-        directory = await self._loader.fetch_adapter(held.source)
+        directory, held.stamp = await self._loader.fetch_adapter(held.source)
         need = await self._loader.adapter_bytes(_engine(slot, version), directory)
         await self.make_room(slot, version, held, need)
         adapter = await self._loader.attach(version.config, engine := _engine(slot, version), directory)
@@ -214,6 +235,7 @@ class Adapters:
         del version.attached[held.name]
         if held.adapter and version.engine:
             version.engine.detach(held.adapter)
+        self.pulse()
 
 
 def _engine(slot: Slot, version: Version) -> Engine:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sie_server.catalog import ModelConfig, id_problem
+from sie_server.catalog import ModelConfig, catalog, id_problem
 from sie_server.engine.source import is_path
 from sie_server.errors import InvalidInput
 from sie_server.serving.registry import Registry
@@ -41,11 +41,8 @@ class ModelAdmin:
             config = ModelConfig(model, source)
         else:
             config = self._registry.slot(model).config
-        if source is not None or revision is not None:
-            config = self._moved(config, source, revision)
-        await self._registry.load(config)
-        if pin is not None:
-            self._registry.slot(model).pinned = pin
+        elsewhere = source is not None or revision is not None
+        await self._registry.load(model, self._moved(config, source, revision) if elsewhere else None, pin)
         return self._answer(model, began)
 
     async def unload(self, model: str) -> AdminAnswer:
@@ -101,11 +98,16 @@ class ModelAdmin:
         return replace(config, source=checked, revision=revision, stamp=None)
 
     def check_source(self, source: str) -> str:
-        """A hub id, or a directory under one of the roots; the answer is the same whether others exist or not.
+        """A hub id, weights of this package, or a directory under one of the roots.
+
+        The answer is the same whether others exist or not.
 
         Raises:
             InvalidInput: neither.
         """
+        own = {model.shown_source: model.source for model in catalog().values()}
+        if source.startswith("embedded:") and source in own:
+            return own[source]
         if not is_path(source):
             if not HUB_ID.fullmatch(source) or ".." in source:
                 raise InvalidInput(

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from sie_server.catalog import ModelConfig, catalog
+from sie_server.catalog import ModelConfig, catalog, stamp_of
 from sie_server.config import ServerConfig
 from sie_server.engine import memory
 from sie_server.engine.calibration import calibration
@@ -39,6 +39,13 @@ Result = TypeVar("Result")
 DOWNLOADS, READERS = 4, 2
 LOADING_THREADS = ("sie-fetch", "sie-read", "sie-load")
 PROBE = ["when does rain fall", "rain falls tomorrow over the harbour", "stars burn hydrogen"]
+
+
+class Fetched(NamedTuple):
+    """A directory, and what changes when it or its files do."""
+
+    directory: Path
+    stamp: str
 
 
 class Loader:
@@ -113,13 +120,15 @@ class Loader:
             log.info("measured %s: batches of %d tokens", model.id, engine.batch_tokens)
         engine.batch_tokens, engine.tokens_per_second = self._measured[shape]
 
-    async def fetch_adapter(self, source: str) -> Path:
-        """The directory of a LoRA adapter, downloaded if need be.
+    async def fetch_adapter(self, source: str) -> Fetched:
+        """A LoRA adapter's directory, downloaded if need be.
 
         Raises:
             ModelLoadFailed: it cannot be had.
         """
-        return await self._directory(source)
+        directory = await self._directory(source)
+        stamp = await self._on(self._reading, lambda: stamp_of(directory))
+        return Fetched(directory, f"{directory};{stamp}")
 
     async def adapter_bytes(self, engine: Engine, directory: Path) -> int:
         """What the adapter will take in that engine."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -34,10 +34,10 @@ def make_room(held: Sequence[Held], budget: int, need: int, spare: Sequence[Held
     """How `need` bytes more fit into `budget`.
 
     Idle versions go, the least recently used first; never one that is in use, pinned or passing. Then those of the
-    `spare` parts, of what is held, that nobody uses. When all that is not enough nothing is evicted yet, and of the
-    versions in use the longest loaded are named to be drained.
+    `spare` parts, of versions that stay, that nobody uses. When all that is not enough nothing is evicted yet, and of
+    the versions in use the longest loaded are named to be drained.
     """
-    missing = sum(h.nbytes for h in held) + need - budget
+    missing = _total(held) + need - budget
     free = [h for h in held if not h.pinned and not h.passing]
     idle = sorted((h for h in free if not h.in_use), key=lambda h: h.last_use)
     parts = sorted((h for h in spare if not h.in_use), key=lambda h: h.last_use)
@@ -46,11 +46,18 @@ def make_room(held: Sequence[Held], budget: int, need: int, spare: Sequence[Held
         evict, drop = ([h.name for h in some if any(h is c for c in chosen)] for some in (idle, parts))
         return Plan(True, evict, drop)
     busy = sorted((h for h in free if h.in_use), key=lambda h: h.loaded)
-    later = sum(h.nbytes for h in held if h.passing) + sum(h.nbytes for h in spare)  # may be gone by itself
-    drain = _enough(busy, missing - sum(h.nbytes for h in idle) - later)
-    if drain is None:
-        return Plan(False, possible=False)
-    return Plan(False, drain=[h.name for h in drain])
+    missing -= (
+        _total(idle) + _total(parts) + sum(h.nbytes for h in held if h.passing)
+    )  # go now, or by themselves
+    drain = _enough(busy, missing)
+    if drain is not None:
+        return Plan(False, drain=[h.name for h in drain])
+    later = sum(h.nbytes for h in spare if h.in_use)  # nobody can be made to give these up, but they may
+    return Plan(False, possible=_total(busy) + later >= missing)
+
+
+def _total(held: Iterable[Held]) -> int:
+    return sum(h.nbytes for h in held)
 
 
 def _enough(candidates: Sequence[Held], missing: int) -> list[Held] | None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 from msgspec import structs
@@ -31,7 +32,7 @@ from sie_server.serving import memory, room
 from sie_server.serving.adapters import Adapters
 from sie_server.serving.loading import Loader
 from sie_server.serving.metrics import Metrics
-from sie_server.serving.slots import Slot, Version, copy_of
+from sie_server.serving.slots import NoRoom, Slot, Version, copy_of
 from sie_server.serving.transitions import Transitions
 from sie_server.wire import ModelInfo, Profile
 
@@ -57,7 +58,7 @@ class Registry:
         metrics: Metrics,
         adapters: Adapters,
     ) -> None:
-        self._slots = {name: Slot(config, pinned=config.preload) for name, config in models.items()}
+        self._slots = {name: Slot(config, config, config.preload) for name, config in models.items()}
         self._tasks = Transitions(self._slots, loader, wait_s, budget_bytes, metrics, adapters)
         self._adapters = adapters
         self._wait_s = wait_s
@@ -112,13 +113,15 @@ class Registry:
         """
         if adapter is not None:  # a name that is not known must not cost a load
             self._adapters.names.check(self.slot(name), adapter)
+        deadline = time.monotonic() + self._wait_s  # of both, the model and its adapter
         async with self._lease_version(name) as version:
             assert version.engine is not None
             if adapter is None:
                 yield Leased(version.engine, None)
                 return
             try:
-                async with self._adapters.lease(self.slot(name), version, adapter) as under:
+                left = max(0.0, deadline - time.monotonic())
+                async with self._adapters.lease(self.slot(name), version, adapter, left) as under:
                     yield Leased(version.engine, under)
             finally:
                 self._tasks.pulse()  # an adapter that needs room may drop this one now
@@ -140,22 +143,31 @@ class Registry:
         """Wait for the load, which goes on when nobody waits for it any more."""
         deadline = time.monotonic() + self._wait_s
         while (slot := self.slot(name)).serving is None:
-            now = time.monotonic()
+            now, joined = time.monotonic(), slot.task is not None
             if slot.task is None:
                 if slot.error and now < slot.retry_at:
                     raise copy_of(slot.error)
                 self._tasks.begin_load(slot, slot.config)
             assert slot.task is not None
-            slot.waiting += 1
-            try:
+            with self._waiting(slot):
                 done, _ = await asyncio.wait([slot.task], timeout=max(0.0, deadline - now))
-            finally:
-                slot.waiting -= 1
             if not done:
                 raise self._not_yet(slot)
-            if slot.error:
+            if slot.error and not (joined and isinstance(slot.error, NoRoom)):
                 raise copy_of(slot.error)
+            # a load that found no room in time may have begun long before this request
         return slot.serving
+
+    @contextmanager
+    def _waiting(self, slot: Slot) -> Iterator[None]:
+        """Nobody makes the version go for which somebody waits here, until it has been used."""
+        slot.waiting += 1
+        try:
+            yield
+        finally:
+            slot.waiting -= 1
+            if not slot.waiting:
+                self._tasks.pulse()
 
     def _not_yet(self, slot: Slot) -> SIEError:
         progress = slot.progress
@@ -183,28 +195,44 @@ class Registry:
                 if slot.task:  # an admin's, or a request's; what comes of it is seen then
                     await asyncio.wait([slot.task])
                 else:
-                    await self.load(slot.config)
+                    await self.load(slot.name)
 
-    async def load(self, config: ModelConfig) -> None:
-        """Load a model as `config` says, a new one too; nothing to do when that is loaded already.
+    async def load(self, name: str, config: ModelConfig | None = None, pin: bool | None = None) -> None:
+        """Load a model, a new one too, if there is a `config`; nothing to do when that is loaded already.
+
+        Without `config` it is loaded as it is configured when its turn comes, after an unload that is running.
 
         Raises:
-            Conflict: another load, swap or unload is running, or it is loaded from elsewhere.
+            ModelNotFound
+            Conflict: another load or swap is running, or it is loaded from elsewhere.
             ModelLoadFailed, ResourceExhausted
         """
-        new = Slot(config, pinned=config.preload, provisional=True)
-        while (slot := self._slots.setdefault(config.id, new)).unloading and slot.task:
+        slot = self._to_load(name, config)
+        while slot.unloading and slot.task:
             await asyncio.wait([slot.task])
-        same = same_source(slot.config, config)
-        if slot.serving and not slot.task:
-            if same:
-                return
+            slot = self._to_load(name, config)
+        same = config is None or same_source(slot.config, config)
+        if slot.serving and not slot.task and not same:
             raise Conflict(
                 f"model {slot.name!r} is loaded from {slot.config.shown_source!r}; swap it instead"
             )
         if slot.task and (slot.serving or not same):
             raise _busy(slot)
-        await asyncio.shield(slot.task or self._tasks.begin_load(slot, config))
+        pinned = slot.pinned
+        slot.pinned = pinned if pin is None else pin  # before it serves: from then on it may have to give way
+        if slot.serving:
+            return
+        try:
+            with self._waiting(slot):
+                await asyncio.shield(slot.task or self._tasks.begin_load(slot, config or slot.config))
+        except SIEError:
+            slot.pinned = pinned
+            raise
+
+    def _to_load(self, name: str, config: ModelConfig | None) -> Slot:
+        if config is None:
+            return self.slot(name)
+        return self._slots.setdefault(name, Slot(config, pinned=config.preload, provisional=True))
 
     async def swap(self, config: ModelConfig) -> None:
         """Replace the serving version by another, which must load, work and give all that the old one gives.
@@ -217,7 +245,7 @@ class Registry:
         if slot.task:
             raise _busy(slot)
         if slot.serving is None:
-            await self.load(config)
+            await self.load(config.id, config)
         else:
             await asyncio.shield(self._tasks.begin_swap(slot, config))
 
@@ -241,19 +269,20 @@ class Registry:
         Its files are fetched before the model is leased: a lease would hold up an unload, and with it every request
         for the model, for as long as a download takes.
         """
-        await self._adapters.fetch(self.slot(model), name, source)
+        stamp = await self._adapters.fetch(self.slot(model), name, source)
         while (slot := self.slot(model)).serving is None:
-            await self.load(slot.config)
+            await self.load(model)
         async with self._lease_version(model) as version:
-            await self._adapters.add(slot, version, name, source)
+            await self._adapters.add(slot, version, name, source, stamp)
 
     def unload_adapter(self, model: str, name: str) -> None:
         """See `Adapters.remove`."""
         self._adapters.remove(self.slot(model), name)
-        self._tasks.pulse()
 
     async def update(self, config: ModelConfig) -> None:
         """Take over a changed or new configuration: swapped if the model is loaded and its weights change, else noted.
+
+        Where it means the same weights as before, those that an admin has loaded since stay.
 
         Raises:
             ModelLoadFailed, ResourceExhausted: the old version serves on; `retry` or the next load takes the new one.
@@ -262,11 +291,16 @@ class Registry:
         slot.provisional = False  # known from now on, whatever becomes of a load that is running
         while slot.task:
             await asyncio.wait([slot.task])
+        told, slot.told = slot.told, config
+        if told and told.weights == config.weights and not slot.wanted:
+            now = slot.config
+            config = replace(config, source=now.source, revision=now.revision, stamp=now.stamp)
         if slot.serving is None:
             slot.config, slot.error, slot.refused = config, None, None
         elif slot.serving.config.weights == config.weights:
             slot.config = slot.serving.config = config
             slot.wanted = slot.refused = None
+            self._adapters.forget_others(slot)
         else:
             slot.wanted = config
             await self.swap(config)

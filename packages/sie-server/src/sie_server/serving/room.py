@@ -37,9 +37,13 @@ def none_yet(what: str, need: int, slots: Iterable[Slot], budget: int, waited_s:
 
 def _holders(slots: Iterable[Slot]) -> str:
     holders = sorted((s for s in slots if s.memory_bytes), key=lambda slot: -slot.memory_bytes)
-    return ", ".join(
-        f"{slot.name} {_mib(slot.memory_bytes)}{' (pinned)' if slot.pinned else ''}" for slot in holders
-    )
+    return ", ".join(f"{slot.name} {_mib(slot.memory_bytes)}{_remarks(slot)}" for slot in holders)
+
+
+def _remarks(slot: Slot) -> str:
+    adapters = slot.memory_bytes - sum(version.nbytes for version in slot.versions)
+    remarks = ["pinned"] * slot.pinned + [f"{_mib(adapters)} of it adapters"] * (adapters > 0)
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
 def _mib(nbytes: int) -> str:

@@ -60,7 +60,9 @@ class Attached:
     source: str
     adapter: Adapter | None = None
     nbytes: int = 0  # set aside before it is loaded
+    stamp: str = ""  # of its files
     leases: int = 0  # requests that use it, or wait for it
+    late: SIEError | None = None  # what to answer who cannot wait until there is room for it
     task: asyncio.Task[Adapter | SIEError] | None = None  # the load that is running
     error: SIEError | None = None  # of the last load
     retry_at: float = 0.0  # until then the error is the answer
@@ -84,19 +86,13 @@ class Version:
         """What it holds with its adapters: one that is dropped counts no more, whatever its load comes to."""
         return self.nbytes + sum(held.nbytes for held in self.attached.values())
 
-    def spare(self) -> list[Held]:
-        """Its adapters as the memory policy sees them."""
-        return [
-            Held(h.name, h.nbytes, h.last_use, in_use=h.leases > 0 or h.adapter is None)
-            for h in self.attached.values()
-        ]
-
 
 @dataclass(eq=False)
 class Slot:
     """One model and where it stands. `task` is the load, swap or unload that is running, if any."""
 
-    config: ModelConfig
+    config: ModelConfig  # of the serving version, or of the next one to be loaded
+    told: ModelConfig | None = None  # what the operator's configuration says
     pinned: bool = False
     wanted: ModelConfig | None = (
         None  # what could not replace the serving version, and is loaded when that has gone
@@ -106,7 +102,7 @@ class Slot:
     task: asyncio.Task[None] | None = None
     unloading: bool = False
     progress: Progress | None = None
-    waiting: int = 0  # requests that wait for a version
+    waiting: int = 0  # requests and admin callers that wait for a version
     error: SIEError | None = None  # of the last load; a new one clears it
     retry_at: float = 0.0  # until then the error is the answer
     attempts: int = 0
@@ -148,12 +144,26 @@ class Slot:
                 version.memory_bytes,
                 version.last_use,
                 version.loaded,
-                in_use=version.leases > 0 or self.waiting > 0,
+                in_use=version.leases > 0,
                 pinned=version is self.serving and (self.pinned or stays),
-                passing=version is not self.serving or self.leaving or (self.task is not None and not stays),
+                passing=version is not self.serving or self._in_passing(stays),
             )
             for version in self.versions
         ]
+
+    def spare(self, *, stays: bool = False) -> list[Held]:
+        """The adapters of a serving version that stays itself, as the memory policy sees them, named MODEL:ADAPTER."""
+        version = self.serving
+        if version is None or self._in_passing(stays) or not (version.leases or self.pinned or stays):
+            return []
+        return [
+            Held(f"{self.name}:{h.name}", h.nbytes, h.last_use, in_use=h.leases > 0 or h.adapter is None)
+            for h in version.attached.values()
+        ]
+
+    def _in_passing(self, stays: bool) -> bool:
+        """Who waited for a version is served by it before it can be told to go."""
+        return self.leaving or self.waiting > 0 or (self.task is not None and not stays)
 
     def info(self, adapters: list[AdapterInfo]) -> ModelInfo:
         """What `GET /v1/models` says."""

@@ -9,6 +9,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sie_server.catalog import ModelConfig
@@ -20,7 +22,21 @@ from sie_server.serving.metrics import Metrics
 from sie_server.serving.slots import Attached, Progress, Slot, Version, copy_of
 
 log = logging.getLogger("sie_server.registry")
-PATIENCE = 0.25  # part of load_wait_s after which a load that finds no room has a model in use drained
+# part of load_wait_s that a load waits for a gap, and that a model serves, before a model in use is drained
+PATIENCE = 0.25
+
+
+@dataclass(frozen=True)
+class Want:
+    """Somebody who looks for room."""
+
+    what: str  # in messages
+    slot: Slot
+    need: int  # bytes
+    beside: int = 0  # bytes of what an adapter cannot do without: its model
+    drain: bool = True  # models in use may be told to go
+    spare: bool = True  # adapters of models that stay may be told to go
+    waiting: Attached | None = None  # for which the requests wait
 
 
 class Transitions:
@@ -38,7 +54,7 @@ class Transitions:
         self.slots = slots
         self.leaving: set[Slot] = set()  # removed, and still holding memory
         self.loader, self._metrics, self._adapters = loader, metrics, adapters
-        adapters.make_room = self.make_room_for
+        adapters.make_room, adapters.pulse = self.make_room_for, self.pulse
         self._wait_s, self.budget = wait_s, budget_bytes
         self._changed = asyncio.Event()
         self._draining: set[asyncio.Task[None]] = set()
@@ -106,7 +122,7 @@ class Transitions:
 
     def _serve(self, slot: Slot, version: Version) -> None:
         slot.config, slot.serving, version.loaded = version.config, version, time.monotonic()
-        slot.error, slot.refused, slot.wanted, slot.provisional = None, None, None, False
+        slot.error, slot.refused, slot.wanted, slot.provisional, slot.attempts = None, None, None, False, 0
         self._metrics.loads.labels(slot.name).inc()
 
     async def _bring_up(self, slot: Slot, config: ModelConfig, old: Version | None = None) -> Version:
@@ -144,49 +160,66 @@ class Transitions:
             await self.loader.probe(version.config, version.engine)
 
     async def _make_room(self, slot: Slot, version: Version, *, drain: bool) -> None:
-        """Set the version's memory aside, once others that are idle have gone.
-
-        With `drain`, those that are in use without a pause have to go after a while; otherwise two busy models would
-        keep a third from ever being served.
-        """
-        begun, what = time.monotonic(), f"model {slot.name!r}"
-        while not (plan := memory.make_room(self.held(slot), self.budget, version.nbytes)).fits:
-            waited = time.monotonic() - begun
-            if not plan.possible:
-                raise room.never(what, version.nbytes, self.all_slots(), self.budget)
-            if waited >= self._wait_s:
-                raise room.none_yet(what, version.nbytes, self.all_slots(), self.budget, waited)
-            patient = waited < PATIENCE * self._wait_s
-            if drain and not patient:
-                self._count_evictions(plan.drain)
-                for name in plan.drain:
-                    log.info("draining %s to make room for %s", name, slot.name)
-                    self.begin_unload(self.slots[name])
-            await self.change(self._wait_s * (PATIENCE if patient else 1.0) - waited)
+        """Set the version's memory aside, once others have given way."""
+        want = Want(f"model {slot.name!r}", slot, version.nbytes, drain=drain)
+        plan = await self._wait_for_room(want, self._wait_s)
         slot.versions.append(version)
-        await self._evict(plan.evict)
+        await self._free(plan)
 
     async def make_room_for(self, slot: Slot, version: Version, adapter: Attached, need: int) -> None:
-        """Set an adapter's memory aside, once idle models have gone, then adapters of the version that nobody uses.
+        """Set an adapter's memory aside, once others have given way.
 
-        It is tried for a part of the time that requests wait, so that they are told why. A version that does not serve
-        yet is given only what idle models leave: what it lacks then is loaded when it is asked for.
+        A version that does not serve yet is given only what idle models leave: what it lacks then is loaded when it is
+        asked for.
         """
-        begun, what = time.monotonic(), f"adapter '{slot.name}:{adapter.name}'"
-        serves = version is slot.serving
-        while not (plan := self._room_beside(slot, version, need, serves)).fits:
-            waited, patience = time.monotonic() - begun, PATIENCE * self._wait_s * serves
-            if need + version.nbytes > self.budget or not plan.possible:
-                raise room.never(what, need, self.all_slots(), self.budget, version.nbytes)
-            if waited >= patience:
-                raise room.none_yet(what, need, self.all_slots(), self.budget, waited)
-            await self.change(patience - waited)
-        adapter.nbytes = need
-        self._adapters.give_way(slot, version, plan.drop)
-        await self._evict(plan.evict)
+        what, serves = f"adapter '{slot.name}:{adapter.name}'", version is slot.serving
+        want = Want(what, slot, need, beside=version.nbytes, drain=serves, spare=serves, waiting=adapter)
+        plan = await self._wait_for_room(want, self._wait_s * serves)
+        adapter.nbytes, adapter.late = need, None
+        await self._free(plan)
 
-    def _room_beside(self, slot: Slot, version: Version, need: int, serves: bool) -> memory.Plan:
-        return memory.make_room(self.held(slot), self.budget, need, version.spare() if serves else ())
+    async def _wait_for_room(self, want: Want, seconds: float) -> memory.Plan:
+        """How to make room, as soon as that is possible; what the plan says is to be done at once.
+
+        With `drain`, models that are in use without a pause have to go after a while; otherwise two busy models would
+        keep a third from ever being served. None goes before it has served for a while itself.
+        """
+        begun, turn = time.monotonic(), PATIENCE * self._wait_s
+        while not (plan := self._plan(want)).fits:
+            waited = time.monotonic() - begun
+            if want.need + want.beside > self.budget or not plan.possible:
+                raise room.never(want.what, want.need, self.all_slots(), self.budget, want.beside)
+            late = room.none_yet(want.what, want.need, self.all_slots(), self.budget, waited)
+            if waited >= seconds:
+                raise late
+            if want.waiting:
+                want.waiting.late = late
+            if want.drain and waited >= turn:
+                self._drain_for(want, [name for name in plan.drain if self._served_s(name) >= turn])
+            await self.change(min(turn, seconds - waited))
+        return plan
+
+    def _drain_for(self, want: Want, names: list[str]) -> None:
+        self._count_evictions(names)
+        for name in names:
+            log.info("draining %s to make room for %s", name, want.what)
+            self.begin_unload(self.slots[name])
+
+    def _served_s(self, name: str) -> float:
+        serving = self.slots[name].serving
+        return time.monotonic() - serving.loaded if serving else 0.0
+
+    def _plan(self, want: Want) -> memory.Plan:
+        spare = [h for slot in self.slots.values() for h in slot.spare(stays=slot is want.slot)]
+        return memory.make_room(self.held(want.slot), self.budget, want.need, spare if want.spare else ())
+
+    async def _free(self, plan: memory.Plan) -> None:
+        for part in plan.drop:
+            name, _, adapter = part.rpartition(":")
+            slot = self.slots[name]
+            assert slot.serving is not None
+            self._adapters.give_way(slot, slot.serving, [adapter])
+        await self._evict(plan.evict)
 
     async def _evict(self, names: list[str]) -> None:
         self._count_evictions(names)
@@ -217,10 +250,9 @@ class Transitions:
 
     async def change(self, seconds: float | None = None) -> None:
         """Wait for a change, for so many seconds at most."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
 
     def all_slots(self) -> list[Slot]:
         """Those of known models, and of removed ones that still hold memory."""
