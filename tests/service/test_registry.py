@@ -256,7 +256,7 @@ async def test_a_pin_holds_from_the_first_moment(made: Path, monkeypatch: pytest
             other = asyncio.create_task(service.load("b"))
             pinned = await service.load("a", pin=True)
             assert (pinned.state, pinned.pinned) == ("loaded", True)
-            await asyncio.wait([other])
+            await asyncio.gather(other, return_exceptions=True)
             assert service.registry.info("a").loaded
             with pytest.raises(ModelLoadFailed):
                 await service.load("cut", pin=True)
