@@ -268,7 +268,7 @@ async def test_memory_of_adapters_is_counted(made: Path) -> None:
         file = (made / "lora/laws/adapter_model.safetensors").stat().st_size
         grown = service.registry.info(MODEL).memory_bytes - before
         assert 0.5 * file < grown < 4 * file  # where modules are one product, B is padded with zeros
-        service.registry.unload_adapter(MODEL, "laws")
+        service.operations.unload_adapter(MODEL, "laws")
         assert service.registry.info(MODEL).memory_bytes == before
 
 
@@ -507,7 +507,7 @@ async def adding(service: Service, name: str, source: Path) -> AsyncIterator[asy
     slot = registry.slot(MODEL)
     assert slot.serving
     with no_download_ends(service):
-        task = asyncio.create_task(registry._adapters.add(slot, slot.serving, name, str(source), ""))
+        task = asyncio.create_task(registry.adapters.add(slot, slot.serving, name, str(source), ""))
         await asyncio.sleep(0.02)
         yield task
 

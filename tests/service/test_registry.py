@@ -436,7 +436,7 @@ async def test_swapping_under_load_mixes_nothing(made: Path, batch_tokens: int, 
     """Exactly so where a pass is one pair; in shared batches up to rounding, which is far less than A and B differ."""
     config: dict[str, Any] = {"source_roots": (str(made),), "batch_tokens": batch_tokens}
     async with serving(model=(f"m={made / 'a'}",), **config) as service:
-        await service.registry.preload()
+        await service.operations.preload()
         versions = {"a": await ask(service)}
         await service.swap("m", str(made / "b"))
         versions["b"] = await ask(service)
@@ -604,12 +604,12 @@ async def test_a_removed_model_is_counted_until_all_its_versions_are_free(made: 
         await service.load("a")
         async with service.registry.lease("a"):
             await service.swap("a", str(made / "b"))
-            removing = asyncio.create_task(service.registry.remove("a"))
-            await until(lambda: len(service.registry._tasks.held()) == 1)
+            removing = asyncio.create_task(service.operations.remove("a"))
+            await until(lambda: len(service.registry.tasks.held()) == 1)
             await asyncio.sleep(0.1)
             assert not removing.done()
         await removing
-        assert service.registry._tasks.held() == []
+        assert service.registry.tasks.held() == []
 
 
 async def test_overwritten_files_reach_a_loaded_model_only_as_a_whole(made: Path, tmp_path: Path) -> None:

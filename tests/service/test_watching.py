@@ -53,7 +53,7 @@ async def ask(service: Service, model: str = "m") -> tuple[float, ...]:
 async def test_a_removed_model_is_not_replaced_by_a_hub_id(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "a", tmp_path / "org/m")
     async with serving(models_dir=str(tmp_path), model=("org/m",)) as service:
-        await service.registry.preload()
+        await service.operations.preload()
         first = await ask(service, "org/m")
         shutil.move(tmp_path / "org/m", tmp_path / ".m")
         await until(lambda: "org/m" not in service.registry)
@@ -183,7 +183,7 @@ async def test_nothing_stops_the_watching(made: Path, caplog: pytest.LogCaptureF
 
     with caplog.at_level(logging.INFO, "sie_server.watching"):
         async with inprocess.serving() as service:
-            task = asyncio.create_task(watching.watch(look, {}, service.registry, 0.01))
+            task = asyncio.create_task(watching.watch(look, {}, service.operations, 0.01))
             await until(lambda: "m" in service.registry)
             task.cancel()
     said = [record.getMessage() for record in caplog.records]
@@ -199,7 +199,7 @@ async def test_what_is_loaded_at_the_start_may_be_at_work_already(made: Path) ->
         other = asyncio.create_task(service.load("n", str(made / "a")))
         await asyncio.sleep(0)
         with pytest.raises(ModelLoadFailed, match="gone"):
-            await service.registry.preload()
+            await service.operations.preload()
         await asyncio.gather(swapping, other)
         assert [service.registry.info(name).source for name in "mn"] == [str(made / "b"), str(made / "a")]
 

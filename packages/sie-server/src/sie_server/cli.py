@@ -138,7 +138,7 @@ async def _score_once(config: ServerConfig, request: ScoreRequest) -> ScoreRespo
 
     service = Service(config)
     try:
-        await service.registry.preload()
+        await service.operations.preload()
         return await service.score(config.model[0].partition("=")[0], request, RequestTiming())
     finally:
         await service.close()

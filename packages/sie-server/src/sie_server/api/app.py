@@ -86,7 +86,7 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
 
 async def _preload(app: Starlette, service: Service, on_failure: OnStartFailure | None) -> None:
     try:
-        await service.registry.preload()
+        await service.operations.preload()
         app.state.ready = True
     except SIEError as error:
         if on_failure:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sie_server.catalog import ModelConfig, catalog, id_problem
 from sie_server.engine.source import is_path
 from sie_server.errors import InvalidInput
+from sie_server.serving.operations import Operations
 from sie_server.serving.registry import Registry
 from sie_server.wire import AdminAnswer
 
@@ -21,8 +22,14 @@ REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 class ModelAdmin:
     """Load, unload and swap, for callers who are not the operator at the command line."""
 
-    def __init__(self, registry: Registry, models_dir: str | None, source_roots: Sequence[str]) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        registry: Registry,
+        operations: Operations,
+        models_dir: str | None,
+        source_roots: Sequence[str],
+    ) -> None:
+        self._registry, self._operations = registry, operations
         roots = [models_dir, *source_roots] if models_dir else source_roots
         self._roots = [Path(root).expanduser().resolve() for root in roots]
 
@@ -42,7 +49,7 @@ class ModelAdmin:
         else:
             config = self._registry.slot(model).config
         elsewhere = source is not None or revision is not None
-        await self._registry.load(model, self._moved(config, source, revision) if elsewhere else None, pin)
+        await self._operations.load(model, self._moved(config, source, revision) if elsewhere else None, pin)
         return self._answer(model, began)
 
     async def unload(self, model: str) -> AdminAnswer:
@@ -52,7 +59,7 @@ class ModelAdmin:
             ModelNotFound, Conflict
         """
         began = time.monotonic()
-        await self._registry.unload(model)
+        await self._operations.unload(model)
         return self._answer(model, began)
 
     async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
@@ -64,7 +71,7 @@ class ModelAdmin:
         """
         began = time.monotonic()
         config = self._moved(self._registry.slot(model).config, source, revision)
-        await self._registry.swap(config)
+        await self._operations.swap(config)
         return self._answer(model, began)
 
     async def load_adapter(self, model: str, adapter: str, source: str) -> AdminAnswer:
@@ -74,7 +81,7 @@ class ModelAdmin:
             InvalidInput, ModelNotFound, Conflict, ModelLoadFailed, ModelLoading, ResourceExhausted
         """
         began = time.monotonic()
-        await self._registry.load_adapter(model, adapter, self.check_source(source))
+        await self._operations.load_adapter(model, adapter, self.check_source(source))
         return self._answer(model, began)
 
     async def unload_adapter(self, model: str, adapter: str) -> AdminAnswer:
@@ -84,7 +91,7 @@ class ModelAdmin:
             ModelNotFound, AdapterNotFound
         """
         began = time.monotonic()
-        self._registry.unload_adapter(model, adapter)
+        self._operations.unload_adapter(model, adapter)
         return self._answer(model, began)
 
     def _moved(self, config: ModelConfig, source: str | None, revision: str | None) -> ModelConfig:

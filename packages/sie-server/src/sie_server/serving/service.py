@@ -31,6 +31,7 @@ from sie_server.serving.encoding import encoded, plan_of
 from sie_server.serving.inspecting import inspected
 from sie_server.serving.loading import Loader
 from sie_server.serving.metrics import Metrics, RequestTiming
+from sie_server.serving.operations import Operations
 from sie_server.serving.rank import rank
 from sie_server.serving.registry import Registry
 from sie_server.serving.watching import watch
@@ -82,17 +83,18 @@ class Service:
         )
         self.registry = Registry(models, self._loader, config.load_wait_s, budget, self.metrics, adapters)
         self.metrics.registry.register(ModelCollector(self.registry.infos, budget))
-        self._admin = ModelAdmin(self.registry, config.models_dir, config.source_roots)
+        self.operations = Operations(self.registry)
+        self._admin = ModelAdmin(self.registry, self.operations, config.models_dir, config.source_roots)
         if directory and config.models_dir_poll_s:
             watching = watch(
                 lambda: with_configured(config.model, directory.scan(), first),
                 models,
-                self.registry,
+                self.operations,
                 config.models_dir_poll_s,
             )
             self._housekeeping.append(asyncio.create_task(watching))
         if config.idle_unload_s:
-            idle = self.registry.unload_idle(config.idle_unload_s)
+            idle = self.operations.unload_idle(config.idle_unload_s)
             self._housekeeping.append(asyncio.create_task(idle))
 
     async def score(self, model: str, request: ScoreRequest, timing: RequestTiming) -> ScoreResponse:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sie_server.catalog import ModelConfig
 from sie_server.errors import SIEError
-from sie_server.serving.registry import Registry
+from sie_server.serving.operations import Operations
 
 log = logging.getLogger("sie_server.watching")
 Models = Mapping[str, ModelConfig]
@@ -19,9 +19,9 @@ Change = Callable[[], Awaitable[None]]
 RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
 
 
-async def watch(look: Callable[[], Models], known: Models, registry: Registry, every_s: float) -> None:
-    """`look` for models every so many seconds, on another thread, for ever; `known` is what the registry began with."""
-    follower, trouble = Follower(known, registry), ""
+async def watch(look: Callable[[], Models], known: Models, operations: Operations, every_s: float) -> None:
+    """`look` for models every so many seconds, on another thread, for ever; `known` is what the server began with."""
+    follower, trouble = Follower(known, operations), ""
     try:
         while True:
             await asyncio.sleep(every_s)
@@ -50,8 +50,8 @@ class Failure(NamedTuple):
 class Follower:
     """What the registry was told, and the changes that are under way: one per model, and none waits for another's."""
 
-    def __init__(self, known: Models, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, known: Models, operations: Operations) -> None:
+        self._operations = operations
         self._told, self._before = dict(known), known
         self._running: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, Failure] = {}
@@ -67,7 +67,7 @@ class Follower:
                 self._failed.pop(name, None)
                 self._begin(name, self._tell(name, found.get(name)))
             elif name in self._failed and now >= self._failed[name].at:
-                self._begin(name, partial(self._registry.retry, name))
+                self._begin(name, partial(self._operations.retry, name))
 
     def close(self) -> None:
         """Stop waiting for what is under way."""
@@ -78,10 +78,10 @@ class Follower:
         if config is None:
             log.info("%s was removed from the models directory", name)
             del self._told[name]
-            return partial(self._registry.remove, name)
+            return partial(self._operations.remove, name)
         log.info("%s is new or changed in the models directory", name)
         self._told[name] = config
-        return partial(self._registry.update, config)
+        return partial(self._operations.update, config)
 
     def _begin(self, name: str, change: Change) -> None:
         self._running[name] = task = asyncio.create_task(self._see_through(name, change))
