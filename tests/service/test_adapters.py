@@ -27,6 +27,7 @@ import checkpoints
 import inprocess
 import servers
 from adapters import make_adapter, under
+from colbert_checkpoints import make_pylate
 from inprocess import ask, asking, in_order, post, until
 from servers import Server
 from sie_server.catalog import ModelConfig, catalog
@@ -416,6 +417,26 @@ async def test_adapters_come_and_go_while_a_swap_takes_them_along(
         await late
         answer = await swap
         assert {a.name: a.loaded for a in answer.adapters} == {"laws": True, "stars": False, "cooking": True}
+
+
+async def test_documents_are_cached_by_adapter_and_gone_with_it(made: Path, tmp_path: Path) -> None:
+    model = make_pylate(tmp_path / "colbert", "bert")
+    base = AutoModel.from_pretrained(model)
+    make_adapter(base, tmp_path / "lora", r=4, target_modules=["query", "value"])
+    named = {"model": (f"colbert={model}",), "source_roots": (str(tmp_path),)}
+    async with inprocess.serving(**named, batch_tokens=32) as service:
+        documents = service.documents
+        assert documents
+        await raw(service, "colbert")
+        own = documents.nbytes
+        await service.load_adapter("colbert", "x", str(tmp_path / "lora"))
+        assert documents.nbytes == own > 0  # nothing is left of the texts that it was tried with
+        await raw(service, "colbert:x")
+        assert documents.nbytes == 2 * own
+        await service.unload_adapter("colbert", "x")
+        assert documents.nbytes == own
+        await service.unload("colbert")
+        assert documents.nbytes == 0
 
 
 async def test_one_wait_for_a_model_and_its_adapter(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,9 @@ class Loader:
                     )
         except Exception as error:
             raise as_load_error(model.id, error) from error
+        finally:
+            if cached := (adapter or engine).documents:
+                cached.forget()  # nobody will ask for these texts, and the version may be gone by now
 
     async def free(self, version: Version) -> None:
         """Drop what belongs to a version nobody uses, and return its memory to the system."""
