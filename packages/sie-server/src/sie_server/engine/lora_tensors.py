@@ -88,7 +88,11 @@ def _read(directory: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not name.startswith(PREFIX):
             raise UnsupportedCheckpoint(f"the tensor {name!r} is not named as PEFT names it: {PREFIX}…")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point():
+            raise UnsupportedCheckpoint(f"the tensor {name!r} holds {tensor.dtype} values; those of an adapter are of floating point")
+        if tensor.itemsize == 1:  # torch computes nothing with 8 bits
+            tensors[name] = tensor = tensor.float()
+        if not torch.isfinite(tensor).all():
             raise UnsupportedCheckpoint(f"the tensor {name!r} holds something else than finite numbers")
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
