@@ -132,7 +132,9 @@ class CheckpointWeights:
         self._taken.add(full)
         tensor = stored.read()
         if not tensor.is_floating_point():
-            raise UnsupportedCheckpoint(f"the weight {full!r} holds {tensor.dtype} values; a weight is of floating point")
+            raise UnsupportedCheckpoint(
+                f"the weight {full!r} holds {tensor.dtype} values; a weight is of floating point"
+            )
         return tensor
 
     def finish(self) -> None:
@@ -249,7 +251,9 @@ def _read_values(path: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
         raise UnsupportedCheckpoint(f"{path} became shorter while it was read")
     dtype, shape = STORED_TYPES[entry["dtype"]], entry["shape"]
     # without values, torch cannot tell that their type fits
-    return torch.from_numpy(values).view(dtype).view(shape) if len(values) else torch.empty(shape, dtype=dtype)
+    return (
+        torch.from_numpy(values).view(dtype).view(shape) if len(values) else torch.empty(shape, dtype=dtype)
+    )
 
 
 def _read_bin(path: Path) -> TensorReaders:
@@ -265,7 +269,9 @@ def _read_bin(path: Path) -> TensorReaders:
         raise UnsupportedCheckpoint(f"{path} does not hold a plain name → tensor table")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-            raise UnsupportedCheckpoint(f"{path} holds {name!r:.100} as a sparse or nested tensor, or without values")
+            raise UnsupportedCheckpoint(
+                f"{path} holds {name!r:.100} as a sparse or nested tensor, or without values"
+            )
         if tensor.dtype not in STORED_TYPES.values():
             raise UnsupportedCheckpoint(f"{path} holds {name!r:.100} as {tensor.dtype}, which is not read")
     return {name: StoredTensor(tuple(tensor.shape), tensor.clone) for name, tensor in tensors.items()}
