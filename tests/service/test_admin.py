@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -202,6 +203,37 @@ def test_a_terminal_sees_a_bar_and_then_one_line(tmp_path: Path, local: Server) 
     assert done.stdout.startswith("toy/roberta: loaded") and len(done.stdout.splitlines()) == 1
 
 
+def test_an_id_with_brackets_is_shown_as_it_is(tmp_path: Path, local: Server, models: Path) -> None:
+    shutil.copytree(models / "toy/bert", models / "a[b]")
+    ours, theirs = pty.openpty()
+    for name, source in (("x[b]", models / "a[b]"), ("x[/b]", models / "toy/bert")):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "sie_server",
+                "admin",
+                "load",
+                name,
+                "--source",
+                source,
+                "--url",
+                local.base_url,
+            ],
+            env=servers.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            encoding="utf-8",
+            timeout=60,
+        )
+        seen = os.read(ours, 65536).decode()
+        assert (done.returncode, name in seen) == (0, True), seen
+    os.close(theirs)
+    os.close(ours)
+    table = command(tmp_path, local, "models", COLUMNS="250").stdout
+    assert "x[/b]" in table and "x[b]" in table and str(models / "a[b]") in table
+
+
 def test_how_far_a_load_is() -> None:
     assert how_far({"phase": "load", "bytes_done": 430, "bytes_total": 1000}) == "reading weights 43%"
     assert how_far({"phase": "fetch", "bytes_done": 0, "bytes_total": None}) == "downloading"
@@ -234,6 +266,13 @@ def test_what_goes_wrong_is_one_line(tmp_path: Path, local: Server) -> None:
         (404, b'{"error": "not here"}', ["answered 404", "--url"]),
         (301, b"", ["answered 301 and sends elsewhere, to https://elsewhere.example/"]),
         (None, b"", ["no answer from http://127.0.0.1"]),
+        (
+            200,
+            b'{"object": "list", "data": [{"id": "gpt"}]}',
+            ["answered 200", "not how a SIE server", "--url"],
+        ),
+        (200, b'{"models": [{"id": "gpt"}], "memory_bytes": "1"}', ["answered 200", "not how a SIE server"]),
+        (200, b'{"models": 5, "memory_bytes": {}}', ["answered 200", "not how a SIE server", "--url"]),
     ],
 )
 def test_something_else_on_the_port(
@@ -258,6 +297,7 @@ def test_something_else_on_the_port(
         url = f"http://127.0.0.1:{stranger.server_port}"
         complaint(command(tmp_path, local, "models", "--url", url), *words)
         complaint(command(tmp_path, local, "load", "x", "--url", url), *words)
+        complaint(command(tmp_path, local, "load", "x", "--json", "--url", url), *words)
         stranger.shutdown()
 
 

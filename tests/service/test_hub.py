@@ -109,6 +109,12 @@ def test_what_the_hub_refuses_is_said_and_known_files_go_on(tmp_path: Path, thei
     with servers.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
         error = load(server, 502, model="my/model", source="org/absent")["error"]
         assert "the hub has no such model, or it is private" in str(error)
+        body = {"model": MODEL, "adapter": "laws", "source": "org/absent"}
+        error = server.post("/v1/admin/adapters/load", body).json()["error"]
+        assert (
+            "Name a local directory instead" in error["message"]
+            and "--adapter MODEL:NAME=" in error["message"]
+        )
         error = load(server, 502, model="my/model", source=MODEL, revision="v2")["error"]
         assert "it has no revision 'v2'" in str(error)
         commit = theirs.commit(MODEL)
