@@ -2,7 +2,7 @@
 
 PEFT matches with Python's `re`, which can take years over a few characters and lets no other thread run meanwhile. The
 library `regex` reads the same language, lets others run, and ends when it is told to. What the two read differently,
-and what `regex` would write out to something that fills the memory, is refused.
+and counts that `regex` would write out until memory or stack are full (which ends the process), are refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sie_server.models.spec import UnsupportedCheckpoint
 
 LIMIT_S = 5.0  # of a processor, for all matches of one file; an adapter with a rank per module takes up to one second
 LIMIT_SIZE = 20_000  # characters, with what is counted written out: 448 names of modules take as many
+# To `re` other braces are plain characters, to `regex` some allow for errors; and only `regex` knows [[:alpha:]]
 BRACES = re.compile(r"\{([^}]*)\}?")
 COUNT = re.compile(r"(?P<least>[0-9]{0,5})(,(?P<most>[0-9]{0,5}))?")
 CLASS = re.compile(r"\[:\^?\w+:\]")
