@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -21,10 +22,12 @@ from colbert_checkpoints import make_pylate, make_stanford
 from decoder_checkpoints import DECODERS, make_decoder
 from encoders import make_encoder, make_splade
 from jobs import read_pairs
+from sie_server.engine import lora_patterns
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.lora import Adapter
+from sie_server.engine.lora_config import read_lora_config
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.layers import LayerNorm, Linear
 
@@ -392,7 +395,38 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "unknown bias": ({"bias": "some"}, None, "bias is 'some'"),
     "rank": ({"r": 8}, None, "has shape"),
     "no rank": ({"r": 0}, None, "a whole number above 0"),
-    "pattern": ({"rank_pattern": {"(": 2}}, None, "not a regular expression"),
+    "pattern": (
+        {"rank_pattern": {"(": 2}},
+        None,
+        "the pattern '(' in rank_pattern is not a regular expression",
+    ),
+    "flags in the middle": (
+        {"alpha_pattern": {"(?i)query": 2}},
+        None,
+        "'(?i)query' in alpha_pattern is not a regular",
+    ),
+    "flags in the middle of a name": (
+        {"modules_to_save": ["(?i)x"]},
+        None,
+        "'(?i)x' in modules_to_save is not",
+    ),
+    "the group with a layer's number": (
+        {"layers_to_transform": [0], "layers_pattern": "(?P<idx>layer)"},
+        None,
+        "'(?P<idx>layer)' in layers_pattern is not a regular expression",
+    ),
+    "a count of 11 digits": (
+        {"target_modules": "a{99999999999}"},
+        None,
+        "in target_modules is not served: braces",
+    ),
+    "a count that fills the memory": ({"target_modules": "(||){99999}"}, None, "characters once its counts"),
+    "nested counts": ({"exclude_modules": "((a{99}){99}){99}"}, None, "in exclude_modules is longer than"),
+    "nested too deeply": (
+        {"target_modules": "(" * 2000 + ")" * 2000},
+        None,
+        "in target_modules is nested too deeply",
+    ),
     "layers by name": ({"layers_to_transform": ["first"]}, None, "layers_to_transform is ['first']"),
     "layers that are a word": ({"layers_to_transform": "0"}, None, "layers_to_transform is '0'"),
     "targets by number": ({"target_modules": [1]}, None, "target_modules is [1]"),
@@ -434,6 +468,12 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     ),
     "magnitude": ({}, put(f"{QUERY_0}.lora_magnitude_vector", 48), "lora_magnitude_vector"),
     "another's name": ({}, put("model.query.lora_A.weight", 4, 48), "not named as PEFT names it"),
+    "whole numbers": (
+        {},
+        lambda tensors: tensors.update({f"{QUERY_0}.lora_A.weight": torch.ones(4, 48, dtype=torch.int32)}),
+        f"{QUERY_0}.lora_A.weight' holds torch.int32 values",
+    ),
+    "no rows": ({}, put(f"{QUERY_0}.lora_A.weight", 0, 48), "query.lora_A.weight' has shape [0, 48]"),
     "not finite": (
         {},
         lambda tensors: tensors[f"{QUERY_0}.lora_A.weight"].fill_(float("nan")),
@@ -457,6 +497,108 @@ def test_what_cannot_be_applied_is_refused_and_named(bert: Case, tmp_path: Path,
     with pytest.raises(ModelLoadFailed, match="cannot load the adapter") as refusal:
         bert.engine.attach(edited(directory, config, change), ["our/base"])
     assert message in refusal.value.message
+
+
+EXPRESSIONS: dict[str, dict[str, Any]] = {
+    "a whole name": {"target_modules": r"(?i).*LAYER\.(?=[02]\.)(?!.*output).*\.(query|dense)"},
+    "groups before a layer": {
+        "target_modules": ["query"],
+        "layers_to_transform": [0, 2],
+        "layers_pattern": ["nothing", "(?P<index>layers?)"],
+    },
+    "all but": {"target_modules": ["query", "value"], "exclude_modules": r".*\.[1-9]{1,3}\.\w+\.self\.query"},
+    "a rank per module": {
+        "target_modules": ["query", "value"],
+        "rank_pattern": {r"1\.attention\.self\.(query|key)": 2, r"\d\..*(?<=value)": 3},
+        "alpha_pattern": {"query": 5},
+    },
+    "a head by expression": {"target_modules": ["query"], "modules_to_save": ["class.f.er"]},
+}
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_expressions_mean_what_they_mean_to_peft(bert: Case, tmp_path: Path, name: str) -> None:
+    expected, given = dict(EXPRESSIONS[name]), dict(EXPRESSIONS[name])
+    saved = given.pop("modules_to_save", None)  # PEFT writes by name, and reads by expression
+    directory = adapter_of(bert, tmp_path, **(given | ({"modules_to_save": ["classifier"]} if saved else {})))
+    edited(directory, expected)
+    assert_close(
+        logits(bert.engine, bert.documents, bert.engine.attach(directory)), expected_logits(bert, directory)
+    )
+
+
+COSTLY = "(?:(.)|(.)(.)|(.)(.)(.))*[!?]"
+SLOW: dict[str, dict[str, Any]] = {
+    "target_modules": {"target_modules": COSTLY},
+    "exclude_modules": {"exclude_modules": COSTLY},
+    "rank_pattern": {"rank_pattern": {COSTLY: 2}},
+    "alpha_pattern": {"alpha_pattern": {COSTLY: 2}},
+    "modules_to_save": {"modules_to_save": [COSTLY]},
+    "layers_pattern": {"layers_to_transform": [0], "layers_pattern": [COSTLY]},
+}
+
+
+@pytest.mark.parametrize("field", SLOW)
+def test_an_expression_that_takes_too_long_is_refused_and_stops_nobody(
+    bert: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setattr(lora_patterns, "LIMIT_S", 0.5)
+    directory = edited(adapter_of(bert, tmp_path, target_modules=["query"]), SLOW[field])
+    with ThreadPoolExecutor(1) as pool:
+        attaching, beats = pool.submit(bert.engine.attach, directory), 0
+        while not wait([attaching], timeout=0.01).done:
+            beats += 1
+    assert beats >= 10
+    with pytest.raises(ModelLoadFailed, match=rf"in {field} takes more than 0.5 s") as refusal:
+        attaching.result()
+    assert repr(COSTLY) in refusal.value.message
+
+
+def test_a_rank_for_each_of_many_modules_is_read_in_time(tmp_path: Path) -> None:
+    """As EVA writes them: whole names, of which each module tries all before its own."""
+    names = [f"model.layers.{layer}.self_attn.{part}_proj" for layer in range(64) for part in "qkvougd"]
+    fields = {"peft_type": "LORA", "rank_pattern": dict.fromkeys(names, 2), "alpha_pattern": {names[-1]: 5.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    config = read_lora_config(tmp_path)
+    assert {config.rank_of(name) for name in names} == {2}
+    assert {config.scale_of(name) for name in names} == {4.0, 2.5}
+
+
+def test_tensors_of_8_bits_are_read(bert: Case, tmp_path: Path) -> None:
+    directory = adapter_of(bert, tmp_path)
+
+    def as_dtype(dtype: torch.dtype) -> torch.Tensor:
+        edited(directory, change=lambda tensors: tensors.update({n: t.to(dtype) for n, t in tensors.items()}))
+        return logits(bert.engine, bert.documents, bert.engine.attach(directory))
+
+    coarse = as_dtype(torch.float8_e4m3fn)
+    assert torch.equal(as_dtype(torch.float32), coarse)
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "sparse": (torch.ones(4, 48).to_sparse(), "as a sparse or nested tensor"),
+    "meta": (torch.empty(4, 48, device="meta"), "without values"),
+    "nested": (torch.nested.nested_tensor([torch.ones(2)]), "as a sparse or nested tensor"),
+    "complex": (torch.ones(4, 48, dtype=torch.complex64), "as torch.complex64"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_tensors_of_a_bin_are_refused_and_named(bert: Case, tmp_path: Path, kind: str) -> None:
+    directory, (tensor, message) = adapter_of(bert, tmp_path), ODD[kind]
+    (directory / "adapter_model.safetensors").unlink()
+    torch.save({f"{QUERY_0}.lora_A.weight": tensor}, directory / "adapter_model.bin")
+    with pytest.raises(ModelLoadFailed, match=rf"lora_A\.weight' .*{message}"):
+        bert.engine.attach(directory)
+
+
+@pytest.mark.parametrize("name", [2, "\ud800"])
+def test_a_bin_whose_names_are_none_is_refused(bert: Case, tmp_path: Path, name: Any) -> None:
+    directory = adapter_of(bert, tmp_path)
+    (directory / "adapter_model.safetensors").unlink()
+    torch.save({name: torch.ones(1)}, directory / "adapter_model.bin")
+    with pytest.raises(ModelLoadFailed, match="name → tensor table"):
+        bert.engine.attach(directory)
 
 
 def test_a_broken_file_is_refused(bert: Case, tmp_path: Path) -> None:

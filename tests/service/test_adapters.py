@@ -31,6 +31,7 @@ from colbert_checkpoints import make_pylate
 from inprocess import ask, asking, in_order, post, until
 from servers import Server
 from sie_server.catalog import ModelConfig, catalog
+from sie_server.engine import lora_patterns
 from sie_server.engine.lora import Adapter
 from sie_server.errors import AdapterNotFound, Conflict, ModelLoadFailed, ModelLoading, SIEError
 from sie_server.serving.loading import READERS, Loader, base_names
@@ -571,6 +572,23 @@ async def test_one_that_gives_no_finite_scores_is_refused_when_it_loads(made: Pa
         with pytest.raises(ModelLoadFailed, match="not finite numbers; check its lora_alpha"):
             await raw(service, f"{MODEL}:laws")
         assert len(await raw(service)) == len(TEXTS)
+
+
+async def test_a_costly_expression_keeps_nobody_waiting(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora_patterns, "LIMIT_S", 1.0)
+    shutil.copytree(made / "lora/laws", tmp_path / "laws")
+    servers.edit_json(tmp_path / "laws/adapter_config.json", target_modules="(?:(.)|(.)(.)|(.)(.)(.))*[!?]")
+    async with serving(made, adapter=(f"{MODEL}:laws={tmp_path / 'laws'}",)) as service:
+        expected = await raw(service)
+        loading, answered = asyncio.create_task(raw(service, f"{MODEL}:laws")), 0
+        while not loading.done():
+            assert await raw(service) == expected
+            answered += 1
+        with pytest.raises(ModelLoadFailed, match="in target_modules takes more than 1 s to match"):
+            await loading
+        assert answered > 10
 
 
 async def test_an_operators_load_tries_again_what_has_failed(made: Path, tmp_path: Path) -> None:

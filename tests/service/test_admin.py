@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -202,6 +203,26 @@ def test_a_terminal_sees_a_bar_and_then_one_line(tmp_path: Path, local: Server) 
     assert done.stdout.startswith("toy/roberta: loaded") and len(done.stdout.splitlines()) == 1
 
 
+def test_brackets_are_shown_as_they_are(tmp_path: Path, local: Server, models: Path) -> None:
+    ours, theirs = pty.openpty()
+    for name in ("x[b]", "x[/b]"):  # which the server does not know
+        done = subprocess.run(
+            [sys.executable, "-m", "sie_server", "admin", "load", name, "--url", local.base_url],
+            env=servers.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+            stderr=theirs,
+            timeout=60,
+        )
+        seen = os.read(ours, 65536).decode()
+        assert done.returncode == 1 and "(404 MODEL_NOT_FOUND)" in seen, seen
+        assert f"{name} \x1b" in seen  # and the bar
+    os.close(theirs)
+    os.close(ours)
+    source = models / "a[b]/c[/b]"
+    shutil.copytree(models / "toy/bert", source)
+    admin(local, "load", model="my/brackets", source=str(source))
+    assert str(source) in command(tmp_path, local, "models", COLUMNS="250").stdout
+
+
 def test_how_far_a_load_is() -> None:
     assert how_far({"phase": "load", "bytes_done": 430, "bytes_total": 1000}) == "reading weights 43%"
     assert how_far({"phase": "fetch", "bytes_done": 0, "bytes_total": None}) == "downloading"
@@ -234,6 +255,13 @@ def test_what_goes_wrong_is_one_line(tmp_path: Path, local: Server) -> None:
         (404, b'{"error": "not here"}', ["answered 404", "--url"]),
         (301, b"", ["answered 301 and sends elsewhere, to https://elsewhere.example/"]),
         (None, b"", ["no answer from http://127.0.0.1"]),
+        (
+            200,
+            b'{"object": "list", "data": [{"id": "gpt"}]}',
+            ["answered 200", "not how a SIE server", "--url"],
+        ),
+        (200, b'{"models": [{"id": "gpt"}], "memory_bytes": "1"}', ["answered 200", "not how a SIE server"]),
+        (200, b'{"models": 5, "memory_bytes": {}}', ["answered 200", "not how a SIE server", "--url"]),
     ],
 )
 def test_something_else_on_the_port(
@@ -258,6 +286,7 @@ def test_something_else_on_the_port(
         url = f"http://127.0.0.1:{stranger.server_port}"
         complaint(command(tmp_path, local, "models", "--url", url), *words)
         complaint(command(tmp_path, local, "load", "x", "--url", url), *words)
+        complaint(command(tmp_path, local, "load", "x", "--json", "--url", url), *words)
         stranger.shutdown()
 
 

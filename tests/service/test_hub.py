@@ -113,6 +113,9 @@ def test_what_the_hub_refuses_is_said_and_known_files_go_on(tmp_path: Path, thei
         assert "it has no revision 'v2'" in str(error)
         commit = theirs.commit(MODEL)
         assert load(server, model="my/model", source=MODEL, revision=commit)["revision"] == commit
+        body = {"model": "my/model", "adapter": "laws", "source": "org/absent"}
+        message = server.post("/v1/admin/adapters/load", body).json()["error"]["message"]
+        assert "Name a local directory instead (--model ID=" in message and "--adapter MODEL:NAME=" in message
 
 
 def test_a_swap_to_the_same_id_takes_what_is_new_there(tmp_path: Path, theirs: Hub, stored: Path) -> None:

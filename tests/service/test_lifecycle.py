@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import servers
 from servers import Server, eventually
@@ -176,6 +177,19 @@ def weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
     return lambda d: servers.edit_weights(d, edit)
 
 
+def pickled(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
+    """The weights in a file of torch's own."""
+
+    def work(directory: Path) -> None:
+        tensors = load_file(directory / "model.safetensors")
+        edit(tensors)
+        torch.save(tensors, directory / "pytorch_model.bin")
+        (directory / "model.safetensors").unlink()
+
+    return work
+
+
+BIAS = "bert.pooler.dense.bias"
 HEAD = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
 BROKEN: dict[str, tuple[str, Edit, list[str]]] = {
     "truncated weights": ("toy/bert", truncate("model.safetensors", 20_000), ["model.safetensors", "truncated"]),
@@ -192,6 +206,16 @@ BROKEN: dict[str, tuple[str, Edit, list[str]]] = {
     "settings that are a number": ("toy/bert", config(sentence_transformers=5), ["config.json", "unexpected kind"]),
     "nesting without end": ("toy/bert", write("config.json", "[" * 100_000), ["config.json cannot be read"]),
     "an index that is a list": ("toy/bert", listed_as("[]"), ["is not a weight index"]),
+    "an index of numbers": ("toy/bert", listed_as('{"weight_map": {"a": 5}}'), ["is not a weight index"]),
+    "an index that names no file": ("toy/bert", listed_as('{"weight_map": {"a": ""}}'), ["names ''", "missing"]),
+    "an index of a name too long": (
+        "toy/bert",
+        listed_as(json.dumps({"weight_map": {"a": "x" * 300}})),
+        ["xxx", "which is missing"],
+    ),
+    "whole numbers": ("toy/bert", weights(lambda w: w.update({BIAS: w[BIAS].long()})), [BIAS, "torch.int64"]),
+    "sparse weights": ("toy/bert", pickled(lambda w: w.update({BIAS: w[BIAS].to_sparse()})), [BIAS, "sparse"]),
+    "weights without values": ("toy/bert", pickled(lambda w: w.update({BIAS: w[BIAS].to("meta")})), [BIAS, "values"]),
     "3 labels": ("toy/bert", config(id2label={"0": "a", "1": "b", "2": "c"}), ["3 labels"]),
     "no tokenizer": ("toy/bert", remove("tokenizer.json"), ["tokenizer.json is missing"]),
     "no config": ("toy/bert", remove("config.json"), ["config.json is missing"]),

@@ -9,9 +9,9 @@ import http.client
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -83,15 +83,25 @@ class Remote:
             target = (
                 f" and sends elsewhere, to {answer.headers['location']}" if answer.headers["location"] else ""
             )
-            what = f"{self._shown}{self._path}{path} answered {answer.status}{target}"
-            raise click.ClickException(_complaint(answer.status, value, what))
+            raise click.ClickException(_complaint(answer.status, value, self._at(path), target))
         return value
 
+    @contextmanager
+    def understood(self, path: str) -> Iterator[None]:
+        """Around the reading of an answer: one of another shape is another server's, and said to be so."""
+        try:
+            yield
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
+            raise click.ClickException(_complaint(200, None, self._at(path))) from None
 
-def _complaint(status: int, value: Json | None, what: str) -> str:
+    def _at(self, path: str) -> str:
+        return f"{self._shown}{self._path}{path}"
+
+
+def _complaint(status: int, value: Json | None, where: str, target: str = "") -> str:
     error = (value or {}).get("error")
     if not isinstance(error, dict) or "message" not in error:
-        return f"{what}, which is not how a SIE server answers; is --url right?"
+        return f"{where} answered {status}{target}, which is not how a SIE server answers; is --url right?"
     hint = "; `sie-server admin` sends the key in SIE_ADMIN_KEY, else that in SIE_API_KEY"
     return f"{error['message']}{hint if status in (401, 403) else ''} ({status} {error.get('code')})"
 
@@ -180,20 +190,27 @@ def unload_adapter(remote: Remote, as_json: bool, **body: Any) -> None:
 @_remote
 def models(remote: Remote, as_json: bool, everything: bool) -> None:
     """List the server's models and where they stand."""
-    infos = remote.ask("/v1/models", timeout=60)["models"]
-    shown = [info for info in infos if everything or info["state"] != "available"]
+    answer = remote.ask("/v1/models", timeout=60)
+    with remote.understood("/v1/models"):
+        infos = answer["models"]
+        shown = [info for info in infos if everything or info["state"] != "available"]
+        rows = [_row(info) for info in shown]
     if as_json:
         click.echo(json.dumps(shown, indent=2))
         return
     table = Table("id", "state", "progress", "pinned", "MiB", "source")
-    for info in shown:
-        state = f"{info['state']}: {info['last_error']}" if info["last_error"] else info["state"]
-        pinned, size = "yes" if info["pinned"] else "", f"{info['memory_bytes'] / 2**20:.0f}"
-        progress = how_far(info["progress"]) if info["progress"] else ""
-        table.add_row(info["name"], state, progress, pinned, size, info["source"] or "")
+    for row in rows:
+        table.add_row(*row)
     output.print(table)
     if len(shown) < len(infos):
         errors.print(f"{len(infos) - len(shown)} more are known and not loaded; --all lists them")
+
+
+def _row(info: Json) -> list[str]:
+    state = f"{info['state']}: {info['last_error']}" if info["last_error"] else str(info["state"])
+    pinned, size = "yes" if info["pinned"] else "", f"{info['memory_bytes'] / 2**20:.0f}"
+    progress = how_far(info["progress"]) if info["progress"] else ""
+    return [str(info["name"]), state, progress, pinned, size, str(info["source"] or "")]
 
 
 def how_far(progress: Json) -> str:
@@ -208,15 +225,19 @@ def _doing(progress: Json) -> str:
 
 def _do(remote: Remote, action: str, body: Json, as_json: bool) -> None:
     given = {name: value for name, value in body.items() if value is not None}
-    answer = _watched(remote, body["model"], lambda: remote.ask(f"/v1/admin/{action}", given))
-    if as_json:
-        click.echo(json.dumps(answer, indent=2))
-        return
+    path = f"/v1/admin/{action}"
+    answer = _watched(remote, body["model"], lambda: remote.ask(path, given))
+    with remote.understood(path):
+        line = _summary(answer)
+    click.echo(json.dumps(answer, indent=2) if as_json else line)
+
+
+def _summary(answer: Json) -> str:
     size, revision = answer["memory_bytes"] / 2**20, f" at {answer['revision']}" if answer["revision"] else ""
     pinned = ", pinned" if answer["pinned"] else ""
     loaded = [adapter["name"] for adapter in answer["adapters"] if adapter["loaded"]]
     adapters = f", adapters {' '.join(loaded)}" if loaded else ""
-    click.echo(
+    return (
         f"{answer['model']}: {answer['state']}, {size:.0f} MiB{pinned}{adapters}, from {answer['source']}{revision}, "
         f"after {answer['seconds']:.1f} s"
     )
@@ -224,17 +245,19 @@ def _do(remote: Remote, action: str, body: Json, as_json: bool) -> None:
 
 def _watched(remote: Remote, model: str, work: Callable[[], Json]) -> Json:
     """The result of the work, with a bar meanwhile when somebody sees it. Ctrl-C stops watching, not the server."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    name = TextColumn("{task.description}", markup=False)  # an id may have brackets
+    columns = (name, BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    path = f"/v1/models/{quote(model, safe='/:')}"
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task, running = bar.add_task(model, total=None), _in_background(work)
         while not wait([running], timeout=POLL_S).done:
             if bar.disable:
                 continue
-            with suppress(click.ClickException):  # the work itself will tell
-                now = remote.ask(f"/v1/models/{quote(model, safe='/:')}", timeout=10).get("progress")
-                if now:
+            with suppress(click.ClickException), remote.understood(path):  # the work itself will tell
+                if now := remote.ask(path, timeout=10).get("progress"):
+                    done, total = int(now["bytes_done"]), now["bytes_total"]
                     text = f"{model}: {_doing(now)}"
-                    bar.update(task, description=text, completed=now["bytes_done"], total=now["bytes_total"])
+                    bar.update(task, description=text, completed=done, total=total and int(total))
         return running.result()
 
 

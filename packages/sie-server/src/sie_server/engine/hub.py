@@ -157,8 +157,8 @@ def _cached(source: str, revision: str | None) -> Path | None:
 def _not_fetched(source: str, revision: str | None, error: Exception) -> ModelLoadFailed:
     return ModelLoadFailed(
         f"{source!r} is no local directory, not in the hub's cache, and could not be fetched: "
-        f"{_reason(error, revision)}. Name a local directory instead (of a model: --model ID=/path/to/checkpoint), "
-        "or use the embedded model 'sie/mini-en'",
+        f"{_reason(error, revision)}. Name a local directory instead (--model ID=/path/to/checkpoint, "
+        "--adapter MODEL:NAME=/path/to/adapter); the model 'sie/mini-en' needs no download",
         error_class=type(error).__name__,
         permanent=isinstance(error, tuple(_meanings())),
         attempts=1,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sie_server.engine.lora_patterns import Pattern, Patterns
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 CONFIG = "adapter_config.json"
@@ -34,8 +36,13 @@ WHY = {  # fields that must be off, and more to say than that
     "trainable_token_indices": "retrained embeddings are not served",
     "layer_replication": "a model with other layers is another model: merge it, and serve the result",
 }
-Patterns = dict[str, float]
-Names = str | list[str]  # a regular expression, or module names and their ends
+# How PEFT uses the expressions of a field, where they have to match from the start of a module's name
+PER_MODULE = r"(.*\.)?({})$"
+RETRAINED = r"(^|.*\.){}($|\..*)"
+LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+Values = list[tuple[Pattern, float]]  # the first that matches counts
+Names = Pattern | list[str]  # of modules, or of their ends
 
 
 @dataclass(frozen=True)
@@ -45,54 +52,50 @@ class LoraConfig:
     base: str | None  # the model it was trained on: a hub id or a path
     rank: int
     alpha: float
-    rank_pattern: Patterns
-    alpha_pattern: Patterns
+    ranks: Values
+    alphas: Values
     root_scaled: bool  # rsLoRA: alpha / √rank
     bias: str  # none, all, lora_only
     targets: Names
-    excluded: Names | None
+    excluded: Names
     layers: list[int] | None  # only these
-    layers_pattern: list[str]  # what stands before a layer's number; none: anything
-    retrained: list[str]  # `modules_to_save`
+    layers_pattern: list[Pattern]  # what stands before a layer's number; none: anything
+    retrained: list[Pattern]  # `modules_to_save`
 
     def rank_of(self, module: str) -> int:
-        return int(_of_pattern(self.rank_pattern, module, self.rank))
+        return int(_of_pattern(self.ranks, module, self.rank))
 
     def scale_of(self, module: str) -> float:
-        rank, alpha = self.rank_of(module), _of_pattern(self.alpha_pattern, module, self.alpha)
+        rank, alpha = self.rank_of(module), _of_pattern(self.alphas, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.root_scaled else rank)
 
     def retrains(self, module: str) -> bool:
         """Whether the adapter has weights of its own for it."""
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.retrained)
+        return any(pattern.match(module) for pattern in self.retrained)
 
     def changes(self, module: str) -> bool:
         """Whether the adapter has a low-rank product for it, if it is a linear layer."""
-        if (self.excluded and _named(self.excluded, module)) or self.retrains(module):
+        if _named(self.excluded, module) or self.retrains(module):
             return False
         if not _named(self.targets, module):
             return False
-        return isinstance(self.targets, str) or self.layers is None or _layer(self, module) in self.layers
+        return isinstance(self.targets, Pattern) or self.layers is None or _layer(self, module) in self.layers
 
 
-def _of_pattern(patterns: Patterns, module: str, default: float) -> float:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _of_pattern(values: Values, module: str, default: float) -> float:
+    return next((value for pattern, value in values if pattern.match(module)), default)
 
 
 def _named(names: Names, module: str) -> bool:
-    if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+    if isinstance(names, Pattern):
+        return names.fullmatch(module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _layer(config: LoraConfig, module: str) -> int | None:
-    if not config.layers_pattern:
-        found = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", module)
-        return int(found["index"]) if found else None
-    for pattern in config.layers_pattern:
-        if found := re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module):
-            return int(found["index"])
-    return None
+    patterns: Sequence[Pattern | re.Pattern[str]] = config.layers_pattern or [ANY_LAYER]
+    found = next((match for pattern in patterns if (match := pattern.match(module))), None)
+    return int(found["idx"]) if found else None
 
 
 def read_lora_config(directory: Path) -> LoraConfig:
@@ -109,30 +112,49 @@ def read_lora_config(directory: Path) -> LoraConfig:
     if start not in PLAIN_STARTS:
         why = "it changes the base weights: save the adapter with path_initial_model_for_weight_conversion"
         raise _refused("init_lora_weights", start, why)
-    indices = _checked(fields, "layers_to_transform", int | list, None)
-    pattern = _checked(fields, "layers_pattern", str | list, None)
-    try:
-        config = LoraConfig(
-            base=_checked(fields, "base_model_name_or_path", str, None),
-            rank=_checked(fields, "r", int, 8),
-            alpha=_checked(fields, "lora_alpha", int | float, 8),
-            rank_pattern=_checked(fields, "rank_pattern", dict, {}),
-            alpha_pattern=_checked(fields, "alpha_pattern", dict, {}),
-            root_scaled=_checked(fields, "use_rslora", bool, False),
-            bias=_checked(fields, "bias", str, "none"),
-            targets=_checked(fields, "target_modules", str | list, []),
-            excluded=_checked(fields, "exclude_modules", str | list, None),
-            layers=[indices] if isinstance(indices, int) else indices or None,
-            layers_pattern=[pattern] if isinstance(pattern, str) and pattern else list(pattern or []),
-            retrained=_checked(fields, "modules_to_save", list, []),
-        )
-        _check_ranks(config)
-    except re.error as error:
-        raise UnsupportedCheckpoint(f"{CONFIG}: not a regular expression: {error}") from error
+    config = _config(fields)
+    _check_ranks(config)
     for name, value in fields.items():
         if name not in IGNORED and value not in (None, False, {}, [], ""):
             raise _refused(name, value, WHY.get(name, "this version does not serve it"))
     return config
+
+
+def _config(fields: dict[str, Any]) -> LoraConfig:
+    """Take out the fields that are served."""
+    patterns = Patterns(CONFIG)
+    indices = _checked(fields, "layers_to_transform", int | list, None)
+    before = _checked(fields, "layers_pattern", str | list, [])
+    return LoraConfig(
+        base=_checked(fields, "base_model_name_or_path", str, None),
+        rank=_checked(fields, "r", int, 8),
+        alpha=_checked(fields, "lora_alpha", int | float, 8),
+        ranks=_values(fields, "rank_pattern", patterns),
+        alphas=_values(fields, "alpha_pattern", patterns),
+        root_scaled=_checked(fields, "use_rslora", bool, False),
+        bias=_checked(fields, "bias", str, "none"),
+        targets=_names(fields, "target_modules", patterns),
+        excluded=_names(fields, "exclude_modules", patterns),
+        layers=[indices] if isinstance(indices, int) else indices or None,
+        layers_pattern=[
+            patterns.compile("layers_pattern", part, LAYER)
+            for part in ([before] if isinstance(before, str) and before else before)
+        ],
+        retrained=[
+            patterns.compile("modules_to_save", name, RETRAINED)
+            for name in _checked(fields, "modules_to_save", list, [])
+        ],
+    )
+
+
+def _values(fields: dict[str, Any], name: str, patterns: Patterns) -> Values:
+    given = _checked(fields, name, dict, {})
+    return [(patterns.compile(name, text, PER_MODULE), value) for text, value in given.items()]
+
+
+def _names(fields: dict[str, Any], name: str, patterns: Patterns) -> Names:
+    given: str | list[str] = _checked(fields, name, str | list, [])
+    return patterns.compile(name, given) if isinstance(given, str) else given
 
 
 def _checked(fields: dict[str, Any], name: str, kind: Any, default: Any) -> Any:
@@ -151,19 +173,17 @@ def _checked(fields: dict[str, Any], name: str, kind: Any, default: Any) -> Any:
 def _check_ranks(config: LoraConfig) -> None:
     if config.bias not in ("none", "all", "lora_only"):
         raise _refused("bias", config.bias, "known are none, all, lora_only")
-    for name, ranks in (("r", {"": config.rank}), ("rank_pattern", config.rank_pattern)):
-        for rank in ranks.values():
+    for name, ranks in (("r", [config.rank]), ("rank_pattern", [rank for _, rank in config.ranks])):
+        for rank in ranks:
             if type(rank) is not int or rank < 1:
                 raise _refused(name, rank, "a rank is a whole number above 0")
-    for name, alphas in (("lora_alpha", {"": config.alpha}), ("alpha_pattern", config.alpha_pattern)):
-        for alpha in alphas.values():
+    for name, alphas in (
+        ("lora_alpha", [config.alpha]),
+        ("alpha_pattern", [alpha for _, alpha in config.alphas]),
+    ):
+        for alpha in alphas:
             if not _finite(alpha):
                 raise _refused(name, alpha, "an alpha is a finite number")
-    for pattern in (
-        *(names for names in (config.targets, config.excluded) if isinstance(names, str)),
-        *(*config.rank_pattern, *config.alpha_pattern, *config.retrained, *config.layers_pattern),
-    ):
-        re.compile(pattern)
 
 
 def _finite(value: Any) -> bool:

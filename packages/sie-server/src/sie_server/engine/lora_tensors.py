@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sie_server.engine.lora_config import LoraConfig
-from sie_server.engine.weights import HARMLESS, TensorReaders, some_of, tensor_readers
+from sie_server.engine.weights import HARMLESS, StoredTensor, TensorReaders, some_of, tensor_readers
 from sie_server.models.lora import Target
 from sie_server.models.spec import UnsupportedCheckpoint
 
@@ -84,13 +84,22 @@ def _stored(directory: Path) -> TensorReaders:
 
 
 def _read(directory: Path) -> dict[str, Tensor]:
-    tensors = {name: stored.read() for name, stored in _stored(directory).items()}
-    for name, tensor in tensors.items():
-        if not name.startswith(PREFIX):
-            raise UnsupportedCheckpoint(f"the tensor {name!r} is not named as PEFT names it: {PREFIX}…")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise UnsupportedCheckpoint(f"the tensor {name!r} holds something else than finite numbers")
-    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(PREFIX): _numbers(name, stored) for name, stored in _stored(directory).items()}
+
+
+def _numbers(name: str, stored: StoredTensor) -> Tensor:
+    if not name.startswith(PREFIX):
+        raise UnsupportedCheckpoint(f"the tensor {name!r} is not named as PEFT names it: {PREFIX}…")
+    tensor = stored.read()
+    if not tensor.is_floating_point():
+        raise UnsupportedCheckpoint(
+            f"the tensor {name!r} holds {tensor.dtype} values; an adapter's are of floating point"
+        )
+    if tensor.itemsize == 1:  # torch computes nothing with 8 bits
+        tensor = tensor.float()
+    if not torch.isfinite(tensor).all():
+        raise UnsupportedCheckpoint(f"the tensor {name!r} holds something else than finite numbers")
+    return tensor
 
 
 def _sorted(tensors: dict[str, Tensor], targets: Mapping[str, Target]) -> AdapterTensors:

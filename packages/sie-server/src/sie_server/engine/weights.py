@@ -130,7 +130,12 @@ class CheckpointWeights:
                 f"the weight {full!r} has shape {list(stored.shape)}, config.json asks for {list(shape)}"
             )
         self._taken.add(full)
-        return stored.read()
+        tensor = stored.read()
+        if not tensor.is_floating_point():
+            raise UnsupportedCheckpoint(
+                f"the weight {full!r} holds {tensor.dtype} values; a weight is of floating point"
+            )
+        return tensor
 
     def finish(self) -> None:
         """Refuse a checkpoint with tensors that no part of the model has asked for."""
@@ -202,14 +207,15 @@ def tensor_readers(path: Path) -> TensorReaders:
 def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorReaders:
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = [Path(shard).name for shard in shards]  # they lie beside their index, whatever it says
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UnsupportedCheckpoint(f"{index} is not a weight index: {error!r}") from error
     readers: dict[str, StoredTensor] = {}
-    for shard in shards:
-        path = index.parent / Path(shard).name  # a shard lies beside its index, whatever the index says
-        if not path.exists():
-            raise UnsupportedCheckpoint(f"{index.name} names {shard!r}, which is missing")
-        readers.update(read(path))
+    present = {path.name for path in index.parent.iterdir()}
+    for name in names:
+        if name not in present:
+            raise UnsupportedCheckpoint(f"{index.name} names {name!r:.100}, which is missing")
+        readers.update(read(index.parent / name))
     return readers
 
 
@@ -243,7 +249,11 @@ def _read_values(path: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
     values = np.fromfile(path, np.uint8, count=end - start, offset=data + start)
     if len(values) != end - start:
         raise UnsupportedCheckpoint(f"{path} became shorter while it was read")
-    return torch.from_numpy(values).view(STORED_TYPES[entry["dtype"]]).view(entry["shape"])
+    dtype, shape = STORED_TYPES[entry["dtype"]], entry["shape"]
+    # without values, torch cannot tell that their type fits
+    return (
+        torch.from_numpy(values).view(dtype).view(shape) if len(values) else torch.empty(shape, dtype=dtype)
+    )
 
 
 def _read_bin(path: Path) -> TensorReaders:
@@ -255,6 +265,20 @@ def _read_bin(path: Path) -> TensorReaders:
         raise UnsupportedCheckpoint(
             f"{path} cannot be read as plain weights (code is never run): {error}"
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    if not _is_table(tensors):
         raise UnsupportedCheckpoint(f"{path} does not hold a plain name → tensor table")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+            raise UnsupportedCheckpoint(
+                f"{path} holds {name!r:.100} as a sparse or nested tensor, or without values"
+            )
+        if tensor.dtype not in STORED_TYPES.values():
+            raise UnsupportedCheckpoint(f"{path} holds {name!r:.100} as {tensor.dtype}, which is not read")
     return {name: StoredTensor(tuple(tensor.shape), tensor.clone) for name, tensor in tensors.items()}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and name.isprintable() and isinstance(tensor, Tensor)
+        for name, tensor in value.items()
+    )
