@@ -240,7 +240,8 @@ async def test_loads_longer_than_the_patience_for_a_gap(made: Path, monkeypatch:
             clients(service, 2, ["b"]) as second,
         ):
             await until(
-                lambda: min(metric(service, "sie_model_loads_total", model=name) for name in "ab") >= 3
+                lambda: min(metric(service, "sie_model_loads_total", model=name) for name in "ab") >= 3,
+                within=60,
             )
     for answers in (first, second):
         good = [answer for answer in answers if isinstance(answer, tuple)]
