@@ -13,7 +13,7 @@ import msgspec
 
 from sie_server.catalog import CatalogEntry, catalog
 from sie_server.config import ServerConfig, is_secret
-from sie_server.models.table import ARCHITECTURES
+from sie_server.models.registry import ARCHITECTURES
 from sie_server.templates import template_names
 from sie_server.wire import Profile
 

@@ -153,7 +153,7 @@ def test_activation_comes_from_the_checkpoint(tmp_path: Path, name: str, place: 
 
 def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
     """The last layer computed for the read-out token only equals the same layer computed for all."""
-    from sie_server.models.packed import pack
+    from sie_server.models.batch import pack
 
     job = case.engine.tokenize_score(case.query, case.documents[:30], MAX_LENGTH)
     batch = pack(

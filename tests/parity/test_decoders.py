@@ -14,7 +14,7 @@ from decoder_cases import LIMIT, TOLERANCE, Case, ids_of, in_order, make_case
 from decoder_checkpoints import DECODERS, make_decoder
 from sie_server.engine import forward
 from sie_server.engine.engine import Engine
-from sie_server.models import gemma2
+from sie_server.models.families.decoders import gemma2
 
 
 @pytest.fixture(scope="module", params=sorted(DECODERS))

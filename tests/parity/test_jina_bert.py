@@ -34,7 +34,7 @@ from jina_bert import (
 from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
-from sie_server.models.alibi import KEPT, head_slopes
+from sie_server.models.layers.alibi import KEPT, head_slopes
 
 
 @dataclass

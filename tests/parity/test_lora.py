@@ -29,7 +29,7 @@ from sie_server.engine.job import Job
 from sie_server.engine.lora import Adapter
 from sie_server.engine.lora_config import read_lora_config
 from sie_server.errors import ModelLoadFailed
-from sie_server.models.layers import LayerNorm, Linear
+from sie_server.models.layers.linear import LayerNorm, Linear
 
 LIMIT, TOLERANCE = 96, 1e-4
 QUERY = "why do stars burn hydrogen"

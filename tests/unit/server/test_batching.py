@@ -9,7 +9,7 @@ import pytest
 
 from sie_server.engine.job import Job, build_job
 from sie_server.errors import QueueFull
-from sie_server.models.packed import Tokens
+from sie_server.models.batch import Tokens
 from sie_server.serving.batching import TURN_BATCHES, Batch, Ticket, TokenQueue
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sie_server.catalog import catalog, known_models
 from sie_server.config import ConfigError, ServerConfig, load_config
-from sie_server.models.prompts import read_prompts
+from sie_server.models.checkpoints.prompts import read_prompts
 
 
 def test_later_sources_win(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sie_server.engine.chunks import Chunking
 from sie_server.engine.document_cache import ENTRY_BYTES, CachedDocument, DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job
-from sie_server.models.late_interaction import DocumentVectors
+from sie_server.models.heads.late_interaction import DocumentVectors
 from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import Item, ScoreRequest
 

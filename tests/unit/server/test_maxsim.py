@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sie_sdk.scoring import maxsim_batch
-from sie_server.models import late_interaction
-from sie_server.models.heads import unit
-from sie_server.models.late_interaction import DocumentVectors, QueryVectors, maxsim
+from sie_server.models.heads import late_interaction
+from sie_server.models.heads.classifier import unit
+from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, maxsim
 
 LENGTHS = [3, 1, 40, 7, 7, 100, 2]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sie_server.models.attention import attention
-from sie_server.models.heads import pool, unit
-from sie_server.models.late_interaction import QueryVectors, weighted_maxsim
-from sie_server.models.packed import PackedBatch, Tokens, pack
+from sie_server.models.batch import PackedBatch, Tokens, pack
+from sie_server.models.heads.classifier import pool, unit
+from sie_server.models.heads.late_interaction import QueryVectors, weighted_maxsim
+from sie_server.models.layers.attention import attention
 
 CPU = torch.device("cpu")
 LENGTHS = [5, 16, 1, 33, 16, 48, 17, 5, 100]

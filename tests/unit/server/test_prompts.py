@@ -20,8 +20,8 @@ from sie_server.engine.job import Work
 from sie_server.engine.prefix import share_prefix
 from sie_server.engine.prompts import PromptTokenizer
 from sie_server.errors import InvalidInput, ModelLoadFailed
-from sie_server.models.decoder import read_gemma, read_llama, read_mistral, read_qwen2
-from sie_server.models.packed import Tokens
+from sie_server.models.batch import Tokens
+from sie_server.models.families.decoders.decoder import read_gemma, read_llama, read_mistral, read_qwen2
 from sie_server.models.spec import UnsupportedCheckpoint
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.service import Service

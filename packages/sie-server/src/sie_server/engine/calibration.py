@@ -10,7 +10,7 @@ import numpy as np
 from sie_server.engine.device import out_of_memory
 from sie_server.engine.engine import BATCH_SIZES, Engine
 from sie_server.engine.job import Work, build_job
-from sie_server.models.packed import Tokens
+from sie_server.models.batch import Tokens
 
 
 def calibrate(engine: Engine, seconds: float = 1.5) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from sie_server.engine.job import Chunk, Job
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.errors import InvalidInput
-from sie_server.models.packed import Ids
+from sie_server.models.batch import Ids
 
 DEFAULT_OVERLAP = 64  # tokens; a quarter of the window where that is less
 

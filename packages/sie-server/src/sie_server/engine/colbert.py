@@ -24,8 +24,8 @@ from sie_server.engine.document_cache import CachedDocument, ModelDocuments
 from sie_server.engine.inputs import document_job, window_job
 from sie_server.engine.job import QUERY, Job, Work, build_job
 from sie_server.engine.tokenize import TextTokenizer
-from sie_server.models.late_interaction import DocumentVectors, QueryVectors, TokenProjection, maxsim
-from sie_server.models.packed import PackedBatch, Readout, Tokens
+from sie_server.models.batch import PackedBatch, Readout, Tokens
+from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, TokenProjection, maxsim
 from sie_server.models.spec import LateInteractionSpec, UnsupportedCheckpoint, read_json
 
 Floats = npt.NDArray[np.float32]

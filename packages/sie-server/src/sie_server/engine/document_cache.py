@@ -13,8 +13,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from sie_server.models.late_interaction import DocumentVectors
-from sie_server.models.packed import Ids
+from sie_server.models.batch import Ids
+from sie_server.models.heads.late_interaction import DocumentVectors
 
 ENTRY_BYTES = 512  # of the entry itself, beside its vectors
 _loads = itertools.count()

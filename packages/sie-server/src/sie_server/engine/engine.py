@@ -26,10 +26,10 @@ from sie_server.engine.source import failed
 from sie_server.engine.tally import Tally
 from sie_server.engine.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
-from sie_server.models.checkpoint import read_spec
-from sie_server.models.packed import Readout
+from sie_server.models.batch import Readout
+from sie_server.models.checkpoints.reader import read_spec
+from sie_server.models.registry import build_backbone
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
-from sie_server.models.table import build_backbone
 
 # Tokens; smaller ones pay for calls, larger ones fall out of the caches. All of them are good, one is best.
 BATCH_SIZES = {"cpu": (2048, 3072, 4096), "cuda": (8192, 16384, 32768)}

@@ -11,12 +11,12 @@ import torch
 from sie_server.engine.job import Work
 from sie_server.engine.prefix import compute_prefixes
 from sie_server.engine.readout import Reader
-from sie_server.models.causal import Prefix
-from sie_server.models.decoder import Decoder
+from sie_server.models.batch import PackedBatch, Tokens, pack
+from sie_server.models.families.decoders.decoder import Decoder
+from sie_server.models.layers.causal_attention import Prefix
 from sie_server.models.lora import Changes, applied
-from sie_server.models.packed import PackedBatch, Tokens, pack
+from sie_server.models.registry import Backbone
 from sie_server.models.spec import BackboneSpec
-from sie_server.models.table import Backbone
 
 CPU_ALIGN = 16  # see models.packed
 

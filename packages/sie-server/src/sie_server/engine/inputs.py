@@ -9,7 +9,7 @@ from sie_server.engine.chunks import Chunking, Chunks, split
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.job import QUERY, Job, Work, build_job
 from sie_server.engine.tokenize import TextTokenizer
-from sie_server.models.packed import Ids, Tokens
+from sie_server.models.batch import Ids, Tokens
 
 
 class TextInput(Protocol):

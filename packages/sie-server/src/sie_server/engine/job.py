@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sie_server.models.packed import Tokens
+from sie_server.models.batch import Tokens
 
 if TYPE_CHECKING:
     from sie_server.engine.lora import Adapter
     from sie_server.engine.sparse_readout import M3Scoring, M3Vectors
-    from sie_server.models.causal import Prefix
-    from sie_server.models.late_interaction import DocumentVectors, QueryVectors
+    from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors
+    from sie_server.models.layers.causal_attention import Prefix
     from sie_server.models.lora import Changes
 
 

@@ -22,11 +22,12 @@ from sie_server.engine.readout import LogitReader, Reader, VectorReader
 from sie_server.engine.sparse_readout import M3Reader, SpladeReader
 from sie_server.engine.tokenize import TextTokenizer
 from sie_server.engine.weights import CheckpointWeights
-from sie_server.models.decoder import DecoderSpec
-from sie_server.models.late_interaction import TokenProjection
-from sie_server.models.listwise import Projector
-from sie_server.models.modules import ModuleStack
-from sie_server.models.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
+from sie_server.models.families.decoders.decoder import DecoderSpec
+from sie_server.models.families.decoders.listwise import Projector
+from sie_server.models.heads.late_interaction import TokenProjection
+from sie_server.models.heads.modular import ModuleStack
+from sie_server.models.heads.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
+from sie_server.models.registry import build_classifier, build_layer_heads, build_token_logits
 from sie_server.models.spec import (
     CausalSpec,
     ClassifierSpec,
@@ -37,7 +38,6 @@ from sie_server.models.spec import (
     ModelSpec,
     PromptedClassifierSpec,
 )
-from sie_server.models.table import build_classifier, build_layer_heads, build_token_logits
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from sie_server.engine.job import Job, Work
 from sie_server.engine.readout import Floats
 from sie_server.engine.tokenize import TextTokenizer, _ids
 from sie_server.errors import InvalidInput
-from sie_server.models.listwise import Projector
-from sie_server.models.packed import Ids, PackedBatch, Readout, Tokens
+from sie_server.models.batch import Ids, PackedBatch, Readout, Tokens
+from sie_server.models.families.decoders.listwise import Projector
 from sie_server.models.spec import ListwiseSpec, UnsupportedCheckpoint
 
 DOCUMENT_END, QUERY_END = "<|embed_token|>", "<|rerank_token|>"  # the tokens that are read out

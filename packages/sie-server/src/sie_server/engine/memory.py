@@ -13,7 +13,7 @@ import torch
 
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.weights import stored_elements
-from sie_server.models.checkpoint import read_spec
+from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.spec import UnsupportedCheckpoint
 
 # of what the device has; the rest is for activations, the document cache and everybody else

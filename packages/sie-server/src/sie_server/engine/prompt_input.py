@@ -23,7 +23,7 @@ from sie_server.engine.job import Chunk, Job, build_job
 from sie_server.engine.prefix import share_prefix
 from sie_server.engine.prompts import Frame, PromptTokenizer
 from sie_server.errors import InvalidInput
-from sie_server.models.packed import Ids, Tokens
+from sie_server.models.batch import Ids, Tokens
 
 
 class PromptInput:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sie_server.engine.document_cache import CachedDocument, ModelDocuments
 from sie_server.engine.job import QUERY, Job, Vectors, Work
-from sie_server.models.heads import Classifier, pool, pooled_states, pooling_readout, unit
-from sie_server.models.late_interaction import DocumentVectors, QueryVectors, maxsim, weighted_maxsim
-from sie_server.models.modules import ModuleStack
-from sie_server.models.packed import PackedBatch, Readout
+from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.heads.classifier import Classifier, pool, pooled_states, pooling_readout, unit
+from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, maxsim, weighted_maxsim
+from sie_server.models.heads.modular import ModuleStack
 from sie_server.models.spec import EmbeddingSpec
 
 Floats = npt.NDArray[np.float32]

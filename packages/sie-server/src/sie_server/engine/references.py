@@ -17,7 +17,7 @@ from torch import Tensor
 from sie_server.engine.engine import Engine
 from sie_server.engine.prompts import PromptTokenizer
 from sie_server.errors import SIEError
-from sie_server.models.sparse import M3Spec, SpladeSpec
+from sie_server.models.heads.sparse import M3Spec, SpladeSpec
 from sie_server.models.spec import CausalSpec, ClassifierSpec, EmbeddingSpec, LateInteractionSpec
 from sie_server.templates import PLACEHOLDER
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sie_server.engine.job import QUERY, Job, Sparse, Vectors, Work
-from sie_server.models.heads import pool, unit
-from sie_server.models.packed import PackedBatch, Readout
-from sie_server.models.sparse import M3Head, M3Spec, ScoreMode, SpladeHead
+from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.heads.classifier import pool, unit
+from sie_server.models.heads.sparse import M3Head, M3Spec, ScoreMode, SpladeHead
 
 
 @dataclass(frozen=True)

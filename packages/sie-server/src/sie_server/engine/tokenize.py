@@ -15,7 +15,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
 from sie_server.errors import InvalidInput
-from sie_server.models.packed import Ids, Tokens
+from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 # A window of this many characters per wanted token is tokenised first; English has about 5, and a window that turns

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from sie_server.engine.device import out_of_memory
 from sie_server.engine.tally import Tally
+from sie_server.models.heads.sparse import M3_FILES
 from sie_server.models.lora import Target
-from sie_server.models.sparse import M3_FILES
 from sie_server.models.spec import UnsupportedCheckpoint
 
 # Buffers older transformers versions saved, and the pooler of a bare encoder: known, and of no effect on what we serve
@@ -50,7 +50,7 @@ STORED_TYPES = {
 
 
 class CheckpointWeights:
-    """The tensors of one checkpoint directory; implements `models.layers.Weights`.
+    """The tensors of one checkpoint directory; implements `models.layers.linear.Weights`.
 
     Every tensor is a copy: nothing that is done to the files afterwards can reach a model that is being served.
     """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from sie_server.models.packed import PackedBatch
+    from sie_server.models.batch import PackedBatch
 
 # oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. Products of any length
 # would push each other and the model's own out; so there are few lengths.

@@ -1,4 +1,4 @@
-"""What a checkpoint is: the frozen facts that `models.checkpoint` reads and everything after it works from."""
+"""What a checkpoint is: the frozen facts that `models.checkpoints.reader` reads and everything after it works from."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DenseSpec:
     inputs: int
     outputs: int
     bias: bool
-    activation: str  # a name in `models.modules.ACTIVATIONS`
+    activation: str  # a name in `models.heads.modular.ACTIVATIONS`
     scores: bool  # its output is the cross-encoder's logit
 
 
@@ -148,7 +148,7 @@ class ProjectionSpec:
     inputs: int
     outputs: int
     bias: bool = False
-    activation: str = "Identity"  # a name in `models.modules.ACTIVATIONS`
+    activation: str = "Identity"  # a name in `models.heads.modular.ACTIVATIONS`
     residual: bool = False  # its input is added to its output, through a matrix where the widths differ
 
 

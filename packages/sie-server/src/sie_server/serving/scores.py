@@ -12,7 +12,7 @@ from sie_server.engine.job import Job
 from sie_server.engine.listwise import listwise_scores
 from sie_server.engine.sparse_readout import M3Scoring
 from sie_server.errors import InvalidInput
-from sie_server.models.sparse import M3Spec, ScoreMode
+from sie_server.models.heads.sparse import M3Spec, ScoreMode
 from sie_server.models.spec import Activation, LayerwiseSpec, ListwiseSpec, ModelSpec
 from sie_server.wire import ChunkSpan, Options, ScoreType
 

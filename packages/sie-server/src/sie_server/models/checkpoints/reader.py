@@ -1,0 +1,240 @@
+"""A checkpoint directory → `ModelSpec`: its own configuration files are read, nothing is guessed.
+
+`read_spec` is called once per load (`engine.engine`), and everything after it works from the frozen result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sie_server.models.checkpoints.causal import read_causal
+from sie_server.models.checkpoints.colbert import read_colbert
+from sie_server.models.checkpoints.decoder_embedder import check_embedder, is_embedder
+from sie_server.models.checkpoints.prompts import read_prompts
+from sie_server.models.families.decoders.decoder import DecoderSpec
+from sie_server.models.families.decoders.listwise import read_listwise
+from sie_server.models.heads.modular import (
+    MODULES,
+    check_modules,
+    is_cross_encoder,
+    library_config,
+    read_module,
+)
+from sie_server.models.heads.sparse import read_m3, read_splade, splade_module
+from sie_server.models.registry import ARCHITECTURES, COMPAT, family_of
+from sie_server.models.spec import (
+    Activation,
+    BackboneSpec,
+    ClassifierSpec,
+    EmbeddingSpec,
+    ModelSpec,
+    ModuleSpec,
+    Pooling,
+    UnsupportedCheckpoint,
+    inside,
+    read_json,
+)
+
+# as Pooling modules name them, the suffixes `_token` and `_tokens` aside
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+
+
+def read_spec(
+    directory: Path, template: str | None = None, prompts: Mapping[str, str] = MappingProxyType({})
+) -> ModelSpec:
+    """Read a checkpoint directory's configuration.
+
+    `template` names the form in which a causal reranker is asked, `prompts` are what an encoder wants before a text,
+    where the directory does not say so itself.
+
+    Raises:
+        UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
+    """
+    try:
+        return _read(directory, template, prompts)
+    except UnsupportedCheckpoint:
+        raise
+    except (TypeError, AttributeError, ValueError, LookupError) as error:
+        kind = type(error).__name__
+        raise UnsupportedCheckpoint(
+            f"config.json, or a .json file beside it, has a value of an unexpected kind ({kind}: {error})"
+        ) from error
+
+
+def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> ModelSpec:
+    config = read_json(directory / "config.json")
+    architecture = _architecture(directory, config)
+    family = family_of(architecture)
+    try:
+        backbone = family.read(config)
+    except KeyError as missing:
+        raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
+    if family.listwise:
+        return read_listwise(architecture, backbone, _tokenizer_limit(directory, backbone))
+    own_head = family.classifier is not None
+    if family.prompted and (own_head or family.unserved or not is_embedder(directory)):
+        limit = _tokenizer_limit(directory, backbone)
+        return read_causal(directory, config, backbone, template, limit, own_head=own_head)
+    if isinstance(backbone, DecoderSpec):
+        check_embedder(directory, config)
+    if not own_head:
+        if colbert := read_colbert(directory, architecture, backbone, _sentence_limit(directory, backbone)):
+            return ModelSpec(architecture, backbone, *colbert)
+        head, limit = _embedding_spec(directory, backbone, config, prompts)
+        return ModelSpec(architecture, backbone, head, limit)
+    limit = _tokenizer_limit(directory, backbone)
+    return ModelSpec(
+        architecture, backbone, _classifier_spec(directory, config), limit, compat=family is COMPAT
+    )
+
+
+def _architecture(directory: Path, config: dict[str, Any]) -> str:
+    """The first of `architectures`.
+
+    A repository with code of its own may call it as a library's class; it is told apart by its configuration class, as
+    `models.registry` lists it. The code itself is never loaded. `Family.bare` says what another name stands for.
+    """
+    name = str((config.get("architectures") or ["(none)"])[0])
+    if name == "HF_ColBERT":
+        name = f"{name}/{config.get('model_type')}"
+    own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
+    variant = f"{name} ({own})"
+    name = variant if variant in ARCHITECTURES else name
+    family = ARCHITECTURES.get(name)
+    if family and family.bare and not (directory / "modules.json").exists():
+        return family.bare
+    return name
+
+
+def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:
+    # transformers' default is two labels; where the class named is no classifier's, sentence-transformers takes one
+    named = str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
+    labels = config.get("num_labels") or len(config.get("id2label") or range(2 if named else 1))
+    if labels != 1:
+        raise UnsupportedCheckpoint(f"the classifier has {labels!r} labels; a reranker has exactly one")
+    return ClassifierSpec(_activation(directory, config))
+
+
+def _activation(directory: Path, config: dict[str, Any]) -> Activation:
+    """Which function turns the logit into the score.
+
+    The rule of sentence-transformers: `activation_fn` in its own configuration file, else
+    `sentence_transformers.activation_fn` in config.json, else `sbert_ce_default_activation_function`, else sigmoid for
+    one label.
+    """
+    named = library_config(directory).get("activation_fn")
+    named = named or (config.get("sentence_transformers") or {}).get("activation_fn")
+    named = named or config.get("sbert_ce_default_activation_function")
+    if named is None:
+        return "sigmoid"
+    known: dict[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
+    name = str(named).rsplit(".", 1)[-1]
+    if name not in known:
+        raise UnsupportedCheckpoint(
+            f"the checkpoint names the activation {named!r}; served: {', '.join(known)}"
+        )
+    return known[name]
+
+
+def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
+    """Tokens per pair: the tokenizer's own limit where it has a real one, never beyond the positions."""
+    path = directory / "tokenizer_config.json"
+    named = read_json(path).get("model_max_length") if path.exists() else None
+    # transformers writes int(1e30) for "no limit"
+    if isinstance(named, int | float) and 0 < named < 1e9:
+        return min(int(named), backbone.max_length)
+    return backbone.max_length
+
+
+def _embedding_spec(
+    directory: Path, backbone: BackboneSpec, config: dict[str, Any], prompts: Mapping[str, str]
+) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
+    """An encoder without classifier: our own `sie_scorer.json`, or the sentence-transformers layout."""
+    scorer = directory / "sie_scorer.json"
+    if scorer.exists():
+        recipe = read_json(scorer)
+        if missing := {"pooling", "dense_weight", "max_seq_length"} - recipe.keys():
+            raise UnsupportedCheckpoint(f"sie_scorer.json lacks {', '.join(sorted(missing))}")
+        head = EmbeddingSpec(_pooling(recipe["pooling"]), True, True, float(recipe["dense_weight"]))
+        return head, min(int(recipe["max_seq_length"]), backbone.max_length)
+    if (splade := splade_module(directory)) is not None:
+        return read_splade(directory, splade), _sentence_limit(directory, backbone)
+    if not (directory / "modules.json").exists():
+        raise UnsupportedCheckpoint(
+            "the checkpoint is an encoder without a head (no classifier, no modules.json): it can neither score "
+            "nor embed. A classifier that is not in the checkpoint is never made up"
+        )
+    return _sentence_transformers_spec(directory, backbone, config, prompts)
+
+
+def _sentence_transformers_spec(
+    directory: Path, backbone: BackboneSpec, config: dict[str, Any], known: Mapping[str, str]
+) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
+    limit = _sentence_limit(directory, backbone)
+    pooling: Pooling | None = None
+    normalize, prompted = False, True
+    modules: list[ModuleSpec] = []
+    for module in read_json(directory / "modules.json", list):
+        try:
+            name, folder = str(module["type"]), inside(directory, module["path"])
+        except (KeyError, TypeError) as error:
+            raise UnsupportedCheckpoint(
+                f"modules.json has an entry without type and path: {error!r}"
+            ) from error
+        kind = name.rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooler = read_json(folder / "config.json")
+            pooling, prompted = _pooling_module(pooler), pooler.get("include_prompt", True)
+        elif kind == "Normalize":
+            normalize = True
+        elif kind in MODULES:
+            if normalize:
+                raise UnsupportedCheckpoint(
+                    f"modules.json lists {name!r} after Normalize, which is not served"
+                )
+            modules.append(read_module(directory, kind, str(module["path"])))
+        elif kind != "Transformer":
+            raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
+    if pooling is None:
+        raise UnsupportedCheckpoint("modules.json has no Pooling module")
+    prompts = read_prompts(directory, known)
+    if prompts.any and not prompted:
+        raise UnsupportedCheckpoint(
+            "the Pooling module leaves prompts out of the average (include_prompt: false), which is not served"
+        )
+    check_modules(modules, backbone.hidden_size)
+    if is_cross_encoder(directory, modules):
+        if isinstance(backbone, DecoderSpec):
+            raise UnsupportedCheckpoint(
+                "a decoder with a pooled classifier in modules.json is not served; served: LogitScore"
+            )
+        return ClassifierSpec(_activation(directory, config), pooling, tuple(modules)), limit
+    head = EmbeddingSpec(pooling, normalize, modules=tuple(modules), prompts=prompts)
+    return read_m3(directory, head), limit
+
+
+def _sentence_limit(directory: Path, backbone: BackboneSpec) -> int:
+    limits = directory / "sentence_bert_config.json"
+    # from version 6 on the limit stands only in the tokenizer's configuration
+    limit = read_json(limits).get("max_seq_length") if limits.exists() else None
+    return min(limit or _tokenizer_limit(directory, backbone), backbone.max_length)
+
+
+def _pooling_module(config: dict[str, Any]) -> Pooling:
+    """Newer files name the mode (`pooling_mode: mean`), older ones switch it on (`pooling_mode_mean_tokens: true`)."""
+    on = [
+        key.removeprefix("pooling_mode_")
+        for key, value in config.items()
+        if value is True and "_mode_" in key
+    ]
+    name = str(config.get("pooling_mode") or "+".join(on))
+    return _pooling(name.removesuffix("_tokens").removesuffix("_token"))
+
+
+def _pooling(name: str) -> Pooling:
+    if name not in POOLINGS:
+        raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: {', '.join(POOLINGS)}")
+    return POOLINGS[name]

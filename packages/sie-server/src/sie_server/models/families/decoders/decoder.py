@@ -1,0 +1,273 @@
+"""Llama, Mistral, Qwen2, Qwen3 and Gemma decoders: one forward pass, pre-norm, rotary positions, gated MLP.
+
+The five differ in what the spec says: biases, norms of queries and keys, Gemma's norm weights counted from 1 and
+scaled embeddings. As rerankers they are read out at the last token, on one or two rows of the output matrix; as
+embedders the last token's state is the vector. Some were trained further to see the tokens behind them, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
+
+from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.layers.attention import attention
+from sie_server.models.layers.causal_attention import Product, States, causal_attention, causal_blocks
+from sie_server.models.layers.linear import ACTIVATIONS, Linear, Residual, Weights, capped
+from sie_server.models.layers.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
+from sie_server.models.lora import Target
+from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec(BackboneSpec):
+    """Pre-norm decoder with rotary positions and grouped queries."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    hidden_act: str
+    rms_norm_eps: float
+    rope: RopeSpec
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # queries and keys are normalised per head
+    norm_offset: float = 0.0  # norms multiply by offset + weight
+    embedding_scale: float = 1.0
+    tied: bool = False  # the output matrix is the embedding table
+    windows: tuple[
+        int | None, ...
+    ] = ()  # per layer: tokens a row sees, its own included; None or missing: all
+    logit_cap: float | None = None  # logits are squashed to ±cap by a tanh
+    causal: bool = True  # tokens see themselves and those before them; False: all of their sequence
+
+
+Attend = Callable[
+    [Tensor, States, int, Product], Tensor
+]  # queries, keys and values, layer, its product → mixed
+
+
+def read_llama(config: dict[str, Any]) -> DecoderSpec:
+    """Llama: biases only where the config says so."""
+    bias = bool(config.get("attention_bias", False))
+    return _read(config, qkv_bias=bias, out_bias=bias, mlp_bias=bool(config.get("mlp_bias", False)))
+
+
+def read_mistral(config: dict[str, Any]) -> DecoderSpec:
+    """Mistral: Llama without biases, and a window that no served sequence outgrows."""
+    return _read(config, window=config.get("sliding_window"))
+
+
+def read_qwen2(config: dict[str, Any]) -> DecoderSpec:
+    """Qwen2: queries, keys and values have biases."""
+    return _read(config, qkv_bias=True, window=_qwen_window(config))
+
+
+def read_qwen3(config: dict[str, Any]) -> DecoderSpec:
+    """Qwen3: queries and keys are normalised; the head width is a field of its own."""
+    bias = bool(config.get("attention_bias", False))
+    return _read(config, qkv_bias=bias, out_bias=bias, qk_norm=True, window=_qwen_window(config))
+
+
+def read_gemma(config: dict[str, Any]) -> DecoderSpec:
+    """Gemma: norm weights count from 1, embeddings are scaled by √hidden, the output matrix is tied by default."""
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedCheckpoint(
+            "use_bidirectional_attention is not served for Gemma, only causal attention"
+        )
+    # "gelu" is what early releases say and the tanh form is what they mean (transformers, GemmaConfig)
+    named = config.get("hidden_activation") or config.get("hidden_act") or "gelu"
+    bias = bool(config.get("attention_bias", False))
+    return _read(
+        config | {"hidden_act": "gelu_pytorch_tanh" if named == "gelu" else named},
+        qkv_bias=bias,
+        out_bias=bias,
+        norm_offset=1.0,
+        embedding_scale=float(config["hidden_size"]) ** 0.5,
+        tied=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
+def _qwen_window(config: dict[str, Any]) -> int | None:
+    return config.get("sliding_window") if config.get("use_sliding_window") else None
+
+
+def _read(config: dict[str, Any], *, window: int | None = None, **differences: Any) -> DecoderSpec:
+    activation = config.get("hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        raise UnsupportedCheckpoint(
+            f"hidden_act {activation!r} is not served; served: {', '.join(ACTIVATIONS)}"
+        )
+    heads, positions = config["num_attention_heads"], config["max_position_embeddings"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    return DecoderSpec(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        # sequences no longer than the window never notice it, so the window is the limit
+        max_length=min(positions, window) if window else positions,
+        pad_token_id=config.get("pad_token_id") or 0,
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        intermediate_size=config["intermediate_size"],
+        hidden_act=activation,
+        rms_norm_eps=config["rms_norm_eps"],
+        rope=read_rope(config, head_dim),
+        causal=bool(config.get("is_causal", True)),  # the name under which transformers 5 honours it
+        **{"tied": bool(config.get("tie_word_embeddings", False))} | differences,
+    )
+
+
+class Decoder:
+    """Packed batch → hidden states; prefix → keys and values."""
+
+    layer: type[DecoderLayer]  # set below, another one by the families that differ in more than the spec
+
+    def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
+        self.spec = spec
+        self.words = weights.take("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+        self.layers = [self.layer(spec, i, weights.at(f"layers.{i}")) for i in range(spec.num_layers)]
+        self.norm = RMSNorm.load(weights, "norm", spec.hidden_size, spec)
+        self.frequencies = scaled_frequencies(spec.rope).to(self.words.device)
+
+    def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
+        """Hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens.
+
+        In the second case the last layer computes keys and values for all rows, and the rest for those tokens only.
+        The last layer is that of `batch.depth`.
+        """
+        x, rotary, attend = self._start(batch)
+        *before, last = self.layers[: batch.depth]
+        for layer in before:
+            x = layer(x, rotary, attend, layer.states(x, rotary))
+        return self.norm(last(x, rotary, attend, last.states(x, rotary), asking=batch.rows_of(readout)))
+
+    def prefix_states(self, batch: PackedBatch) -> list[list[States]]:
+        """Keys and values per layer of every sequence in the batch, in packed order; copies."""
+        x, rotary, attend = self._start(batch)
+        spans = [
+            slice(start, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)
+        ]
+        kept: list[list[States]] = [[] for _ in spans]
+        layers = self.layers[: batch.depth]
+        for layer in layers:
+            keys, values = states = layer.states(x, rotary)
+            for own, rows in zip(kept, spans, strict=True):
+                own.append((keys[rows].clone(), values[rows].clone()))
+            if layer is not layers[-1]:
+                x = layer(x, rotary, attend, states)
+        return kept
+
+    def _start(self, batch: PackedBatch) -> tuple[Tensor, Rotary, Attend]:
+        x = F.embedding(batch.ids, self.words)
+        if self.spec.embedding_scale != 1.0:
+            # rounded to the model's dtype first, as in training (transformers, GemmaTextScaledWordEmbedding)
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+        return x, Rotary(batch.positions, self.frequencies), self._attend(batch, x.dtype)
+
+    def _attend(self, batch: PackedBatch, dtype: torch.dtype) -> Attend:
+        if not self.spec.causal:
+            return lambda query, states, _, __: attention(query, *states, batch)
+        blocks = causal_blocks(batch, dtype, self.spec.windows)
+        return lambda query, states, layer, product: causal_attention(query, states, blocks, layer, product)
+
+
+class DecoderLayer:
+    """Norm → attention → residual, norm → gated feed-forward → residual."""
+
+    product: Product = staticmethod(scaled_dot_product_attention)
+
+    def __init__(self, spec: DecoderSpec, index: int, weights: Weights) -> None:
+        self.spec, self.index = spec, index
+        size, inner, dim = spec.hidden_size, spec.intermediate_size, spec.head_dim
+        asked, kept = spec.num_heads * dim, spec.num_kv_heads * dim
+        attention, mlp = weights.at("self_attn"), weights.at("mlp")
+        self.query = Linear.fused(attention, {"q_proj": asked}, size, bias=spec.qkv_bias)
+        self.key_value = Linear.fused(attention, {"k_proj": kept, "v_proj": kept}, size, bias=spec.qkv_bias)
+        self.out: Residual = Linear.fused(attention, {"o_proj": size}, asked, bias=spec.out_bias)
+        self.query_norm = RMSNorm.load(attention, "q_norm", dim, spec) if spec.qk_norm else None
+        self.key_norm = RMSNorm.load(attention, "k_norm", dim, spec) if spec.qk_norm else None
+        self.gate_up = Linear.fused(mlp, {"gate_proj": inner, "up_proj": inner}, size, bias=spec.mlp_bias)
+        self.down: Residual = Linear.fused(mlp, {"down_proj": size}, inner, bias=spec.mlp_bias)
+        self.activation = ACTIVATIONS[spec.hidden_act]
+        self.attention_norm = RMSNorm.load(weights, "input_layernorm", size, spec)
+        self.norm = RMSNorm.load(weights, "post_attention_layernorm", size, spec)
+
+    def states(self, x: Tensor, rotary: Rotary) -> States:
+        """Keys (rotated) and values of every row, each [rows, key heads, dim]."""
+        both = self.key_value(self.attention_norm(x)).unflatten(1, (2, self.spec.num_kv_heads, -1))
+        keys, values = both.unbind(1)
+        return rotary(self.key_norm(keys) if self.key_norm else keys), values
+
+    def __call__(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        attend: Attend,
+        states: States,
+        asking: Tensor | None = None,
+    ) -> Tensor:
+        """`asking` are the rows whose output is wanted, one per sequence; None: all."""
+        if asking is not None:
+            x, rotary = x[asking], rotary.at(asking)
+        q = self.query(self.attention_norm(x)).unflatten(1, (self.spec.num_heads, -1))
+        q = rotary(self.query_norm(q) if self.query_norm else q)
+        x = self.out(attend(q, states, self.index, self.product), residual=x)
+        gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up, residual=x)
+
+
+Decoder.layer = DecoderLayer
+
+
+class RMSNorm:
+    """Root-mean-square normalisation over the last dimension, in fp32."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight, self.eps = weight, eps
+
+    @classmethod
+    def load(cls, weights: Weights, name: str, size: int, spec: DecoderSpec) -> RMSNorm:
+        weight = weights.take(f"{name}.weight", size, dtype=torch.float32)
+        return cls(weight + spec.norm_offset, spec.rms_norm_eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        # the norm is one pass over the data; F.rms_norm on a CPU is six, at twice the time (4096 × 1024, bf16)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = torch.rsqrt(norm * norm / x.shape[-1] + self.eps)
+        return wide.mul(scale).mul_(self.weight).to(x.dtype)
+
+
+class TokenLogits:
+    """The read-out of a causal reranker: one token's logit, or the difference of two, in fp32.
+
+    Only the rows of those tokens are kept of the output matrix.
+    """
+
+    readout: Readout = "last"
+
+    def __init__(self, spec: DecoderSpec, weights: Weights, tokens: list[int], words: str) -> None:
+        """`words` is the name of the embedding table."""
+        shape = (spec.vocab_size, spec.hidden_size)
+        # a tied checkpoint may hold the matrix once or, from older versions, twice
+        own = not spec.tied or weights.has("lm_head.weight")
+        name = "lm_head.weight" if own else words
+        self.rows = Linear(weights.take_rows(name, tokens, *shape), None)  # 1 or 2 outputs, fp32
+        self.cap = spec.logit_cap
+        weights.became("lm_head", Target(self.rows, shape, slice(0, len(tokens)), tokens))
+
+    def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """[sequences, hidden] of the last tokens → [sequences] fp32."""
+        logits = capped(self.rows(hidden.float()), self.cap)
+        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 0] - logits[:, 1]

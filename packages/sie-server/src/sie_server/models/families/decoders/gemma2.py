@@ -1,0 +1,111 @@
+"""Gemma 2: Gemma whose attention logits are squashed, with a norm also behind attention and feed-forward.
+
+Every other layer looks back over a window only; sequences no longer than that window never notice it, so the window is
+the limit. Squashed logits (`cap · tanh(logit / cap)`) are beyond the usual attention kernels: this one is plain
+products, some rows of queries at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sie_server.models.families.decoders.decoder import (
+    Decoder,
+    DecoderLayer,
+    DecoderSpec,
+    RMSNorm,
+    read_gemma,
+)
+from sie_server.models.layers.linear import Residual, Weights, capped
+
+LOGITS = 2**26  # attention logits at a time, 256 MiB in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Spec(DecoderSpec):
+    """What Gemma 2 says beyond Gemma."""
+
+    attention_cap: float | None
+    attention_scale: float  # of the attention logits
+
+
+def read_gemma2(config: dict[str, Any]) -> Gemma2Spec:
+    """Gemma 2's fields have no defaults here: a file without them is not one that a library wrote."""
+    gemma = read_gemma(config)
+    return Gemma2Spec(
+        **vars(
+            replace(
+                gemma,
+                max_length=min(gemma.max_length, config["sliding_window"]),
+                logit_cap=config["final_logit_softcapping"],
+            )
+        ),
+        attention_cap=config["attn_logit_softcapping"],
+        attention_scale=float(config["query_pre_attn_scalar"]) ** -0.5,
+    )
+
+
+class Gemma2Layer(DecoderLayer):
+    """A Gemma layer with two norms more, each on what is added."""
+
+    def __init__(self, spec: Gemma2Spec, index: int, weights: Weights) -> None:
+        super().__init__(spec, index, weights)
+        size = spec.hidden_size
+        # what the others call so stands before the feed-forward; here it is the norm behind attention
+        self.out = NormedResidual(self.out, self.norm)
+        self.norm = RMSNorm.load(weights, "pre_feedforward_layernorm", size, spec)
+        after = RMSNorm.load(weights, "post_feedforward_layernorm", size, spec)
+        self.down = NormedResidual(self.down, after)
+        scale, cap = spec.attention_scale, spec.attention_cap
+        self.product = (
+            CappedAttention(scale, cap) if cap else partial(scaled_dot_product_attention, scale=scale)
+        )
+
+
+class Gemma2Decoder(Decoder):
+    """Packed batch → hidden states."""
+
+    layer = Gemma2Layer
+
+
+class NormedResidual:
+    """residual + norm(x · Wᵀ)"""
+
+    def __init__(self, linear: Residual, norm: RMSNorm) -> None:
+        self.linear, self.norm = linear, norm
+
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        y = self.norm(self.linear(x))
+        return y if residual is None else residual + y
+
+
+class CappedAttention:
+    """In place of `scaled_dot_product_attention`."""
+
+    def __init__(self, scale: float, cap: float) -> None:
+        self.scale, self.cap = scale, cap
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool
+    ) -> Tensor:
+        """[count, heads, rows, dim], the same with key heads and keys → as q."""
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        rows, keys = q.shape[2], k.shape[2]
+        step = max(1, LOGITS // (q.shape[0] * q.shape[1] * keys))
+        parts = []
+        for start in range(0, rows, step):
+            logits = (q[:, :, start : start + step] @ k.transpose(2, 3)).float() * self.scale
+            logits = capped(logits, self.cap)
+            if is_causal:
+                later = torch.ones(logits.shape[2:], dtype=torch.bool, device=q.device).triu(1 + start)
+                logits = logits.masked_fill(later, float("-inf"))
+            elif attn_mask is not None:
+                logits = logits + (attn_mask[:, :, start : start + step] if rows > 1 else attn_mask)
+            parts.append(logits.softmax(-1).to(v.dtype) @ v)
+        return torch.cat(parts, dim=2)

@@ -1,0 +1,204 @@
+"""BERT, RoBERTa, XLM-R and their relatives: one forward pass, post-norm.
+
+The families differ in what the spec says: position offset, rotary positions or ALiBi, token-type rows, a gated
+feed-forward, and the names of the weights. `models.families.encoders.bert_relatives` reads those that are not in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.layers.alibi import AlibiAttention, head_slopes
+from sie_server.models.layers.attention import attention
+from sie_server.models.layers.linear import ACTIVATIONS, LayerNorm, Linear, Weights
+from sie_server.models.layers.rotary import Rotary
+from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the weights stand; `qkv` is one fused projection or three."""
+
+    embedding_norm: str = "embeddings.LayerNorm"
+    layers: str = "encoder.layer"
+    qkv: tuple[str, ...] = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+    out: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    up: str = "intermediate.dense"
+    down: str = "output.dense"
+    norm: str = "output.LayerNorm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertSpec(BackboneSpec):
+    """Post-norm encoder."""
+
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    hidden_act: str
+    layer_norm_eps: float
+    position_rows: int  # rows of the position table; 0: there is none
+    position_offset: int  # row of the first token's position
+    type_rows: int  # rows of the token-type table; 0: there is none
+    layout: Layout = Layout()
+    frequencies: tuple[
+        float, ...
+    ] = ()  # rotary, radians per position and pair of dimensions; none: not rotary
+    gated: bool = False  # feed-forward: activation(gate) * up, both of one product without bias
+    gate_first: bool = False  # in that product the gate stands before the other half
+    alibi: bool = False  # attention fades with the distance
+
+
+def read_bert(config: dict[str, Any]) -> BertSpec:
+    """BERT: positions from row 0, token types as the tokenizer gives them."""
+    return _read(config, 0, token_types=config["type_vocab_size"] > 1)
+
+
+def read_roberta(config: dict[str, Any]) -> BertSpec:
+    """RoBERTa and XLM-R: positions from the row after the padding token's, one token type."""
+    pad = config.get("pad_token_id", 1)
+    return _read(config, pad + 1 if type(pad) is int else 0, token_types=False)
+
+
+def check_sizes(config: dict[str, Any]) -> None:
+    """Refuse numbers that would fail only when the first text comes."""
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for name in (*sizes, "max_position_embeddings", "type_vocab_size"):
+        if type(config[name]) is not int or config[name] < 1:
+            raise UnsupportedCheckpoint(
+                f"config.json: {name} is {config[name]!r}, not a whole number above 0"
+            )
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise UnsupportedCheckpoint("config.json: hidden_size is not a multiple of num_attention_heads")
+    pad = config.get("pad_token_id", 0)
+    if type(pad) is not int or not 0 <= pad < config["vocab_size"]:
+        raise UnsupportedCheckpoint(f"config.json: pad_token_id is {pad!r}, not a row of the embedding table")
+    if not isinstance(config.get("layer_norm_eps", 0.0), float):
+        raise UnsupportedCheckpoint(
+            f"config.json: layer_norm_eps is {config['layer_norm_eps']!r}, not a number"
+        )
+
+
+def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec:
+    position_type = config.get("position_embedding_type", "absolute")
+    if position_type != "absolute":
+        raise UnsupportedCheckpoint(
+            f"position_embedding_type {position_type!r} is not served, only 'absolute'"
+        )
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise UnsupportedCheckpoint(
+            "the checkpoint is configured as a decoder; its attention would be causal"
+        )
+    check_sizes(config)
+    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
+        raise UnsupportedCheckpoint(
+            f"hidden_act {config['hidden_act']!r} is not served; served: {', '.join(ACTIVATIONS)}"
+        )
+    return BertSpec(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        max_length=config["max_position_embeddings"] - offset,
+        pad_token_id=config.get("pad_token_id", 0),
+        token_types=token_types,
+        skip_padding_positions=offset > 0,  # (XLM-)RoBERTa count the positions of other tokens only
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        intermediate_size=config["intermediate_size"],
+        hidden_act=config.get("hidden_act", "gelu"),
+        layer_norm_eps=config.get("layer_norm_eps", 1e-12),
+        position_rows=config["max_position_embeddings"],
+        position_offset=offset,
+        type_rows=config["type_vocab_size"],
+    )
+
+
+class BertEncoder:
+    """Packed batch → hidden states."""
+
+    def __init__(self, spec: BertSpec, weights: Weights) -> None:
+        self.spec = spec
+        table, size, layout = weights.at("embeddings"), spec.hidden_size, spec.layout
+        self.words = table.take("word_embeddings.weight", spec.vocab_size, size)
+        self.positions = self.types = None
+        if spec.position_rows:
+            self.positions = table.take("position_embeddings.weight", spec.position_rows, size)
+        if spec.type_rows:
+            self.types = table.take("token_type_embeddings.weight", spec.type_rows, size)
+        self.norm = LayerNorm.load(weights, layout.embedding_norm, size, spec.layer_norm_eps)
+        self.layers = [BertLayer(spec, weights.at(f"{layout.layers}.{i}")) for i in range(spec.num_layers)]
+        self.frequencies = torch.tensor(spec.frequencies, device=self.words.device)
+        self.slopes = torch.tensor(
+            head_slopes(spec.num_heads) if spec.alibi else (), device=self.words.device
+        )
+
+    def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
+        """Hidden states of the last layer: [rows, hidden], or [sequences, hidden] of the read-out tokens.
+
+        In the second case the last layer computes nothing but what those tokens need: same values, 1/layers of the
+        feed-forward work saved.
+        """
+        x = F.embedding(batch.ids, self.words)
+        if self.positions is not None:
+            x = x + F.embedding(batch.positions + self.spec.position_offset, self.positions)
+        if self.types is not None:
+            # (XLM-)RoBERTa has a single token type; BERT checkpoints with one row read every token as type 0 too
+            x = x + (F.embedding(batch.types, self.types) if self.spec.type_rows > 1 else self.types[0])
+        x = self.norm(x)
+        rotary = Rotary(batch.positions, self.frequencies) if self.spec.frequencies else None
+        asking = batch.rows_of(readout)
+        attend: Attend = partial(attention, batch=batch)
+        if self.spec.alibi:
+            attend = AlibiAttention(batch, self.slopes, asking, x.dtype)
+        for layer in self.layers[:-1]:
+            x = layer(x, attend, rotary)
+        return self.layers[-1](x, attend, rotary, asking)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values → [query rows, hidden]
+
+
+class BertLayer:
+    """Attention and feed-forward, each followed by residual and layer norm."""
+
+    def __init__(self, spec: BertSpec, weights: Weights) -> None:
+        size, inner, eps = spec.hidden_size, spec.intermediate_size, spec.layer_norm_eps
+        layout, self.heads = spec.layout, spec.num_heads
+        self.gated, self.gate_first = spec.gated, spec.gate_first
+        self.qkv = Linear.fused(weights, dict.fromkeys(layout.qkv, 3 * size // len(layout.qkv)), size)
+        self.out = Linear.load(weights, layout.out, size, size)
+        self.attention_norm = LayerNorm.load(weights, layout.attention_norm, size, eps)
+        self.up = Linear.load(
+            weights, layout.up, 2 * inner if self.gated else inner, size, bias=not self.gated
+        )
+        self.activation = spec.hidden_act
+        self.down = Linear.load(weights, layout.down, size, inner)
+        self.norm = LayerNorm.load(weights, layout.norm, size, eps)
+
+    def __call__(
+        self, x: Tensor, attend: Attend, rotary: Rotary | None, asking: Tensor | None = None
+    ) -> Tensor:
+        """`asking` are the rows whose output is wanted, one per sequence; None: all."""
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # each [rows, heads, dim], views
+        if asking is not None:
+            x, q = x[asking], q[asking]
+        if rotary is not None:
+            q, k = rotary.at(asking)(q), rotary(k)
+        x = self.attention_norm(self.out(attend(q, k, v), residual=x))
+        return self.norm(self.down(self._inner(x), residual=x))
+
+    def _inner(self, x: Tensor) -> Tensor:
+        if not self.gated:
+            return self.up(x, activation=self.activation)
+        up, gate = self.up(x).chunk(2, dim=-1)
+        if self.gate_first:
+            up, gate = gate, up
+        return ACTIVATIONS[self.activation](gate) * up

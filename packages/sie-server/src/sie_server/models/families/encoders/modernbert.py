@@ -1,0 +1,196 @@
+"""ModernBERT encoders (Warner et al., 2024, https://arxiv.org/abs/2412.13663): pre-norm, rotary positions, gated
+feed-forward, layers that see everything alternating with layers that see a window.
+
+Configurations come in two ages: `global_rope_theta`, `local_rope_theta` and `global_attn_every_n_layers` as published,
+`rope_parameters` and `layer_types` as transformers 5 writes them; both are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.heads.classifier import Classifier, pooled_states, pooling_readout
+from sie_server.models.layers.attention import attention
+from sie_server.models.layers.linear import ACTIVATIONS, LayerNorm, Linear, Weights
+from sie_server.models.layers.local_attention import LocalAttention
+from sie_server.models.layers.rotary import Rotary, inverse_frequencies
+from sie_server.models.spec import BackboneSpec, Pooling, UnsupportedCheckpoint
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"  # the names in `layer_types`
+THETAS = {GLOBAL: 160_000.0, LOCAL: 10_000.0}  # where the configuration names none
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModernBertSpec(BackboneSpec):
+    """Pre-norm encoder; the classifier's fields stand in the same config.json."""
+
+    layer_types: tuple[str, ...]  # GLOBAL or LOCAL, one per layer
+    thetas: dict[str, float]  # rotary base of each type
+    reach: int  # tokens a local layer sees to either side
+    num_heads: int
+    intermediate_size: int
+    hidden_act: str
+    norm_eps: float
+    norm_bias: bool
+    attention_bias: bool
+    mlp_bias: bool
+    pooling: Pooling  # of the classifier, as what follows
+    classifier_act: str
+    classifier_bias: bool
+
+
+def read_modernbert(config: dict[str, Any]) -> ModernBertSpec:
+    """Defaults are those of transformers' ModernBertConfig."""
+    acts = {key: config.get(key, "gelu") for key in ("hidden_activation", "classifier_activation")}
+    for key, name in acts.items():
+        if name not in ACTIVATIONS:
+            raise UnsupportedCheckpoint(f"{key} {name!r} is not served; served: {', '.join(ACTIVATIONS)}")
+    pooling = config.get("classifier_pooling", "cls")
+    if pooling not in ("cls", "mean"):
+        raise UnsupportedCheckpoint(f"classifier_pooling {pooling!r} is not served; served: cls, mean")
+    return ModernBertSpec(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        max_length=config.get("max_position_embeddings", 8192),
+        pad_token_id=config.get("pad_token_id") or 0,
+        layer_types=_layer_types(config),
+        thetas=_thetas(config),
+        reach=config.get("local_attention", 128) // 2,
+        num_heads=config["num_attention_heads"],
+        intermediate_size=config["intermediate_size"],
+        hidden_act=acts["hidden_activation"],
+        norm_eps=config.get("norm_eps", 1e-5),
+        norm_bias=config.get("norm_bias", False),
+        attention_bias=config.get("attention_bias", False),
+        mlp_bias=config.get("mlp_bias", False),
+        pooling=pooling,
+        classifier_act=acts["classifier_activation"],
+        classifier_bias=config.get("classifier_bias", False),
+    )
+
+
+def _layer_types(config: dict[str, Any]) -> tuple[str, ...]:
+    count, every = config["num_hidden_layers"], config.get("global_attn_every_n_layers", 3)
+    types = config.get("layer_types") or [LOCAL if i % every else GLOBAL for i in range(count)]
+    if len(types) != count or not set(types) <= set(THETAS):
+        raise UnsupportedCheckpoint(
+            f"layer_types names {len(types)} layers of types {sorted(set(types))}; "
+            f"num_hidden_layers is {count}, served types are {', '.join(THETAS)}"
+        )
+    return tuple(types)
+
+
+def _thetas(config: dict[str, Any]) -> dict[str, float]:
+    """Rotary base of each layer type, from `rope_parameters` where they stand there, else from the older names."""
+    if config.get("rope_scaling"):
+        raise UnsupportedCheckpoint(f"rope_scaling {config['rope_scaling']!r} is not served for ModernBERT")
+    thetas: dict[str, float] = {}
+    for kind, older in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
+        named = (config.get("rope_parameters") or {}).get(kind) or {}
+        if named.get("rope_type", "default") != "default":
+            raise UnsupportedCheckpoint(
+                f"rope_parameters.{kind}.rope_type {named['rope_type']!r} is not served, only 'default'"
+            )
+        # a published null for the local one means: the same as the global one
+        theta = named.get("rope_theta", config.get(older, THETAS[kind]))
+        thetas[kind] = float(thetas[GLOBAL] if theta is None else theta)
+    return thetas
+
+
+class ModernBertEncoder:
+    """Packed batch → hidden states."""
+
+    def __init__(self, spec: ModernBertSpec, weights: Weights) -> None:
+        self.spec = spec
+        norm = partial(LayerNorm.load, size=spec.hidden_size, eps=spec.norm_eps, bias=spec.norm_bias)
+        table = weights.at("embeddings")
+        self.words = table.take("tok_embeddings.weight", spec.vocab_size, spec.hidden_size)
+        self.norm = norm(table, "norm")
+        self.layers = [
+            # the first layer reads the normalised embeddings and has no norm of its own
+            ModernBertLayer(spec, part, norm(part, "attn_norm") if i else None)
+            for i, part in enumerate(weights.at(f"layers.{i}") for i in range(len(spec.layer_types)))
+        ]
+        self.final_norm = norm(weights, "final_norm")
+        dim = spec.hidden_size // spec.num_heads
+        self.frequencies = {
+            kind: inverse_frequencies(dim, spec.thetas[kind]).to(self.words.device)
+            for kind in set(spec.layer_types)
+        }
+
+    def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
+        """Hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
+        x = self.norm(F.embedding(batch.ids, self.words))
+        rotaries = {kind: Rotary(batch.positions, f) for kind, f in self.frequencies.items()}
+        local = LocalAttention(batch, self.spec.reach, x.dtype) if LOCAL in rotaries else None
+        asking = batch.rows_of(readout)
+        for i, (layer, kind) in enumerate(zip(self.layers, self.spec.layer_types, strict=True)):
+            rows = asking if i == len(self.layers) - 1 else None
+            attend = (
+                partial(local, asking=rows) if local and kind == LOCAL else partial(attention, batch=batch)
+            )
+            x = layer(x, rotaries[kind], attend, rows)
+        return self.final_norm(x)
+
+
+class ModernBertLayer:
+    """Attention and gated feed-forward, each on a normalised copy and added to the stream."""
+
+    def __init__(self, spec: ModernBertSpec, weights: Weights, attention_norm: LayerNorm | None) -> None:
+        size, inner = spec.hidden_size, spec.intermediate_size
+        self.heads, self.attention_norm = spec.num_heads, attention_norm
+        self.qkv = Linear.load(weights, "attn.Wqkv", 3 * size, size, bias=spec.attention_bias)
+        self.out = Linear.load(weights, "attn.Wo", size, size, bias=spec.attention_bias)
+        self.norm = LayerNorm.load(weights, "mlp_norm", size, spec.norm_eps, bias=spec.norm_bias)
+        self.up_gate = Linear.load(weights, "mlp.Wi", 2 * inner, size, bias=spec.mlp_bias)
+        self.activation = ACTIVATIONS[spec.hidden_act]
+        self.down = Linear.load(weights, "mlp.Wo", size, inner, bias=spec.mlp_bias)
+
+    def __call__(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        asking: Tensor | None,
+    ) -> Tensor:
+        """`asking` are the rows whose output is wanted, one per sequence; None: all."""
+        normed = self.attention_norm(x) if self.attention_norm else x
+        qkv = self.qkv(normed).unflatten(1, (3, self.heads, -1))  # [rows, 3, heads, dim]
+        if asking is None:
+            q, k = rotary(qkv[:, :2]).unbind(1)
+        else:
+            x, q, k = x[asking], rotary.at(asking)(qkv[asking, 0]), rotary(qkv[:, 1])
+        x = self.out(attend(q, k, qkv[:, 2]), residual=x)
+        up, gate = self.up_gate(self.norm(x)).chunk(2, dim=-1)
+        return self.down(self.activation(up) * gate, residual=x)
+
+
+class ModernBertClassifier:
+    """Pooling → dense → activation → norm → one logit, in fp32."""
+
+    def __init__(self, spec: ModernBertSpec, weights: Weights) -> None:
+        size, exact = spec.hidden_size, torch.float32
+        self.pooling = spec.pooling
+        self.readout: Readout = pooling_readout(spec.pooling)
+        self.dense = Linear.load(weights, "head.dense", size, size, exact, bias=spec.classifier_bias)
+        self.activation = ACTIVATIONS[spec.classifier_act]
+        self.norm = LayerNorm.load(weights, "head.norm", size, spec.norm_eps, exact, bias=spec.norm_bias)
+        self.out = Linear.load(weights, "classifier", 1, size, exact)
+
+    def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Hidden states of `readout` → [sequences] fp32."""
+        pooled = pooled_states(hidden, batch, self.pooling)
+        return self.out(self.norm(self.activation(self.dense(pooled)))).squeeze(1)
+
+
+def modernbert_classifier(spec: ModernBertSpec, weights: Weights) -> Classifier:
+    """The prediction head beside the encoder."""
+    return ModernBertClassifier(spec, weights)

@@ -1,0 +1,147 @@
+"""Late interaction: a query's token vectors against the token vectors of many documents.
+
+MaxSim is the operator of ColBERT (Khattab and Zaharia, 2020, https://arxiv.org/abs/2004.12832): every query token
+takes its best match among the document's tokens. ColBERT's own checkpoints sum these; the embedded model weights the
+query tokens and adds the cosine of the pooled vectors with a fixed weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sie_server.models.batch import PackedBatch
+from sie_server.models.heads.classifier import unit
+from sie_server.models.heads.modular import ACTIVATIONS
+from sie_server.models.layers.linear import Linear, Weights
+from sie_server.models.spec import ProjectionSpec
+
+BLOCK_ROWS = 32_768  # document tokens met at once; bounds the memory of a request with many long documents
+
+
+@dataclass(frozen=True)
+class QueryVectors:
+    """A query as the scorer needs it.
+
+    The embedded model's weights sum to 1 (or to 0: nothing to match); ColBERT has neither weights nor a pooled vector.
+    """
+
+    tokens: Tensor  # [query tokens, dim] fp32
+    weights: Tensor | None  # [query tokens] fp32; None: every token counts 1
+    pooled: Tensor | None  # [dim] fp32
+
+    @classmethod
+    def build(cls, tokens: Tensor, weights: Tensor, pooled: Tensor) -> QueryVectors:
+        """Keep the tokens that carry weight, and divide the weights by their sum."""
+        kept = weights > 0
+        total = weights.sum()
+        return cls(tokens[kept], weights[kept] / total if total > 0 else weights[kept], pooled)
+
+    def to(self, device: torch.device) -> QueryVectors:
+        """Vectors a caller sent lie on the host until the device thread takes them up."""
+        return self if self.tokens.device == device else replace(self, tokens=self.tokens.to(device))
+
+
+@dataclass(frozen=True)
+class DocumentVectors:
+    """A document as the scorer needs it; owns its memory."""
+
+    tokens: Tensor  # [document tokens, dim] fp32, at least one
+    pooled: Tensor | None = None  # [dim] fp32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors."""
+        return self.tokens.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
+    def to(self, device: torch.device) -> DocumentVectors:
+        """See `QueryVectors.to`."""
+        return self if self.tokens.device == device else replace(self, tokens=self.tokens.to(device))
+
+
+def maxsim(
+    query: QueryVectors, documents: Sequence[DocumentVectors], dense_weight: float | None
+) -> list[float]:
+    """Σᵢ wᵢ maxⱼ qᵢ·dⱼ of every document, plus `dense_weight` times the cosine of the pooled vectors."""
+    scores: list[float] = []
+    for block in _blocks(documents):
+        total = _token_scores(query, [document.tokens for document in block])
+        if dense_weight is not None and query.pooled is not None:
+            pooled = torch.stack([d.pooled for d in block if d.pooled is not None])
+            total = total + dense_weight * (pooled @ query.pooled)
+        scores += total.tolist()
+    return scores
+
+
+def _token_scores(query: QueryVectors, documents: list[Tensor]) -> Tensor:
+    if not len(query.tokens):
+        return torch.zeros(len(documents), dtype=torch.float64, device=query.tokens.device)
+    similarity = torch.cat(documents) @ query.tokens.T  # [document tokens, query tokens]
+    lengths = [len(tokens) for tokens in documents]
+    best = torch.stack([part.amax(0) for part in similarity.split(lengths)])  # [documents, query tokens]
+    # summed in double precision: a sum of 32 cosines in fp32 would round away what tells two documents apart
+    weights = torch.ones_like(best[0]) if query.weights is None else query.weights
+    return best.double() @ weights.double()
+
+
+def _blocks(documents: Sequence[DocumentVectors]) -> Iterator[list[DocumentVectors]]:
+    block: list[DocumentVectors] = []
+    rows = 0
+    for document in documents:
+        if block and rows + len(document.tokens) > BLOCK_ROWS:
+            yield block
+            block, rows = [], 0
+        block.append(document)
+        rows += len(document.tokens)
+    if block:
+        yield block
+
+
+class TokenProjection:
+    """Hidden states → token vectors of length 1, in fp32 whatever the encoder computes in."""
+
+    def __init__(self, spec: Sequence[ProjectionSpec], weights: Sequence[Weights]) -> None:
+        """`weights[i]` is where the i-th projection's tensors are."""
+        self._steps = [_Projection(s, w) for s, w in zip(spec, weights, strict=True)]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] → [rows, dim] fp32."""
+        vectors = hidden.float()
+        for step in self._steps:
+            vectors = step(vectors)
+        return unit(vectors)
+
+
+class _Projection:
+    def __init__(self, spec: ProjectionSpec, weights: Weights) -> None:
+        sizes, kind = (spec.outputs, spec.inputs), torch.float32
+        self._linear = Linear.load(weights, "linear", *sizes, kind, bias=spec.bias)
+        self._activation, self._residual = ACTIVATIONS[spec.activation], spec.residual
+        widens = spec.residual and spec.inputs != spec.outputs
+        self._bridge = Linear.load(weights, "residual", *sizes, kind, bias=False) if widens else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self._activation(self._linear(x))
+        return y + (self._bridge(x) if self._bridge else x) if self._residual else y
+
+
+def weighted_maxsim(query: QueryVectors, tokens: Tensor, batch: PackedBatch) -> Tensor:
+    """Σᵢ wᵢ maxⱼ qᵢ·dⱼ of one query against every sequence of the batch.
+
+    `tokens` is [rows, dim] fp32 of length 1. Returns [sequences] fp32 in packed order; rows of sequences that belong to
+    other queries are computed and left to the caller to ignore, which is cheaper than gathering.
+    """
+    assert query.weights is not None  # of the embedded model's queries
+    if not len(query.weights):
+        return torch.zeros(batch.count, dtype=torch.float32, device=tokens.device)
+    similarity = tokens @ query.tokens.T  # [rows, query tokens]
+    best = torch.empty(batch.count, len(query.weights), dtype=torch.float32, device=tokens.device)
+    for group in batch.groups:
+        block = similarity[group.rows].unflatten(0, (group.count, group.slot))
+        if group.valid is not None:
+            block = block.masked_fill(~group.valid[:, :, None], float("-inf"))
+        best[group.sequences] = block.amax(1)
+    return best @ query.weights

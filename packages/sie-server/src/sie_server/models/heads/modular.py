@@ -1,0 +1,153 @@
+"""Heads that sentence-transformers builds of modules: `modules.json` lists them, each has a folder with its own
+`config.json` and weights (layout of version 6; `Dense` and `LayerNorm` of earlier versions are the same).
+
+A cross-encoder of this kind is a bare encoder, a pooling, and layers whose last one gives the score; an embedder may
+project its pooled vector in the same way. Everything is computed in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.heads.classifier import pooled_states, pooling_readout
+from sie_server.models.layers.linear import LayerNorm, Linear, Weights
+from sie_server.models.spec import (
+    ClassifierSpec,
+    DenseSpec,
+    ModuleSpec,
+    NormSpec,
+    UnsupportedCheckpoint,
+    inside,
+    read_json,
+)
+
+VECTOR, SCORES = "sentence_embedding", "scores"  # what a module reads and writes
+NORM_EPS = 1e-5  # of torch.nn.LayerNorm, which the module is; its configuration does not say
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by the class name in torch.nn
+    "GELU": F.gelu,
+    "Identity": lambda x: x,
+    "ReLU": F.relu,
+    "SiLU": F.silu,
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+}
+
+
+def library_config(directory: Path) -> dict[str, Any]:
+    """sentence-transformers' own configuration file, empty where there is none."""
+    path = directory / "config_sentence_transformers.json"
+    content: dict[str, Any] = read_json(path) if path.exists() else {}
+    return content
+
+
+def read_module(directory: Path, kind: str, folder: str) -> ModuleSpec:
+    """One entry of modules.json; `kind` is in `MODULES`.
+
+    Raises:
+        UnsupportedCheckpoint: it lacks a field, or says something we do not serve.
+    """
+    config = read_json(inside(directory, folder) / "config.json")
+    try:
+        return MODULES[kind](folder, config)
+    except KeyError as missing:
+        raise UnsupportedCheckpoint(f"{folder}/config.json lacks {missing.args[0]!r}") from None
+
+
+def _dense(folder: str, config: dict[str, Any]) -> DenseSpec:
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    name = activation.rsplit(".", 1)[-1]
+    if name not in ACTIVATIONS or not activation.startswith("torch.nn."):
+        raise UnsupportedCheckpoint(
+            f"{folder}/config.json names the activation {activation!r}; "
+            f"served: {', '.join(ACTIVATIONS)} of torch.nn"
+        )
+    reads = config.get("module_input_name") or VECTOR
+    writes = config.get("module_output_name") or reads
+    if reads != VECTOR or writes not in (VECTOR, SCORES):
+        raise UnsupportedCheckpoint(
+            f"{folder} turns {reads!r} into {writes!r}; served: {VECTOR!r} into {VECTOR!r} or {SCORES!r}"
+        )
+    if config.get("use_residual"):
+        raise UnsupportedCheckpoint(f"{folder}/config.json asks for use_residual, which is not served")
+    return DenseSpec(
+        folder,
+        config["in_features"],
+        config["out_features"],
+        config.get("bias", True),
+        name,
+        writes == SCORES,
+    )
+
+
+def _norm(folder: str, config: dict[str, Any]) -> NormSpec:
+    return NormSpec(folder, config["dimension"])
+
+
+MODULES: dict[str, Callable[[str, dict[str, Any]], ModuleSpec]] = {"Dense": _dense, "LayerNorm": _norm}
+
+
+def check_modules(modules: Sequence[ModuleSpec], width: int) -> None:
+    """Each module must read what the one before it writes; `width` is the pooled vector's."""
+    for module in modules:
+        if module.inputs != width:
+            raise UnsupportedCheckpoint(
+                f"{module.folder} takes {module.inputs} numbers, the part before it gives {width}"
+            )
+        width = module.outputs
+    early = [m.folder for m in modules[:-1] if isinstance(m, DenseSpec) and m.scores]
+    if early:
+        raise UnsupportedCheckpoint(f"{early[0]} gives the scores, but modules.json lists modules after it")
+
+
+def is_cross_encoder(directory: Path, modules: Sequence[ModuleSpec]) -> bool:
+    """Whether the last module gives one score; a cross-encoder without such a module is refused."""
+    last = modules[-1] if modules else None
+    scores = isinstance(last, DenseSpec) and last.scores
+    if library_config(directory).get("model_type") == "CrossEncoder" and not scores:
+        raise UnsupportedCheckpoint(
+            f"the checkpoint is a CrossEncoder, but no module in modules.json gives {SCORES!r}"
+        )
+    if last is not None and scores and last.outputs != 1:
+        raise UnsupportedCheckpoint(f"{last.folder} gives {last.outputs} scores; a reranker has exactly one")
+    return scores
+
+
+class ModuleStack:
+    """The modules after the pooling; none leave the vector as it is."""
+
+    def __init__(self, modules: Sequence[ModuleSpec], weights: Weights) -> None:
+        self._steps = [_build(module, weights.folder(module.folder)) for module in modules]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[sequences, inputs of the first] fp32 → [sequences, outputs of the last] fp32."""
+        for step in self._steps:
+            x = step(x)
+        return x
+
+
+def _build(module: ModuleSpec, weights: Weights) -> Callable[[Tensor], Tensor]:
+    if isinstance(module, NormSpec):
+        return LayerNorm.load(weights, "norm", module.inputs, NORM_EPS, torch.float32)
+    linear = Linear.load(weights, "linear", module.outputs, module.inputs, torch.float32, bias=module.bias)
+    activation = ACTIVATIONS[module.activation]
+    return lambda x: activation(linear(x))
+
+
+class ModularClassifier:
+    """Pooling → modules → one logit, in fp32."""
+
+    def __init__(self, spec: ClassifierSpec, weights: Weights) -> None:
+        self._pooling = spec.pooling
+        self.readout: Readout = pooling_readout(spec.pooling)
+        self._modules = ModuleStack(spec.modules, weights)
+
+    def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Hidden states of `readout` → [sequences] fp32."""
+        return self._modules(pooled_states(hidden, batch, self._pooling)).squeeze(1)

@@ -1,0 +1,193 @@
+"""The parts transformer families are assembled from; plain callables over tensors, no training state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sie_server.models.layers import onednn
+from sie_server.models.lora import Target, changes_of
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+# The same over their input: after an adapter's change the activation is a pass of its own over memory
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    "relu": F.relu_,
+    "silu": lambda x: F.silu(x, inplace=True),
+    "tanh": torch.tanh_,
+}
+
+
+class Weights(Protocol):
+    """Where a model's parts take their tensors from: by name, with the shape they must have."""
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor `name`, on the model's device and in its dtype unless another is asked for."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """True when the checkpoint holds a tensor `name`."""
+        ...
+
+    def leave(self, prefix: str) -> None:
+        """Tensors whose names begin with `prefix` are known and not served."""
+        ...
+
+    def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
+        """Those rows of the tensor `name` of `shape`, in fp32."""
+        ...
+
+    def at(self, prefix: str) -> Weights:
+        """The same source, with `prefix.` before every name."""
+        ...
+
+    def folder(self, name: str) -> Weights:
+        """The weights in a folder of the checkpoint that has its own file."""
+        ...
+
+    def became(self, name: str, target: Target) -> None:
+        """Note which layer the module `name` has become part of: adapters mean it by that name."""
+        ...
+
+
+class Residual(Protocol):
+    """A product whose result is added to `residual`; a family may do something to it before."""
+
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor: ...
+
+
+class Linear:
+    """x · Wᵀ + b, with W [outputs, inputs]; where the processor has a kernel for it, in one pass with what follows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self.outputs = weight.shape[0]
+        self._packed: Tensor | None = None  # set at the first product, when nothing splits the weights
+        self._asked = False
+
+    @classmethod
+    def load(
+        cls,
+        weights: Weights,
+        name: str,
+        outputs: int,
+        inputs: int,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> Linear:
+        return cls.fused(weights, {name: outputs}, inputs, dtype, bias=bias)
+
+    @classmethod
+    def fused(
+        cls,
+        weights: Weights,
+        outputs: dict[str, int],
+        inputs: int,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> Linear:
+        """Several projections of one input as a single product, in the order of `outputs` (name → width)."""
+        parts = [(weights.at(name), width) for name, width in outputs.items()]
+        matrices = [part.take("weight", width, inputs, dtype=dtype) for part, width in parts]
+        biases = [part.take("bias", width, dtype=dtype) for part, width in parts] if bias else None
+        linear = cls(_joined(matrices), None if biases is None else _joined(biases))
+        start = 0
+        for name, width in outputs.items():
+            weights.became(name, Target(linear, (width, inputs), slice(start, start + width)))
+            start += width
+        return linear
+
+    def split(self, outputs: int) -> tuple[Linear, Linear]:
+        """The first `outputs` outputs and the others, as views of the same weights."""
+        w, b = self.weight, self.bias
+        head, tail = slice(None, outputs), slice(outputs, None)
+        return Linear(w[head], None if b is None else b[head]), Linear(
+            w[tail], None if b is None else b[tail]
+        )
+
+    def __call__(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        """activation(x · Wᵀ + b), or x · Wᵀ + b + residual; x is [rows, inputs]."""
+        changes = changes_of(self, len(x))
+        if not changes:
+            return self._product(x, activation, residual)
+        y = self._product(x, None, residual)
+        for rows, change in changes:
+            change.add(x, y, rows)
+        return IN_PLACE[activation](y) if activation else y
+
+    def _product(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        if not self._asked:
+            self._pack()
+        if self._packed is not None:
+            return onednn.linear(x, self._packed, self.bias, activation, residual)
+        y = F.linear(x, self.weight, self.bias)
+        y = ACTIVATIONS[activation](y) if activation else y
+        return y if residual is None else y + residual
+
+    def plain_weight(self) -> Tensor:
+        """W as it was loaded, [outputs, inputs]; may be asked for while another thread makes products."""
+        weight = self.weight  # looked at first: it is given up only after the packed copy is there
+        return weight if weight.numel() or self._packed is None else self._packed.to_dense()
+
+    def _pack(self) -> None:
+        self._packed = onednn.pack(self.weight)
+        self._asked = True
+        if self._packed is not None:
+            self.weight = self.weight.new_empty(0)  # the packed copy replaces it
+
+
+class LayerNorm:
+    """Normalisation over the last dimension; the statistics are computed in fp32 by the kernel."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+        self.weight, self.bias, self.eps = weight, bias, eps
+
+    @classmethod
+    def load(
+        cls,
+        weights: Weights,
+        name: str,
+        size: int,
+        eps: float,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> LayerNorm:
+        part = weights.at(name)
+        norm = cls(
+            part.take("weight", size, dtype=dtype),
+            part.take("bias", size, dtype=dtype) if bias else None,
+            eps,
+        )
+        weights.became(name, Target(norm, (size,), slice(0, size)))
+        return norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        for rows, other in changes_of(self, len(x)):
+            y[rows] = F.layer_norm(x[rows], self.weight.shape, other.weight, other.bias, self.eps)
+        return y
+
+
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    """Squashed to ±cap, nearly unchanged far below; None: unchanged."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,0 +1,242 @@
+"""Architecture → family: the one place that knows which parts a checkpoint is made of.
+
+An architecture that is not here is refused with the list of those that are; no class is guessed from a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.families.decoders.decoder import (
+    Decoder,
+    DecoderSpec,
+    TokenLogits,
+    read_gemma,
+    read_llama,
+    read_mistral,
+    read_qwen2,
+    read_qwen3,
+)
+from sie_server.models.families.decoders.gemma2 import Gemma2Decoder, read_gemma2
+from sie_server.models.families.decoders.layerwise import (
+    LayerHeads,
+    MiniCPMDecoder,
+    read_cost_wise_gemma,
+    read_minicpm,
+)
+from sie_server.models.families.decoders.lfm2 import Lfm2Encoder, read_lfm2
+from sie_server.models.families.decoders.listwise import read_jina_ranking
+from sie_server.models.families.decoders.llama_ranker import (
+    llama_classifier,
+    read_llama_bidirectional,
+    read_llama_nemotron_vl,
+)
+from sie_server.models.families.decoders.vision_language import (
+    jina_m0_classifier,
+    read_qwen2_vl,
+    read_qwen3_vl,
+)
+from sie_server.models.families.encoders import compat
+from sie_server.models.families.encoders.bert import BertEncoder, read_bert, read_roberta
+from sie_server.models.families.encoders.bert_relatives import (
+    MLM_HEAD,
+    TOKEN_CLASSIFIER,
+    embedder,
+    new_classifier,
+    read_jina_bert,
+    read_new,
+    read_xlm_roberta_flash,
+)
+from sie_server.models.families.encoders.modernbert import (
+    ModernBertEncoder,
+    modernbert_classifier,
+    read_modernbert,
+)
+from sie_server.models.heads.classifier import Classifier, bert_classifier, roberta_classifier
+from sie_server.models.heads.modular import ModularClassifier
+from sie_server.models.layers.linear import Weights
+from sie_server.models.spec import (
+    BackboneSpec,
+    ClassifierSpec,
+    LayerwiseSpec,
+    ModelSpec,
+    UnsupportedCheckpoint,
+)
+
+
+class Backbone(Protocol):
+    """A family's forward pass."""
+
+    def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
+        """Last hidden states: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to read, build and read out one architecture."""
+
+    read: Callable[[dict[str, Any]], BackboneSpec]
+    build: Callable[[Any, Weights], Backbone]  # its own BackboneSpec, weights
+    prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
+    classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
+    listwise: bool = False  # a decoder that reads all documents of a request together
+    # the architecture that a repository means which names this one and has no modules.json
+    bare: str | None = None
+    prompted: bool = False  # as a reranker it reads a filled template
+    unserved: tuple[str, ...] = ()  # beginnings of tensor names: in the checkpoint, known, not served
+
+
+# jina-reranker-v1 names an encoder's class and holds a classifier's weights
+JINA_EMBEDDER = Family(read_jina_bert, embedder("bert", *MLM_HEAD), bare="JinaBertForSequenceClassification")
+
+# fmt: off
+CROSS_ENCODERS = {
+    "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
+    "JinaBertForSequenceClassification": Family(read_jina_bert, BertEncoder, "bert", bert_classifier),
+    "ModernBertForSequenceClassification":
+        Family(read_modernbert, ModernBertEncoder, "model", modernbert_classifier),
+    "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),  # mGTE
+    "RobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "XLMRobertaForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "XLMRobertaForSequenceClassification (XLMRobertaFlashConfig)":  # jina-reranker-v2
+        Family(read_xlm_roberta_flash, BertEncoder, "roberta", roberta_classifier),
+}
+# dense, sparse or token vectors, by what else the repository holds
+ENCODERS = {
+    "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
+    "BertModel": Family(read_bert, BertEncoder),
+    "JinaBertForMaskedLM": JINA_EMBEDDER,
+    "JinaBertModel": JINA_EMBEDDER,
+    "Lfm2Model": Family(read_lfm2, Lfm2Encoder),
+    "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
+    "NewForTokenClassification": Family(read_new, embedder("new", *TOKEN_CLASSIFIER)),  # gte-multilingual-base
+    "NewModel": Family(read_new, embedder("new")),
+    "RobertaModel": Family(read_roberta, BertEncoder),
+    "XLMRobertaModel": Family(read_roberta, BertEncoder),
+}
+# Stanford's checkpoints all name the architecture HF_ColBERT; what follows is their model_type
+COLBERT = {
+    "HF_ColBERT/bert": Family(read_bert, BertEncoder, "bert"),
+    "HF_ColBERT/roberta": Family(read_roberta, BertEncoder, "roberta"),
+    "HF_ColBERT/xlm-roberta": Family(read_roberta, BertEncoder, "roberta"),
+    "HF_ColBERT/xlm-roberta (XLMRobertaFlashConfig)":  # jina-colbert-v2
+        Family(read_xlm_roberta_flash, BertEncoder, "roberta"),
+}
+# decoders that answer a filled template, with a token's logit or a head of their own; where modules.json says so,
+# embedders
+PROMPTED = {
+    "CostWiseGemmaForCausalLM": Family(read_cost_wise_gemma, Gemma2Decoder, "model", prompted=True),
+    "Gemma2ForCausalLM": Family(read_gemma2, Gemma2Decoder, "model", prompted=True),
+    "GemmaForCausalLM": Family(read_gemma, Decoder, "model", prompted=True),
+    "LayerWiseMiniCPMForCausalLM": Family(read_minicpm, MiniCPMDecoder, "model", prompted=True),
+    "LlamaBidirectionalForSequenceClassification":
+        Family(read_llama_bidirectional, Decoder, "model", llama_classifier, prompted=True),
+    "LlamaForCausalLM": Family(read_llama, Decoder, "model", prompted=True),
+    "MistralForCausalLM": Family(read_mistral, Decoder, "model", prompted=True),
+    "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", prompted=True),
+    "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", prompted=True),
+}
+# the text side of vision-language models; what belongs to images is not served
+VISION_LANGUAGE = {
+    "JinaVLForRanking": Family(
+        read_qwen2_vl, Decoder, "model", jina_m0_classifier, prompted=True,
+        unserved=("visual.", "lm_head."),  # its own code replaces the output matrix by nothing
+    ),
+    "LlamaNemotronVLForSequenceClassification": Family(
+        read_llama_nemotron_vl, Decoder, "model.language_model", llama_classifier, prompted=True,
+        unserved=("model.vision_model.", "model.mlp1."),
+    ),
+    "Qwen3VLForConditionalGeneration": Family(
+        read_qwen3_vl, Decoder, "model.language_model", prompted=True,
+        unserved=("model.visual.",),
+    ),
+}
+# decoders that read all documents of a request together
+LISTWISE = {
+    "JinaForRanking": Family(read_jina_ranking, Decoder, "model", listwise=True),
+}
+# decoders as embedders, saved as bare models
+DECODER_EMBEDDERS = {
+    "GemmaModel": Family(read_gemma, Decoder),
+    "LlamaModel": Family(read_llama, Decoder),
+    "MistralModel": Family(read_mistral, Decoder),
+    "Qwen2Model": Family(read_qwen2, Decoder),
+    "Qwen3Model": Family(read_qwen3, Decoder),
+}
+# fmt: on
+ARCHITECTURES: dict[str, Family] = (
+    CROSS_ENCODERS | ENCODERS | COLBERT | PROMPTED | VISION_LANGUAGE | LISTWISE | DECODER_EMBEDDERS
+)
+COMPAT = Family(compat.read, compat.CompatModel, None, compat.classifier)
+
+
+def family_of(architecture: str) -> Family:
+    """The parts of an architecture; one that is not ours but that transformers classifies with runs as `COMPAT`.
+
+    Raises:
+        UnsupportedCheckpoint: nobody serves it.
+    """
+    if architecture in ARCHITECTURES:
+        return ARCHITECTURES[architecture]
+    if compat.serves(architecture):
+        return COMPAT
+    raise UnsupportedCheckpoint(
+        f"config.json names the architecture {architecture!r}, which this version does not serve. "
+        f"Served architectures: {known_architectures()}{compat.hint(architecture)}"
+    )
+
+
+def known_architectures() -> str:
+    """For messages."""
+    return ", ".join(sorted(ARCHITECTURES))
+
+
+def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
+    """The forward pass of the checkpoint's family, filled with its weights."""
+    family = family_of(spec.architecture)
+    for names in family.unserved:
+        weights.leave(names)
+    prefix = family.prefix
+    if family.prompted and not isinstance(spec.head, ClassifierSpec):
+        prefix = _embedder_prefix(family, weights)
+    return family.build(spec.backbone, weights.at(prefix) if prefix else weights)
+
+
+def _embedder_prefix(family: Family, weights: Weights) -> str | None:
+    """Where the tensors of an embedder stand that calls itself a language model.
+
+    Saved as one it has the usual names and an output matrix, which gives no vectors; saved as the bare model that
+    sentence-transformers loads (Qwen3-Embedding) it has neither.
+    """
+    if not weights.has(f"{family.prefix}.embed_tokens.weight"):
+        return None
+    weights.leave("lm_head.")
+    return family.prefix
+
+
+def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
+    """The head of a cross-encoder."""
+    if isinstance(spec.head, ClassifierSpec) and spec.head.modules:
+        return ModularClassifier(spec.head, weights)
+    build = family_of(spec.architecture).classifier
+    assert build is not None  # the spec was read as a classifier
+    return build(spec.backbone, weights)
+
+
+def build_token_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Classifier:
+    """The head of a causal reranker: the output matrix' rows of `tokens`."""
+    assert isinstance(spec.backbone, DecoderSpec)  # the spec was read as a decoder
+    words = f"{family_of(spec.architecture).prefix}.embed_tokens.weight"
+    return TokenLogits(spec.backbone, weights, tokens, words)
+
+
+def build_layer_heads(spec: ModelSpec, weights: Weights) -> Classifier:
+    """The heads of a causal reranker that can stop early."""
+    assert isinstance(spec.backbone, DecoderSpec) and isinstance(spec.head, LayerwiseSpec)
+    return LayerHeads(spec.head, spec.backbone, weights)
