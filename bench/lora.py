@@ -28,7 +28,7 @@ from bench.workload import QUERY, SHAPES, Shape, natural_texts, write_checkpoint
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Work
-from sie_server.engine.lora import Adapter
+from sie_server.engine.lora.adapter import Adapter
 
 TARGETS = {"all linear": ["query", "key", "value", "dense"], "query, value": ["query", "value"]}
 BASE = "none"

@@ -19,7 +19,7 @@ from modular_checkpoints import make_reranker
 from ranker_checkpoints import MAKERS
 from relatives import RELATIVES, make_relative
 from sie_server.engine.engine import Engine
-from sie_server.engine.references import Answers, Reference, reference_of, sequence_classifier
+from sie_server.verify.references import Answers, Reference, reference_of, sequence_classifier
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from checkpoints import random_text
 from families import EVERY, Made
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY
-from sie_server.engine.lora import Adapter
+from sie_server.engine.lora.adapter import Adapter
 
 RANK, ALPHA = 3, 6.0
 FAMILIES = [name for name in sorted(EVERY) if name not in ("deberta-v2", "electra", "camembert")]  # not ours

@@ -32,7 +32,7 @@ from relatives import (
     make_relative,
 )
 from sie_server.engine.engine import Engine
-from sie_server.engine.lora import Adapter
+from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import ModelLoadFailed
 
 

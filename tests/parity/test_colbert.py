@@ -24,9 +24,9 @@ from transformers import AutoTokenizer, JinaEmbeddingsV3Model
 
 from checkpoints import random_text
 from colbert_checkpoints import BASES, make_jina, make_pylate, make_stanford
-from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
+from sie_server.engine.text.chunks import Chunking
 from sie_server.models.spec import LateInteractionSpec
 
 TOLERANCE = 1e-4

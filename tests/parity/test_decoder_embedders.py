@@ -19,8 +19,8 @@ from encoders import write_json
 from inprocess import asking, post
 from jobs import run_job
 from sie_server.engine.engine import Engine
-from sie_server.engine.verify import verify
 from sie_server.errors import ModelLoadFailed
+from sie_server.verify.verify import verify
 
 LAST_TOKEN = {"pooling_mode_lasttoken": True, "pooling_mode_cls_token": False}
 TEXTS = [random_text(random.Random(i), n) for i, n in enumerate((0, 1, 2, 7, 15, 16, 17, 40, 300))] + [

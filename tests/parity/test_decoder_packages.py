@@ -18,7 +18,7 @@ from checkpoints import random_text
 from decoder_checkpoints import make_decoder
 from jobs import run_job
 from sie_server.engine.engine import Engine
-from sie_server.engine.prompts import PromptTokenizer
+from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 
 QUERY = "how do stars burn hydrogen?"
 

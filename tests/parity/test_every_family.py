@@ -18,7 +18,7 @@ from checkpoints import random_text
 from families import EVERY, Family
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
-from sie_server.engine.references import Answers
+from sie_server.verify.references import Answers
 
 QUERY_TEXT = "how do stars burn hydrogen"
 

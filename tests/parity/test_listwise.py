@@ -25,7 +25,7 @@ from listwise_checkpoints import make_listwise
 from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
-from sie_server.engine.listwise import form_blocks
+from sie_server.engine.kinds.listwise import form_blocks
 from sie_server.errors import ModelLoadFailed
 from sie_server.serving.scores import per_document
 

@@ -18,8 +18,8 @@ from checkpoints import FAMILIES, make_cross_encoder, random_text
 from inprocess import ask, asking, in_order, post
 from jobs import run_job
 from sie_server.catalog import EMBEDDED
-from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
+from sie_server.engine.text.chunks import Chunking
 
 LIMIT = 48
 QUERY = "how stars burn hydrogen"

@@ -22,12 +22,12 @@ from colbert_checkpoints import make_pylate, make_stanford
 from decoder_checkpoints import DECODERS, make_decoder
 from encoders import make_encoder, make_splade
 from jobs import read_pairs
-from sie_server.engine import lora_patterns
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
-from sie_server.engine.lora import Adapter
-from sie_server.engine.lora_config import read_lora_config
+from sie_server.engine.lora import patterns
+from sie_server.engine.lora.adapter import Adapter
+from sie_server.engine.lora.config import read_lora_config
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.layers.linear import LayerNorm, Linear
 
@@ -542,7 +542,7 @@ SLOW: dict[str, dict[str, Any]] = {
 def test_an_expression_that_takes_too_long_is_refused_and_stops_nobody(
     bert: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
-    monkeypatch.setattr(lora_patterns, "LIMIT_S", 0.5)
+    monkeypatch.setattr(patterns, "LIMIT_S", 0.5)
     directory = edited(adapter_of(bert, tmp_path, target_modules=["query"]), SLOW[field])
     with ThreadPoolExecutor(1) as pool:
         attaching, beats = pool.submit(bert.engine.attach, directory), 0

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from checkpoints import random_text
 from colbert_checkpoints import make_pylate, make_stanford
-from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
+from sie_server.engine.text.chunks import Chunking
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.spec import LateInteractionSpec
 

@@ -16,9 +16,9 @@ from decoder_cases import LIMIT, REFERENCES, TOLERANCE, Case, ids_of, make_case
 from decoder_checkpoints import DECODERS, make_decoder
 from inprocess import ask, asking, in_order, post
 from jobs import run_job
-from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Chunk, Job
+from sie_server.engine.text.chunks import Chunking
 
 OVERLAP = 9
 RNG = random.Random(5)

@@ -22,8 +22,8 @@ from families import EVERY
 from inprocess import ask, asking, post
 from sie_server.catalog import EMBEDDED
 from sie_server.cli import cli
-from sie_server.engine.references import CannotVerify
-from sie_server.engine.verify import kendall_tau, verify
+from sie_server.verify.references import CannotVerify
+from sie_server.verify.verify import kendall_tau, verify
 
 LIMIT = 48
 QUERY = "how stars burn hydrogen"

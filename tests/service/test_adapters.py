@@ -30,8 +30,8 @@ from colbert_checkpoints import make_pylate
 from inprocess import ask, asking, in_order, post, until
 from servers import Server
 from sie_server.catalog import ModelConfig, catalog
-from sie_server.engine import lora_patterns
-from sie_server.engine.lora import Adapter
+from sie_server.engine.lora import patterns
+from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import AdapterNotFound, Conflict, ModelLoadFailed, ModelLoading, SIEError
 from sie_server.serving.loading import READERS, Loader, base_names
 from sie_server.serving.service import Service
@@ -574,7 +574,7 @@ async def test_one_that_gives_no_finite_scores_is_refused_when_it_loads(made: Pa
 async def test_a_costly_expression_keeps_nobody_waiting(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora_patterns, "LIMIT_S", 1.0)
+    monkeypatch.setattr(patterns, "LIMIT_S", 1.0)
     shutil.copytree(made / "lora/laws", tmp_path / "laws")
     servers.edit_json(tmp_path / "laws/adapter_config.json", target_modules="(?:(.)|(.)(.)|(.)(.)(.))*[!?]")
     async with serving(made, adapter=(f"{MODEL}:laws={tmp_path / 'laws'}",)) as service:

@@ -18,8 +18,8 @@ from colbert_checkpoints import make_pylate
 from sie_server.engine.calibration import calibration
 from sie_server.engine.engine import BATCH_SIZES, Engine
 from sie_server.engine.job import Work
-from sie_server.engine.memory import automatic_budget, needed_bytes
-from sie_server.engine.tally import Tally
+from sie_server.engine.storage.footprint import automatic_budget, needed_bytes
+from sie_server.engine.storage.tally import Tally
 
 MAKE: dict[str, Callable[[Path], Path]] = {
     "cross-encoder": lambda path: make_cross_encoder(path, "bert"),
@@ -62,7 +62,7 @@ def test_a_loaded_model_keeps_nothing_of_the_file(tmp_path: Path, name: str) -> 
 
 FREED_ON_TOP = """
 import ctypes, threading
-from sie_server.engine.memory import freeing
+from sie_server.engine.storage.footprint import freeing
 
 libc, size = ctypes.CDLL(None), 30 * 2**20
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)

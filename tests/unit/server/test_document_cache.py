@@ -16,10 +16,10 @@ import inprocess
 from checkpoints import random_text
 from colbert_checkpoints import make_pylate
 from sie_server.catalog import EMBEDDED
-from sie_server.engine.chunks import Chunking
 from sie_server.engine.document_cache import ENTRY_BYTES, CachedDocument, DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job
+from sie_server.engine.text.chunks import Chunking
 from sie_server.models.heads.late_interaction import DocumentVectors
 from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import Item, ScoreRequest

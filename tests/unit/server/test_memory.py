@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sie_server.engine.memory import cgroup_limits
+from sie_server.engine.storage.footprint import cgroup_limits
 from sie_server.serving.memory import Held, Plan, idle_for, make_room
 
 

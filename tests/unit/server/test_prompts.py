@@ -17,8 +17,8 @@ from sie_server.catalog import catalog, known_models
 from sie_server.config import ServerConfig
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Work
-from sie_server.engine.prefix import share_prefix
-from sie_server.engine.prompts import PromptTokenizer
+from sie_server.engine.text.prefix import share_prefix
+from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.errors import InvalidInput, ModelLoadFailed
 from sie_server.models.batch import Tokens
 from sie_server.models.families.decoders.decoder import read_gemma, read_llama, read_mistral, read_qwen2

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from checkpoints import FAMILIES, SPECIAL_TOKENS, WORDS, bert_tokenizer, random_text, xlm_roberta_tokenizer
-from sie_server.engine.tokenize import TextTokenizer
+from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import UnsupportedCheckpoint
 

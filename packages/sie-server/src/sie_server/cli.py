@@ -173,8 +173,8 @@ def _print_scores(response: ScoreResponse, items: list[Item]) -> None:
 def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
     """Compare a model's raw scores with those of the reference library; exit status 1 when they differ."""
     known = known_models((model,), None)[model.partition("=")[0]]
-    from sie_server.engine.source import fetch
-    from sie_server.engine.verify import verify as compare
+    from sie_server.engine.storage.source import fetch
+    from sie_server.verify.verify import verify as compare
 
     with errors.status(f"comparing {known.id} with its reference …"):
         directory = fetch(known.source, revision=known.revision, offline=offline)

@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from sie_server.engine.chunks import Chunking, ChunkInput
-from sie_server.engine.colbert import ColbertInput, Floats
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.forward import Forward
-from sie_server.engine.inputs import EncodeInput, TextInput
 from sie_server.engine.job import Job, Work
-from sie_server.engine.kinds import KINDS, Parts
-from sie_server.engine.listwise import ListwiseTokenizer, marked
-from sie_server.engine.lora import Adapter, read_changes
-from sie_server.engine.lora_tensors import needed_bytes
-from sie_server.engine.readout import score_known
-from sie_server.engine.source import failed
-from sie_server.engine.tally import Tally
-from sie_server.engine.weights import CheckpointWeights
+from sie_server.engine.kinds.colbert import ColbertInput, Floats
+from sie_server.engine.kinds.embeddings import score_known
+from sie_server.engine.kinds.listwise import ListwiseTokenizer, marked
+from sie_server.engine.kinds.table import KINDS, Parts
+from sie_server.engine.lora.adapter import Adapter, read_changes
+from sie_server.engine.lora.tensors import needed_bytes
+from sie_server.engine.storage.source import failed
+from sie_server.engine.storage.tally import Tally
+from sie_server.engine.storage.weights import CheckpointWeights
+from sie_server.engine.text.chunks import Chunking, ChunkInput
+from sie_server.engine.text.jobs import EncodeInput, TextInput
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Readout
 from sie_server.models.checkpoints.reader import read_spec

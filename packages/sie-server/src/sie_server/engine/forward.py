@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sie_server.engine.job import Work
-from sie_server.engine.prefix import compute_prefixes
-from sie_server.engine.readout import Reader
+from sie_server.engine.kinds.embeddings import Reader
+from sie_server.engine.text.prefix import compute_prefixes
 from sie_server.models.batch import PackedBatch, Tokens, pack
 from sie_server.models.families.decoders.decoder import Decoder
 from sie_server.models.layers.causal_attention import Prefix

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from sie_server.models.batch import Tokens
 
 if TYPE_CHECKING:
-    from sie_server.engine.lora import Adapter
-    from sie_server.engine.sparse_readout import M3Scoring, M3Vectors
+    from sie_server.engine.kinds.sparse import M3Scoring, M3Vectors
+    from sie_server.engine.lora.adapter import Adapter
     from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors
     from sie_server.models.layers.causal_attention import Prefix
     from sie_server.models.lora import Changes

@@ -179,7 +179,7 @@ class LateInteractionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ListwiseSpec:
-    """A listwise reranker: a request's documents stand in one prompt; the score is a cosine (`engine.listwise`)."""
+    """A listwise reranker: a request's documents stand in one prompt; the score is a cosine (`engine.kinds.listwise`)."""
 
     query_length: int  # tokens
     block_length: int  # tokens that query and documents of one prompt may take

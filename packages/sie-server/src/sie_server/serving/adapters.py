@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.lora import Adapter
+from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import Conflict, ModelLoading, SIEError
 from sie_server.serving.adapter_names import AdapterNames
 from sie_server.serving.loading import Loader, as_load_error

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sie_server.catalog import ModelConfig, catalog, id_problem
-from sie_server.engine.source import is_path
+from sie_server.engine.storage.source import is_path
 from sie_server.errors import InvalidInput
 from sie_server.serving.operations import Operations
 from sie_server.serving.registry import Registry

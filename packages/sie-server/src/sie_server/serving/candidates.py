@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sie_server.arrays import array_of
-from sie_server.engine.chunks import Chunking
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
-from sie_server.engine.lora import Adapter
+from sie_server.engine.lora.adapter import Adapter
+from sie_server.engine.text.chunks import Chunking
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec
 from sie_server.serving.requests import refuse_cut, text_of

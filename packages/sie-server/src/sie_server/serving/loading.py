@@ -19,15 +19,15 @@ import numpy as np
 
 from sie_server.catalog import ModelConfig, catalog, stamp_of
 from sie_server.config import ServerConfig
-from sie_server.engine import memory
 from sie_server.engine.calibration import calibration
 from sie_server.engine.device import out_of_memory
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
-from sie_server.engine.lora import Adapter
-from sie_server.engine.source import fetch, is_path
-from sie_server.engine.tally import Tally
+from sie_server.engine.lora.adapter import Adapter
+from sie_server.engine.storage import footprint
+from sie_server.engine.storage.source import fetch, is_path
+from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, QueueFull, ResourceExhausted, SIEError
 from sie_server.serving import scores
 from sie_server.serving.slots import Progress, Version
@@ -68,7 +68,7 @@ class Loader:
         directory = await self._directory(model.source, model.revision, progress.tally)
         need = await self._on(
             self._reading,
-            lambda: memory.needed_bytes(
+            lambda: footprint.needed_bytes(
                 directory, device=config.device, dtype=config.dtype, template=model.template
             ),
         )
@@ -174,7 +174,7 @@ class Loader:
             await self._worker.call(lambda: None)
 
         def work() -> None:
-            with memory.freeing():
+            with footprint.freeing():
                 if version.engine and version.engine.documents:
                     version.engine.documents.forget()
                 version.attached.clear()  # adapters know the layers they change, and would keep them

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from sie_server.catalog import ModelConfig
-from sie_server.engine.source import same_place
+from sie_server.engine.storage.source import same_place
 from sie_server.errors import Conflict, SIEError
 from sie_server.serving import memory
 from sie_server.serving.registry import Registry

@@ -23,7 +23,7 @@ from msgspec import structs
 from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
-from sie_server.engine.lora import Adapter
+from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import ModelLoading, ModelNotFound, SIEError
 from sie_server.serving import room
 from sie_server.serving.adapters import Adapters

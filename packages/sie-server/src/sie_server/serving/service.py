@@ -20,7 +20,7 @@ from sie_server.config import ServerConfig
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
-from sie_server.engine.memory import automatic_budget
+from sie_server.engine.storage.footprint import automatic_budget
 from sie_server.errors import InvalidInput
 from sie_server.serving import requests, scores
 from sie_server.serving.adapters import Adapters, Limits

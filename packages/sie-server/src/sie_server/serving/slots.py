@@ -9,8 +9,8 @@ from typing import Literal
 
 from sie_server.catalog import ModelConfig
 from sie_server.engine.engine import Engine
-from sie_server.engine.lora import Adapter
-from sie_server.engine.tally import Tally
+from sie_server.engine.lora.adapter import Adapter
+from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
 from sie_server.serving.memory import Held
 from sie_server.serving.requests import profile_names

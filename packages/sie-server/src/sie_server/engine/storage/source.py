@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sie_server.engine import hub
-from sie_server.engine.tally import Tally
+from sie_server.engine.storage import hub
+from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed
 
 

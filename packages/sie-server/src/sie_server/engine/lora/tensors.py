@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sie_server.engine.lora_config import LoraConfig
-from sie_server.engine.weights import HARMLESS, StoredTensor, TensorReaders, some_of, tensor_readers
+from sie_server.engine.lora.config import LoraConfig
+from sie_server.engine.storage.weights import HARMLESS, StoredTensor, TensorReaders, some_of, tensor_readers
 from sie_server.models.lora import Target
 from sie_server.models.spec import UnsupportedCheckpoint
 

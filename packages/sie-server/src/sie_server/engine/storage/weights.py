@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sie_server.engine.device import out_of_memory
-from sie_server.engine.tally import Tally
+from sie_server.engine.storage.tally import Tally
 from sie_server.models.heads.sparse import M3_FILES
 from sie_server.models.lora import Target
 from sie_server.models.spec import UnsupportedCheckpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sie_server.engine.device import pick_device, pick_dtype
-from sie_server.engine.weights import stored_elements
+from sie_server.engine.storage.weights import stored_elements
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.spec import UnsupportedCheckpoint
 

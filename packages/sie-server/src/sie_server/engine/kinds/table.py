@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from sie_server.engine.colbert import ColbertInput, ColbertReader
 from sie_server.engine.document_cache import ModelDocuments
-from sie_server.engine.inputs import LateInteractionInput, PairInput, TextInput
-from sie_server.engine.listwise import ListwiseInput, ListwiseReader, ListwiseTokenizer
-from sie_server.engine.prompt_input import PromptInput
-from sie_server.engine.prompts import PromptTokenizer
-from sie_server.engine.readout import LogitReader, Reader, VectorReader
-from sie_server.engine.sparse_readout import M3Reader, SpladeReader
-from sie_server.engine.tokenize import TextTokenizer
-from sie_server.engine.weights import CheckpointWeights
+from sie_server.engine.kinds.colbert import ColbertInput, ColbertReader
+from sie_server.engine.kinds.embeddings import LogitReader, Reader, VectorReader
+from sie_server.engine.kinds.listwise import ListwiseInput, ListwiseReader, ListwiseTokenizer
+from sie_server.engine.kinds.prompted import PromptInput
+from sie_server.engine.kinds.sparse import M3Reader, SpladeReader
+from sie_server.engine.storage.weights import CheckpointWeights
+from sie_server.engine.text.jobs import LateInteractionInput, PairInput, TextInput
+from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
+from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.families.decoders.decoder import DecoderSpec
 from sie_server.models.families.decoders.listwise import Projector
 from sie_server.models.heads.late_interaction import TokenProjection
@@ -42,7 +42,7 @@ from sie_server.models.spec import (
 
 @dataclass(frozen=True)
 class Parts:
-    """What an input is made of. `documents`: where token vectors are cached; `share_prefix`: see `engine.prefix`."""
+    """What an input is made of. `documents`: where token vectors are cached; `share_prefix`: see `engine.text.prefix`."""
 
     directory: Path
     spec: ModelSpec

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sie_server.engine.job import Job, Work
-from sie_server.engine.readout import Floats
-from sie_server.engine.tokenize import TextTokenizer, _ids
+from sie_server.engine.kinds.embeddings import Floats
+from sie_server.engine.text.tokenizer import TextTokenizer, _ids
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, PackedBatch, Readout, Tokens
 from sie_server.models.families.decoders.listwise import Projector

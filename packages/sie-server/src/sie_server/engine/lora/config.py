@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sie_server.engine.lora_patterns import Pattern, Patterns
+from sie_server.engine.lora.patterns import Pattern, Patterns
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 CONFIG = "adapter_config.json"

@@ -11,7 +11,8 @@ from bisect import bisect_right
 
 import numpy as np
 
-from sie_server.engine.chunks import (
+from sie_server.engine.job import Chunk, Job, build_job
+from sie_server.engine.text.chunks import (
     Chunking,
     Chunks,
     most_tokens,
@@ -19,9 +20,8 @@ from sie_server.engine.chunks import (
     slices,
     without_spaces,
 )
-from sie_server.engine.job import Chunk, Job, build_job
-from sie_server.engine.prefix import share_prefix
-from sie_server.engine.prompts import Frame, PromptTokenizer
+from sie_server.engine.text.prefix import share_prefix
+from sie_server.engine.text.prompt_tokenizer import Frame, PromptTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.prompts import PromptTokenizer
+from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.errors import SIEError
 from sie_server.models.heads.sparse import M3Spec, SpladeSpec
 from sie_server.models.spec import CausalSpec, ClassifierSpec, EmbeddingSpec, LateInteractionSpec

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sie_server.engine.tokenize import CHARS_PER_TOKEN, TextTokenizer, _window
+from sie_server.engine.text.tokenizer import CHARS_PER_TOKEN, TextTokenizer, _window
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json

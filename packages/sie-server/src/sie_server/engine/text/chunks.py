@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from sie_server.engine.job import Chunk, Job
-from sie_server.engine.tokenize import TextTokenizer
+from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids
 

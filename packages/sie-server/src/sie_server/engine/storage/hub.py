@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from sie_server.engine.tally import Tally
+from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed
 
 log = logging.getLogger("sie_server.hub")

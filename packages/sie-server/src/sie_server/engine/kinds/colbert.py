@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sie_server.engine.chunks import Chunking, Chunks, split
 from sie_server.engine.document_cache import CachedDocument, ModelDocuments
-from sie_server.engine.inputs import document_job, window_job
 from sie_server.engine.job import QUERY, Job, Work, build_job
-from sie_server.engine.tokenize import TextTokenizer
+from sie_server.engine.text.chunks import Chunking, Chunks, split
+from sie_server.engine.text.jobs import document_job, window_job
+from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import PackedBatch, Readout, Tokens
 from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, TokenProjection, maxsim
 from sie_server.models.spec import LateInteractionSpec, UnsupportedCheckpoint, read_json

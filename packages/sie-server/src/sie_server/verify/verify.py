@@ -1,6 +1,6 @@
 """Our scores against the reference library's, on this machine and these weights (`sie-server verify`).
 
-Raw logits or vectors are compared, in fp32 on the CPU: a sigmoid would hide differences. `engine.references` is the
+Raw logits or vectors are compared, in fp32 on the CPU: a sigmoid would hide differences. `verify.references` is the
 other side.
 """
 
@@ -15,8 +15,8 @@ import torch
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
-from sie_server.engine.references import Answers, reference_of
 from sie_server.models.spec import CausalSpec, LateInteractionSpec
+from sie_server.verify.references import Answers, reference_of
 
 QUERY_TEXT = "how do stars burn hydrogen"
 SENTENCES = (

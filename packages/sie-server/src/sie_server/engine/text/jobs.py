@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from sie_server.engine.chunks import Chunking, Chunks, split
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.job import QUERY, Job, Work, build_job
-from sie_server.engine.tokenize import TextTokenizer
+from sie_server.engine.text.chunks import Chunking, Chunks, split
+from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import Ids, Tokens
 
 
