@@ -19,7 +19,7 @@ from bench.workload import QUERY, Shape
 from torch.nn import functional as F
 
 from sie_server.engine.engine import Engine
-from sie_server.serving.batching import Ticket, TokenQueue
+from sie_server.serving.queue import Ticket, TokenQueue
 
 Logits = npt.NDArray[np.float64]
 BATCH_SIZES = (8, 16, 32, 64)

@@ -19,7 +19,7 @@ from jobs import read_pairs, run_job
 from sie_server.catalog import catalog
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
-from sie_server.serving.slots import Slot
+from sie_server.serving.lifecycle.slots import Slot
 
 
 def documents() -> list[str]:

@@ -27,7 +27,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.kinds.listwise import form_blocks
 from sie_server.errors import ModelLoadFailed
-from sie_server.serving.scores import per_document
+from sie_server.serving.requests.scoring import per_document
 
 TOLERANCE = 1e-5
 SYSTEM = (

@@ -19,7 +19,7 @@ from decoder_checkpoints import byte_level_tokenizer, make_decoder
 from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
-from sie_server.serving.rank import activate
+from sie_server.serving.requests.ranking import activate
 
 FLAT = """<|im_start|>system
 Judge whether the Document meets the requirements.<|im_end|>

@@ -33,7 +33,7 @@ from sie_server.catalog import ModelConfig, catalog
 from sie_server.engine.lora import patterns
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import AdapterNotFound, Conflict, ModelLoadFailed, ModelLoading, SIEError
-from sie_server.serving.loading import READERS, Loader, base_names
+from sie_server.serving.lifecycle.loader import READERS, Loader, base_names
 from sie_server.serving.service import Service
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]

@@ -13,7 +13,7 @@ from decoder_checkpoints import make_decoder
 from encoders import make_bge_m3
 from inprocess import ask, asking, in_order, post
 from sie_server.errors import InvalidInput
-from sie_server.serving.requests import instruction_of, parse_options
+from sie_server.serving.requests.options import instruction_of, parse_options
 from sie_server.wire import Profile
 
 M3, QWEN = "BAAI/bge-m3", "Qwen/Qwen3-Reranker-0.6B"

@@ -34,7 +34,7 @@ from sie_server.errors import (
     ResourceExhausted,
     SIEError,
 )
-from sie_server.serving import loading
+from sie_server.serving.lifecycle import loader
 from sie_server.serving.service import Service
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
@@ -149,15 +149,15 @@ async def test_what_was_set_aside_is_what_it_holds(made: Path) -> None:
 
 
 async def test_downloads_keep_no_local_model_waiting(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, fetch = threading.Event(), loading.fetch
+    gate, fetch = threading.Event(), loader.fetch
 
     def slow(source: str, **how: Any) -> Path:
         if not source.startswith("/"):
             gate.wait(30)
         return fetch(source, **how)
 
-    monkeypatch.setattr(loading, "fetch", slow)
-    names = [f"hub/{i}" for i in range(loading.DOWNLOADS + 1)]
+    monkeypatch.setattr(loader, "fetch", slow)
+    names = [f"hub/{i}" for i in range(loader.DOWNLOADS + 1)]
     local = f"local={made / 'a'}"
     async with serving(model=(local, *names), load_wait_s=20) as service:
         downloads = [asyncio.create_task(ask(service, name)) for name in names]
@@ -218,14 +218,14 @@ async def test_three_busy_models_in_a_budget_for_two(made: Path) -> None:
 
 @contextmanager
 def slow_loads(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
-    load = loading.load_engine
+    load = loader.load_engine
 
     def slow(*args: Any, **kwargs: Any) -> Engine:
         time.sleep(seconds)
         return load(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "load_engine", slow)
+        patch.setattr(loader, "load_engine", slow)
         yield
 
 

@@ -17,7 +17,7 @@ import servers
 from inprocess import scores, until
 from sie_server.catalog import ModelConfig
 from sie_server.errors import Conflict, ModelLoadFailed
-from sie_server.serving import watching
+from sie_server.serving.operators import watcher
 from sie_server.serving.service import Service
 
 MIB = 2**20
@@ -99,7 +99,7 @@ async def test_the_next_load_takes_what_could_not_be_swapped_in(made: Path, tmp_
 async def test_a_change_for_which_there_was_no_room_is_tried_again(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "RETRY_S", 0.2)
+    monkeypatch.setattr(watcher, "RETRY_S", 0.2)
     write(tmp_path, "m", made / "a")
     write(tmp_path, "other", made / "b")
     size = (made / "a/model.safetensors").stat().st_size / MIB
@@ -117,7 +117,7 @@ async def test_a_change_for_which_there_was_no_room_is_tried_again(
 async def test_an_admin_has_the_last_word_over_a_change_that_failed(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "RETRY_S", 0.2)
+    monkeypatch.setattr(watcher, "RETRY_S", 0.2)
     write(tmp_path, "m", made / "a")
     async with serving(models_dir=str(tmp_path), source_roots=(str(made),)) as service:
         await service.load("m")
@@ -183,7 +183,7 @@ async def test_nothing_stops_the_watching(made: Path, caplog: pytest.LogCaptureF
 
     with caplog.at_level(logging.INFO, "sie_server.watching"):
         async with inprocess.serving() as service:
-            task = asyncio.create_task(watching.watch(look, {}, service.operations, 0.01))
+            task = asyncio.create_task(watcher.watch(look, {}, service.operations, 0.01))
             await until(lambda: "m" in service.registry)
             task.cancel()
     said = [record.getMessage() for record in caplog.records]

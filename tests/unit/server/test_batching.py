@@ -10,7 +10,7 @@ import pytest
 from sie_server.engine.job import Job, build_job
 from sie_server.errors import QueueFull
 from sie_server.models.batch import Tokens
-from sie_server.serving.batching import TURN_BATCHES, Batch, Ticket, TokenQueue
+from sie_server.serving.queue import TURN_BATCHES, Batch, Ticket, TokenQueue
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sie_server.engine.storage.footprint import cgroup_limits
-from sie_server.serving.memory import Held, Plan, idle_for, make_room
+from sie_server.serving.lifecycle.eviction import Held, Plan, idle_for, make_room
 
 
 def held(name: str, nbytes: int, last_use: float = 0.0, **more: Any) -> Held:

@@ -17,7 +17,7 @@ from sie_server.catalog import (
     known_models,
     with_configured,
 )
-from sie_server.serving.watching import LONGEST_RETRY_S, RETRY_S, next_pause, settled
+from sie_server.serving.operators.watcher import LONGEST_RETRY_S, RETRY_S, next_pause, settled
 
 
 def write(path: Path, **changes: object) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sie_server.errors import InferenceError
-from sie_server.serving.rank import activate, rank
+from sie_server.serving.requests.ranking import activate, rank
 from sie_server.wire import Item
 
 THREE = [Item(id="a"), Item(), Item(id="a")]

@@ -17,7 +17,7 @@ import uvicorn
 from sie_server.api.app import create_app
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
-from sie_server.serving.loading import LOADING_THREADS
+from sie_server.serving.lifecycle.loader import LOADING_THREADS
 
 log = logging.getLogger("sie_server.api")
 LOOK_S = 0.2

@@ -22,19 +22,20 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
 from sie_server.errors import InvalidInput
-from sie_server.serving import requests, scores
-from sie_server.serving.adapters import Adapters, Limits
-from sie_server.serving.admin import ModelAdmin
-from sie_server.serving.candidates import candidates_of, count_as_cut, shortened
 from sie_server.serving.collectors import CacheCollector, ModelCollector
-from sie_server.serving.encoding import encoded, plan_of
-from sie_server.serving.inspecting import inspected
-from sie_server.serving.loading import Loader
+from sie_server.serving.lifecycle.adapters import Adapters, Limits
+from sie_server.serving.lifecycle.loader import Loader
+from sie_server.serving.lifecycle.registry import Registry
 from sie_server.serving.metrics import Metrics, RequestTiming
-from sie_server.serving.operations import Operations
-from sie_server.serving.rank import rank
-from sie_server.serving.registry import Registry
-from sie_server.serving.watching import watch
+from sie_server.serving.operators.admin import ModelAdmin
+from sie_server.serving.operators.operations import Operations
+from sie_server.serving.operators.watcher import watch
+from sie_server.serving.requests import options as requests
+from sie_server.serving.requests import scoring as scores
+from sie_server.serving.requests.candidates import candidates_of, count_as_cut, shortened
+from sie_server.serving.requests.encoding import encoded, plan_of
+from sie_server.serving.requests.inspection import inspected
+from sie_server.serving.requests.ranking import rank
 from sie_server.serving.worker import DeviceWorker
 from sie_server.wire import (
     AdminAnswer,

@@ -16,8 +16,8 @@ from sie_server.engine.device import out_of_memory, use_cpu_threads
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Work
 from sie_server.errors import InferenceError, QueueFull, ResourceExhausted, SIEError
-from sie_server.serving.batching import Batch, Ticket, TokenQueue
 from sie_server.serving.metrics import Metrics, RequestTiming
+from sie_server.serving.queue import Batch, Ticket, TokenQueue
 
 log = logging.getLogger("sie_server.worker")
 Result = TypeVar("Result")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sie_server.api.dialects.fields import Fields
 from sie_server.errors import SIEError
-from sie_server.serving.rank import activate
+from sie_server.serving.requests.ranking import activate
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 Json = dict[str, Any]

@@ -11,8 +11,8 @@ from msgspec import UNSET
 from sie_server.engine.job import Job, Sparse, Vectors
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
-from sie_server.serving import vectors
-from sie_server.serving.requests import Instruction, refuse_instruction
+from sie_server.serving.requests import vectors
+from sie_server.serving.requests.options import Instruction, refuse_instruction
 from sie_server.wire import EncodedItem, EncodeParams, Item, Options
 
 

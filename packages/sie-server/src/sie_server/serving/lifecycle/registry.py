@@ -25,12 +25,12 @@ from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import ModelLoading, ModelNotFound, SIEError
-from sie_server.serving import room
-from sie_server.serving.adapters import Adapters
-from sie_server.serving.loading import Loader
+from sie_server.serving.lifecycle import budget as room
+from sie_server.serving.lifecycle.adapters import Adapters
+from sie_server.serving.lifecycle.loader import Loader
+from sie_server.serving.lifecycle.slots import NoRoom, Slot, Version, copy_of
+from sie_server.serving.lifecycle.transitions import Transitions
 from sie_server.serving.metrics import Metrics
-from sie_server.serving.slots import NoRoom, Slot, Version, copy_of
-from sie_server.serving.transitions import Transitions
 from sie_server.wire import ModelInfo, Profile
 
 

@@ -1,6 +1,6 @@
 """What operators ask for: at the start, over the admin routes, in the models directory.
 
-All of it goes on when the caller hangs up. Requests come by `serving.registry`, and never change a slot themselves.
+All of it goes on when the caller hangs up. Requests come by `serving.lifecycle.registry`, and never change a slot themselves.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import replace
 from sie_server.catalog import ModelConfig
 from sie_server.engine.storage.source import same_place
 from sie_server.errors import Conflict, SIEError
-from sie_server.serving import memory
-from sie_server.serving.registry import Registry
-from sie_server.serving.slots import Slot
+from sie_server.serving.lifecycle import eviction
+from sie_server.serving.lifecycle.registry import Registry
+from sie_server.serving.lifecycle.slots import Slot
 
 log = logging.getLogger("sie_server.operations")
 
@@ -167,7 +167,7 @@ class Operations:
         """Unload what nobody has asked for in `seconds`, for ever."""
         while True:
             await asyncio.sleep(min(1.0, seconds / 4))
-            for name in memory.idle_for(self._registry.tasks.held(), time.monotonic(), seconds):
+            for name in eviction.idle_for(self._registry.tasks.held(), time.monotonic(), seconds):
                 log.info("unloading %s: idle for %.0f s", name, seconds)
                 self._registry.tasks.begin_unload(self._registry.slots[name])
 

@@ -29,8 +29,8 @@ from sie_server.engine.storage import footprint
 from sie_server.engine.storage.source import fetch, is_path
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, QueueFull, ResourceExhausted, SIEError
-from sie_server.serving import scores
-from sie_server.serving.slots import Progress, Version
+from sie_server.serving.lifecycle.slots import Progress, Version
+from sie_server.serving.requests import scoring
 from sie_server.serving.worker import DeviceWorker
 from sie_server.wire import Options
 
@@ -260,7 +260,7 @@ def _probes(engine: Engine, adapter: Adapter | None) -> list[Job]:
     jobs = []
     if "score" in outputs:
         jobs.append(engine.tokenize_score(PROBE[0], PROBE[1:], limit, adapter=adapter))
-        jobs[0].m3_scoring = scores.m3_scoring(Options())
+        jobs[0].m3_scoring = scoring.m3_scoring(Options())
     if vectors := tuple(name for name in outputs if name != "score"):
         jobs.append(engine.tokenize_encode(PROBE, vectors, limit, adapter=adapter))
     return jobs

@@ -12,8 +12,8 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
-from sie_server.serving.memory import Held
-from sie_server.serving.requests import profile_names
+from sie_server.serving.lifecycle.eviction import Held
+from sie_server.serving.requests.options import profile_names
 from sie_server.wire import AdapterInfo, LoadProgress, ModelInfo, ModelState
 
 Phase = Literal["fetch", "room", "load", "measure", "probe"]

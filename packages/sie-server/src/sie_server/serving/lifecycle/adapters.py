@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import Conflict, ModelLoading, SIEError
-from sie_server.serving.adapter_names import AdapterNames
-from sie_server.serving.loading import Loader, as_load_error
+from sie_server.serving.lifecycle.adapter_names import AdapterNames
+from sie_server.serving.lifecycle.loader import Loader, as_load_error
+from sie_server.serving.lifecycle.slots import Attached, NoRoom, Slot, Version, cool_down_s, copy_of
 from sie_server.serving.metrics import Metrics
-from sie_server.serving.slots import Attached, NoRoom, Slot, Version, cool_down_s, copy_of
 
 log = logging.getLogger("sie_server.adapters")
 # sets the bytes aside for one that is about to be loaded; who gives way for it is not decided here

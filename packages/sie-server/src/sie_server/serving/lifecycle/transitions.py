@@ -1,6 +1,6 @@
 """What changes a slot: load, swap, evict, unload, drain. Each is a task on the event loop, one per slot at a time.
 
-Requests and admin callers wait for these tasks (`serving.registry`); nobody who stops waiting ends one.
+Requests and admin callers wait for these tasks (`serving.lifecycle.registry`); nobody who stops waiting ends one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 from sie_server.catalog import ModelConfig
 from sie_server.errors import SIEError
-from sie_server.serving import memory, room
-from sie_server.serving.adapters import Adapters
-from sie_server.serving.loading import Loader, as_load_error, check_outputs
+from sie_server.serving.lifecycle import budget as room
+from sie_server.serving.lifecycle import eviction
+from sie_server.serving.lifecycle.adapters import Adapters
+from sie_server.serving.lifecycle.loader import Loader, as_load_error, check_outputs
+from sie_server.serving.lifecycle.slots import Attached, Progress, Slot, Version, copy_of
 from sie_server.serving.metrics import Metrics
-from sie_server.serving.slots import Attached, Progress, Slot, Version, copy_of
 
 log = logging.getLogger("sie_server.registry")
 # part of load_wait_s that a load waits for a gap, and that a model serves, before a model in use is drained
@@ -153,7 +154,7 @@ class Transitions:
         progress.enter("load")
         version.engine = await self.loader.load(version.config, directory, progress)
         version.nbytes = version.engine.memory_bytes
-        await self._evict(memory.make_room(self.held(slot), self.budget, 0).evict)
+        await self._evict(eviction.make_room(self.held(slot), self.budget, 0).evict)
         if old and old.engine:
             progress.enter("probe")
             check_outputs(version.config, old.engine, version.engine)
@@ -178,7 +179,7 @@ class Transitions:
         adapter.nbytes, adapter.late = need, None
         await self._free(plan)
 
-    async def _wait_for_room(self, want: Want, seconds: float) -> memory.Plan:
+    async def _wait_for_room(self, want: Want, seconds: float) -> eviction.Plan:
         """How to make room, as soon as that is possible; what the plan says is to be done at once.
 
         With `drain`, models that are in use without a pause have to go after a while; otherwise two busy models would
@@ -209,11 +210,11 @@ class Transitions:
         serving = self.slots[name].serving
         return time.monotonic() - serving.loaded if serving else 0.0
 
-    def _plan(self, want: Want) -> memory.Plan:
+    def _plan(self, want: Want) -> eviction.Plan:
         spare = [h for slot in self.slots.values() for h in slot.spare(stays=slot is want.slot)]
-        return memory.make_room(self.held(want.slot), self.budget, want.need, spare if want.spare else ())
+        return eviction.make_room(self.held(want.slot), self.budget, want.need, spare if want.spare else ())
 
-    async def _free(self, plan: memory.Plan) -> None:
+    async def _free(self, plan: eviction.Plan) -> None:
         for part in plan.drop:
             name, _, adapter = part.rpartition(":")
             slot = self.slots[name]
@@ -258,6 +259,6 @@ class Transitions:
         """Those of known models, and of removed ones that still hold memory."""
         return [*self.slots.values(), *self.leaving]
 
-    def held(self, loading: Slot | None = None) -> list[memory.Held]:
+    def held(self, loading: Slot | None = None) -> list[eviction.Held]:
         """All versions; while a slot is `loading` another version, the one that serves there stays."""
         return [held for slot in self.all_slots() for held in slot.held(stays=slot is loading)]

@@ -8,7 +8,7 @@ from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.storage.source import same_place
 from sie_server.errors import AdapterNotFound, Conflict
-from sie_server.serving.slots import Slot
+from sie_server.serving.lifecycle.slots import Slot
 from sie_server.wire import AdapterInfo
 
 

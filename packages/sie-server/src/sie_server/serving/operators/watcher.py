@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sie_server.catalog import ModelConfig
 from sie_server.errors import SIEError
-from sie_server.serving.operations import Operations
+from sie_server.serving.operators.operations import Operations
 
 log = logging.getLogger("sie_server.watching")
 Models = Mapping[str, ModelConfig]

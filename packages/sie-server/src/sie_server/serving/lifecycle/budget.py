@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sie_server.errors import ModelLoadFailed, SIEError
-from sie_server.serving.slots import NoRoom, Slot
+from sie_server.serving.lifecycle.slots import NoRoom, Slot
 
 KEY = "memory_budget_mb"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from sie_server.catalog import ModelConfig, catalog, id_problem
 from sie_server.engine.storage.source import is_path
 from sie_server.errors import InvalidInput
-from sie_server.serving.operations import Operations
-from sie_server.serving.registry import Registry
+from sie_server.serving.lifecycle.registry import Registry
+from sie_server.serving.operators.operations import Operations
 from sie_server.wire import AdminAnswer
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)

@@ -14,7 +14,7 @@ from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.text.chunks import Chunking
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec
-from sie_server.serving.requests import refuse_cut, text_of
+from sie_server.serving.requests.options import refuse_cut, text_of
 from sie_server.wire import Item, Options, ScoreRequest
 
 Floats = npt.NDArray[np.float32]
