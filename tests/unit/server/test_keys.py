@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sie_server import keys
-from sie_server.api.gate import Gate, is_loopback
+from sie_server.api.edge.gate import Gate, is_loopback
 from sie_server.config import ConfigError, Secret, ServerConfig, load_config
 from sie_server.errors import Forbidden, Unauthorized
 from sie_server.keys import find_key, read_keys

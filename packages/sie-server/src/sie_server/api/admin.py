@@ -1,4 +1,4 @@
-"""The admin routes: load, unload and swap models and adapters while the server runs. `api.gate` decides who may ask.
+"""The admin routes: load, unload and swap models and adapters while the server runs. `api.edge.gate` decides who may ask.
 
 Bodies are JSON and say so: a web page of another origin cannot send that content type without being asked about it
 first. A field that is not known is an error, because an admin must not be misheard. What was begun goes on when the
@@ -17,8 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sie_server.api import codec
-from sie_server.api.bodies import read_body
-from sie_server.api.gate import ADMIN
+from sie_server.api.edge.bodies import read_body
+from sie_server.api.edge.gate import ADMIN
 from sie_server.api.routes import service_of
 from sie_server.errors import InvalidInput
 from sie_server.wire import (

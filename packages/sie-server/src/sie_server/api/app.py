@@ -23,9 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sie_server import __version__
 from sie_server.api import admin, dialects, routes
 from sie_server.api.codec import JSON
-from sie_server.api.cors import Cors, check_origins
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
-from sie_server.api.gate import Gate
+from sie_server.api.edge.cors import Cors, check_origins
+from sie_server.api.edge.gate import Gate
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError
 from sie_server.keys import read_keys

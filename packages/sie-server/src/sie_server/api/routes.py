@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from sie_server.api import codec, openai, openapi
-from sie_server.api.bodies import read_body, unless_gone
+from sie_server.api.edge.bodies import read_body, unless_gone
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service

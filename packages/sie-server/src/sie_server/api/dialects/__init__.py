@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sie_server.api.dialects.cohere import COHERE_V1, COHERE_V2
 from sie_server.api.dialects.dialect import Dialect
-from sie_server.api.dialects.jina import INFINITY, JINA
-from sie_server.api.dialects.nim import NIM
-from sie_server.api.dialects.tei import TEI
-from sie_server.api.dialects.vllm import VLLM_RERANK, VLLM_SCORE
-from sie_server.api.dialects.voyage import VOYAGE
+from sie_server.api.dialects.vendors.cohere import COHERE_V1, COHERE_V2
+from sie_server.api.dialects.vendors.jina import INFINITY, JINA
+from sie_server.api.dialects.vendors.nim import NIM
+from sie_server.api.dialects.vendors.tei import TEI
+from sie_server.api.dialects.vendors.vllm import VLLM_RERANK, VLLM_SCORE
+from sie_server.api.dialects.vendors.voyage import VOYAGE
 
 RERANK: dict[str, tuple[Dialect, ...]] = {
     "/v2/rerank": (COHERE_V2,),

@@ -11,7 +11,7 @@ import re
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sie_server.api.gate import ADMIN
+from sie_server.api.edge.gate import ADMIN
 from sie_server.config import ConfigError
 
 ORIGIN = re.compile(r"https?://[^/\s*?#@]+")
