@@ -21,7 +21,7 @@ from encoders import make_encoder
 from families import EVERY
 from inprocess import ask, asking, post
 from sie_server.catalog import EMBEDDED
-from sie_server.cli import cli
+from sie_server.cli.commands import cli
 from sie_server.verify.references import CannotVerify
 from sie_server.verify.verify import kendall_tau, verify
 

@@ -22,7 +22,7 @@ import pytest
 
 import servers
 from servers import Server
-from sie_server.cli_admin import how_far
+from sie_server.cli.admin import how_far
 
 INFER, ADMIN = "infer-3f9a27c1d05b", "admin-8c1e64b7a290"
 ABSENT = "BAAI/bge-reranker-base"  # in the catalog, and not on this machine

@@ -20,7 +20,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sie_server.console import errors, output
+from sie_server.cli.console import errors, output
 
 Json = dict[str, Any]
 POLL_S = 0.3

@@ -1,5 +1,5 @@
 """The command line: `serve` runs the server, `score` reranks without one, `models` lists what can be served,
-`admin` (cli_admin.py) tells a running server what to load.
+`admin` (cli/admin.py) tells a running server what to load.
 
 Flags come from the fields of `ServerConfig`. Nothing heavy is imported before a command needs it.
 """
@@ -21,9 +21,9 @@ from rich.table import Table
 
 from sie_server import __version__
 from sie_server.catalog import configured_adapters, known_models
-from sie_server.cli_admin import admin
+from sie_server.cli.admin import admin
+from sie_server.cli.console import errors, output
 from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, is_secret, load_config
-from sie_server.console import errors, output
 from sie_server.errors import SIEError
 from sie_server.keys import read_keys
 from sie_server.wire import Item, ScoreRequest, ScoreResponse

@@ -1,0 +1,5 @@
+"""The command line: `sie-server`."""
+
+from sie_server.cli.commands import main
+
+__all__ = ["main"]
