@@ -21,10 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from checkpoints import random_text
-from decoder_checkpoints import make_decoder
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.decoders import make_decoder
 
 QUERY = "how do stars burn hydrogen?"
 LIMIT = 512

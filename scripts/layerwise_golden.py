@@ -67,7 +67,7 @@ def make() -> None:
     import torch
     from safetensors.torch import save_file
 
-    from decoder_checkpoints import gemma_tokenizer
+    from support.checkpoints.decoders import gemma_tokenizer
 
     shutil.rmtree(GOLDEN, ignore_errors=True)
     torch.manual_seed(0)

@@ -33,7 +33,7 @@ DOCUMENTS = [
 
 def make() -> None:
     """Random weights, real layouts."""
-    from colbert_checkpoints import make_pylate, make_stanford
+    from support.checkpoints.colbert import make_pylate, make_stanford
 
     shutil.rmtree(GOLDEN, ignore_errors=True)
     GOLDEN.mkdir(parents=True)

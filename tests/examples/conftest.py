@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-import servers
-from servers import Server
+from support.servers import processes
+from support.servers.processes import Server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with servers.running(tmp_path_factory.mktemp("server"), "--dtype", "float32", "--offline") as it:
+    with processes.running(tmp_path_factory.mktemp("server"), "--dtype", "float32", "--offline") as it:
         yield it

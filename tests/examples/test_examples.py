@@ -14,9 +14,9 @@ import pytest
 import two_stage
 from nbclient import NotebookClient
 
-import programs
-from servers import Server
 from sie_sdk import Item, SIEClient
+from support.servers import programs
+from support.servers.processes import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEMO = [json.loads(line) for line in (EXAMPLES / "demo/queries.jsonl").read_text().splitlines()]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import checkpoints
-import servers
-from questions import KEY
-from servers import Server
+from support.checkpoints import cross_encoders
+from support.requests.questions import KEY
+from support.servers import processes
+from support.servers.processes import Server
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks the network when it is imported
 
@@ -19,11 +19,11 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks the network wh
 @pytest.fixture(scope="session")
 def checkpoint_dirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
-    checkpoints.make_cross_encoder(root / "bert", "bert")
-    checkpoints.make_cross_encoder(root / "logit", "bert", seed=4)
+    cross_encoders.make_cross_encoder(root / "bert", "bert")
+    cross_encoders.make_cross_encoder(root / "logit", "bert", seed=4)
     identity = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.0.0"}
-    servers.edit_json(root / "logit" / "config.json", sentence_transformers=identity)
-    servers.make_encoder(root / "encoder")
+    processes.edit_json(root / "logit" / "config.json", sentence_transformers=identity)
+    processes.make_encoder(root / "encoder")
     return root
 
 
@@ -35,7 +35,7 @@ def _arguments(root: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, checkpoint_dirs: Path) -> Iterator[Server]:
-    with servers.running(tmp_path_factory.mktemp("server"), *_arguments(checkpoint_dirs)) as it:
+    with processes.running(tmp_path_factory.mktemp("server"), *_arguments(checkpoint_dirs)) as it:
         yield it
 
 
@@ -43,5 +43,5 @@ def server(tmp_path_factory: pytest.TempPathFactory, checkpoint_dirs: Path) -> I
 def guarded(tmp_path_factory: pytest.TempPathFactory, checkpoint_dirs: Path) -> Iterator[Server]:
     """The same with an API key."""
     env = {"SIE_API_KEYS": f"web:infer:{KEY}"}
-    with servers.running(tmp_path_factory.mktemp("guarded"), *_arguments(checkpoint_dirs), env=env) as it:
+    with processes.running(tmp_path_factory.mktemp("guarded"), *_arguments(checkpoint_dirs), env=env) as it:
         yield it

@@ -12,9 +12,9 @@ import litellm
 import pytest
 import voyageai
 
-import servers
-from questions import KEY, LONG, PROBABILITY, QUERY, TEXTS
-from servers import Server
+from support.requests.questions import KEY, LONG, PROBABILITY, QUERY, TEXTS
+from support.servers import processes
+from support.servers.processes import Server
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v2/rerank": {"query": "rain", "documents": ["rain"]},
@@ -232,7 +232,7 @@ def test_a_model_that_is_loading_says_when_to_come_back(tmp_path: Path, checkpoi
     models.mkdir()
     for i in range(len(BODIES)):
         (models / f"m{i}").symlink_to(checkpoint_dirs / "bert")
-    with servers.running(tmp_path, f"--models-dir={models}", "--load-wait-s=0") as slow:
+    with processes.running(tmp_path, f"--models-dir={models}", "--load-wait-s=0") as slow:
         for i, (path, body) in enumerate(BODIES.items()):
             answer = slow.post(path, {**body, "model": f"m{i}"})
             assert answer.status_code == 503 and "loading" in message_of(path, answer), answer.text

@@ -15,9 +15,9 @@ from huggingface_hub import InferenceClient
 from langchain_cohere import CohereRerank
 from langchain_core.documents import Document
 
-from questions import KEY, MODELS, PROBABILITY, QUERY, TEXTS, expect, probabilities
-from servers import Server
 from sie_sdk import SIEClient
+from support.requests.questions import KEY, MODELS, PROBABILITY, QUERY, TEXTS, expect, probabilities
+from support.servers.processes import Server
 
 MODEL = PROBABILITY
 

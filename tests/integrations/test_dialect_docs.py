@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import servers
-from servers import Server
+from support.servers import processes
+from support.servers.processes import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text(encoding="utf-8")
 SETUP, *BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -17,7 +17,7 @@ SETUP, *BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.D
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with servers.running(tmp_path_factory.mktemp("docs")) as server:
+    with processes.running(tmp_path_factory.mktemp("docs")) as server:
         yield server
 
 

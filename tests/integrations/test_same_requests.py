@@ -12,11 +12,20 @@ from typing import Any
 import httpx
 import pytest
 
-import programs
-from dialects import SPOKEN
-from questions import LOGIT, MODELS, PROBABILITY, Expected, Hits, Request, expect, random_requests
-from servers import JSON, Server
 from sie_sdk import SIEAsyncClient, SIEClient
+from support.requests.dialects import SPOKEN
+from support.requests.questions import (
+    LOGIT,
+    MODELS,
+    PROBABILITY,
+    Expected,
+    Hits,
+    Request,
+    expect,
+    random_requests,
+)
+from support.servers import programs
+from support.servers.processes import JSON, Server
 
 REQUESTS = random_requests(200)
 # one for each writer of answers; the other paths to them are in test_same_scores

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dialects import SPOKEN, nim, plain, score
-from questions import LOGIT, MODELS, PROBABILITY, QUERY, TEXTS, expect, probabilities
-from servers import Server
+from support.requests.dialects import SPOKEN, nim, plain, score
+from support.requests.questions import LOGIT, MODELS, PROBABILITY, QUERY, TEXTS, expect, probabilities
+from support.servers.processes import Server
 
 
 def options(model: str, raw: bool) -> dict[str, str]:

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters import Pairs, write_adapter
-from checkpoints import random_text
-from families import EVERY, Made
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY
 from sie_server.engine.lora.adapter import Adapter
+from support.checkpoints.cross_encoders import random_text
+from support.families.adapters import Pairs, write_adapter
+from support.families.every import EVERY, Made
 
 RANK, ALPHA = 3, 6.0
 FAMILIES = [name for name in sorted(EVERY) if name not in ("deberta-v2", "electra", "camembert")]  # not ours

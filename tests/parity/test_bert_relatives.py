@@ -20,10 +20,12 @@ import pytest
 import torch
 import transformers
 
-from adapters import Pairs, under, write_adapter
-from checkpoints import random_text
-from jobs import read_pairs, run_job
-from relatives import (
+from sie_server.engine.engine import Engine
+from sie_server.engine.lora.adapter import Adapter
+from sie_server.errors import ModelLoadFailed
+from support.checkpoints.cross_encoders import random_text
+from support.families.adapters import Pairs, under, write_adapter
+from support.families.relatives import (
     LAYERS,
     LIMIT,
     RELATIVES,
@@ -31,9 +33,7 @@ from relatives import (
     Relative,
     make_relative,
 )
-from sie_server.engine.engine import Engine
-from sie_server.engine.lora.adapter import Adapter
-from sie_server.errors import ModelLoadFailed
+from support.requests.jobs import read_pairs, run_job
 
 
 @dataclass

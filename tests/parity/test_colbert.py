@@ -22,12 +22,12 @@ from sentence_transformers import MultiVectorEncoder
 from tokenizers import normalizers
 from transformers import AutoTokenizer, JinaEmbeddingsV3Model
 
-from checkpoints import random_text
-from colbert_checkpoints import BASES, make_jina, make_pylate, make_stanford
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.text.chunks import Chunking
 from sie_server.models.spec import LateInteractionSpec
+from support.checkpoints.colbert import BASES, make_jina, make_pylate, make_stanford
+from support.checkpoints.cross_encoders import random_text
 
 TOLERANCE = 1e-4
 Vectors = list[npt.NDArray[np.float32]]

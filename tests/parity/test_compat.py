@@ -13,13 +13,13 @@ import pytest
 import torch
 import transformers
 
-from checkpoints import random_text
-from compat_checkpoints import COMPAT, LIMIT, make_compat
-from jobs import read_pairs, run_job
 from sie_server.catalog import catalog
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.serving.lifecycle.slots import Slot
+from support.checkpoints.compat import COMPAT, LIMIT, make_compat
+from support.checkpoints.cross_encoders import random_text
+from support.requests.jobs import read_pairs, run_job
 
 
 def documents() -> list[str]:

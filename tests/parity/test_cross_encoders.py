@@ -14,10 +14,10 @@ import torch
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from checkpoints import FAMILIES, make_cross_encoder, random_text
-from jobs import read_pairs, run_job
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
+from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
+from support.requests.jobs import read_pairs, run_job
 
 MAX_LENGTH = 96
 PAIRS = 240

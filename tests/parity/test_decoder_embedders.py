@@ -12,15 +12,15 @@ import numpy.typing as npt
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from checkpoints import random_text
-from decoder_checkpoints import make_decoder
-from embedder_checkpoints import LIMIT, TASK, make_embedder
-from encoders import write_json
-from inprocess import asking, post
-from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.verify.verify import verify
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.decoders import make_decoder
+from support.checkpoints.embedders import LIMIT, TASK, make_embedder
+from support.checkpoints.encoders import write_json
+from support.requests.jobs import run_job
+from support.servers.inprocess import asking, post
 
 LAST_TOKEN = {"pooling_mode_lasttoken": True, "pooling_mode_cls_token": False}
 TEXTS = [random_text(random.Random(i), n) for i, n in enumerate((0, 1, 2, 7, 15, 16, 17, 40, 300))] + [

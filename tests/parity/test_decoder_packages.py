@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints import random_text
-from decoder_checkpoints import make_decoder
-from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.decoders import make_decoder
+from support.requests.jobs import run_job
 
 QUERY = "how do stars burn hydrogen?"
 

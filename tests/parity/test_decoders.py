@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from decoder_cases import LIMIT, TOLERANCE, Case, ids_of, in_order, make_case
-from decoder_checkpoints import DECODERS, make_decoder
 from sie_server.engine import forward
 from sie_server.engine.engine import Engine
 from sie_server.models.families.decoders import gemma2
+from support.checkpoints.decoders import DECODERS, make_decoder
+from support.families.decoder_cases import LIMIT, TOLERANCE, Case, ids_of, in_order, make_case
 
 
 @pytest.fixture(scope="module", params=sorted(DECODERS))

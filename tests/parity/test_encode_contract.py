@@ -14,12 +14,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 from starlette.testclient import TestClient
 
-from checkpoints import random_text
-from encoders import make_encoder, write_json
-from inprocess import asking, post
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.encoders import make_encoder, write_json
+from support.servers.inprocess import asking, post
 
 TEXTS = [random_text(random.Random(i), n) for i, n in enumerate((0, 1, 4, 40, 300))] + ["Zürich 東京"]
 PROMPTS: dict[str, Any] = {

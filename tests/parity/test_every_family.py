@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints import random_text
-from families import EVERY, Family
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
 from sie_server.verify.references import Answers
+from support.checkpoints.cross_encoders import random_text
+from support.families.every import EVERY, Family
 
 QUERY_TEXT = "how do stars burn hydrogen"
 

@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints import random_text
-from encoders import write_json
-from jina_bert import (
+from sie_server.engine.engine import Engine
+from sie_server.errors import ModelLoadFailed
+from sie_server.models.layers.alibi import KEPT, head_slopes
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.encoders import write_json
+from support.families.jina_bert import (
     EMBEDDERS,
     KINDS,
     LIMIT,
@@ -31,10 +34,7 @@ from jina_bert import (
     hidden,
     make_jina_bert,
 )
-from jobs import run_job
-from sie_server.engine.engine import Engine
-from sie_server.errors import ModelLoadFailed
-from sie_server.models.layers.alibi import KEPT, head_slopes
+from support.requests.jobs import run_job
 
 
 @dataclass

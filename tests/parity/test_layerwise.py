@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from inprocess import ask, asking, in_order, post
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import ModelLoadFailed
+from support.servers.inprocess import ask, asking, in_order, post
 
 GOLDEN = Path(__file__).parent / "golden" / "layerwise"
 TEMPLATES = {"minicpm": "bge-reranker-layerwise", "gemma2": "bge-reranker-lightweight"}

@@ -19,15 +19,15 @@ from safetensors.torch import load_file
 from starlette.testclient import TestClient
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from checkpoints import random_text
-from inprocess import ask, asking, in_order, post
-from listwise_checkpoints import make_listwise
 from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.kinds.listwise import form_blocks
 from sie_server.errors import ModelLoadFailed
 from sie_server.serving.requests.scoring import per_document
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.listwise import make_listwise
+from support.servers.inprocess import ask, asking, in_order, post
 
 TOLERANCE = 1e-5
 SYSTEM = (

@@ -14,12 +14,12 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 
-from checkpoints import random_text
-from decoder_checkpoints import byte_level_tokenizer, make_decoder
-from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.serving.requests.ranking import activate
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.decoders import byte_level_tokenizer, make_decoder
+from support.requests.jobs import run_job
 
 FLAT = """<|im_start|>system
 Judge whether the Document meets the requirements.<|im_end|>

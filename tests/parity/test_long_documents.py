@@ -14,12 +14,12 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from checkpoints import FAMILIES, make_cross_encoder, random_text
-from inprocess import ask, asking, in_order, post
-from jobs import run_job
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.engine import Engine
 from sie_server.engine.text.chunks import Chunking
+from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
+from support.requests.jobs import run_job
+from support.servers.inprocess import ask, asking, in_order, post
 
 LIMIT = 48
 QUERY = "how stars burn hydrogen"

@@ -16,12 +16,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from adapters import make_adapter, under, write_adapter
-from checkpoints import FAMILIES, make_cross_encoder, random_text
-from colbert_checkpoints import make_pylate, make_stanford
-from decoder_checkpoints import DECODERS, make_decoder
-from encoders import make_encoder, make_splade
-from jobs import read_pairs
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
@@ -30,6 +24,12 @@ from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.lora.config import read_lora_config
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.layers.linear import LayerNorm, Linear
+from support.checkpoints.colbert import make_pylate, make_stanford
+from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
+from support.checkpoints.decoders import DECODERS, make_decoder
+from support.checkpoints.encoders import make_encoder, make_splade
+from support.families.adapters import make_adapter, under, write_adapter
+from support.requests.jobs import read_pairs
 
 LIMIT, TOLERANCE = 96, 1e-4
 QUERY = "why do stars burn hydrogen"

@@ -13,13 +13,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from checkpoints import make_cross_encoder, random_text
-from jobs import read_pairs, run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.batch import PackedBatch, Tokens, pack
 from sie_server.models.layers import local_attention
 from sie_server.models.layers.local_attention import LocalAttention
+from support.checkpoints.cross_encoders import make_cross_encoder, random_text
+from support.requests.jobs import read_pairs, run_job
 
 LIMIT = 640  # the window of these checkpoints is 8 to either side, its blocks are 32
 TOLERANCE = 1e-4

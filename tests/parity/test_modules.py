@@ -17,11 +17,11 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from checkpoints import random_text
-from jobs import run_job
-from modular_checkpoints import LIMIT, MODELS, SIZE, make_encoder, make_reranker, shaken
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.modular import LIMIT, MODELS, SIZE, make_encoder, make_reranker, shaken
+from support.requests.jobs import run_job
 
 
 def documents(words: int = 90) -> list[str]:

@@ -16,12 +16,12 @@ import pytest
 from sentence_transformers import MultiVectorEncoder
 from tokenizers import Tokenizer
 
-from checkpoints import random_text
-from colbert_checkpoints import make_pylate, make_stanford
 from sie_server.engine.engine import Engine
 from sie_server.engine.text.chunks import Chunking
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.spec import LateInteractionSpec
+from support.checkpoints.colbert import make_pylate, make_stanford
+from support.checkpoints.cross_encoders import random_text
 
 Vectors = list[npt.NDArray[np.float32]]
 MARKED = {"query": "[Q] ", "document": "[D] "}

@@ -16,11 +16,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from checkpoints import SPECIAL_TOKENS, random_text, xlm_roberta_tokenizer
-from encoders import write_json, write_modules
-from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
+from support.checkpoints.cross_encoders import SPECIAL_TOKENS, random_text, xlm_roberta_tokenizer
+from support.checkpoints.encoders import write_json, write_modules
+from support.requests.jobs import run_job
 
 LIMIT, SIZE = 120, 48
 SHAPE = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from inprocess import asking, post
 from sie_server.catalog import catalog, entries
+from support.servers.inprocess import asking, post
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 SENTENCES = """

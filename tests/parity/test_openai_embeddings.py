@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from encoders import make_encoder
-from inprocess import asking, post
+from support.checkpoints.encoders import make_encoder
+from support.servers.inprocess import asking, post
 
 TEXTS = ["rain falls", "", "stars burn hydrogen"]
 ROUTE = "/v1/embeddings"

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints import random_text
-from decoder_cases import LIMIT, REFERENCES, TOLERANCE, Case, ids_of, make_case
-from decoder_checkpoints import DECODERS, make_decoder
-from inprocess import ask, asking, in_order, post
-from jobs import run_job
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Chunk, Job
 from sie_server.engine.text.chunks import Chunking
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.decoders import DECODERS, make_decoder
+from support.families.decoder_cases import LIMIT, REFERENCES, TOLERANCE, Case, ids_of, make_case
+from support.requests.jobs import run_job
+from support.servers.inprocess import ask, asking, in_order, post
 
 OVERLAP = 9
 RNG = random.Random(5)

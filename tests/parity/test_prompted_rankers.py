@@ -13,12 +13,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from checkpoints import random_text
-from decoder_checkpoints import end_with
-from inprocess import ask, asking, in_order, post
-from ranker_checkpoints import MAKERS, Made, edit_config, make_nemotron, make_qwen3_vl
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.decoders import end_with
+from support.checkpoints.rankers import MAKERS, Made, edit_config, make_nemotron, make_qwen3_vl
+from support.servers.inprocess import ask, asking, in_order, post
 
 LIMIT = 220
 QUERY = "how do stars burn hydrogen?"

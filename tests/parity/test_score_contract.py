@@ -16,9 +16,9 @@ import torch
 from starlette.testclient import TestClient
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from checkpoints import make_cross_encoder, random_text
-from inprocess import ask, asking, in_order, post
 from sie_server.catalog import EMBEDDED
+from support.checkpoints.cross_encoders import make_cross_encoder, random_text
+from support.servers.inprocess import ask, asking, in_order, post
 
 QUERY = "machine learning"
 TEXTS = [random_text(random.Random(i), 1 + 3 * i) for i in range(12)]

@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, XLMRobertaModel
 
-from checkpoints import random_text
-from encoders import make_bge_m3, make_splade, write_json
-from inprocess import ask, asking, in_order, post
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.encoders import make_bge_m3, make_splade, write_json
+from support.servers.inprocess import ask, asking, in_order, post
 
 RNG = random.Random(6)
 TEXTS = [random_text(RNG, n) for n in (0, 1, 2, 15, 40, 300)] + ["rain rain rain", "東京 ☃"]

@@ -15,15 +15,15 @@ from scipy.stats import kendalltau
 from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
-from checkpoints import make_cross_encoder
-from decoder_checkpoints import make_decoder
-from encoders import make_encoder
-from families import EVERY
-from inprocess import ask, asking, post
 from sie_server.catalog import EMBEDDED
 from sie_server.cli.commands import cli
 from sie_server.verify.references import CannotVerify
 from sie_server.verify.verify import kendall_tau, verify
+from support.checkpoints.cross_encoders import make_cross_encoder
+from support.checkpoints.decoders import make_decoder
+from support.checkpoints.encoders import make_encoder
+from support.families.every import EVERY
+from support.servers.inprocess import ask, asking, post
 
 LIMIT = 48
 QUERY = "how stars burn hydrogen"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import checkpoints
-import servers
-from servers import Server
+from support.checkpoints import cross_encoders
+from support.servers import processes
+from support.servers.processes import Server
 
 MAX_BODY_MB = 8
 
@@ -18,12 +18,12 @@ MAX_BODY_MB = 8
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory for --models-dir: org/name below it."""
     root = tmp_path_factory.mktemp("models")
-    checkpoints.make_cross_encoder(root / "toy/bert", "bert")
-    checkpoints.make_cross_encoder(root / "toy/roberta", "roberta", seed=1)
-    checkpoints.make_cross_encoder(root / "toy/xlm-roberta", "xlm-roberta", seed=2)
-    servers.make_encoder(root / "toy/encoder")
-    servers.poison(root / "toy/nan", root / "toy/bert")
-    servers.poison(root / "toy/nan-encoder", root / "toy/encoder")
+    cross_encoders.make_cross_encoder(root / "toy/bert", "bert")
+    cross_encoders.make_cross_encoder(root / "toy/roberta", "roberta", seed=1)
+    cross_encoders.make_cross_encoder(root / "toy/xlm-roberta", "xlm-roberta", seed=2)
+    processes.make_encoder(root / "toy/encoder")
+    processes.poison(root / "toy/nan", root / "toy/bert")
+    processes.poison(root / "toy/nan-encoder", root / "toy/encoder")
     return root
 
 
@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
     """Serves `models` and sie/mini-en in fp32."""
     args = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
-    with servers.running(tmp_path_factory.mktemp("server"), *args, "--max-body-mb", str(MAX_BODY_MB)) as it:
+    with processes.running(tmp_path_factory.mktemp("server"), *args, "--max-body-mb", str(MAX_BODY_MB)) as it:
         yield it
 
 
@@ -41,5 +41,5 @@ def documented(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterat
     named = {"BAAI/bge-reranker-v2-m3": "toy/xlm-roberta", "BAAI/bge-m3": "toy/encoder"}
     args = [f"--model={name}={models / path}" for name, path in named.items()]
     folder = tmp_path_factory.mktemp("documented")
-    with servers.running(folder, *args, "--model=sie/mini-en", "--dtype=float32") as server:
+    with processes.running(folder, *args, "--model=sie/mini-en", "--dtype=float32") as server:
         yield server

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-import checkpoints
-import inprocess
-from adapters import make_adapter
-from inprocess import scores, until
 from sie_server.errors import ModelLoadFailed, ResourceExhausted, SIEError
 from sie_server.serving.service import Service
+from support.checkpoints import cross_encoders
+from support.families.adapters import make_adapter
+from support.servers import inprocess
+from support.servers.inprocess import scores, until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
 NAMES = ["one", "two", "three", "four"]
@@ -30,7 +30,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models of about 5 MiB, and adapters that are nearly as large."""
     root = tmp_path_factory.mktemp("made")
     for seed, name in enumerate((MODEL, OTHER)):
-        checkpoints.make_cross_encoder(root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2)
+        cross_encoders.make_cross_encoder(
+            root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2
+        )
     shutil.copy(root / MODEL / "tokenizer.json", root / OTHER)
     shutil.copy(root / MODEL / "config.json", root / OTHER)
     for seed, name in enumerate(NAMES):

@@ -22,19 +22,18 @@ import yaml
 from starlette.testclient import TestClient
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-import checkpoints
-import inprocess
-import servers
-from adapters import make_adapter, under
-from colbert_checkpoints import make_pylate
-from inprocess import ask, asking, in_order, post, until
-from servers import Server
 from sie_server.catalog import ModelConfig, catalog
 from sie_server.engine.lora import patterns
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import AdapterNotFound, Conflict, ModelLoadFailed, ModelLoading, SIEError
 from sie_server.serving.lifecycle.loader import READERS, Loader, base_names
 from sie_server.serving.service import Service
+from support.checkpoints import cross_encoders
+from support.checkpoints.colbert import make_pylate
+from support.families.adapters import make_adapter, under
+from support.servers import inprocess, processes
+from support.servers.inprocess import ask, asking, in_order, post, until
+from support.servers.processes import Server
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]
 NAMES = ["laws", "stars", "cooking"]
@@ -45,12 +44,12 @@ MODEL, ENCODER = "toy/bert", "toy/encoder"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cross-encoder, another version of it, an encoder, and adapters for each."""
     root = tmp_path_factory.mktemp("adapters")
-    bert = checkpoints.make_cross_encoder(root / MODEL, "bert")
-    other = checkpoints.make_cross_encoder(root / "toy/other", "bert", seed=5)
+    bert = cross_encoders.make_cross_encoder(root / MODEL, "bert")
+    other = cross_encoders.make_cross_encoder(root / "toy/other", "bert", seed=5)
     for name in ("tokenizer.json", "config.json"):  # training a tokenizer twice may give two
         shutil.copy(bert / name, other)
-    wide = checkpoints.make_cross_encoder(root / "toy/wide", "bert", hidden_size=64)
-    encoder = servers.make_encoder(root / ENCODER)
+    wide = cross_encoders.make_cross_encoder(root / "toy/wide", "bert", hidden_size=64)
+    encoder = processes.make_encoder(root / ENCODER)
     target = {"r": 4, "target_modules": ["query", "value", "dense"]}
     for seed, name in enumerate(NAMES):
         base = AutoModelForSequenceClassification.from_pretrained(bert)
@@ -207,7 +206,9 @@ def test_requests_by_adapter_are_counted_under_the_model(client: TestClient) -> 
 
 def test_an_id_of_the_operators_choice_is_not_where_the_weights_are_from(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "lora/laws", tmp_path / "laws")
-    servers.edit_json(tmp_path / "laws/adapter_config.json", base_model_name_or_path="BAAI/bge-reranker-base")
+    processes.edit_json(
+        tmp_path / "laws/adapter_config.json", base_model_name_or_path="BAAI/bge-reranker-base"
+    )
     shutil.copytree(made / MODEL, tmp_path / "weights/v3")
     entry = {"id": "acme/hubbase", "source": "weights/v3", "license": "none", "description": "", "outputs": ["score"],
              "max_seq_length": 64, "adapters": {"laws": str(tmp_path / "laws")}}  # fmt: skip
@@ -562,7 +563,7 @@ async def test_what_was_unloaded_while_it_was_loading_is_not_reported_loaded(mad
 
 async def test_one_that_gives_no_finite_scores_is_refused_when_it_loads(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "lora/laws", tmp_path / "laws")
-    servers.edit_json(
+    processes.edit_json(
         tmp_path / "laws/adapter_config.json", lora_alpha=1e38
     )  # B is finite, what it makes is not
     async with serving(made, adapter=(f"{MODEL}:laws={tmp_path / 'laws'}",)) as service:
@@ -576,7 +577,7 @@ async def test_a_costly_expression_keeps_nobody_waiting(
 ) -> None:
     monkeypatch.setattr(patterns, "LIMIT_S", 1.0)
     shutil.copytree(made / "lora/laws", tmp_path / "laws")
-    servers.edit_json(tmp_path / "laws/adapter_config.json", target_modules="(?:(.)|(.)(.)|(.)(.)(.))*[!?]")
+    processes.edit_json(tmp_path / "laws/adapter_config.json", target_modules="(?:(.)|(.)(.)|(.)(.)(.))*[!?]")
     async with serving(made, adapter=(f"{MODEL}:laws={tmp_path / 'laws'}",)) as service:
         expected = await raw(service)
         loading, answered = asyncio.create_task(raw(service, f"{MODEL}:laws")), 0
@@ -653,7 +654,7 @@ async def test_a_catalog_entry_and_a_profile_may_name_one(made: Path, tmp_path: 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Iterator[Server]:
     args = ["--models-dir", str(made), "--dtype", "float32", "--batch-tokens", "2048"]
-    with servers.running(tmp_path_factory.mktemp("server"), *args) as server:
+    with processes.running(tmp_path_factory.mktemp("server"), *args) as server:
         yield server
 
 
@@ -703,6 +704,6 @@ def test_the_shell_does_the_same(server: Server, made: Path) -> None:
 
 def test_a_wrong_flag_stops_the_start(made: Path, tmp_path: Path) -> None:
     for value in ("nobody:a=x/y", f"{MODEL}=x", f"{MODEL}:a=", f"{MODEL}:../a=x/y", f"{MODEL}:a\n=x/y"):
-        command = servers.command_line(tmp_path, "serve", "--models-dir", str(made), "--adapter", value)
+        command = processes.command_line(tmp_path, "serve", "--models-dir", str(made), "--adapter", value)
         assert command.returncode != 0 and "--adapter" in command.stderr
         assert len(command.stderr.strip().splitlines()) == 1, command.stderr

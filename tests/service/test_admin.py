@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 import pytest
 
-import servers
-from servers import Server
 from sie_server.cli.admin import how_far
+from support.servers import processes
+from support.servers.processes import Server
 
 INFER, ADMIN = "infer-3f9a27c1d05b", "admin-8c1e64b7a290"
 ABSENT = "BAAI/bge-reranker-base"  # in the catalog, and not on this machine
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(folder: Path, models: Path) -> Iterator[Server]:
     """No keys; only this machine may administer it."""
     args = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
-    with servers.running(folder, *args) as server:
+    with processes.running(folder, *args) as server:
         yield server
 
 
@@ -98,7 +98,7 @@ def test_an_admin_is_not_misheard(local: Server, action: str, body: Any, words: 
 
 
 @pytest.mark.parametrize(
-    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", servers.MSGPACK]
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", processes.MSGPACK]
 )
 def test_only_json_is_taken_because_web_pages_cannot_send_it(local: Server, content_type: str | None) -> None:
     answer = local.post("/v1/admin/load", b'{"model": "toy/bert"}', content_type=content_type)
@@ -122,8 +122,8 @@ def test_the_openapi_document_shows_the_routes(local: Server) -> None:
     document = local.get("/openapi.json").json()
     for action, kind in (("load", "AdminLoad"), ("unload", "AdminUnload"), ("swap", "AdminSwap")):
         route = document["paths"][f"/v1/admin/{action}"]["post"]
-        assert list(route["requestBody"]["content"]) == [servers.JSON]
-        schema = route["requestBody"]["content"][servers.JSON]["schema"]["$ref"]
+        assert list(route["requestBody"]["content"]) == [processes.JSON]
+        schema = route["requestBody"]["content"][processes.JSON]["schema"]["$ref"]
         assert (
             schema.endswith(f"/{kind}Request")
             and schema.rpartition("/")[2] in document["components"]["schemas"]
@@ -141,7 +141,7 @@ def test_what_an_admin_did_is_logged_with_who(local: Server) -> None:
 
 
 def command(folder: Path, server: Server, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return servers.command_line(folder, "admin", *args, env={"SIE_BASE_URL": server.base_url, **env})
+    return processes.command_line(folder, "admin", *args, env={"SIE_BASE_URL": server.base_url, **env})
 
 
 def test_the_command_does_the_same(tmp_path: Path, local: Server, models: Path) -> None:
@@ -165,10 +165,10 @@ def test_a_terminal_sees_a_download_and_ctrl_c_ends_only_the_watching(tmp_path: 
     ours, theirs = pty.openpty()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a hub that takes connections and says nothing
         env = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        with servers.running(tmp_path, "--batch-tokens", "512", env=env) as server:
+        with processes.running(tmp_path, "--batch-tokens", "512", env=env) as server:
             process = subprocess.Popen(
                 [sys.executable, "-m", "sie_server", "admin", "load", ABSENT, "--url", server.base_url],
-                env=servers.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+                env=processes.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
                 stderr=theirs,
             )
             seen = ""
@@ -189,7 +189,7 @@ def test_a_terminal_sees_a_bar_and_then_one_line(tmp_path: Path, local: Server) 
     ours, theirs = pty.openpty()
     done = subprocess.run(
         [sys.executable, "-m", "sie_server", "admin", "load", "toy/roberta", "--url", local.base_url],
-        env=servers.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+        env=processes.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
         stdout=subprocess.PIPE,
         stderr=theirs,
         encoding="utf-8",
@@ -208,7 +208,7 @@ def test_brackets_are_shown_as_they_are(tmp_path: Path, local: Server, models: P
     for name in ("x[b]", "x[/b]"):  # which the server does not know
         done = subprocess.run(
             [sys.executable, "-m", "sie_server", "admin", "load", name, "--url", local.base_url],
-            env=servers.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+            env=processes.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
             stderr=theirs,
             timeout=60,
         )
@@ -240,7 +240,7 @@ def complaint(done: subprocess.CompletedProcess[str], *words: str, status: int =
 def test_what_goes_wrong_is_one_line(tmp_path: Path, local: Server) -> None:
     complaint(command(tmp_path, local, "load", "toy/brt"), "toy/bert", "404 MODEL_NOT_FOUND")
     complaint(command(tmp_path, local, "load", "a/b", "--source", "/etc"), "$.source", "400")
-    complaint(command(tmp_path, local, "load", "x", "--url", servers.NOBODY), "no answer", "--url")
+    complaint(command(tmp_path, local, "load", "x", "--url", processes.NOBODY), "no answer", "--url")
     for url in ("localhost:8080", "http://", "ftp://x", "http://x:port", "http://x?y=1"):
         complaint(command(tmp_path, local, "models", "--url", url), "http://HOST:PORT", status=2)
     complaint(command(tmp_path, local, "models", SIE_ADMIN_KEY="schlüssel"), "SIE_ADMIN_KEY", status=2)
@@ -292,7 +292,7 @@ def test_something_else_on_the_port(
 
 def test_keys_come_from_the_environment(tmp_path: Path, models: Path) -> None:
     env = {"SIE_API_KEYS": f"web:infer:{INFER},ops:admin:{ADMIN}"}
-    with servers.running(tmp_path, "--models-dir", str(models), "--batch-tokens", "512", env=env) as server:
+    with processes.running(tmp_path, "--models-dir", str(models), "--batch-tokens", "512", env=env) as server:
         load = ["load", "toy/bert"]
         complaint(command(tmp_path, server, *load), "401 UNAUTHORIZED", "SIE_ADMIN_KEY")
         complaint(command(tmp_path, server, *load, SIE_API_KEY="x" * 20), "401 UNAUTHORIZED", "not known")

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-import checkpoints
-from servers import Server, eventually
 from sie_sdk import SIEClient
+from support.checkpoints import cross_encoders
+from support.servers.processes import Server, eventually
 
 MODEL = "toy/bert"
 CLIENTS, ROUNDS = 20, 10
@@ -111,7 +111,7 @@ class Clients:
     def __init__(self, server: Server) -> None:
         self.server = server
         rng = random.Random(5)
-        self.texts = [[checkpoints.random_text(rng, 12) for _ in range(5)] for _ in range(CLIENTS)]
+        self.texts = [[cross_encoders.random_text(rng, 12) for _ in range(5)] for _ in range(CLIENTS)]
         with SIEClient(server.base_url) as client:
             self.expected = [self.ask(client, number) for number in range(CLIENTS)]
 

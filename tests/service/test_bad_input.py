@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 
-from servers import JSON, MSGPACK, Server
+from support.servers.processes import JSON, MSGPACK, Server
 
 BERT = "toy/bert"
 ITEMS = [{"text": "rain falls"}]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-import servers
-from checkpoints import make_cross_encoder
-from colbert_checkpoints import make_stanford
-from decoder_checkpoints import make_decoder
-from encoders import make_encoder
-from servers import MSGPACK, Server
+from support.checkpoints.colbert import make_stanford
+from support.checkpoints.cross_encoders import make_cross_encoder
+from support.checkpoints.decoders import make_decoder
+from support.checkpoints.encoders import make_encoder
+from support.servers import processes
+from support.servers.processes import MSGPACK, Server
 
 E5 = "intfloat/e5-small-v2"
 DIM = 16
@@ -42,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (models / "bad/code/model.safetensors").unlink()
     torch.save({"weight": Code(root / "ran")}, models / "bad/code/pytorch_model.bin")
     make_cross_encoder(models / "bad/headless", "bert")
-    servers.edit_weights(models / "bad/headless", lambda tensors: tensors.pop("classifier.weight"))
+    processes.edit_weights(models / "bad/headless", lambda tensors: tensors.pop("classifier.weight"))
     make_decoder(models / "bad/template", "qwen3")
     (models / "bad/template/sie_reranker.yaml").write_text(TEMPLATE)
     make_encoder(root / "encoder")
@@ -53,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     own = [f"{name}={root / 'encoder'}" for name in (E5, "toy/encoder")]
     args = ["--models-dir", str(root / "models"), "--dtype", "float32", "--model", own[0], "--model", own[1]]
-    with servers.running(tmp_path_factory.mktemp("server"), *args) as server:
+    with processes.running(tmp_path_factory.mktemp("server"), *args) as server:
         yield server
 
 

@@ -13,8 +13,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from servers import JSON, MSGPACK, Server
 from sie_server import __version__
+from support.servers.processes import JSON, MSGPACK, Server
 
 BERT = "toy/bert"
 MINI = "sie/mini-en"

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-import servers
-from servers import Server
+from support.servers import processes
+from support.servers.processes import Server
 
 PAGE, STRANGER = "https://app.example.com", "https://evil.example.com"
 KEY = "infer-5b0c9e7a1f24"
@@ -21,7 +21,7 @@ BODY = {"query": {"text": "rain"}, "items": [{"text": "rain falls"}]}
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a key that one page may call."""
     env = {"SIE_CORS_ORIGINS": f"http://localhost:3000, {PAGE}", "SIE_API_KEYS": f"web:infer:{KEY}"}
-    with servers.running(tmp_path_factory.mktemp("cors"), env=env) as server:
+    with processes.running(tmp_path_factory.mktemp("cors"), env=env) as server:
         yield server
 
 
@@ -89,5 +89,5 @@ def test_without_the_option_no_page_is_allowed(server: Server) -> None:
     ],
 )
 def test_what_no_browser_sends_stops_the_start(tmp_path: Path, origin: str) -> None:
-    ended = servers.command_line(tmp_path, "serve", "--port", "0", "--cors-origins", origin)
+    ended = processes.command_line(tmp_path, "serve", "--port", "0", "--cors-origins", origin)
     assert ended.returncode != 0 and "is not an origin" in ended.stderr and "Traceback" not in ended.stderr

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-import checkpoints
-import hub
-import servers
-from adapters import make_adapter
-from hub import Hub
-from servers import Server
+from support.checkpoints import cross_encoders
+from support.families.adapters import make_adapter
+from support.servers import hub, processes
+from support.servers.hub import Hub
+from support.servers.processes import Server
 
 MODEL, LARGE, LORA = "org/model", "org/large", "org/lora"
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
@@ -30,7 +29,7 @@ NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the hub has: a model with more files than serving needs, and an adapter for it."""
     root = tmp_path_factory.mktemp("hub")
-    checkpoints.make_cross_encoder(root / MODEL, "bert", hidden_size=256, num_hidden_layers=2)
+    cross_encoders.make_cross_encoder(root / MODEL, "bert", hidden_size=256, num_hidden_layers=2)
     for name in ("README.md", "modeling_model.py", "pytorch_model.bin", "onnx/model.onnx"):
         (root / MODEL / name).parent.mkdir(exist_ok=True)
         (root / MODEL / name).write_bytes(b"not needed")
@@ -38,7 +37,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_adapter(base, root / LORA, target_modules=["query", "value"])
     shutil.copytree(root / MODEL, root / "org/changing")
     # the library writes what arrives in pieces of 10 MiB
-    checkpoints.make_cross_encoder(root / LARGE, "bert", hidden_size=1024, num_hidden_layers=4)
+    cross_encoders.make_cross_encoder(root / LARGE, "bert", hidden_size=1024, num_hidden_layers=4)
     return root
 
 
@@ -57,7 +56,7 @@ def load(server: Server, status: int = 200, **body: object) -> dict[str, object]
 def test_only_what_is_needed_is_downloaded_and_only_once(tmp_path: Path, theirs: Hub, stored: Path) -> None:
     theirs.sent.clear()
     flags = ["--model", MODEL, "--adapter", f"{MODEL}:laws={LORA}", "--batch-tokens", "512"]
-    with servers.running(tmp_path, *flags, env={"HF_ENDPOINT": theirs.url}) as server:
+    with processes.running(tmp_path, *flags, env={"HF_ENDPOINT": theirs.url}) as server:
         assert set(theirs.sent) == NEEDED and len(theirs.sent) == len(NEEDED)
         scores = server.scores(MODEL, QUERY, TEXTS)
         theirs.sent.clear()
@@ -66,11 +65,11 @@ def test_only_what_is_needed_is_downloaded_and_only_once(tmp_path: Path, theirs:
         assert set(theirs.sent) == {"adapter_config.json", "adapter_model.safetensors"}
         assert "Fetching" not in server.log  # the library's bars, which are for a terminal
     local = ["--model", f"{MODEL}={stored / MODEL}", "--batch-tokens", "512"]
-    with servers.running(tmp_path, *local) as server:
+    with processes.running(tmp_path, *local) as server:
         assert server.scores(MODEL, QUERY, TEXTS) == scores
     theirs.sent.clear()
     for more, env in (([], {"HF_ENDPOINT": theirs.url}), ([], {}), (["--offline"], {})):
-        with servers.running(tmp_path, *flags, *more, env=env) as server:
+        with processes.running(tmp_path, *flags, *more, env=env) as server:
             assert server.scores(MODEL, QUERY, TEXTS) == scores
             assert server.scores(f"{MODEL}:laws", QUERY, TEXTS) == under
             assert ("is served as it is in the hub's cache" in server.log) == (not more and not env)
@@ -82,10 +81,10 @@ def test_progress_of_a_download_is_seen(tmp_path: Path, theirs: Hub, stored: Pat
     seen, shown, (ours, terminal) = [], b"", pty.openpty()
     os.set_blocking(ours, False)
     theirs.pause_s = 3 * hub.PIECE / size  # about 3 s
-    with servers.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
+    with processes.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
         process = subprocess.Popen(
             [sys.executable, "-m", "sie_server", "admin", "load", LARGE, "--source", LARGE, "--url", server.base_url],
-            env=servers.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+            env=processes.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
             stderr=terminal,
         )  # fmt: skip
         while process.poll() is None:
@@ -106,7 +105,7 @@ def test_progress_of_a_download_is_seen(tmp_path: Path, theirs: Hub, stored: Pat
 
 
 def test_what_the_hub_refuses_is_said_and_known_files_go_on(tmp_path: Path, theirs: Hub) -> None:
-    with servers.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
+    with processes.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
         error = load(server, 502, model="my/model", source="org/absent")["error"]
         assert "the hub has no such model, or it is private" in str(error)
         error = load(server, 502, model="my/model", source=MODEL, revision="v2")["error"]
@@ -119,10 +118,10 @@ def test_what_the_hub_refuses_is_said_and_known_files_go_on(tmp_path: Path, thei
 
 
 def test_a_swap_to_the_same_id_takes_what_is_new_there(tmp_path: Path, theirs: Hub, stored: Path) -> None:
-    with servers.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
+    with processes.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
         load(server, model="m", source="org/changing")
         before = server.scores("m", QUERY, TEXTS)
-        checkpoints.make_cross_encoder(
+        cross_encoders.make_cross_encoder(
             stored / "org/changing", "bert", seed=1, hidden_size=256, num_hidden_layers=2
         )
         answer = server.post("/v1/admin/swap", {"model": "m", "source": "org/changing"})

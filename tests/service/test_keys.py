@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-import servers
-from servers import Server
 from sie_sdk import Item, SIEAsyncClient, SIEClient, errors
+from support.servers import processes
+from support.servers.processes import Server
 
 MINI = "sie/mini-en"
 INFER, ADMIN, WRONG = "infer-3f9a27c1d05b", "admin:8c1e64b7a290", "wrong-77d1f0a4c3e2"
@@ -50,7 +50,7 @@ def guarded(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
             f'[[key]]\nname = "ops"\nkey_sha256 = "{digest}"\nscopes = ["admin"]\n'
         )
         env, args = {}, ["--api-keys-file", str(path)]
-    with servers.running(folder, *args, "--log-level", "debug", env=env) as server:
+    with processes.running(folder, *args, "--log-level", "debug", env=env) as server:
         yield server
     assert not any(key in server.log for key in (INFER, ADMIN, WRONG))
     assert hashlib.sha256(ADMIN.encode()).hexdigest() not in server.log.lower()
@@ -140,16 +140,16 @@ def test_inspect_and_embeddings_are_counted_like_the_rest(guarded: Server) -> No
     [("", "at least 16"), ("tooshort", "at least 16"), (f"ops:boss:{ADMIN}", "scopes are infer and admin")],
 )
 def test_a_server_with_unusable_keys_does_not_start(tmp_path: Path, value: str, words: str) -> None:
-    result = servers.command_line(tmp_path, "serve", env={"SIE_API_KEYS": value}, within=30)
+    result = processes.command_line(tmp_path, "serve", env={"SIE_API_KEYS": value}, within=30)
     assert result.returncode == 1 and words in result.stderr and len(result.stderr.splitlines()) == 1
     assert not value or (value not in result.stderr and ADMIN not in result.stderr)
 
 
 def test_a_key_is_not_taken_from_the_command_line_and_not_shown_in_the_help(tmp_path: Path) -> None:
     for args in (["--api-keys", ADMIN], [f"--api-keys={ADMIN}"]):
-        result = servers.command_line(tmp_path, "serve", *args)
+        result = processes.command_line(tmp_path, "serve", *args)
         assert result.returncode == 2 and "--api-keys" in result.stderr and ADMIN not in result.stderr
-    shown = servers.command_line(tmp_path, "serve", "--help", env={"SIE_API_KEYS": f"a:infer:{INFER}"})
+    shown = processes.command_line(tmp_path, "serve", "--help", env={"SIE_API_KEYS": f"a:infer:{INFER}"})
     assert "--api-keys-file" in shown.stdout and INFER not in shown.stdout
 
 
@@ -171,7 +171,7 @@ def own_address() -> str | None:
 def open_server(folder: Path) -> Iterator[Server]:
     """Listens on every address and has no keys; told to trust forwarding headers, which it must not heed."""
     env = {"FORWARDED_ALLOW_IPS": "*"}
-    with servers.running(folder, "--host", "0.0.0.0", env=env) as server:
+    with processes.running(folder, "--host", "0.0.0.0", env=env) as server:
         yield server
 
 

@@ -20,10 +20,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import servers
-from servers import Server, eventually
 from sie_sdk import Item, SIEClient
 from sie_server import __version__
+from support.servers import processes
+from support.servers.processes import Server, eventually
 
 MINI = "sie/mini-en"
 WORDS = "rain falls tomorrow over the quiet harbour and nobody reads contracts about proteins "
@@ -76,7 +76,7 @@ def test_a_port_in_use(folder: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = servers.command_line(folder, "serve", "--port", str(port))
+        result = processes.command_line(folder, "serve", "--port", str(port))
     line = complaint(result, f"127.0.0.1:{port}", "in use", "--port")
     assert result.stderr.strip() == line
 
@@ -113,7 +113,7 @@ def test_a_wrong_setting_is_one_line(
     if file is not None:
         (tmp_path / "settings.toml").write_text(file)
         args = [*args, "--config", str(tmp_path / "settings.toml")]
-    result = servers.command_line(tmp_path, "serve", *args, env=env)
+    result = processes.command_line(tmp_path, "serve", *args, env=env)
     assert result.returncode in (1, 2)  # 2 where the command line itself is wrong
     line = complaint(result, *words, status=result.returncode)
     assert result.stderr.strip() == line
@@ -121,7 +121,7 @@ def test_a_wrong_setting_is_one_line(
 
 def test_a_file_that_is_ignored_is_named_once(tmp_path: Path) -> None:
     (tmp_path / "nested.yaml").write_text("[" * 20000)
-    with servers.running(tmp_path, "--models-dir", str(tmp_path), "--models-dir-poll-s", "0.1") as server:
+    with processes.running(tmp_path, "--models-dir", str(tmp_path), "--models-dir-poll-s", "0.1") as server:
         server.scores("sie/mini-en", "rain", ["rain falls"])
         lines = [line for line in server.log.splitlines() if "nested.yaml is ignored" in line]
         assert len(lines) == 1 and "WARNING" in lines[0], server.log
@@ -129,17 +129,17 @@ def test_a_file_that_is_ignored_is_named_once(tmp_path: Path) -> None:
 
 def test_a_gpu_that_is_not_there(folder: Path) -> None:
     env = {"CUDA_VISIBLE_DEVICES": ""}
-    args = ["serve", "--port", str(servers.free_port()), "--device", "cuda"]
-    complaint(servers.command_line(folder, *args, env=env), "'cuda'", "--device cpu")
+    args = ["serve", "--port", str(processes.free_port()), "--device", "cuda"]
+    complaint(processes.command_line(folder, *args, env=env), "'cuda'", "--device cpu")
 
 
 def test_file_environment_and_flags_in_their_order(tmp_path: Path, models: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text(
-        f'port = {servers.free_port()}\nmax_body_mb = 3\nmodel = ["mine/only={models}/toy/bert"]\n'
+        f'port = {processes.free_port()}\nmax_body_mb = 3\nmodel = ["mine/only={models}/toy/bert"]\n'
     )
     env = {"SIE_CONFIG": str(settings), "SIE_PORT": "1", "SIE_MAX_BODY_MB": "2", "SIE_BASE_URL": "http://x"}
-    with servers.running(tmp_path, env=env) as server:  # ready on the port of its flag
+    with processes.running(tmp_path, env=env) as server:  # ready on the port of its flag
         assert server.score("mine/only", "q", ["a"])["model"] == "mine/only"
         assert server.get(f"/v1/models/{MINI}").json()["state"] == "available"  # the default was replaced
         too_long = server.post("/v1/score/mine/only", b" " * (2 * 2**20 + 1))
@@ -170,11 +170,11 @@ def listed_as(content: str) -> Edit:
 
 
 def config(**changes: Any) -> Edit:
-    return lambda d: servers.edit_json(d / "config.json", **changes)
+    return lambda d: processes.edit_json(d / "config.json", **changes)
 
 
 def weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
-    return lambda d: servers.edit_weights(d, edit)
+    return lambda d: processes.edit_weights(d, edit)
 
 
 def pickled(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
@@ -246,8 +246,8 @@ AT_START += ["a head that was never trained", "no tokenizer", "no config", "head
 @pytest.mark.parametrize("name", AT_START)
 def test_a_server_does_not_start_with_a_broken_model(folder: Path, broken: Path, name: str) -> None:
     directory = broken / name.replace(" ", "-")
-    args = ["--port", str(servers.free_port()), "--model", f"my/model={directory}"]
-    complaint(servers.command_line(folder, "serve", *args), str(directory), *BROKEN[name][2])
+    args = ["--port", str(processes.free_port()), "--model", f"my/model={directory}"]
+    complaint(processes.command_line(folder, "serve", *args), str(directory), *BROKEN[name][2])
 
 
 @pytest.mark.parametrize(
@@ -259,14 +259,14 @@ def test_a_server_does_not_start_with_a_broken_model(folder: Path, broken: Path,
     ],
 )
 def test_a_server_does_not_start_without_a_model(folder: Path, broken: Path, name: str, words: str) -> None:
-    args = ["--port", str(servers.free_port()), "--model", f"my/model={broken / name}"]
-    complaint(servers.command_line(folder, "serve", *args), str(broken / name), words)
+    args = ["--port", str(processes.free_port()), "--model", f"my/model={broken / name}"]
+    complaint(processes.command_line(folder, "serve", *args), str(broken / name), words)
 
 
 def test_a_server_does_not_start_when_one_of_two_models_is_broken(folder: Path, broken: Path) -> None:
-    args = ["--port", str(servers.free_port()), "--model", f"my/model={broken / 'good'}"]
+    args = ["--port", str(processes.free_port()), "--model", f"my/model={broken / 'good'}"]
     args += ["--model", f"my/other={broken / 'no-weights'}"]
-    complaint(servers.command_line(folder, "serve", *args), "no weights")
+    complaint(processes.command_line(folder, "serve", *args), "no weights")
 
 
 class Hub(threading.Thread):
@@ -300,7 +300,7 @@ def hub() -> Iterator[Hub]:
 def fragile(folder: Path, broken: Path, hub: Hub) -> Iterator[Server]:
     """Knows all the broken models, and loads none of them at start."""
     args = ["--models-dir", str(broken), "--batch-tokens", "2048"]
-    with servers.running(folder, *args, env={"HF_ENDPOINT": hub.url}) as server:
+    with processes.running(folder, *args, env={"HF_ENDPOINT": hub.url}) as server:
         yield server
 
 
@@ -369,7 +369,7 @@ def test_a_model_that_cannot_be_fetched_says_what_to_do(server: Server) -> None:
 
 
 def test_sigterm_lets_running_requests_finish(folder: Path) -> None:
-    with servers.running(folder, "--batch-tokens", "256") as server:
+    with processes.running(folder, "--batch-tokens", "256") as server:
         body = bulk(20)
         running = [send(server, body) for _ in range(20)]
         for _ in range(3):  # answered after all that came before was taken in
@@ -394,13 +394,13 @@ def test_sigterm_lets_running_requests_finish(folder: Path) -> None:
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 def test_an_idle_server_ends_at_once(folder: Path, models: Path, number: int) -> None:
     args = ["--model", f"toy/bert={models}/toy/bert", "--batch-tokens", "512", "--drain-s", "300"]
-    with servers.running(folder, *args) as server, httpx.Client(base_url=server.base_url) as client:
+    with processes.running(folder, *args) as server, httpx.Client(base_url=server.base_url) as client:
         assert client.get("/healthz").status_code == 200  # and the connection stays open
         assert server.signal_and_wait(number, within=30) == 0
 
 
 def test_a_shutdown_does_not_wait_longer_than_it_was_told(folder: Path) -> None:
-    with servers.running(folder, "--batch-tokens", "256", "--drain-s", "1") as server:
+    with processes.running(folder, "--batch-tokens", "256", "--drain-s", "1") as server:
         connection = send(server, bulk(1500, words=16))  # more than a minute of work
         assert eventually(lambda: server.metric("sie_queue_tokens") > 0)
         server.process.send_signal(SIGTERM)
@@ -414,7 +414,7 @@ def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Pa
     stuck.mkdir(parents=True)
     os.mkfifo(stuck / "config.json")  # whoever reads it waits for ever
     args = ["--models-dir", str(stuck.parent), "--load-wait-s", "0.2", "--drain-s", "1"]
-    with servers.running(folder, *args) as server:
+    with processes.running(folder, *args) as server:
         answer = server.post("/v1/score/stuck", {"query": {"text": "a"}, "items": [{"text": "b"}]})
         assert (answer.status_code, answer.json()["code"]) == (503, "MODEL_LOADING")
         assert server.score(MINI, "when does rain fall", ["rain falls"])["scores"]
@@ -428,7 +428,7 @@ def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Pa
 @pytest.fixture(scope="module")
 def busy(folder: Path) -> Iterator[Server]:
     """Works on small batches, so that queues are long."""
-    with servers.running(folder, "--batch-tokens", "256", "--dtype", "float32") as server:
+    with processes.running(folder, "--batch-tokens", "256", "--dtype", "float32") as server:
         yield server
 
 
@@ -476,7 +476,7 @@ def test_a_small_request_need_not_wait_for_a_large_one(busy: Server) -> None:
 
 def test_a_full_queue_says_when_to_come_back_and_the_client_does(folder: Path) -> None:
     args = ["--batch-tokens", "256", "--max-queue-tokens", "500"]
-    with servers.running(folder, *args) as server:
+    with processes.running(folder, *args) as server:
         first = send(server, bulk(300, words=8))  # larger than the queue, but the queue is empty
         assert eventually(lambda: server.metric("sie_queue_tokens") > 500)
         answer = server.post(f"/v1/score/{MINI}", bulk(5))
@@ -502,7 +502,7 @@ def test_score_from_a_file(tmp_path: Path, server: Server) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(LINES, encoding="utf-8")
     args = ["score", "--query", "What is machine learning?", "--json", "--dtype", "float32", str(path)]
-    result = servers.command_line(tmp_path, *args)
+    result = processes.command_line(tmp_path, *args)
     assert (result.returncode, result.stderr) == (0, "")
     answer = json.loads(result.stdout)
     assert list(answer) == ["model", "query_id", "scores", "usage", "score_type"]
@@ -515,7 +515,7 @@ def test_score_from_a_file(tmp_path: Path, server: Server) -> None:
 
 def test_score_from_standard_input_as_a_table(tmp_path: Path) -> None:
     lines = LINES + '{"id": "[/odd]", "text": "[bold]not markup[/nonsense] :smile:"}\n'
-    result = servers.command_line(
+    result = processes.command_line(
         tmp_path, "score", "-q", "[what] is machine learning?", stdin=lines, env={"COLUMNS": "120"}
     )
     assert result.returncode == 0, result.stderr
@@ -526,7 +526,7 @@ def test_score_from_standard_input_as_a_table(tmp_path: Path) -> None:
 
 def test_score_top_n_with_a_model_of_a_directory(tmp_path: Path, models: Path) -> None:
     args = ["-q", "rain", "--top-n", "1", "--json", "--model", f"my/bert={models}/toy/bert", "-"]
-    result = servers.command_line(tmp_path, "score", *args, stdin=LINES)
+    result = processes.command_line(tmp_path, "score", *args, stdin=LINES)
     answer = json.loads(result.stdout)
     assert answer["model"] == "my/bert" and len(answer["scores"]) == 1
 
@@ -544,7 +544,7 @@ def test_score_top_n_with_a_model_of_a_directory(tmp_path: Path, models: Path) -
     ],
 )
 def test_score_names_the_bad_line(tmp_path: Path, lines: str, words: list[str]) -> None:
-    result = servers.command_line(tmp_path, "score", "-q", "rain", "-", stdin=lines)
+    result = processes.command_line(tmp_path, "score", "-q", "rain", "-", stdin=lines)
     assert result.stderr.strip() == complaint(result, *words)
     assert result.stdout == ""
 
@@ -552,24 +552,24 @@ def test_score_names_the_bad_line(tmp_path: Path, lines: str, words: list[str]) 
 def test_score_complaints_that_need_no_model(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"text": "Zürich"}\n'.encode("latin-1"))
-    complaint(servers.command_line(tmp_path, "score", "-q", "x", str(path)), "UTF-8")
+    complaint(processes.command_line(tmp_path, "score", "-q", "x", str(path)), "UTF-8")
     nowhere = str(tmp_path / "nowhere.jsonl")
-    complaint(servers.command_line(tmp_path, "score", "-q", "x", nowhere), nowhere, status=2)
-    complaint(servers.command_line(tmp_path, "score", str(path)), "--query", status=2)
-    complaint(servers.command_line(tmp_path, "score", "-q", "x", "--top-n", "0"), "--top-n", status=2)
+    complaint(processes.command_line(tmp_path, "score", "-q", "x", nowhere), nowhere, status=2)
+    complaint(processes.command_line(tmp_path, "score", str(path)), "--query", status=2)
+    complaint(processes.command_line(tmp_path, "score", "-q", "x", "--top-n", "0"), "--top-n", status=2)
 
 
 def test_score_with_a_model_that_cannot_be_had(tmp_path: Path, broken: Path) -> None:
     args = ["score", "-q", "x", "--model", f"m={broken / '3-labels'}"]
-    complaint(servers.command_line(tmp_path, *args, stdin=LINES), "3 labels")
+    complaint(processes.command_line(tmp_path, *args, stdin=LINES), "3 labels")
     args = ["score", "-q", "x", "--model", "org/model"]
-    complaint(servers.command_line(tmp_path, *args, stdin=LINES), "'org/model'", MINI)
+    complaint(processes.command_line(tmp_path, *args, stdin=LINES), "'org/model'", MINI)
 
 
 def test_models_are_listed(tmp_path: Path, models: Path) -> None:
-    table = servers.command_line(tmp_path, "models", env={"COLUMNS": "200"})
+    table = processes.command_line(tmp_path, "models", env={"COLUMNS": "200"})
     assert table.returncode == 0 and MINI in table.stdout and "BAAI/bge-reranker-v2-m3" in table.stdout
-    result = servers.command_line(tmp_path, "models", "--json", "--models-dir", str(models))
+    result = processes.command_line(tmp_path, "models", "--json", "--models-dir", str(models))
     rows = {row["id"]: row for row in json.loads(result.stdout)}
     assert rows[MINI]["source"] == "embedded" and rows[MINI]["outputs"] == ["score", "dense", "multivector"]
     assert rows["toy/bert"]["source"] == str(models / "toy/bert")
@@ -577,19 +577,19 @@ def test_models_are_listed(tmp_path: Path, models: Path) -> None:
 
 
 def test_help_and_version(tmp_path: Path) -> None:
-    assert __version__ in servers.command_line(tmp_path, "--version").stdout
-    shown = servers.command_line(tmp_path, "serve", "--help", env={"COLUMNS": "200"})
+    assert __version__ in processes.command_line(tmp_path, "--version").stdout
+    shown = processes.command_line(tmp_path, "serve", "--help", env={"COLUMNS": "200"})
     assert shown.returncode == 0
     for name in ("--port", "--models-dir", "--max-queue-tokens", "SIE_DRAIN_S"):
         assert name in shown.stdout
-    complaint(servers.command_line(tmp_path, "serv"), "'serve'", status=2)
+    complaint(processes.command_line(tmp_path, "serv"), "'serve'", status=2)
     for group in ([], ["admin"]):
-        result = servers.command_line(tmp_path, *group)
+        result = processes.command_line(tmp_path, *group)
         assert result.returncode == 2 and "Commands:" in result.stderr, result.stderr
 
 
 def test_nothing_heavy_is_imported_for_a_wrong_option(tmp_path: Path) -> None:
     assert os.name == "posix"
-    result = servers.command_line(tmp_path, "serve", "--prot", "1", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    result = processes.command_line(tmp_path, "serve", "--prot", "1", env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert result.returncode == 2
     assert "sie_server.cli" in result.stderr and "| torch" not in result.stderr

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import checkpoints
-import servers
-from servers import Server, eventually
+from support.checkpoints import cross_encoders
+from support.servers import processes
+from support.servers.processes import Server, eventually
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
 POLL = ("--models-dir-poll-s", "0.1", "--batch-tokens", "8", "--dtype", "float32", "--threads", "1")
@@ -23,7 +23,7 @@ POLL = ("--models-dir-poll-s", "0.1", "--batch-tokens", "8", "--dtype", "float32
 def root(tmp_path: Path) -> Path:
     """Three models of about 5 MiB."""
     for seed, name in enumerate("abc"):
-        checkpoints.make_cross_encoder(
+        cross_encoders.make_cross_encoder(
             tmp_path / "models" / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2
         )
     return tmp_path / "models"
@@ -55,7 +55,7 @@ def test_three_models_in_rotation_where_two_fit(tmp_path: Path, root: Path) -> N
     size = (root / "a/model.safetensors").stat().st_size / 2**20
     args = ["--models-dir", str(root), "--model", "sie/mini-en", *POLL, "--memory-budget-mb"]
     embedded = 87  # MiB in fp32; pinned, as it is named by --model
-    with servers.running(tmp_path, *args, str(round(embedded + 2 * size + 1))) as server:
+    with processes.running(tmp_path, *args, str(round(embedded + 2 * size + 1))) as server:
         expected = {name: server.scores(name, QUERY, TEXTS) for name in "abc"}
         for name in "abcabcacb":
             assert server.scores(name, QUERY, TEXTS) == expected[name]
@@ -69,7 +69,7 @@ def test_three_models_in_rotation_where_two_fit(tmp_path: Path, root: Path) -> N
 
 def test_weights_replaced_on_disk_during_traffic(tmp_path: Path, root: Path) -> None:
     shutil.copy(root / "a/tokenizer.json", root / "b/tokenizer.json")
-    with servers.running(tmp_path, "--models-dir", str(root), *POLL) as server:
+    with processes.running(tmp_path, "--models-dir", str(root), *POLL) as server:
         first = server.scores("a", QUERY, TEXTS)
         weights, good = root / "a/model.safetensors", (root / "b/model.safetensors").read_bytes()
 

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
-from decoder_checkpoints import make_decoder
-from encoders import make_bge_m3
-from inprocess import ask, asking, in_order, post
 from sie_server.errors import InvalidInput
 from sie_server.serving.requests.options import instruction_of, parse_options
 from sie_server.wire import Profile
+from support.checkpoints.decoders import make_decoder
+from support.checkpoints.encoders import make_bge_m3
+from support.servers.inprocess import ask, asking, in_order, post
 
 M3, QWEN = "BAAI/bge-m3", "Qwen/Qwen3-Reranker-0.6B"
 QUERY, TEXTS = "machine learning", ["learning from data", "rain tomorrow", "the machine learns"]

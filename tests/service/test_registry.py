@@ -20,10 +20,6 @@ import psutil
 import pytest
 import yaml
 
-import checkpoints
-import inprocess
-import servers
-from inprocess import scores, until
 from sie_server.engine.engine import Engine
 from sie_server.errors import (
     Conflict,
@@ -36,6 +32,9 @@ from sie_server.errors import (
 )
 from sie_server.serving.lifecycle import loader
 from sie_server.serving.service import Service
+from support.checkpoints import cross_encoders
+from support.servers import inprocess, processes
+from support.servers.inprocess import scores, until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
 MIB = 2**20
@@ -49,17 +48,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three versions of one model of about 5 MiB, and what must not replace them."""
     root = tmp_path_factory.mktemp("made")
     for seed, name in enumerate("abc"):
-        checkpoints.make_cross_encoder(root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2)
+        cross_encoders.make_cross_encoder(
+            root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2
+        )
     # one tokenizer for all: training it twice may give two
     for name in "bc":
         shutil.copy(root / "a/tokenizer.json", root / name)
         shutil.copy(root / "a/config.json", root / name)
-    servers.poison(root / "nan", root / "a")
-    servers.make_encoder(root / "encoder")
+    processes.poison(root / "nan", root / "a")
+    processes.make_encoder(root / "encoder")
     for name in ("cut", "bare", "foreign"):
         shutil.copytree(root / "a", root / name)
     (root / "bare/model.safetensors").unlink()
-    servers.edit_json(root / "foreign/config.json", architectures=["PhiForCausalLM"])
+    processes.edit_json(root / "foreign/config.json", architectures=["PhiForCausalLM"])
     weights = root / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return root
@@ -351,10 +352,10 @@ async def test_idle_models_are_unloaded_and_pinned_ones_are_not(made: Path) -> N
 
 async def test_running_out_of_memory_while_loading(made: Path, tmp_path: Path) -> None:
     """The process may take no more address space than half of what the new version needs."""
-    wide = checkpoints.make_cross_encoder(
+    wide = cross_encoders.make_cross_encoder(
         tmp_path / "wide", "bert", hidden_size=1024, num_hidden_layers=8, intermediate_size=4096
     )
-    servers.edit_weights(wide, lambda w: w.update({name: t.bfloat16() for name, t in w.items()}))
+    processes.edit_weights(wide, lambda w: w.update({name: t.bfloat16() for name, t in w.items()}))
     async with serving(models_dir=str(made), source_roots=(str(tmp_path),)) as service:
         before = await ask(service, "a")
         need = await service.load("wide", str(wide))

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-import programs
-from servers import Server
+from support.servers import programs
+from support.servers.processes import Server
 
 SAMPLES = Path(__file__).parent / "samples"
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import sie_sdk
-from checkpoints import WORDS
-from servers import Server
 from sie_sdk import SIEAsyncClient, SIEClient, errors, maxsim
 from sie_sdk.types import Item
 from sie_server import __version__
+from support.checkpoints.cross_encoders import WORDS
+from support.servers.processes import Server
 
 RERANKER, ENCODER, MINI = "BAAI/bge-reranker-v2-m3", "BAAI/bge-m3", "sie/mini-en"
 QUERY = Item(text="What is machine learning?")

@@ -10,11 +10,11 @@ from threading import Event
 
 import pytest
 
-import checkpoints
-import servers
-from servers import Server
 from sie_sdk import SIEClient
 from sie_sdk.types import Item
+from support.checkpoints import cross_encoders
+from support.servers import processes
+from support.servers.processes import Server
 
 CLIENTS, SWAPS = 16, 20
 QUERY = "how do stars burn"
@@ -25,7 +25,8 @@ ITEMS = [Item(text=text) for text in ("stars burn hydrogen", "rain falls tomorro
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("versions")
     made = {
-        name: checkpoints.make_cross_encoder(root / name, "bert", seed=seed) for seed, name in enumerate("ab")
+        name: cross_encoders.make_cross_encoder(root / name, "bert", seed=seed)
+        for seed, name in enumerate("ab")
     }
     for name in ("tokenizer.json", "config.json"):  # training a tokenizer twice may give two
         shutil.copy(made["a"] / name, made["b"])
@@ -50,7 +51,7 @@ def swap(server: Server, source: Path, status: int = 200) -> None:
 def test_sixteen_clients_do_not_notice_twenty_swaps(tmp_path: Path, versions: dict[str, Path]) -> None:
     # a pass is one pair, so that answers are equal to the last bit whoever else asks
     args = ["--model", f"m={versions['a']}", "--source-roots", str(versions["a"].parent)]
-    with servers.running(tmp_path, *args, "--dtype", "float32", "--batch-tokens", "8") as server:
+    with processes.running(tmp_path, *args, "--dtype", "float32", "--batch-tokens", "8") as server:
         over, answered = Event(), list[int]()
 
         def client(_: int) -> Counter[tuple[float, ...]]:
@@ -70,7 +71,7 @@ def test_sixteen_clients_do_not_notice_twenty_swaps(tmp_path: Path, versions: di
             running = [pool.submit(client, i) for i in range(CLIENTS)]
             for turn in range(SWAPS):
                 before = len(answered)
-                assert servers.eventually(lambda: len(answered) > before + CLIENTS)  # noqa: B023
+                assert processes.eventually(lambda: len(answered) > before + CLIENTS)  # noqa: B023
                 swap(server, versions["ab"[turn % 2]])
                 if turn % 5 == 0:
                     swap(server, versions["broken"], 502)  # the old version serves on

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
-import encoders
-import programs
-import servers
-from colbert_checkpoints import make_pylate
-from programs import SDK, found, run
-from servers import Server
+from support.checkpoints import encoders
+from support.checkpoints.colbert import make_pylate
+from support.servers import processes, programs
+from support.servers.processes import Server
+from support.servers.programs import SDK, found, run
 
 RERANKER, ENCODER, MINI = "BAAI/bge-reranker-v2-m3", "BAAI/bge-m3", "sie/mini-en"
 KEY = "infer-91c3d7a05be2"
@@ -34,7 +33,7 @@ def npm() -> str:
 
 @pytest.fixture(scope="module")
 def page_port() -> int:
-    return servers.free_port()
+    return processes.free_port()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, models: Path, page_port: i
     args = [arg for name, path in named.items() for arg in ("--model", f"{name}={path}")]
     origin = f"http://localhost:{page_port}"
     args += ["--model", MINI, "--dtype", "float32", "--cors-origins", origin]
-    with servers.running(folder, *args, env={"SIE_API_KEYS": KEY}) as server:
+    with processes.running(folder, *args, env={"SIE_API_KEYS": KEY}) as server:
         yield server
 
 

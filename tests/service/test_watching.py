@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import checkpoints
-import inprocess
-import servers
-from inprocess import scores, until
 from sie_server.catalog import ModelConfig
 from sie_server.errors import Conflict, ModelLoadFailed
 from sie_server.serving.operators import watcher
 from sie_server.serving.service import Service
+from support.checkpoints import cross_encoders
+from support.servers import inprocess, processes
+from support.servers.inprocess import scores, until
 
 MIB = 2**20
 serving = partial(inprocess.serving, batch_tokens=8, models_dir_poll_s=0.05)
@@ -29,10 +28,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two versions of one model, and what must not replace them."""
     root = tmp_path_factory.mktemp("made")
     for seed, name in enumerate("ab"):
-        checkpoints.make_cross_encoder(root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2)
+        cross_encoders.make_cross_encoder(
+            root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2
+        )
     for name in ("tokenizer.json", "config.json"):
         shutil.copy(root / "a" / name, root / "b")
-    servers.make_encoder(root / "encoder")
+    processes.make_encoder(root / "encoder")
     return root
 
 

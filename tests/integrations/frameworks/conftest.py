@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import checkpoints
-import decoder_checkpoints
-import encoders
-import servers
-from servers import Server
 from sie_sdk import SIEClient
+from support.checkpoints import cross_encoders, decoders, encoders
+from support.servers import processes
+from support.servers.processes import Server
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported
 os.environ["LANGSMITH_TRACING"] = "false"
@@ -27,13 +25,13 @@ PROMPTS = {"prompts": {"query": "stars: ", "document": "rain: "}}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serves sie/mini-en, a cross-encoder, a reranker that takes an instruction and an encoder with prompts."""
     root: Path = tmp_path_factory.mktemp("models")
-    checkpoints.make_cross_encoder(root / "toy/bert", "bert")
-    decoder_checkpoints.make_decoder(root / "toy/instructed", "qwen3")
+    cross_encoders.make_cross_encoder(root / "toy/bert", "bert")
+    decoders.make_decoder(root / "toy/instructed", "qwen3")
     (root / "toy/instructed/sie_reranker.yaml").write_text("template: qwen3-reranker")
     encoders.make_encoder(root / "toy/encoder", prompts=PROMPTS)
     # without the cache, so that the same request is the same arithmetic each time
     args = ["--models-dir", str(root), "--dtype", "float32", "--document-cache-mb", "0"]
-    with servers.running(tmp_path_factory.mktemp("server"), *args) as it:
+    with processes.running(tmp_path_factory.mktemp("server"), *args) as it:
         yield it
 
 

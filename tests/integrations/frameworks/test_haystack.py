@@ -14,9 +14,9 @@ from haystack.utils import Secret
 
 from haystack_integrations.components.embedders.sie import SIEDocumentEmbedder, SIETextEmbedder
 from haystack_integrations.components.rankers.sie import SIERanker
-from rankings import BERT, ENCODER, INSTRUCTED, MINI, QUERY, TEXTS, ranking
-from servers import Server
 from sie_sdk import AuthError, Item, ProtocolError, SIEClient
+from support.requests.rankings import BERT, ENCODER, INSTRUCTED, MINI, QUERY, TEXTS, ranking
+from support.servers.processes import Server
 
 
 def documents() -> list[Document]:

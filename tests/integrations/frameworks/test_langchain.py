@@ -15,10 +15,10 @@ from langchain_core.load import dumps, loads
 from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
-from rankings import BERT, ENCODER, INSTRUCTED, MINI, QUERY, TEXTS, ranking
-from servers import Server
 from sie_langchain import SIEEmbeddings, SIEReranker
 from sie_sdk import AuthError, Item, ModelNotFoundError, ProtocolError, SIEClient
+from support.requests.rankings import BERT, ENCODER, INSTRUCTED, MINI, QUERY, TEXTS, ranking
+from support.servers.processes import Server
 
 
 def documents() -> list[Document]:

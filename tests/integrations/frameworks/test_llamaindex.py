@@ -18,10 +18,10 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from pydantic import ValidationError
 
-from rankings import BERT, ENCODER, INSTRUCTED, MINI, QUERY, TEXTS, ranking
-from servers import Server
 from sie_llamaindex import SIEEmbedding, SIENodePostprocessor
 from sie_sdk import AuthError, Item, ModelNotFoundError, ProtocolError, SIEClient
+from support.requests.rankings import BERT, ENCODER, INSTRUCTED, MINI, QUERY, TEXTS, ranking
+from support.servers.processes import Server
 
 EVENTS: list[Any] = []
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import sie_sdk
-from servers import Server
+from support.servers.processes import Server
 
 PACKAGES = Path(__file__).parents[3] / "packages"
 SAYS = "Machine learning learns from data. 0.943\n"

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import scaled_dot_product_attention
 
-from colbert_checkpoints import make_pylate, make_stanford
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.batch import Tokens, pack
 from sie_server.models.layers.attention import attention
 from sie_server.models.spec import LateInteractionSpec
+from support.checkpoints.colbert import make_pylate, make_stanford
 
 METADATA = {"dim": 16, "query_maxlen": 20, "doc_maxlen": 40}
 

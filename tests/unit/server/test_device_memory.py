@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoints import make_cross_encoder
-from colbert_checkpoints import make_pylate
 from sie_server.engine.calibration import calibration
 from sie_server.engine.engine import BATCH_SIZES, Engine
 from sie_server.engine.job import Work
 from sie_server.engine.storage.footprint import automatic_budget, needed_bytes
 from sie_server.engine.storage.tally import Tally
+from support.checkpoints.colbert import make_pylate
+from support.checkpoints.cross_encoders import make_cross_encoder
 
 MAKE: dict[str, Callable[[Path], Path]] = {
     "cross-encoder": lambda path: make_cross_encoder(path, "bert"),

@@ -12,9 +12,6 @@ import pytest
 import torch
 from msgspec import UNSET
 
-import inprocess
-from checkpoints import random_text
-from colbert_checkpoints import make_pylate
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.document_cache import ENTRY_BYTES, CachedDocument, DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
@@ -23,6 +20,9 @@ from sie_server.engine.text.chunks import Chunking
 from sie_server.models.heads.late_interaction import DocumentVectors
 from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import Item, ScoreRequest
+from support.checkpoints.colbert import make_pylate
+from support.checkpoints.cross_encoders import random_text
+from support.servers import inprocess
 
 SIZE = 4 * 4 * 10 + ENTRY_BYTES  # bytes of `entry()`
 

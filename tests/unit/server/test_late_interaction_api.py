@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from checkpoints import make_cross_encoder, random_text
-from colbert_checkpoints import make_pylate, make_stanford
 from sie_sdk.codec import decode_body, encode_body
 from sie_sdk.scoring import maxsim, maxsim_batch
 from sie_server.api.app import create_app
 from sie_server.config import ServerConfig
+from support.checkpoints.colbert import make_pylate, make_stanford
+from support.checkpoints.cross_encoders import make_cross_encoder, random_text
 
 MODELS = ["pylate", "stanford"]
 RNG = random.Random(6)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints import make_cross_encoder
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
+from support.checkpoints.cross_encoders import make_cross_encoder
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from checkpoints import make_cross_encoder, random_text
-from decoder_checkpoints import byte_level_tokenizer, gemma_tokenizer, make_decoder
 from sie_server.catalog import catalog, known_models
 from sie_server.config import ServerConfig
 from sie_server.engine.engine import Engine
@@ -34,6 +32,8 @@ from sie_server.templates import (
     template_names,
 )
 from sie_server.wire import Item, ScoreRequest
+from support.checkpoints.cross_encoders import make_cross_encoder, random_text
+from support.checkpoints.decoders import byte_level_tokenizer, gemma_tokenizer, make_decoder
 
 TEMPLATES = sorted(template_names())
 WHOLE = {"name": "t", "source": "s", "positive": "yes", "pieces": ["{query}", "{document}", " ok"]}

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from checkpoints import FAMILIES, SPECIAL_TOKENS, WORDS, bert_tokenizer, random_text, xlm_roberta_tokenizer
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import UnsupportedCheckpoint
+from support.checkpoints.cross_encoders import (
+    FAMILIES,
+    SPECIAL_TOKENS,
+    WORDS,
+    bert_tokenizer,
+    random_text,
+    xlm_roberta_tokenizer,
+)
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))

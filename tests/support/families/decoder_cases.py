@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from checkpoints import random_text
-from decoder_checkpoints import DECODERS, make_decoder
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
+from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.decoders import DECODERS, make_decoder
 
 LIMIT = 400
 TOLERANCE = 1e-3

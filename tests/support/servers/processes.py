@@ -27,7 +27,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import checkpoints
+from support.checkpoints import cross_encoders
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 START_S = 120.0  # generous: the machine may be shared
@@ -196,7 +196,7 @@ def eventually(holds: Callable[[], bool], within: float = 60) -> bool:
 
 def make_encoder(directory: Path, *, pooling: str = "mean") -> Path:
     """A random BertModel in the sentence-transformers layout: it gives dense vectors and cannot score."""
-    checkpoints.make_cross_encoder(directory, "bert", seed=3)  # for its tokenizer
+    cross_encoders.make_cross_encoder(directory, "bert", seed=3)  # for its tokenizer
     vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
     (directory / "model.safetensors").unlink()
     torch.manual_seed(3)

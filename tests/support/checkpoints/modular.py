@@ -11,7 +11,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 
-from checkpoints import FAMILIES, SPECIAL_TOKENS
+from support.checkpoints.cross_encoders import FAMILIES, SPECIAL_TOKENS
 
 LIMIT, SIZE = 200, 48
 MODELS = {"bert": transformers.BertModel, "modernbert": transformers.ModernBertModel}

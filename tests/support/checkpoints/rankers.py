@@ -16,8 +16,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from decoder_checkpoints import byte_level_tokenizer, roughen_decoder
-from encoders import write_json
+from support.checkpoints.decoders import byte_level_tokenizer, roughen_decoder
+from support.checkpoints.encoders import write_json
 
 TEXT = {
     "hidden_size": 48,

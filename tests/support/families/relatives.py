@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from checkpoints import SPECIAL_TOKENS, xlm_roberta_tokenizer
+from support.checkpoints.cross_encoders import SPECIAL_TOKENS, xlm_roberta_tokenizer
 
 LIMIT, SIZE, HEADS, LAYERS = 200, 48, 4, 3
 FACTOR, THETA = 8.0, 20_000.0  # of gte-multilingual-reranker-base

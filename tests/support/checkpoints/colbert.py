@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
-from checkpoints import FAMILIES, SPECIAL_TOKENS
+from support.checkpoints.cross_encoders import FAMILIES, SPECIAL_TOKENS
 
 BASES = {
     "bert": transformers.BertModel,

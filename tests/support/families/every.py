@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ranker_checkpoints
-from checkpoints import FAMILIES, make_cross_encoder
-from colbert_checkpoints import make_pylate, make_stanford
-from compat_checkpoints import COMPAT, make_compat
-from decoder_checkpoints import DECODERS, make_decoder
-from embedder_checkpoints import make_embedder
-from encoders import make_bge_m3, make_encoder, make_splade
-from jina_bert import RERANKERS, classified, encoded, make_jina_bert
-from modular_checkpoints import make_reranker
-from ranker_checkpoints import MAKERS
-from relatives import RELATIVES, make_relative
 from sie_server.engine.engine import Engine
 from sie_server.verify.references import Answers, Reference, reference_of, sequence_classifier
+from support.checkpoints import rankers
+from support.checkpoints.colbert import make_pylate, make_stanford
+from support.checkpoints.compat import COMPAT, make_compat
+from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder
+from support.checkpoints.decoders import DECODERS, make_decoder
+from support.checkpoints.embedders import make_embedder
+from support.checkpoints.encoders import make_bge_m3, make_encoder, make_splade
+from support.checkpoints.modular import make_reranker
+from support.checkpoints.rankers import MAKERS
+from support.families.jina_bert import RERANKERS, classified, encoded, make_jina_bert
+from support.families.relatives import RELATIVES, make_relative
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _jina_bert(name: str) -> Callable[[Path], Made]:
     return make
 
 
-def _prompted(make: Callable[[Path], ranker_checkpoints.Made]) -> Callable[[Path], Made]:
+def _prompted(make: Callable[[Path], rankers.Made]) -> Callable[[Path], Made]:
     """A template over a model whose head, or whose backbone, is put together by hand."""
 
     def write(directory: Path) -> Made:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from checkpoints import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
+from support.checkpoints.cross_encoders import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
 
 LIMIT = 100  # no multiple of 16: slots are longer than the position tables
 # family → what its configuration says beyond the common shape

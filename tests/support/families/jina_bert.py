@@ -18,8 +18,8 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from checkpoints import SPECIAL_TOKENS, bert_tokenizer, roberta_tokenizer
-from encoders import write_json, write_modules
+from support.checkpoints.cross_encoders import SPECIAL_TOKENS, bert_tokenizer, roberta_tokenizer
+from support.checkpoints.encoders import write_json, write_modules
 
 LIMIT, SIZE, LAYERS, INNER, EPS = 700, 48, 3, 96, 1e-12
 Tensors = dict[str, torch.Tensor]

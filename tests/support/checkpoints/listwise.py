@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import AddedToken
 
-from decoder_checkpoints import byte_level_tokenizer
+from support.checkpoints.decoders import byte_level_tokenizer
 
 # windows far shorter than any prompt, between layers that see everything; the last one does, as in v3.5
 HYBRID = {

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from questions import QUERY, TEXTS, Hits
-from servers import Server
+from support.requests.questions import QUERY, TEXTS, Hits
+from support.servers.processes import Server
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-import checkpoints
-from servers import Server
 from sie_sdk import SIEClient
+from support.checkpoints import cross_encoders
+from support.servers.processes import Server
 
 Hits = list[tuple[int, float]]  # positions and scores, the best first
 PROBABILITY, LOGIT, SIMILARITY = "toy/bert", "toy/logit", "sie/mini-en"
@@ -94,7 +94,7 @@ def random_requests(count: int) -> list[Request]:
     rng = random.Random(11)
 
     def text(words: int) -> str:
-        return rng.choice(UNUSUAL) if rng.random() < 0.2 else checkpoints.random_text(rng, words)
+        return rng.choice(UNUSUAL) if rng.random() < 0.2 else cross_encoders.random_text(rng, words)
 
     def request(number: int) -> Request:
         texts = [text(rng.randint(1, 15)) for _ in range(rng.randint(1, 20))]

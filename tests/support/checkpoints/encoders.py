@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from checkpoints import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
+from support.checkpoints.cross_encoders import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
 
 SHAPE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 

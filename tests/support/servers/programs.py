@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import servers
+from support.servers import processes
 
-SDK = Path(__file__).parents[1] / "packages" / "sie-ts-sdk"
+SDK = Path(__file__).parents[3] / "packages" / "sie-ts-sdk"
 
 
 def found(what: str, *names: str) -> str:
@@ -38,7 +38,7 @@ def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> st
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**servers.environment(cwd), **(env or {})},
+        env={**processes.environment(cwd), **(env or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from decoder_checkpoints import end_with, make_decoder
-from encoders import write_json, write_modules
+from support.checkpoints.decoders import end_with, make_decoder
+from support.checkpoints.encoders import write_json, write_modules
 
 END = {"gemma": "<eos>", "llama": "<|endoftext|>", "mistral": "<|endoftext|>"}
 LIMIT = 96

@@ -15,8 +15,8 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
-from checkpoints import _corpus
 from sie_server.templates import named_template, template_names
+from support.checkpoints.cross_encoders import _corpus
 
 # Qwen2's pre-tokeniser pattern (tokenizer.json of Qwen2 and Qwen3)
 QWEN_SPLIT = (
