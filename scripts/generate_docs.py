@@ -46,7 +46,7 @@ def configuration() -> str:
 def models() -> str:
     """The catalog."""
     lines = [
-        HEAD.format(source="the YAML files in sie_server/catalog"),
+        HEAD.format(source="the YAML files in sie_server/catalog/models"),
         "# Models known without configuration\n\n",
         "A known model is fetched and loaded when it is first asked for. Any other checkpoint of a served\n",
         "architecture (below the table) is served with `--model ID=DIRECTORY`, `--model ID=HUB_ID` or from\n",

@@ -28,7 +28,7 @@ __all__ = [
     "stamp_of",
     "with_configured",
 ]
-HERE = Path(__file__).parent
+MODELS = Path(__file__).parent / "models"
 
 
 def known_models(
@@ -79,4 +79,4 @@ def catalog() -> dict[str, ModelConfig]:
 
 @cache  # the models directory is looked at every few seconds, and these files do not change
 def _packaged() -> tuple[ModelConfig, ...]:
-    return tuple(model for path in sorted(HERE.glob("*.yaml")) for model in models_of(read_entry(path)))
+    return tuple(model for path in sorted(MODELS.glob("*.yaml")) for model in models_of(read_entry(path)))

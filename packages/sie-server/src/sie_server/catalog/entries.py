@@ -40,7 +40,7 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     aliases: tuple[str, ...] = ()
     compat: bool = False  # needs the extra of that name
     template: Annotated[
-        str | None, Meta(description="Name of the form a causal reranker is asked in (sie_server/templates)")
+        str | None, Meta(description="Name of the form a causal reranker is asked in (sie_server/templates/forms)")
     ] = None
     profiles: Annotated[
         dict[str, Profile],

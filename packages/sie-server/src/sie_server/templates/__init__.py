@@ -16,7 +16,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-HERE = Path(__file__).parent
+FORMS = Path(__file__).parent / "forms"
 PLACEHOLDER = re.compile(r"\{(query|document|instruction)\}")
 Pieces = Annotated[tuple[str, ...], Meta(min_length=1)]
 
@@ -72,7 +72,7 @@ def named_template(name: str) -> RerankTemplate:
     Raises:
         TemplateError: there is none of that name.
     """
-    path = HERE / f"{name}.yaml"
+    path = FORMS / f"{name}.yaml"
     if name not in template_names():
         raise TemplateError(f"there is no template {name!r}; there are {', '.join(template_names())}")
     return parse_template({"name": name, **yaml.safe_load(path.read_text(encoding="utf-8"))})
@@ -80,7 +80,7 @@ def named_template(name: str) -> RerankTemplate:
 
 def template_names() -> list[str]:
     """For messages and documentation."""
-    return sorted(path.stem for path in HERE.glob("*.yaml"))
+    return sorted(path.stem for path in FORMS.glob("*.yaml"))
 
 
 def read_template_file(path: Path) -> RerankTemplate:
