@@ -17,9 +17,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import PreTrainedTokenizerFast
 
-from checkpoints import random_text
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.engine import Engine
+from support.checkpoints.cross_encoders import random_text
 
 MODEL = EMBEDDED / "mini-en"
 LIMIT = 256

@@ -40,7 +40,8 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     aliases: tuple[str, ...] = ()
     compat: bool = False  # needs the extra of that name
     template: Annotated[
-        str | None, Meta(description="Name of the form a causal reranker is asked in (sie_server/templates/forms)")
+        str | None,
+        Meta(description="Name of the form a causal reranker is asked in (sie_server/templates/forms)"),
     ] = None
     profiles: Annotated[
         dict[str, Profile],

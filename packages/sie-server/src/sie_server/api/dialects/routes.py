@@ -10,9 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sie_server.api import codec
-from sie_server.api.dialects import EMBED, INFO, RERANK, dialect_of, tei
+from sie_server.api.dialects import EMBED, INFO, RERANK, dialect_of
 from sie_server.api.dialects.dialect import answer_of, warning_header
 from sie_server.api.dialects.fields import Fields
+from sie_server.api.dialects.vendors import tei
 from sie_server.api.edge.bodies import read_body, unless_gone
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming

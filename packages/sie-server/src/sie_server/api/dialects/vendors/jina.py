@@ -6,10 +6,10 @@ that one's `id` and `meta`, which Jina's has not.
 
 from __future__ import annotations
 
-from sie_server.api.dialects import cohere
 from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.reading import EXAMPLE, Positive, asked, documents_of, usage
+from sie_server.api.dialects.vendors import cohere
 from sie_server.errors import SIEError
 
 
