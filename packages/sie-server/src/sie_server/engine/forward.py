@@ -11,10 +11,10 @@ import torch
 from sie_server.engine.job import Work
 from sie_server.engine.kinds.embeddings import Reader
 from sie_server.engine.text.prefix import compute_prefixes
-from sie_server.models.batch import PackedBatch, Tokens, pack
+from sie_server.models.batch import PackedBatch, Prefix, Tokens, pack
 from sie_server.models.families.decoders.decoder import Decoder
-from sie_server.models.layers.causal_attention import Prefix
-from sie_server.models.lora import Changes, applied
+from sie_server.models.layers.adapted import applied
+from sie_server.models.lora import Changes
 from sie_server.models.registry import Backbone
 from sie_server.models.spec import BackboneSpec
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sie_server.models.batch import Tokens
+from sie_server.models.batch import Prefix, Tokens
 
 if TYPE_CHECKING:
     from sie_server.engine.kinds.sparse import M3Scoring, M3Vectors
     from sie_server.engine.lora.adapter import Adapter
     from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors
-    from sie_server.models.layers.causal_attention import Prefix
     from sie_server.models.lora import Changes
 
 

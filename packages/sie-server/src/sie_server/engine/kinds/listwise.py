@@ -24,7 +24,7 @@ from sie_server.engine.kinds.embeddings import Floats
 from sie_server.engine.text.tokenizer import TextTokenizer, _ids
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, PackedBatch, Readout, Tokens
-from sie_server.models.families.decoders.listwise import Projector
+from sie_server.models.heads.listwise import Projector
 from sie_server.models.spec import ListwiseSpec, UnsupportedCheckpoint
 
 DOCUMENT_END, QUERY_END = "<|embed_token|>", "<|rerank_token|>"  # the tokens that are read out

@@ -23,8 +23,8 @@ from sie_server.engine.text.jobs import LateInteractionInput, PairInput, TextInp
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.families.decoders.decoder import DecoderSpec
-from sie_server.models.families.decoders.listwise import Projector
 from sie_server.models.heads.late_interaction import TokenProjection
+from sie_server.models.heads.listwise import Projector
 from sie_server.models.heads.modular import ModuleStack
 from sie_server.models.heads.sparse import M3_FILES, M3Head, M3Spec, SpladeHead, SpladeSpec
 from sie_server.models.registry import build_classifier, build_layer_heads, build_token_logits

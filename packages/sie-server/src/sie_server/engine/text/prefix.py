@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from sie_server.models.batch import PackedBatch, Tokens
+from sie_server.models.batch import PackedBatch, Prefix, Tokens
 from sie_server.models.families.decoders.decoder import Decoder
-from sie_server.models.layers.causal_attention import Prefix
-from sie_server.models.lora import Changes, applied
+from sie_server.models.layers.adapted import applied
+from sie_server.models.lora import Changes
 
 # A shared start costs a pass of its own and attention with masks; it is taken when it saves at least this share of
 # the request's tokens.
