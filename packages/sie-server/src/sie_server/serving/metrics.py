@@ -25,7 +25,7 @@ class RequestTiming:
         return (time.perf_counter() - self.started) * 1e3
 
     def headers(self) -> dict[str, str]:
-        """The contract's timing headers."""
+        """Return the timing headers (docs/http-api.md#response-headers)."""
         return {
             "X-Queue-Time": f"{self.queue_ms:.2f}",
             "X-Tokenization-Time": f"{self.tokenization_ms:.2f}",
