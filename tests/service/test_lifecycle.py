@@ -419,7 +419,7 @@ def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Pa
         assert (answer.status_code, answer.json()["code"]) == (503, "MODEL_LOADING")
         assert server.score(MINI, "when does rain fall", ["rain falls"])["scores"]
         assert server.signal_and_wait(within=60) == 0
-    assert "it is given up" in server.log
+    assert "abandoning a download or load" in server.log
 
 
 # ── callers that go away, and too many of them ──
