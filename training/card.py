@@ -63,10 +63,10 @@ Scores lie between −{bound} and {bound}; they order the documents of one query
 
 ## Limits
 
-English. Texts are truncated to {max_seq_length} tokens unless the request sets another limit,
-{max_supported_seq_length} at most. A model of this size does not judge whether a passage answers a question; it matches meaning and words. On within-story
-questions (fairytaleqa), where the question repeats the words of its section, it gains little over BM25. For more
-quality, serve a cross-encoder from the catalog.
+The model is English. Texts are truncated to {max_seq_length} tokens; a request may set another limit of at most
+{max_supported_seq_length}. A model of this size does not judge whether a passage answers a question; it matches meaning and words.
+On within-story questions (fairytaleqa), where the question repeats the words of its section, it improves little on
+BM25. For higher quality, serve a cross-encoder from the catalog.
 
 ## Sources
 

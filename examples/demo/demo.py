@@ -107,7 +107,7 @@ def movement(before: int, after: int) -> Text:
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """Return an empty table. Columns named `<…` contain text and shrink on narrow terminals; the others contain numbers."""
+    """Return an empty table. Columns named `<…` contain text and may shrink; the others contain numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in columns:
         if name.startswith("<"):

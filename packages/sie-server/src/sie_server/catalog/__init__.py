@@ -63,7 +63,7 @@ def with_configured(
         if not name or (separator and not source):
             raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
         if separator:
-            # a known id keeps its limits, template, prompts and profiles, whatever the source of its weights
+            # a known id keeps its limits, template, prompts and profiles for every source of its weights
             as_known = known.get(name, ModelConfig(name, source))
             models[name] = replace(as_known, source=source, revision=None, preload=True)
         elif name not in gone:
