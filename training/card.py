@@ -64,9 +64,9 @@ Scores lie between −{bound} and {bound}; they order the documents of one query
 ## Limits
 
 The model is English. Texts are truncated to {max_seq_length} tokens; a request may set another limit of at most
-{max_supported_seq_length}. A model of this size does not judge whether a passage answers a question; it matches meaning and words.
-On within-story questions (fairytaleqa), where the question repeats the words of its section, it improves little on
-BM25. For higher quality, serve a cross-encoder from the catalog.
+{max_supported_seq_length}. A model of this size does not judge whether a passage answers a question; it matches
+meaning and words. On within-story questions (fairytaleqa), where the question repeats the words of its section, it
+improves little on BM25. For higher quality, serve a cross-encoder from the catalog.
 
 ## Sources
 
