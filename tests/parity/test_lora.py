@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from sie_server.engine.lora import patterns
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.lora.config import read_lora_config
@@ -98,7 +98,7 @@ def results(engine: Engine, *jobs: Job) -> list[list[Any]]:
 
 
 def logits(engine: Engine, documents: list[str], adapter: Adapter | None = None) -> torch.Tensor:
-    [scores] = results(engine, engine.tokenize_score(QUERY, documents, LIMIT, adapter=adapter))
+    [scores] = results(engine, engine.tokenize_score(ScoreTexts(QUERY, documents, LIMIT), adapter=adapter))
     return torch.tensor(scores)
 
 
@@ -135,7 +135,7 @@ def four_adapters(case: Case, root: Path) -> list[Adapter | None]:
 def test_a_mixed_batch_equals_each_alone(case: Case, tmp_path: Path) -> None:
     adapters = four_adapters(case, tmp_path)
     alone = [logits(case.engine, case.documents, adapter) for adapter in adapters]
-    jobs = [case.engine.tokenize_score(QUERY, case.documents, LIMIT, adapter=a) for a in adapters]
+    jobs = [case.engine.tokenize_score(ScoreTexts(QUERY, case.documents, LIMIT), adapter=a) for a in adapters]
     for together, expected in zip(results(case.engine, *jobs), alone, strict=True):
         assert_close(together, expected)
     for one, other in pairwise(alone):
@@ -152,7 +152,7 @@ def test_base_weights_stay_as_they_are(tmp_path: Path, dtype: str) -> None:
     before = fingerprint(case.engine)
     for i in range(100):
         a, b = adapters[i % 5], adapters[(i * 3 + 1) % 5]
-        jobs = [case.engine.tokenize_score(QUERY, documents, LIMIT, adapter=x) for x in (a, b)]
+        jobs = [case.engine.tokenize_score(ScoreTexts(QUERY, documents, LIMIT), adapter=x) for x in (a, b)]
         results(case.engine, *jobs)
     assert fingerprint(case.engine) == before
     assert torch.equal(logits(case.engine, case.documents), before_logits)
@@ -207,10 +207,10 @@ def test_decoders_equal_peft_with_a_shared_start(family: str, tmp_path: Path) ->
     adapters = [None, *(engine.attach(path) for path in made)]
     rng = random.Random(2)
     documents = [random_text(rng, n) for n in (1, 3, 8, 15, 30)]
-    jobs = [engine.tokenize_score(QUERY, documents, 400, adapter=adapter) for adapter in adapters]
+    jobs = [engine.tokenize_score(ScoreTexts(QUERY, documents, 400), adapter=adapter) for adapter in adapters]
     assert all(job.prefix for job in jobs)
     ours = results(engine, *jobs)
-    whole = engine.tokenize_plain(QUERY, documents, 400)
+    whole = engine.tokenize_plain(ScoreTexts(QUERY, documents, 400))
     sequences = {work.index: torch.from_numpy(work.tokens.ids).long()[None] for work in whole.work}
     answers = engine._tokenizer.answers  # type: ignore[attr-defined]  # a causal reranker's
     for path, scores in zip([None, *made], ours, strict=True):
@@ -230,8 +230,8 @@ def test_a_retrained_output_matrix_is_read_at_its_answers(tmp_path: Path) -> Non
         load(directory), tmp_path / "adapter", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]
     )
     engine = Engine(directory, device="cpu", dtype="float32", template="mxbai-rerank-v2")
-    job = engine.tokenize_score(QUERY, ["rain", "stars burn"], 400, adapter=engine.attach(path))
-    whole = engine.tokenize_plain(QUERY, ["rain", "stars burn"], 400)
+    job = engine.tokenize_score(ScoreTexts(QUERY, ["rain", "stars burn"], 400), adapter=engine.attach(path))
+    whole = engine.tokenize_plain(ScoreTexts(QUERY, ["rain", "stars burn"], 400))
     model = under(load(directory).eval(), path)
     [scores] = results(engine, job)
     for work in whole.work:
@@ -338,21 +338,21 @@ def test_cached_documents_belong_to_their_adapter(tmp_path: Path) -> None:
     plain = Engine(directory, device="cpu", dtype="float32")
     texts = ["rain falls over the quiet harbour", "stars"]
     first, second = engine.attach(path), plain.attach(path)
-    [base] = results(engine, engine.tokenize_score(QUERY, texts, LIMIT))
-    job = engine.tokenize_score(QUERY, texts, LIMIT, adapter=first)
+    [base] = results(engine, engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT)))
+    job = engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=first)
     assert not job.known  # those of the base model are others
     [changed] = results(engine, job)
-    [expected] = results(plain, plain.tokenize_score(QUERY, texts, LIMIT, adapter=second))
+    [expected] = results(plain, plain.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=second))
     assert_close(changed, expected)
     assert max(abs(a - b) for a, b in zip(base, changed, strict=True)) > 0.05
-    again = engine.tokenize_score(QUERY, texts, LIMIT, adapter=first)
+    again = engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=first)
     assert len(again.known) == 2
     results(engine, again)
     engine.score_known(again)
     assert_close(again.results, changed)
     engine.detach(first)
-    assert len(engine.tokenize_score(QUERY, texts, LIMIT).known) == 2
-    assert not engine.tokenize_score(QUERY, texts, LIMIT, adapter=first).known
+    assert len(engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT)).known) == 2
+    assert not engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=first).known
     assert engine.documents
     engine.documents.forget()
     assert cache.nbytes == 0

@@ -19,7 +19,7 @@ from sie_server.catalog import ModelsDirectory, configured_adapters, with_config
 from sie_server.config import ServerConfig
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from sie_server.engine.storage.footprint import automatic_budget
 from sie_server.errors import InvalidInput
 from sie_server.serving.collectors import CacheCollector, ModelCollector
@@ -156,7 +156,7 @@ class Service:
 
             def look() -> InspectResponse:
                 kept, short = shortened(engine, texts, asked.max_document_tokens)
-                job = engine.tokenize_plain(query, kept, limit, instruction.text, chunking)
+                job = engine.tokenize_plain(ScoreTexts(query, kept, limit, instruction.text, chunking))
                 count_as_cut(job, short)
                 return inspected(model, engine, request.items, job, limit)
 

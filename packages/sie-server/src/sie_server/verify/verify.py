@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.job import QUERY, Job, ScoreTexts, Sparse
 from sie_server.models.spec import CausalSpec, LateInteractionSpec
 from sie_server.verify.references import Answers, reference_of
 
@@ -56,7 +56,7 @@ def verify(directory: Path, pairs: int, template: str | None = None) -> Report:
     reference, documents = reference_of(directory, engine), sample(pairs)
     if isinstance(engine.spec.head, CausalSpec):
         # how a filled template is cut is no library's to say
-        cut = engine.tokenize_score(QUERY_TEXT, documents, engine.max_seq_length).truncated
+        cut = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, engine.max_seq_length)).truncated
         documents = [text for text, was_cut in zip(documents, cut, strict=True) if not was_cut]
     with torch.inference_mode():
         theirs = reference(directory, engine, QUERY_TEXT, documents)
@@ -84,7 +84,7 @@ class _Ours:
 def _ours(engine: Engine, documents: list[str], theirs: Answers) -> _Ours:
     """The same of this engine: scores where the model gives them, else products of its vectors."""
     if not theirs.vectors or isinstance(engine.spec.head, LateInteractionSpec):
-        job = engine.tokenize_score(QUERY_TEXT, documents, engine.max_seq_length)
+        job = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, engine.max_seq_length))
         scores = [float(value) for value in _results(engine, job)]
         vectors = _vectors(engine, documents) if theirs.vectors else []
         return _Ours(scores, _ids(job), vectors)

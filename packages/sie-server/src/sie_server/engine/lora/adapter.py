@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sie_server.engine.document_cache import ModelDocuments
+from sie_server.engine.kinds.base import TextInput
 from sie_server.engine.lora.config import CONFIG, LoraConfig, read_lora_config
 from sie_server.engine.lora.tensors import AdapterTensors, check_shape, read_tensors
-from sie_server.engine.text.jobs import TextInput
 from sie_server.models.lora import Changes, Delta, Norm, Target
 from sie_server.models.spec import UnsupportedCheckpoint
 

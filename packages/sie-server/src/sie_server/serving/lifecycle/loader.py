@@ -23,7 +23,7 @@ from sie_server.engine.calibration import calibration
 from sie_server.engine.device import out_of_memory
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.job import QUERY, Job, ScoreTexts, Sparse
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.storage import footprint
 from sie_server.engine.storage.source import fetch, is_path
@@ -259,7 +259,7 @@ def _probes(engine: Engine, adapter: Adapter | None) -> list[Job]:
     limit, outputs = engine.max_seq_length, engine.spec.outputs
     jobs = []
     if "score" in outputs:
-        jobs.append(engine.tokenize_score(PROBE[0], PROBE[1:], limit, adapter=adapter))
+        jobs.append(engine.tokenize_score(ScoreTexts(PROBE[0], PROBE[1:], limit), adapter=adapter))
         jobs[0].m3_scoring = scoring.m3_scoring(Options())
     if vectors := tuple(name for name in outputs if name != "score"):
         jobs.append(engine.tokenize_encode(PROBE, vectors, limit, adapter=adapter))

@@ -9,9 +9,8 @@ import numpy.typing as npt
 
 from sie_server.arrays import array_of
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Chunking, Job, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
-from sie_server.engine.text.chunks import Chunking
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec
 from sie_server.serving.requests.options import refuse_cut, text_of
@@ -46,8 +45,8 @@ class Candidates:
         if chunking:
             if self.query is None or self.texts is None:
                 raise InvalidInput("only texts can be split - at `$.options.long_document`")
-            return engine.tokenize_chunks(
-                self.query, self.texts, limit, chunking, instruction, adapter=adapter
+            return engine.tokenize_score(
+                ScoreTexts(self.query, self.texts, limit, instruction, chunking=chunking), adapter=adapter
             )
         if options.max_document_tokens and self.texts is None:
             raise InvalidInput("only texts can be cut - at `$.options.max_document_tokens`")
@@ -55,7 +54,7 @@ class Candidates:
         if self.query is None or self.texts is None:
             job = self._vectors_job(engine, texts, limit, adapter)
         else:
-            job = engine.tokenize_score(self.query, texts, limit, instruction, adapter=adapter)
+            job = engine.tokenize_score(ScoreTexts(self.query, texts, limit, instruction), adapter=adapter)
         if options.long_document == "refuse":
             refuse_cut(job, limit)
         count_as_cut(job, short)

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from sie_server.engine.job import Job
+from sie_server.engine.job import Chunking, Job, M3Scoring
 from sie_server.engine.kinds.listwise import listwise_scores
-from sie_server.engine.kinds.sparse import M3Scoring
-from sie_server.engine.text.chunks import Chunking
 from sie_server.errors import InvalidInput
 from sie_server.models.heads.sparse import M3Spec, ScoreMode
 from sie_server.models.spec import Activation, LayerwiseSpec, ListwiseSpec, ModelSpec
