@@ -394,7 +394,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "unknown field": ({"from_the_future": 1}, None, "from_the_future is 1"),
     "unknown bias": ({"bias": "some"}, None, "bias is 'some'"),
     "rank": ({"r": 8}, None, "has shape"),
-    "no rank": ({"r": 0}, None, "a whole number above 0"),
+    "no rank": ({"r": 0}, None, "an integer above 0"),
     "pattern": (
         {"rank_pattern": {"(": 2}},
         None,
@@ -418,9 +418,9 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "a count of 11 digits": (
         {"target_modules": "a{99999999999}"},
         None,
-        "in target_modules is not served: braces",
+        "in target_modules is not supported: braces",
     ),
-    "a count that fills the memory": ({"target_modules": "(||){99999}"}, None, "characters once its counts"),
+    "a count that fills the memory": ({"target_modules": "(||){99999}"}, None, "characters with its counts"),
     "nested counts": ({"exclude_modules": "((a{99}){99}){99}"}, None, "in exclude_modules is longer than"),
     "nested too deeply": (
         {"target_modules": "(" * 2000 + ")" * 2000},
@@ -431,10 +431,10 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "layers that are a word": ({"layers_to_transform": "0"}, None, "layers_to_transform is '0'"),
     "targets by number": ({"target_modules": [1]}, None, "target_modules is [1]"),
     "alpha that is no number": ({"lora_alpha": float("nan")}, None, "lora_alpha is nan"),
-    "endless alpha": ({"lora_alpha": float("inf")}, None, "lora_alpha is inf; an alpha is a finite number"),
-    "alpha of 400 digits": ({"lora_alpha": 10**400}, None, "an alpha is a finite number"),
+    "endless alpha": ({"lora_alpha": float("inf")}, None, "lora_alpha is inf; an alpha must be a finite number"),
+    "alpha of 400 digits": ({"lora_alpha": 10**400}, None, "an alpha must be a finite number"),
     "alpha of a pattern": ({"alpha_pattern": {"query": float("nan")}}, None, "alpha_pattern is nan"),
-    "alpha too large for B": ({"lora_alpha": 1e300}, None, "lora_alpha or alpha_pattern make lora_B of"),
+    "alpha too large for B": ({"lora_alpha": 1e300}, None, "lora_alpha or alpha_pattern scale lora_B of"),
     "other base": ({"base_model_name_or_path": "someone/else"}, None, "trained on 'someone/else'"),
     "target without tensors": ({"target_modules": ["query", "key"]}, None, "lacks lora_A of"),
     "tensors without target": ({"target_modules": ["value"]}, None, "not one of its target_modules"),
@@ -454,7 +454,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "retrained embedding": (
         {"modules_to_save": ["word_embeddings"]},
         put("base_model.model.bert.embeddings.word_embeddings.weight", 9, 48),
-        "cannot be exchanged per sequence",
+        "cannot be replaced per sequence",
     ),
     "unannounced head": (
         {},
@@ -467,17 +467,17 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
         "lacks bias of 'classifier'",
     ),
     "magnitude": ({}, put(f"{QUERY_0}.lora_magnitude_vector", 48), "lora_magnitude_vector"),
-    "another's name": ({}, put("model.query.lora_A.weight", 4, 48), "not named as PEFT names it"),
+    "another's name": ({}, put("model.query.lora_A.weight", 4, 48), "does not have a PEFT name"),
     "whole numbers": (
         {},
         lambda tensors: tensors.update({f"{QUERY_0}.lora_A.weight": torch.ones(4, 48, dtype=torch.int32)}),
-        f"{QUERY_0}.lora_A.weight' holds torch.int32 values",
+        f"{QUERY_0}.lora_A.weight' has dtype torch.int32",
     ),
     "no rows": ({}, put(f"{QUERY_0}.lora_A.weight", 0, 48), "query.lora_A.weight' has shape [0, 48]"),
     "not finite": (
         {},
         lambda tensors: tensors[f"{QUERY_0}.lora_A.weight"].fill_(float("nan")),
-        "finite numbers",
+        "not finite",
     ),
     "other weights": ({}, put(f"{QUERY_0}.base_layer.weight", 48, 48), "trained on another base"),
     "nothing": ({"target_modules": []}, lambda tensors: tensors.clear(), "changes nothing"),
@@ -597,7 +597,7 @@ def test_a_bin_whose_names_are_none_is_refused(bert: Case, tmp_path: Path, name:
     directory = adapter_of(bert, tmp_path)
     (directory / "adapter_model.safetensors").unlink()
     torch.save({name: torch.ones(1)}, directory / "adapter_model.bin")
-    with pytest.raises(ModelLoadFailed, match="name → tensor table"):
+    with pytest.raises(ModelLoadFailed, match="table of names and tensors"):
         bert.engine.attach(directory)
 
 
@@ -627,7 +627,7 @@ def test_older_adapters_are_pickle_free_bins(bert: Case, tmp_path: Path) -> None
 
 def test_models_through_transformers_take_no_adapters(tmp_path: Path) -> None:
     directory = write_electra(tmp_path / "model")
-    with pytest.raises(ModelLoadFailed, match="runs through transformers, where adapters are not applied"):
+    with pytest.raises(ModelLoadFailed, match="runs through transformers, which cannot apply adapters"):
         Engine(directory, device="cpu").attach(tmp_path)
 
 
