@@ -24,7 +24,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job, ScoreTexts
 from sie_server.engine.kinds.listwise import form_blocks
 from sie_server.errors import ModelLoadFailed
-from sie_server.serving.requests.scoring import per_document
+from sie_server.serving.requests.ranking import per_document
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.listwise import make_listwise
 from support.servers.inprocess import ask, asking, in_order, post

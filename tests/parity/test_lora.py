@@ -431,7 +431,11 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "layers that are a word": ({"layers_to_transform": "0"}, None, "layers_to_transform is '0'"),
     "targets by number": ({"target_modules": [1]}, None, "target_modules is [1]"),
     "alpha that is no number": ({"lora_alpha": float("nan")}, None, "lora_alpha is nan"),
-    "endless alpha": ({"lora_alpha": float("inf")}, None, "lora_alpha is inf; an alpha must be a finite number"),
+    "endless alpha": (
+        {"lora_alpha": float("inf")},
+        None,
+        "lora_alpha is inf; an alpha must be a finite number",
+    ),
     "alpha of 400 digits": ({"lora_alpha": 10**400}, None, "an alpha must be a finite number"),
     "alpha of a pattern": ({"alpha_pattern": {"query": float("nan")}}, None, "alpha_pattern is nan"),
     "alpha too large for B": ({"lora_alpha": 1e300}, None, "lora_alpha or alpha_pattern scale lora_B of"),

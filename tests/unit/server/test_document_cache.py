@@ -150,7 +150,7 @@ async def test_a_text_that_the_caller_had_shortened_is_whole_for_others(director
             request = ScoreRequest(Item(text="when does rain fall"), [Item(text=text)], options=options)
             return (await service.score("m", request, RequestTiming())).scores[0].truncated
 
-        await service.load("m")
+        await service.admin.load("m")
         async with service.registry.lease("m") as (engine, _):
             [short], [cut] = engine.shorten([long], 5)
         assert cut

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from sie_server.catalog.adapters import configured_adapters
 from sie_server.catalog.directory import ModelsDirectory, read_entry, stamp_of
-from sie_server.catalog.entries import EMBEDDED, CatalogEntry, ModelConfig, id_problem, models_of
+from sie_server.catalog.entries import (
+    EMBEDDED,
+    CatalogEntry,
+    ModelConfig,
+    id_problem,
+    models_of,
+    profile_names,
+)
 from sie_server.config import ConfigError
 
 __all__ = [
@@ -25,6 +32,7 @@ __all__ = [
     "configured_adapters",
     "id_problem",
     "known_models",
+    "profile_names",
     "stamp_of",
     "with_configured",
 ]

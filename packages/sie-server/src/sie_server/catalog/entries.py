@@ -99,6 +99,11 @@ def id_problem(name: str) -> str | None:
     return None
 
 
+def profile_names(profiles: Mapping[str, Profile]) -> list[str]:
+    """Return the values of `options.profile`; every model has a `default`."""
+    return ["default", *sorted(set(profiles) - {"default"})]
+
+
 def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelConfig]:
     """The models of one entry: its id and its aliases; directories may be given relative to `root`."""
     source = _installed(entry.package) or entry.source

@@ -26,8 +26,8 @@ from sie_server.models.heads.sparse import M3_FILES
 from sie_server.models.lora import Target
 from sie_server.models.spec import UnsupportedCheckpoint
 
-# Buffers of older transformers versions, the pooler of a bare encoder, and the decoder of a masked language model, saved
-# in addition to the tables it is tied to. None of them affects a result.
+# Buffers of older transformers versions, the pooler of a bare encoder, and the decoder of a masked language model
+# (saved in addition to the tables it is tied to): none of them affects a result.
 HARMLESS = re.compile(
     r"(^|\.)embeddings\.position_ids$|^((bert|new|roberta)\.)?pooler\.dense\.(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
