@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from sie_server.serving.loading.loader import READERS, Loader, base_names
 from starlette.testclient import TestClient
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -27,6 +26,7 @@ from sie_server.catalog import ModelConfig, catalog
 from sie_server.engine.lora import patterns
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import AdapterNotFound, Conflict, ModelLoadFailed, ModelLoading, SIEError
+from sie_server.serving.loading.loader import READERS, Loader, base_names
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.checkpoints.colbert import make_pylate

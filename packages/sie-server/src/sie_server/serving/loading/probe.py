@@ -8,8 +8,7 @@ import numpy as np
 
 from sie_server.catalog import ModelConfig
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job, Sparse
-from sie_server.engine.kinds.sparse import M3Scoring
+from sie_server.engine.job import Job, M3Scoring, ScoreTexts, Sparse
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import ModelLoadFailed
 
@@ -45,7 +44,7 @@ def probe_jobs(engine: Engine, adapter: Adapter | None) -> list[Job]:
     limit, outputs = engine.max_seq_length, engine.spec.outputs
     jobs = []
     if "score" in outputs:
-        job = engine.tokenize_score(TEXTS[0], TEXTS[1:], limit, adapter=adapter)
+        job = engine.tokenize_score(ScoreTexts(TEXTS[0], TEXTS[1:], limit), adapter=adapter)
         job.m3_scoring = M3Scoring("weighted")
         jobs.append(job)
     if vectors := tuple(name for name in outputs if name != "score"):

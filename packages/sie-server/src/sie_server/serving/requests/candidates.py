@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sie_server.arrays import array_of
+from sie_server.engine.job import Floats
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec, ModelSpec
 from sie_server.wire import Item, ScoreRequest
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,7 @@ def inspect(plan: ScorePlan) -> InspectResponse:
     if plan.candidates.query is None:
         raise RuntimeError("only texts can be inspected")
     documents, shortened = plan.documents()
-    job = plan.engine.tokenize_plain(
-        plan.candidates.query, documents, plan.limit, plan.instruction, plan.chunking
-    )
+    job = plan.engine.tokenize_plain(plan.score_texts(plan.candidates.query, documents))
     truncation.mark_shortened(job, shortened)
     return _Inspection(plan.engine, plan.candidates.request.items, job).response(plan.model, plan.limit)
 

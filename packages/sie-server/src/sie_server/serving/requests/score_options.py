@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sie_server.engine.kinds.sparse import M3Scoring
-from sie_server.engine.text.chunks import Chunking
+from sie_server.engine.job import Chunking, M3Scoring
 from sie_server.errors import InvalidInput
 from sie_server.models.heads.sparse import M3Spec, ScoreMode
 from sie_server.models.spec import Activation, LayerwiseSpec, ListwiseSpec, ModelSpec

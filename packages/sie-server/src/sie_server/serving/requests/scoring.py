@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from msgspec import UNSET
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
-from sie_server.engine.kinds.sparse import M3Scoring
+from sie_server.engine.job import Chunking, Job, M3Scoring, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
-from sie_server.engine.text.chunks import Chunking
 from sie_server.errors import InvalidInput
 from sie_server.serving.requests import truncation
 from sie_server.serving.requests.candidates import Candidates
@@ -92,18 +90,16 @@ class ScorePlan:
             query = candidates.query_vectors(engine.spec)
             vectors = candidates.item_vectors(engine.spec) if candidates.texts is None else documents
             job = engine.tokenize_vectors(query, vectors, self.limit, adapter=adapter)
-        elif self.chunking:
-            return engine.tokenize_chunks(
-                candidates.query, documents, self.limit, self.chunking, self.instruction, adapter=adapter
-            )
         else:
-            job = engine.tokenize_score(
-                candidates.query, documents, self.limit, self.instruction, adapter=adapter
-            )
+            job = engine.tokenize_score(self.score_texts(candidates.query, documents), adapter=adapter)
         if self.options.long_document == "refuse":
             truncation.refuse_truncation(job, self.limit)
         truncation.mark_shortened(job, shortened)
         return job
+
+    def score_texts(self, query: str, documents: list[str]) -> ScoreTexts:
+        """The texts of the request and how to read them."""
+        return ScoreTexts(query, documents, self.limit, self.instruction, self.chunking)
 
     def documents(self) -> tuple[list[str], list[bool]]:
         """The document texts, cut to `max_document_tokens`, and which of them were cut."""
