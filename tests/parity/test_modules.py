@@ -93,7 +93,7 @@ def edit(path: Path, change: Any) -> None:
         ("modules.json", lambda c: c[:4], "does not output 'scores'"),
         ("modules.json", lambda c: [*c, c[3] | {"idx": 5}], "LayerNorm expects vectors of width 48, got 1"),
         ("modules.json", lambda c: [*c[:2], c[2] | {"path": "../encoder"}, *c[3:]], "outside the checkpoint"),
-        ("modules.json", lambda c: [c[0], c[1] | {"path": "/etc"}, *c[2:]], "'/etc', which is outside the checkpoint"),
+        ("modules.json", lambda c: [c[0], c[1] | {"path": "/etc"}, *c[2:]], "'/etc', which is outside"),
         ("modules.json", lambda c: [*c, c[2] | {"type": "my.code.Module"}], "my.code.Module"),
         ("2_Dense/config.json", lambda c: c | {"activation_function": "os.system"}, "os.system"),
         ("2_Dense/config.json", lambda c: c | {"bias": True}, "linear.bias"),

@@ -32,7 +32,7 @@ def check_embedder(directory: Path, config: dict[str, Any]) -> None:
     own = (config.get("auto_map") or {}).get("AutoModel")
     if own:
         raise UnsupportedCheckpoint(
-            f"config.json names the repository's own model class ({own}), whose code is not run and may differ from "
+            f"config.json names the repository's own model class ({own}), whose code is never run and may differ from "
             "the architecture; decoders with their own model class are not supported as embedding models"
         )
     path = directory / "sentence_bert_config.json"

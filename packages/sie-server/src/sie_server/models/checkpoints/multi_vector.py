@@ -145,7 +145,7 @@ def _skip_words(directory: Path, folder: str) -> tuple[str, ...]:
     words, tasks = config.get("skiplist_words") or [], config.get("skiplist_tasks", ["document"])
     if not isinstance(words, list) or (words and tasks != ["document"]) or config.get("keep_only_token_ids"):
         raise UnsupportedCheckpoint(
-            f"{folder}/config.json: only a list of words to skip in documents is supported, got {config!r}"
+            f"{folder}/config.json: only a skip list of words in documents is supported, got {config!r}"
         )
     return tuple(str(word) for word in words)
 

@@ -185,9 +185,8 @@ class _Convolution:
         size, bias = spec.hidden_size, spec.conv_bias
         self.inner = Linear.load(weights, "in_proj", 3 * size, size, bias=bias)
         self.out = Linear.load(weights, "out_proj", size, size, bias=bias)
-        self.taps = weights.take("conv.weight", size, 1, spec.taps)[
-            :, 0
-        ].T  # [taps, hidden], the last is current
+        taps = weights.take("conv.weight", size, 1, spec.taps)
+        self.taps = taps[:, 0].T  # [taps, hidden], the last is current
         self.bias = weights.take("conv.bias", size) if bias else None
 
     def __call__(self, x: Tensor, view: _View, residual: Tensor) -> Tensor:
