@@ -78,8 +78,8 @@ def test_without_the_extra_the_message_says_what_to_install(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"architectures": ["DebertaV2ForTokenClassification"]}, "does not serve"),
-        ({"architectures": ["MyForSequenceClassification"]}, "does not serve"),
+        ({"architectures": ["DebertaV2ForTokenClassification"]}, "does not support"),
+        ({"architectures": ["MyForSequenceClassification"]}, "does not support"),
         ({"model_type": "xlnet"}, "xlnet"),
         ({"pad_token_id": None}, "pad_token_id"),
         ({"num_labels": 3}, "3 labels"),

@@ -177,12 +177,12 @@ def test_wrong_layers_are_named(client: TestClient, name: str, options: dict[str
 @pytest.mark.parametrize(
     ("name", "fields", "template", "message"),
     [
-        ("minicpm", {"head_type": "raw"}, None, "{'head_type': 'raw'} is not served"),
-        ("minicpm", {"head_multi": False}, None, "{'head_multi': False} is not served"),
+        ("minicpm", {"head_type": "raw"}, None, "{'head_type': 'raw'} is not supported"),
+        ("minicpm", {"head_multi": False}, None, "{'head_multi': False} is not supported"),
         ("minicpm", {"start_layer": 1}, None, "lm_head.5.linear_head.weight"),
         ("minicpm", {"start_layer": 3}, None, "lm_head.4.linear_head.weight"),
-        ("gemma2", {"layer_wise": False}, None, "layer_wise other than true"),
-        ("gemma2", {}, "bge-reranker-gemma", "with a head of its own"),
+        ("gemma2", {"layer_wise": False}, None, "layer_wise is not true"),
+        ("gemma2", {}, "bge-reranker-gemma", "has its own head"),
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(

@@ -253,7 +253,7 @@ def test_blocks(lengths: list[int], room: int, longest: int, sizes: list[int]) -
 @pytest.mark.parametrize(
     ("release", "fields", "message"),
     [
-        ("v3", {"layer_types": ["full_attention"] * 3}, "3 entries for 4 layers"),
+        ("v3", {"layer_types": ["full_attention"] * 3}, "3 entries; expected 4"),
         ("v3.5", {"layer_types": ["chunked_attention"] * 4}, "chunked_attention"),
         ("v3.5", {"use_sliding_window": False}, "use_sliding_window"),
     ],

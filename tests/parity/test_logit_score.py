@@ -104,12 +104,12 @@ def test_the_operators_file_comes_first(saved: Path, tmp_path: Path) -> None:
     [
         (
             "{% for m in messages if m.role == 'query' %}{{ m.content }}{% endfor %}",
-            "does not put the document",
+            "must put the document",
         ),
         ("{% for m in messages %}{{ m.content | trim }}{% endfor %}", "unchanged"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{{ '{query}' }}", "literal text {query}"),
         ("{{ raise_exception('only users') }}", "only users"),
-        ("{% if %}", "is not a template"),
+        ("{% if %}", "is not a valid template"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "cannot render|does not put"),
     ],
 )

@@ -91,14 +91,14 @@ def edit(path: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "named"),
     [
-        ("modules.json", lambda c: c[:4], "no module in modules.json gives 'scores'"),
-        ("modules.json", lambda c: [*c, c[3] | {"idx": 5}], "LayerNorm takes 48 numbers"),
+        ("modules.json", lambda c: c[:4], "does not output 'scores'"),
+        ("modules.json", lambda c: [*c, c[3] | {"idx": 5}], "LayerNorm expects vectors of width 48, got 1"),
         ("modules.json", lambda c: [*c[:2], c[2] | {"path": "../encoder"}, *c[3:]], "outside the checkpoint"),
-        ("modules.json", lambda c: [c[0], c[1] | {"path": "/etc"}, *c[2:]], "'/etc', outside the checkpoint"),
+        ("modules.json", lambda c: [c[0], c[1] | {"path": "/etc"}, *c[2:]], "'/etc', which is outside"),
         ("modules.json", lambda c: [*c, c[2] | {"type": "my.code.Module"}], "my.code.Module"),
         ("2_Dense/config.json", lambda c: c | {"activation_function": "os.system"}, "os.system"),
         ("2_Dense/config.json", lambda c: c | {"bias": True}, "linear.bias"),
-        ("2_Dense/config.json", lambda c: c | {"out_features": 47}, "takes 48 numbers"),
+        ("2_Dense/config.json", lambda c: c | {"out_features": 47}, "expects vectors of width 48, got 47"),
         ("2_Dense/config.json", lambda c: c | {"module_input_name": "token_embeddings"}, "token_embeddings"),
         ("2_Dense/config.json", lambda c: c | {"use_residual": True}, "use_residual"),
         ("3_LayerNorm/config.json", lambda c: {}, "lacks 'dimension'"),

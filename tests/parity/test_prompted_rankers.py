@@ -142,7 +142,7 @@ def test_fields_that_cannot_be_served(
 @pytest.mark.parametrize(
     ("kind", "template", "complaint"),
     [
-        ("nemotron", "qwen3-reranker", "head of its own"),
+        ("nemotron", "qwen3-reranker", "has its own head"),
         ("qwen3-vl", "nemotron-rerank", "no `positive`"),
     ],
 )

@@ -58,7 +58,7 @@ def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
             "default prompt",
         ),
         ("1_Dense/config.json", {"activation_function": "my.Tanh"}, "my.Tanh"),
-        ("1_Dense/config.json", {"in_features": 47}, "in_features is 47.*48 wide"),
+        ("1_Dense/config.json", {"in_features": 47}, "in_features is 47.*width 48"),
         ("1_Dense/config.json", {"out_features": 23}, r"linear\.weight.*\[24, 48\].*\[23, 48\]"),
         ("1_Dense/config.json", {"bias": True}, r"linear\.bias"),
         ("tokenizer_config.json", {"padding_side": "left"}, "padding_side"),

@@ -62,7 +62,7 @@ def test_every_template_is_used_and_every_catalog_entry_names_one_that_exists() 
     [
         ({"pieces": ["{document}", " ok"]}, r"template 't': pieces lacks the placeholder \{query\}"),
         ({"pieces": ["{query} ok"]}, r"template 't': pieces lacks the placeholder \{document\}"),
-        ({"pieces": ["{query} {query} {document}"]}, r"has more than once \{query\}"),
+        ({"pieces": ["{query} {query} {document}"]}, r"has the placeholder \{query\} more than once"),
         ({"pieces": ["{instruction} {query} {document}"]}, r"no default_instruction"),
         ({"default_instruction": "x"}, r"lacks the placeholder \{instruction\}"),
         ({"instruction_pieces": ["{query} {document}"]}, r"instruction_pieces lacks .* \{instruction\}"),
@@ -82,10 +82,10 @@ def test_a_template_that_cannot_work_is_refused_by_name(change: dict[str, Any], 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("template: nothing", "no template 'nothing'; there are .*zerank"),
-        ("template: zerank\npositive: x", "one or the others"),
-        ("", "holds no fields"),
-        ("- a", "holds no fields"),
+        ("template: nothing", "no template 'nothing'; known templates: .*zerank"),
+        ("template: zerank\npositive: x", "remove `template` or the others"),
+        ("", "has no fields"),
+        ("- a", "has no fields"),
         ("a: [", "cannot be read"),
         ("pieces: ['{query}']\npositive: x", "lacks the placeholder {document}"),
     ],
