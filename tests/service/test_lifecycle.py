@@ -93,7 +93,7 @@ def test_a_port_in_use(folder: Path) -> None:
         (["--batch-tokens", "-1"], {}, None, ["--batch-tokens", ">= 0"]),
         (["--model", "=x"], {}, None, ["--model", "ID=DIRECTORY"]),
         (["--models-dir", "/no/such/place"], {}, None, ["--models-dir", "/no/such/place"]),
-        (["--adapter", "toy:x=y"], {}, None, ["--adapter", "'toy' is no model"]),
+        (["--adapter", "toy:x=y"], {}, None, ["--adapter", "unknown model 'toy'"]),
         (["--adapter", "toy"], {}, None, ["--adapter", "MODEL:NAME=DIRECTORY"]),
         ([], {"SIE_PORT": "many"}, None, ["SIE_PORT", "int"]),
         ([], {"SIE_OFFLINE": "perhaps"}, None, ["SIE_OFFLINE", "bool"]),
@@ -419,7 +419,7 @@ def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Pa
         assert (answer.status_code, answer.json()["code"]) == (503, "MODEL_LOADING")
         assert server.score(MINI, "when does rain fall", ["rain falls"])["scores"]
         assert server.signal_and_wait(within=60) == 0
-    assert "it is given up" in server.log
+    assert "abandoning a download or load" in server.log
 
 
 # ── callers that go away, and too many of them ──

@@ -15,7 +15,7 @@
  *     │   ├── ModelLoadingError       503 MODEL_LOADING, still so at the deadline
  *     │   ├── QueueFullError          503 QUEUE_FULL, still so at the deadline
  *     │   └── ResourceExhaustedError  503 RESOURCE_EXHAUSTED, after its retries
- *     └── ProtocolError               an answer that is not what the contract promises
+ *     └── ProtocolError               a response that does not follow docs/http-api.md
  *
  * `errorFor` chooses the class by table, from the status and the code the server sent. An aborted call is none of
  * these: it rejects with the reason of its AbortSignal.
@@ -140,7 +140,7 @@ export class ResourceExhaustedError extends ServerError {
   override readonly name = "ResourceExhaustedError";
 }
 
-/** The answer breaks the contract; the message names what is missing or malformed. */
+/** The response does not follow docs/http-api.md. The message names the missing or malformed field. */
 export class ProtocolError extends SIEError {
   override readonly name = "ProtocolError";
 }

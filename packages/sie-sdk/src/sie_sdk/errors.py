@@ -14,7 +14,7 @@
     │   ├── ModelLoadingError       503 MODEL_LOADING, still so at the deadline
     │   ├── QueueFullError          503 QUEUE_FULL, still so at the deadline
     │   └── ResourceExhaustedError  503 RESOURCE_EXHAUSTED, after its retries
-    └── ProtocolError               an answer that is not what the contract promises
+    └── ProtocolError               a response that does not follow docs/http-api.md
 
 `error_for` chooses the class by table, from the status and the code the server sent.
 """
@@ -137,7 +137,7 @@ class ResourceExhaustedError(ServerError):
 
 
 class ProtocolError(SIEError):
-    """The answer breaks the contract; the message names what is missing or malformed."""
+    """The response does not follow docs/http-api.md. The message names the missing or malformed field."""
 
 
 _BY_STATUS_AND_CODE: dict[tuple[int, str | None], type[SIEError]] = {

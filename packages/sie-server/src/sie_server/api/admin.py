@@ -1,8 +1,8 @@
-"""The admin routes: load, unload and swap models and adapters while the server runs. `api.edge.gate` decides who may ask.
+"""The admin routes: load, swap and unload models and adapters at run time. `api.edge.gate` authorises the caller.
 
-Bodies are JSON and say so: a web page of another origin cannot send that content type without being asked about it
-first. A field that is not known is an error, because an admin must not be misheard. What was begun goes on when the
-caller hangs up.
+Bodies must have the content type application/json, which a web page of another origin cannot send without a CORS
+preflight. Unknown fields are errors, so that a misspelled field never changes what a request does. An operation
+continues when the client disconnects.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ ROUTES = [Route(ADMIN + path, action, methods=["POST"]) for path, action in ACTI
 async def _asked(request: Request, kind: type[Body]) -> Body:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != codec.JSON:
-        raise InvalidInput(f"admin requests are JSON: send the header Content-Type: {codec.JSON}")
+        raise InvalidInput(f"admin routes accept only JSON; send the header Content-Type: {codec.JSON}")
     body = await read_body(request, service_of(request).config.max_body_mb * 2**20)
     asked = codec.decode(body, codec.JSON, kind)
     client = request.client.host if request.client else "an unknown address"
-    log.info("%s asked %s: %r", request.state.caller or client, request.url.path, asked)
+    log.info("%s requested %s: %r", request.state.caller or client, request.url.path, asked)
     return asked
 
 

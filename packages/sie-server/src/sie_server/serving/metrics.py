@@ -36,7 +36,7 @@ class RequestTiming:
         )
 
     def headers(self) -> dict[str, str]:
-        """The timing headers of docs/http-api.md."""
+        """Return the timing headers (docs/http-api.md#response-headers)."""
         return {
             "X-Queue-Time": f"{self.queue_ms:.2f}",
             "X-Tokenization-Time": f"{self.tokenization_ms:.2f}",
