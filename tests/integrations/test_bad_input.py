@@ -201,7 +201,7 @@ def test_other_values_that_are_refused(server: Server) -> None:
 
 def test_a_model_that_cannot_score(server: Server) -> None:
     for path in RERANK:
-        refused(server, path, {**BODIES[path], "model": "toy/encoder"}, "does not give 'score'")
+        refused(server, path, {**BODIES[path], "model": "toy/encoder"}, "has no output 'score'")
     refused(server, "/embed", {"inputs": "rain", "model": PROBABILITY}, "dense")
 
 

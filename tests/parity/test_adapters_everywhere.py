@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY
+from sie_server.engine.job import QUERY, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from support.checkpoints.cross_encoders import random_text
 from support.families.adapters import Pairs, write_adapter
@@ -54,7 +54,7 @@ def results(engine: Engine, limit: int, adapter: Adapter | None = None) -> list[
     """Scores; for a model without, the first numbers of its vectors."""
     outputs = engine.spec.outputs
     if "score" in outputs:
-        job = engine.tokenize_score("how do stars burn", DOCUMENTS, limit, adapter=adapter)
+        job = engine.tokenize_score(ScoreTexts("how do stars burn", DOCUMENTS, limit), adapter=adapter)
     else:
         job = engine.tokenize_encode(DOCUMENTS, (outputs[0],), limit, adapter=adapter)
     for work, result in zip(job.work, engine.run(job.work), strict=True):

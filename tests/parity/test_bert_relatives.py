@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
@@ -64,7 +65,7 @@ def documents() -> list[str]:
 
 
 def logits(engine: Engine, texts: list[str], adapter: Adapter | None = None) -> list[float]:
-    job = engine.tokenize_score("rain data", texts, LIMIT, adapter=adapter)
+    job = engine.tokenize_score(ScoreTexts("rain data", texts, LIMIT), adapter=adapter)
     return run_job(engine, job)
 
 
@@ -87,7 +88,7 @@ def test_token_ids_equal_the_reference(case: Case) -> None:
     expected = [
         row[mask].tolist() for row, mask in zip(inputs.input_ids, inputs.attention_mask.bool(), strict=True)
     ]
-    job = case.engine.tokenize_score("rain data", documents(), LIMIT)
+    job = case.engine.tokenize_score(ScoreTexts("rain data", documents(), LIMIT))
     ours = {work.index: work.tokens.ids.tolist() for work in job.work}
     assert [ours[i] for i in range(len(expected))] == expected
     assert any(job.truncated)

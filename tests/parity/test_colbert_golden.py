@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 
 GOLDEN = Path(__file__).parent / "golden" / "colbert"
 
@@ -28,7 +29,7 @@ def test_pylate_agrees(name: str) -> None:
             assert result["multivector"].shape == expected.shape
             np.testing.assert_allclose(result["multivector"], expected, atol=1e-4, rtol=0)
     for query, expected in zip(texts["queries"], golden["scores"], strict=True):
-        job = engine.tokenize_score(query, texts["documents"], limit)
+        job = engine.tokenize_score(ScoreTexts(query, texts["documents"], limit))
         for work, result in zip(job.work, engine.run(job.work), strict=True):
             if work.index >= 0:
                 job.put(work.index, result)

@@ -15,6 +15,7 @@ import transformers
 
 from sie_server.catalog import catalog
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from sie_server.serving.lifecycle.slots import Slot
 from support.checkpoints.compat import COMPAT, LIMIT, make_compat
@@ -28,7 +29,7 @@ def documents() -> list[str]:
 
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:
-    job = engine.tokenize_score("rain data", texts, LIMIT)
+    job = engine.tokenize_score(ScoreTexts("rain data", texts, LIMIT))
     return run_job(engine, job)
 
 

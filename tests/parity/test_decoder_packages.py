@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import make_decoder
@@ -29,7 +30,7 @@ def documents() -> list[str]:
 
 
 def ours(engine: Engine, limit: int, instruction: str | None = None) -> list[float]:
-    job = engine.tokenize_score(QUERY, documents(), limit, instruction)
+    job = engine.tokenize_score(ScoreTexts(QUERY, documents(), limit, instruction))
     return run_job(engine, job)
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from support.checkpoints.cross_encoders import random_text
 
 MODEL = EMBEDDED / "mini-en"
@@ -69,7 +70,7 @@ def vectors(engine: Engine, texts: list[str], output: str) -> list[npt.NDArray[n
 
 
 def scores(engine: Engine, query: str, texts: list[str]) -> list[float]:
-    job = engine.tokenize_score(query, texts, LIMIT)
+    job = engine.tokenize_score(ScoreTexts(query, texts, LIMIT))
     for work, result in zip(job.work, engine.run(job.work), strict=True):
         if work.index >= 0:
             job.put(work.index, result)
@@ -125,7 +126,9 @@ def test_alone_equals_batched_and_mixed(engine: Engine, texts: list[str]) -> Non
     batched = scores(engine, "rain tomorrow", texts)
     alone = [scores(engine, "rain tomorrow", [text])[0] for text in texts]
     np.testing.assert_allclose(alone, batched, atol=1e-5)
-    first, second = (engine.tokenize_score(q, texts[:30], LIMIT) for q in ("rain tomorrow", "stars"))
+    first, second = (
+        engine.tokenize_score(ScoreTexts(q, texts[:30], LIMIT)) for q in ("rain tomorrow", "stars")
+    )
     encode = engine.tokenize_encode(texts[:5], ("dense", "multivector"), LIMIT)
     works = [*first.work, *second.work, *encode.work]
     for work, result in zip(works, engine.run(works), strict=True):

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.layers.alibi import KEPT, head_slopes
 from support.checkpoints.cross_encoders import random_text
@@ -62,7 +63,7 @@ def documents() -> list[str]:
 
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:
-    job = engine.tokenize_score("rain data", texts, LIMIT)
+    job = engine.tokenize_score(ScoreTexts("rain data", texts, LIMIT))
     return run_job(engine, job)
 
 

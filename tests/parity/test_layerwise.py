@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from support.servers.inprocess import ask, asking, in_order, post
 
@@ -36,7 +36,7 @@ class Case:
         self.engine = Engine(self.directory, device="cpu", dtype="float32", template=self.template, **options)
 
     def job(self, query: str, layer: int | None) -> Job:
-        job = self.engine.tokenize_score(query, self.documents, 400)
+        job = self.engine.tokenize_score(ScoreTexts(query, self.documents, 400))
         job.cutoff_layer = layer
         return job
 
@@ -59,7 +59,7 @@ def run(engine: Engine, *jobs: Job) -> None:
 def test_token_ids_equal_the_reference(case: Case) -> None:
     engine = Engine(case.directory, device="cpu", dtype="float32", template=case.template, share_prefix=False)
     for number, query in enumerate(case.queries):
-        job = engine.tokenize_score(query, case.documents, 400)
+        job = engine.tokenize_score(ScoreTexts(query, case.documents, 400))
         ids = [work.tokens.ids.tolist() for work in sorted(job.work, key=lambda work: work.index)]
         assert ids == case.golden["ids"][number * len(ids) : (number + 1) * len(ids)]
 
@@ -105,7 +105,7 @@ def test_layers_above_the_cutoff_are_not_computed(case: Case) -> None:
     engine = Engine(case.directory, device="cpu", dtype="float32", template=case.template)
     layer = case.layers[1]
     engine._forward.backbone.layers[layer:] = [None] * (len(engine._forward.backbone.layers) - layer)  # type: ignore[attr-defined]
-    job = engine.tokenize_score(case.queries[2], case.documents, 400)
+    job = engine.tokenize_score(ScoreTexts(case.queries[2], case.documents, 400))
     job.cutoff_layer = layer
     run(engine, job)
     assert job.prefix is not None and len(job.prefix.layers) == layer

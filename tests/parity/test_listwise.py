@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from sie_server.engine.kinds.listwise import form_blocks
 from sie_server.errors import ModelLoadFailed
-from sie_server.serving.requests.scoring import per_document
+from sie_server.serving.requests.ranking import per_document
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.listwise import make_listwise
 from support.servers.inprocess import ask, asking, in_order, post
@@ -124,7 +124,7 @@ class Case:
         self.reference = Reference(directory)
 
     def job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
-        return self.engine.tokenize_score(query, documents, limit, instruction)
+        return self.engine.tokenize_score(ScoreTexts(query, documents, limit, instruction))
 
     def scores(self, job: Job) -> list[float]:
         for work in job.work:
@@ -216,7 +216,7 @@ def test_it_can_be_calibrated_and_ranks_alike_in_bf16(case: Case) -> None:
     """Sequences without a token to read out are no error: the batch size is measured with them."""
     coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
     calibrate(coarse, 0.05)
-    job = coarse.tokenize_score(QUERY, DOCUMENTS, 300)
+    job = coarse.tokenize_score(ScoreTexts(QUERY, DOCUMENTS, 300))
     [result] = coarse.run(job.work)
     job.put(0, result)
     exact = case.scores(case.job(QUERY, DOCUMENTS, 300))

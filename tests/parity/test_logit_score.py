@@ -15,6 +15,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from sie_server.serving.requests.ranking import activate
 from support.checkpoints.cross_encoders import random_text
@@ -81,7 +82,7 @@ def test_scores_equal_sentence_transformers(saved: Path, instruction: str | None
     expected = model.predict(pairs, batch_size=3, show_progress_bar=False, **prompt)
     # the catalog's template is another one, and is not asked
     engine = Engine(saved, device="cpu", dtype="float32", template="qwen3-reranker")
-    job = engine.tokenize_score(QUERY, documents(), LIMIT, instruction)
+    job = engine.tokenize_score(ScoreTexts(QUERY, documents(), LIMIT, instruction))
     run_job(engine, job)
     assert any(job.truncated) and expected.std() > 0.02
     activation = engine.spec.head.activation  # type: ignore[union-attr]

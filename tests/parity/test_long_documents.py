@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.engine import Engine
-from sie_server.engine.text.chunks import Chunking
+from sie_server.engine.job import Chunking, ScoreTexts
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
 from support.requests.jobs import run_job
 from support.servers.inprocess import ask, asking, in_order, post
@@ -74,7 +74,7 @@ def by_hand(directory: Path, text: str, overlap: int) -> tuple[list[float], list
 
 def test_every_window_scores_as_by_hand(directory: Path) -> None:
     engine = Engine(directory, device="cpu", dtype="float32")
-    job = engine.tokenize_chunks(QUERY, DOCUMENTS, LIMIT, Chunking(7, 100))
+    job = engine.tokenize_score(ScoreTexts(QUERY, DOCUMENTS, LIMIT, chunking=Chunking(7, 100)))
     run_job(engine, job)
     assert job.chunks is not None
     for number, text in enumerate(DOCUMENTS):

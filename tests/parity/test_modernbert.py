@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.batch import PackedBatch, Tokens, pack
 from sie_server.models.layers import local_attention
@@ -26,7 +27,7 @@ TOLERANCE = 1e-4
 
 
 def logits(engine: Engine, query: str, documents: list[str]) -> list[float]:
-    job = engine.tokenize_score(query, documents, LIMIT)
+    job = engine.tokenize_score(ScoreTexts(query, documents, LIMIT))
     return run_job(engine, job)
 
 

@@ -18,6 +18,7 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.modular import LIMIT, MODELS, SIZE, make_encoder, make_reranker, shaken
@@ -34,7 +35,7 @@ def results(engine: Engine, job: Any) -> list[Any]:
 
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:
-    return results(engine, engine.tokenize_score("rain data", texts, LIMIT))
+    return results(engine, engine.tokenize_score(ScoreTexts("rain data", texts, LIMIT)))
 
 
 @pytest.mark.parametrize("family", sorted(MODELS))

@@ -17,7 +17,7 @@ from sentence_transformers import MultiVectorEncoder
 from tokenizers import Tokenizer
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.text.chunks import Chunking
+from sie_server.engine.job import Chunking, ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.spec import LateInteractionSpec
 from support.checkpoints.colbert import make_pylate, make_stanford
@@ -116,7 +116,7 @@ def test_scores_equal_the_library(case: Case) -> None:
         ds = case.reference.encode_document(documents, show_progress_bar=False)
         # one pair at a time: batches of documents are padded
         expected = [float(case.reference.similarity([q], [d])) for d in ds]
-        job = case.engine.tokenize_score(query, documents, case.engine.max_seq_length)
+        job = case.engine.tokenize_score(ScoreTexts(query, documents, case.engine.max_seq_length))
         for work, result in zip(job.work, case.engine.run(job.work), strict=True):
             if work.index >= 0:
                 job.put(work.index, result)
@@ -129,7 +129,7 @@ def test_windows_of_a_document_are_its_own_tokens_behind_the_prompt(case: Case) 
     tokenizer.no_truncation()
     tokenizer.no_padding()
     documents = ["", "  rain", " " + random_text(random.Random(7), 80) + " \n", "naïve café " * 20]
-    job = case.engine.tokenize_plain("rain", documents, 30, chunking=Chunking(0, 100))
+    job = case.engine.tokenize_plain(ScoreTexts("rain", documents, 30, chunking=Chunking(0, 100)))
     sequences = {i: w.tokens.ids.tolist() for w in job.work for i in (w.index, *job.copies.get(w.index, ()))}
     assert job.chunks is not None
     for number, text in enumerate(documents):
@@ -158,7 +158,7 @@ def test_stanfords_checkpoint_saved_again_scores_the_same(tmp_path: Path) -> Non
     results = []
     for directory in (source, tmp_path / "b"):
         engine = Engine(directory, device="cpu", dtype="float32")
-        job = engine.tokenize_score("rain falls", texts(4, 60), 40)
+        job = engine.tokenize_score(ScoreTexts("rain falls", texts(4, 60), 40))
         for work, result in zip(job.work, engine.run(job.work), strict=True):
             if work.index >= 0:
                 job.put(work.index, result)

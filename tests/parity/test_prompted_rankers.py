@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import end_with
@@ -43,7 +44,7 @@ def engine(made: Made) -> Engine:
 
 def scored(engine: Engine, documents: list[str], query: str = QUERY) -> tuple[list[list[int]], list[float]]:
     """Token ids and raw logits, in the order of `documents`."""
-    job = engine.tokenize_score(query, documents, LIMIT)
+    job = engine.tokenize_score(ScoreTexts(query, documents, LIMIT))
     before = job.prefix.ids.tolist() if job.prefix else []
     ids: list[list[int]] = [[] for _ in documents]
     for work, result in zip(job.work, engine.run(job.work), strict=True):
@@ -82,7 +83,7 @@ def test_alone_equals_batched_equals_permuted(engine: Engine) -> None:
 
 
 def test_only_causal_models_share_the_start_of_their_prompts(made: Made, engine: Engine) -> None:
-    job = engine.tokenize_score(QUERY, [text + " rain" for text in DOCUMENTS[:8]], LIMIT)
+    job = engine.tokenize_score(ScoreTexts(QUERY, [text + " rain" for text in DOCUMENTS[:8]], LIMIT))
     assert (job.prefix is not None) == (made.template == "qwen3-vl-reranker")  # m0 puts the document first
 
 

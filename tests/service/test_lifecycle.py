@@ -93,7 +93,7 @@ def test_a_port_in_use(folder: Path) -> None:
         (["--batch-tokens", "-1"], {}, None, ["--batch-tokens", ">= 0"]),
         (["--model", "=x"], {}, None, ["--model", "ID=DIRECTORY"]),
         (["--models-dir", "/no/such/place"], {}, None, ["--models-dir", "/no/such/place"]),
-        (["--adapter", "toy:x=y"], {}, None, ["--adapter", "'toy' is no model"]),
+        (["--adapter", "toy:x=y"], {}, None, ["--adapter", "unknown model 'toy'"]),
         (["--adapter", "toy"], {}, None, ["--adapter", "MODEL:NAME=DIRECTORY"]),
         ([], {"SIE_PORT": "many"}, None, ["SIE_PORT", "int"]),
         ([], {"SIE_OFFLINE": "perhaps"}, None, ["SIE_OFFLINE", "bool"]),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sie_server.engine.calibration import calibration
 from sie_server.engine.engine import BATCH_SIZES, Engine
-from sie_server.engine.job import Work
+from sie_server.engine.job import ScoreTexts, Work
 from sie_server.engine.storage.footprint import automatic_budget, needed_bytes
 from sie_server.engine.storage.tally import Tally
 from support.checkpoints.colbert import make_pylate
@@ -51,7 +51,7 @@ def test_a_loaded_model_keeps_nothing_of_the_file(tmp_path: Path, name: str) -> 
         torch.save(load_file(directory / "model.safetensors"), directory / name)
         (directory / "model.safetensors").unlink()
     engine = Engine(directory, device="cpu", dtype="float32")
-    works = engine.tokenize_score("rain", ["stars burn", "rain falls"], 64).work
+    works = engine.tokenize_score(ScoreTexts("rain", ["stars burn", "rain falls"], 64)).work
     before = engine.run(works)
     size = (directory / name).stat().st_size
     with (directory / name).open("r+b") as file:  # in place, as `cp` does; a mapped file would change with it

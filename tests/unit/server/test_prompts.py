@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sie_server.catalog import catalog, known_models
 from sie_server.config import ServerConfig
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Work
+from sie_server.engine.job import ScoreTexts, Work
 from sie_server.engine.text.prefix import share_prefix
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.errors import InvalidInput, ModelLoadFailed
@@ -270,7 +270,7 @@ async def test_a_prefix_is_freed_with_its_request(tmp_path: Path) -> None:
     engine.batch_tokens = 64  # several batches
     worker = DeviceWorker(1_000_000, 1, Metrics())
     try:
-        job = engine.tokenize_score("stars", ["rain " * n for n in range(1, 12)], 900)
+        job = engine.tokenize_score(ScoreTexts("stars", ["rain " * n for n in range(1, 12)], 900))
         assert job.prefix is not None
         tokens = job.input_tokens
         seen: list[int] = []
@@ -309,7 +309,7 @@ async def test_instructions_reach_the_model_or_are_refused(tmp_path: Path) -> No
         assert told.scores == optioned.scores != without.scores
         assert told.usage.input_tokens != without.usage.input_tokens
         job = Engine(decoder, device="cpu", dtype="float32", share_prefix=False).tokenize_score(
-            "stars", [i.text or "" for i in items], 900
+            ScoreTexts("stars", [i.text or "" for i in items], 900)
         )
         assert without.usage.input_tokens == job.tokens
         both = await ask("d", "x y", "two")

@@ -37,32 +37,32 @@ Body = TypeVar("Body")
 async def load(request: Request) -> Response:
     """POST /v1/admin/load"""
     asked = await _asked(request, AdminLoadRequest)
-    work = service_of(request).load(asked.model, asked.source, asked.revision, asked.pin)
+    work = service_of(request).admin.load(asked.model, asked.source, asked.revision, asked.pin)
     return await _answer(work)
 
 
 async def unload(request: Request) -> Response:
     """POST /v1/admin/unload"""
     asked = await _asked(request, AdminUnloadRequest)
-    return await _answer(service_of(request).unload(asked.model))
+    return await _answer(service_of(request).admin.unload(asked.model))
 
 
 async def swap(request: Request) -> Response:
     """POST /v1/admin/swap"""
     asked = await _asked(request, AdminSwapRequest)
-    return await _answer(service_of(request).swap(asked.model, asked.source, asked.revision))
+    return await _answer(service_of(request).admin.swap(asked.model, asked.source, asked.revision))
 
 
 async def load_adapter(request: Request) -> Response:
     """POST /v1/admin/adapters/load"""
     asked = await _asked(request, AdapterLoadRequest)
-    return await _answer(service_of(request).load_adapter(asked.model, asked.adapter, asked.source))
+    return await _answer(service_of(request).admin.load_adapter(asked.model, asked.adapter, asked.source))
 
 
 async def unload_adapter(request: Request) -> Response:
     """POST /v1/admin/adapters/unload"""
     asked = await _asked(request, AdapterUnloadRequest)
-    return await _answer(service_of(request).unload_adapter(asked.model, asked.adapter))
+    return await _answer(service_of(request).admin.unload_adapter(asked.model, asked.adapter))
 
 
 ACTIONS = {

@@ -33,14 +33,17 @@ from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
-OnStartFailure = Callable[[SIEError], None]
+OnFatal = Callable[[SIEError], None]
 SHUTTING_DOWN = QueueFull("the server is shutting down; try again", retry_after_s=1)
 COUNTED = ("score", "encode", "inspect", "embeddings")  # routes in the metrics, in addition to the dialects
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
 
-def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = None) -> Starlette:
-    """Create the ASGI app. `on_start_failure` is called if a model that is configured to load at start fails to load.
+def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlette:
+    """Create the ASGI app.
+
+    `on_fatal` is called when a model named at start cannot be loaded, or when the device thread fails. The server
+    cannot serve after that.
 
     Raises:
         ConfigError: API keys or origins are invalid.
@@ -49,8 +52,8 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.service = service = Service(config)
-        preload = asyncio.create_task(_preload(app, service, on_start_failure))
+        app.state.service = service = Service(config, on_fatal)
+        preload = asyncio.create_task(_preload(app, service, on_fatal))
         yield
         preload.cancel()
         await service.close()
@@ -85,13 +88,13 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
     return app
 
 
-async def _preload(app: Starlette, service: Service, on_failure: OnStartFailure | None) -> None:
+async def _preload(app: Starlette, service: Service, on_fatal: OnFatal | None) -> None:
     try:
         await service.operations.preload()
         app.state.ready = True
     except SIEError as error:
-        if on_failure:
-            on_failure(error)
+        if on_fatal:
+            on_fatal(error)
 
 
 async def on_error(request: Request, error: Exception) -> Response:

@@ -17,15 +17,15 @@ import uvicorn
 from sie_server.api.app import create_app
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
-from sie_server.serving.lifecycle.loader import LOADING_THREADS
+from sie_server.serving.loading.loader import LOADING_THREADS
 
 log = logging.getLogger("sie_server.api")
 JOIN_S = 0.2
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
-class StartFailed(ConfigError):
-    """The server cannot start. The message is one line for the user."""
+class ServerFailed(ConfigError):
+    """The server cannot start or cannot continue; the message is one line for the user."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -50,19 +50,19 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(config: ServerConfig) -> None:
-    """Serve until a signal or a failed start.
+    """Serve until a signal stops the process.
 
     Raises:
-        StartFailed: the port is in use, or a model that is configured to load at start fails to load.
+        ServerFailed: the port is taken, a model named at start cannot be loaded, or the device thread fails.
     """
     listener = bind(config.host, config.port)
     failures: list[SIEError] = []
 
-    def on_start_failure(error: SIEError) -> None:
+    def on_fatal(error: SIEError) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(config, on_start_failure)
+    app = create_app(config, on_fatal)
     if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
         log.warning(
             "no API keys are configured: any client that can reach %s can use this server", config.host
@@ -83,7 +83,7 @@ def serve(config: ServerConfig) -> None:
     finally:
         listener.close()
     if failures:
-        raise StartFailed(failures[0].message)
+        raise ServerFailed(failures[0].message)
     _leave_what_still_loads()
 
 
@@ -104,7 +104,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket. It is bound before models load, so that a port in use is reported at once.
 
     Raises:
-        StartFailed: the address cannot be bound.
+        ServerFailed: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
@@ -114,7 +114,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(2048)  # several sockets can bind one port, but only one can listen
     except OSError as error:
         listener.close()
-        raise StartFailed(
+        raise ServerFailed(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port with --port"
         ) from None
     listener.set_inheritable(True)

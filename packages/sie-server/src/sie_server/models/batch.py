@@ -10,9 +10,9 @@ and form *groups* that attention sees as one dense block without a copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,9 @@ from torch import Tensor
 
 from sie_server.models.lora import Changes, Span
 
-if TYPE_CHECKING:
-    from sie_server.models.layers.causal_attention import Prefix
-
 Ids = npt.NDArray[np.int32]
 Readout = Literal["first", "last", "all"]  # the tokens whose last hidden states are wanted
+States = tuple[Tensor, Tensor]  # keys and values of one layer, each [rows, key heads, dim], rotated
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,17 @@ class Tokens:
     def keys(self) -> int:
         """How many tokens are looked at."""
         return len(self.ids) if self.seen is None else self.seen
+
+
+@dataclass(eq=False)
+class Prefix:
+    """The tokens that all sequences of a request begin with, and what the model made of them."""
+
+    ids: Ids
+    layers: list[States] = field(default_factory=list)  # empty until the first batch of the request
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,17 @@
-"""Low-rank adapters (LoRA, Hu et al., 2021, https://arxiv.org/abs/2106.09685) applied per sequence.
+"""The changes of a low-rank adapter (LoRA, Hu et al., 2021, https://arxiv.org/abs/2106.09685), as data.
 
-An adapter is a table: layer → what it changes there. Sequences of one adapter lie next to each other in a batch, so a
-change is one product over a slice of the rows; the layer's own weights are never written. A layer learns which rows are
-whose from `applied`, which holds for the forward pass of one thread: no family has to pass it on.
+An adapter maps each layer to the change it makes there. Sequences of one adapter lie next to each other in a batch, so
+a change is one product over a slice of the rows. The layer's own weights are never written. `models.layers.adapted`
+tells a layer which rows of the current batch to change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from sie_server.models.batch import PackedBatch
 
 # oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. Products of any length
 # would push each other and the model's own out; so there are few lengths.
@@ -97,30 +92,3 @@ class Span:
     changes: Changes
     rows: slice
     sequences: slice  # in packed order
-
-
-_batch: ContextVar[PackedBatch | None] = ContextVar("batch", default=None)
-
-
-@contextmanager
-def applied(batch: PackedBatch) -> Iterator[None]:
-    """Layers called in here by this thread apply the adapters of `batch`, whose rows or sequences they are given."""
-    before = _batch.set(batch if batch.spans else None)
-    try:
-        yield
-    finally:
-        _batch.reset(before)
-
-
-def changes_of(layer: Any, rows: int) -> list[tuple[slice, Any]]:
-    """What adapters change of `layer` for an input of `rows` rows: all rows of the batch, or one per sequence."""
-    batch = _batch.get()
-    if batch is None:
-        return []
-    spans = [span for span in batch.spans if layer in span.changes]
-    if not spans:
-        return []
-    # a slot is longer than one row, so the two never agree
-    assert rows in (batch.rows, batch.count), "a layer that adapters know by name is given other rows"
-    whole = rows == batch.rows
-    return [(span.rows if whole else span.sequences, span.changes[layer]) for span in spans]

@@ -13,9 +13,9 @@ from typing import Any
 from sie_server.models.checkpoints.causal import read_causal
 from sie_server.models.checkpoints.colbert import read_colbert
 from sie_server.models.checkpoints.decoder_embedder import check_embedder, is_embedder
+from sie_server.models.checkpoints.listwise import read_listwise
 from sie_server.models.checkpoints.prompts import read_prompts
 from sie_server.models.families.decoders.decoder import DecoderSpec
-from sie_server.models.families.decoders.listwise import read_listwise
 from sie_server.models.heads.modular import (
     MODULES,
     check_modules,

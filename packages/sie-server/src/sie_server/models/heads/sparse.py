@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sie_server.models.layers.linear import ACTIVATIONS, LayerNorm, Linear, Weights
+from sie_server.models.layers.activations import ACTIVATIONS
+from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.spec import BackboneSpec, EmbeddingSpec, UnsupportedCheckpoint, inside, read_json
 
 M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")

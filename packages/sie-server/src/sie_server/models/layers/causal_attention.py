@@ -9,30 +9,18 @@ looks from a real row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sie_server.models.batch import Group, Ids, PackedBatch
+from sie_server.models.batch import Group, PackedBatch, States
 
 # The prefix is put before the keys of every sequence by copying; so many key rows at a time bound what that takes.
 KEY_ROWS = 16_384
 
 Product = Callable[..., Tensor]  # as scaled_dot_product_attention
-States = tuple[Tensor, Tensor]  # keys and values of one layer, each [rows, key heads, dim], rotated
-
-
-@dataclass(eq=False)
-class Prefix:
-    """The tokens that all sequences of a request begin with, and what the model made of them."""
-
-    ids: Ids
-    layers: list[States] = field(default_factory=list)  # empty until the first batch of the request
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -55,12 +43,20 @@ class CausalBlock:
 def causal_blocks(
     batch: PackedBatch, dtype: torch.dtype, windows: tuple[int | None, ...] = ()
 ) -> list[CausalBlock]:
-    """The masks of a batch, in the dtype of the queries; `windows` per layer, for batches without prefix."""
+    """Build the masks of a batch in the dtype of the queries; `windows` is one entry per layer.
+
+    Raises:
+        RuntimeError: a layer has a window and the batch a prefix; the window would not hold for the prefix.
+    """
     blocks = []
     for group in batch.groups:
         if group.prefix is None:
             blocks.append(CausalBlock(group, None, group.mask, [], windows))
             continue
+        if any(windows):
+            raise RuntimeError(
+                "a batch with a shared prefix cannot run through layers with attention windows"
+            )
         before, device = len(group.prefix), batch.ids.device
         later = torch.full((group.slot, group.slot), float("-inf"), dtype=dtype, device=device).triu(1)
         all_rows = torch.nn.functional.pad(later, (before, 0))[None, None]
@@ -103,7 +99,8 @@ def _attend(
     q: Tensor, own: States, block: CausalBlock, part: slice, layer: int, one_row: bool, product: Product
 ) -> Tensor:  # [count, heads, 1 or slot, dim]
     if window := block.window(layer):
-        assert not one_row, "a model whose layers have windows is read out at all rows"
+        if one_row:
+            raise RuntimeError("a model whose layers have attention windows must be read out at all rows")
         return _attend_within(window, q, *own)
     k, v = _behind(block.prefix[layer], own) if block.prefix else own
     mask = block.all_rows

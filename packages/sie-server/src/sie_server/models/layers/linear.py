@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -10,25 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.layers import onednn
-from sie_server.models.lora import Target, changes_of
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
-# The same over their input: after an adapter's change the activation is a pass of its own over memory
-IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": torch.ops.aten.gelu_,
-    "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
-    "relu": F.relu_,
-    "silu": lambda x: F.silu(x, inplace=True),
-    "tanh": torch.tanh_,
-}
+from sie_server.models.layers.activations import ACTIVATIONS, IN_PLACE
+from sie_server.models.layers.adapted import changes_of
+from sie_server.models.lora import Target
 
 
 class Weights(Protocol):

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
-from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.batch import PackedBatch, Readout, States
+from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.attention import attention
-from sie_server.models.layers.causal_attention import Product, States, causal_attention, causal_blocks
-from sie_server.models.layers.linear import ACTIVATIONS, Linear, Residual, Weights, capped
+from sie_server.models.layers.causal_attention import Product, causal_attention, causal_blocks
+from sie_server.models.layers.linear import Linear, Residual, Weights, capped
 from sie_server.models.layers.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
 from sie_server.models.lora import Target
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.alibi import AlibiAttention, head_slopes
 from sie_server.models.layers.attention import attention
-from sie_server.models.layers.linear import ACTIVATIONS, LayerNorm, Linear, Weights
+from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.layers.rotary import Rotary
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from sie_server.models.families.encoders.bert import BertEncoder, BertSpec, Layout, check_sizes
 from sie_server.models.heads.classifier import Classifier, TanhClassifier
-from sie_server.models.layers.linear import ACTIVATIONS, Weights
+from sie_server.models.layers.activations import ACTIVATIONS
+from sie_server.models.layers.linear import Weights
 from sie_server.models.layers.rotary import inverse_frequencies
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 

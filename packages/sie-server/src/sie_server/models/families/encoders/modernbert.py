@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.heads.classifier import Classifier, pooled_states, pooling_readout
+from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.attention import attention
-from sie_server.models.layers.linear import ACTIVATIONS, LayerNorm, Linear, Weights
+from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.layers.local_attention import LocalAttention
 from sie_server.models.layers.rotary import Rotary, inverse_frequencies
 from sie_server.models.spec import BackboneSpec, Pooling, UnsupportedCheckpoint
