@@ -123,7 +123,8 @@ def _type(kind: inspect.Type) -> str:
         case inspect.BoolType():
             return "boolean"
         case inspect.LiteralType():
-            return f"one of {', '.join(f'`{value}`' for value in sorted(kind.values))}"
+            values = [f"`{value}`" for value in sorted(kind.values)]
+            return f"one of {', '.join(values)}" if values[1:] else f"constant {values[0]}"
         case inspect.ListType():
             how = "exactly" if kind.min_length == kind.max_length else "at least"
             return f"list of {_type(kind.item_type)}" + (
