@@ -141,8 +141,8 @@ class RequestFrame:
             return
         request = Request(scope)
         timing = request.state.timing = RequestTiming()
-        asked_id = request.headers.get("x-sie-request-id", "")
-        request_id = asked_id if REQUEST_ID.match(asked_id) else uuid.uuid4().hex
+        sent_id = request.headers.get("x-sie-request-id", "")
+        request_id = sent_id if REQUEST_ID.match(sent_id) else uuid.uuid4().hex
         request.state.request_id = request_id
         status, started = 500, False
 

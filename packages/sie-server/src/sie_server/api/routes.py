@@ -38,14 +38,14 @@ async def embeddings(request: Request) -> Response:
     """POST /v1/embeddings: OpenAI's format, JSON in both directions"""
     timing: RequestTiming = request.state.timing
     service = service_of(request)
-    body = await read_body(request, service.config.max_body_mb * 2**20)
-    asked = codec.decode(body, codec.JSON, openai.EmbeddingsRequest)
-    request.state.model = asked.model  # label in the metrics
+    content = await read_body(request, service.config.max_body_mb * 2**20)
+    body = codec.decode(content, codec.JSON, openai.EmbeddingsRequest)
+    request.state.model = body.model  # label in the metrics
     try:
-        answer = await unless_gone(request, service.encode(asked.model, openai.to_encode(asked), timing))
+        answer = await unless_gone(request, service.encode(body.model, openai.to_encode(body), timing))
     except InvalidInput as error:
         raise openai.in_openai_terms(error) from None
-    result = openai.from_encode(asked, answer)
+    result = openai.from_encode(body, answer)
     return Response(msgspec.json.encode(result), media_type=codec.JSON, headers=timing.headers())
 
 
