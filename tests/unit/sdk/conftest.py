@@ -87,6 +87,11 @@ def answer() -> Callable[..., httpx.Response]:
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64  # the default of 5 makes a burst of connections wait a second
+    closed = 0  # connections
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.closed += 1
 
 
 class Loopback:
@@ -114,6 +119,11 @@ class Loopback:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
+
+    @property
+    def closed(self) -> int:
+        """Connections that this side has closed."""
+        return self._server.closed
 
     def close(self) -> None:
         self.leave.set()

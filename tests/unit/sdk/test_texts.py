@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import time
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -84,19 +84,22 @@ async def test_no_texts_are_no_request() -> None:
 
 
 async def test_waiting_does_not_block_the_event_loop(loopback: Callable[..., Any]) -> None:
+    release = threading.Event()
+
     def slow(handler: Any, _: int) -> None:
-        time.sleep(0.3)
+        release.wait(20)
         handler.send_response(401)
         handler.send_header("content-length", "0")
         handler.end_headers()
 
     client = TextClient(loopback(slow).url)
     for call in (client.arank("m", "q", ["a"]), client.aembed("m", ["a"])):
-        waiting, ticks = asyncio.ensure_future(call), 0
-        while not waiting.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
+        release.clear()
+        waiting = asyncio.ensure_future(call)
+        for _ in range(10):  # a blocked loop would not get here before the server has given up
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        release.set()
         with pytest.raises(AuthError):
             await waiting
-        assert ticks > 5
     await client.aclose()

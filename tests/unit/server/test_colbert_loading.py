@@ -20,12 +20,13 @@ from sie_server.models.batch import Tokens, pack
 from sie_server.models.layers.attention import attention
 from sie_server.models.spec import LateInteractionSpec
 from support.checkpoints.colbert import make_pylate, make_stanford
+from support.device import DEVICE
 
 METADATA = {"dim": 16, "query_maxlen": 20, "doc_maxlen": 40}
 
 
 def load(directory: Path) -> Engine:
-    return Engine(directory, device="cpu", dtype="float32")
+    return Engine(directory, device=DEVICE, dtype="float32")
 
 
 def head(directory: Path) -> LateInteractionSpec:
