@@ -24,13 +24,16 @@ demo: $(RUN) ## rerank keyword search results with a local server
 test: $(DEV) $(TYPESCRIPT_DEV) ## run all tests (ARGS="-k name" picks some)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(DEV) $(TYPESCRIPT_DEV) ## formatting, lint, types, import rules and generated pages
+check: $(DEV) $(TYPESCRIPT_DEV) ## formatting, lint, types, import rules, generated pages, spelling and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
 	$(BIN)/python scripts/generate_ts_types.py --check
+	$(BIN)/codespell
+	$(BIN)/proselint check $$(git ls-files '*.md')
+	$(BIN)/python scripts/check_prose.py
 	@if [ -e $(TYPESCRIPT_DEV) ]; then npm --silent --prefix $(TYPESCRIPT) run check && echo "TypeScript: types are right"; fi
 
 format: $(DEV) ## format the code and fix what can be fixed
