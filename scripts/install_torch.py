@@ -20,7 +20,7 @@ from enum import Enum
 from importlib import metadata
 from typing import Any
 
-ACCEPTED = "torch>=2.6,<3"  # the range sie-server declares
+ACCEPTED = "torch>=2.11,<3"  # the range sie-server declares
 CPU_BUILD = "torch==2.13.0"  # what machines prepared with a CPU wheel (pip's find-links) carry
 CUDA_PACKAGE = re.compile(r"^(nvidia|cuda|triton)(-|$)")
 
