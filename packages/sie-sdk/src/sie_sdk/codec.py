@@ -119,7 +119,9 @@ def _array(code: Any, shape: tuple[int, ...], data: Any) -> NDArray[Any]:
         raise CodecError(f"array map: data is a {type(data).__name__}, not bytes")
     expected = math.prod(shape) * int(code[2:])
     if len(data) != expected:
-        raise CodecError(f"array map: expected {expected} bytes of data for {code} {list(shape)}, got {len(data)}")
+        raise CodecError(
+            f"array map: expected {expected} bytes of data for {code} {list(shape)}, got {len(data)}"
+        )
     import numpy as np
 
     if code == "|b1" and data.translate(None, b"\x00\x01"):
