@@ -64,7 +64,7 @@ def findings(path: str, text: str, known: list[Phrase], allowed: list[str]) -> l
     found = []
     for phrase in known:
         for match in phrase.pattern.finditer(joined):
-            start = match.end() - len(match[0].lstrip(" .;|*-"))
+            start = match.end() - len(match[0].lstrip(" .;"))
             piece, origin = origins[bisect_right(origins, (start, len(text))) - 1]
             line = text.count("\n", 0, origin + start - piece) + 1
             found.append(Finding(line, match[0].strip(), phrase.instead))

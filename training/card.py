@@ -1,11 +1,11 @@
-"""The model card of `mini-en`, rendered from the scorer's constants, the idf sources and the measured quality."""
+"""The model card of `mini-en`, generated from the scorer's constants, the idf sources and the measured quality."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Collection → what it is, and its licence as its source states it. A collection without an entry stops the build.
+# Collection → title and licence as its source states it. The build fails for a collection without an entry.
 SOURCES = {
     "arxiv-title-abstract": ("arXiv abstracts", "arXiv metadata, reuse permitted by arXiv's metadata policy"),
     "covidfaq": (
@@ -63,7 +63,7 @@ Scores lie between −{bound} and {bound}; they order the documents of one query
 
 ## Limits
 
-English. Texts are cut at {max_seq_length} tokens unless the request asks for more, {max_supported_seq_length} at most.
+English. Texts are truncated to {max_seq_length} tokens, or to the request's limit, at most {max_supported_seq_length}.
 A model of this size does not judge whether a passage answers a question; it matches meaning and words. On within-story
 questions (fairytaleqa), where the question repeats the words of its section, it gains little over BM25. For more
 quality, serve a cross-encoder from the catalog.
@@ -82,7 +82,7 @@ How to build it again: `training/README.md` in the source repository.
 """
 
 MEANING = {
-    "type": "which scorer reads this file",
+    "type": "the scorer that reads this file",
     "dense_weight": "factor of the cosine of the mean vectors",
     "maxsim_weight": "factor of the weighted MaxSim",
     "pooling": "how token vectors become one vector",
@@ -92,8 +92,8 @@ MEANING = {
     "query_reduction": "query tokens' best matches are averaged by weight: Σ w·max / Σ w",
     "normalize": "token vectors and mean vectors are scaled to length 1 before they are compared",
     "query_max_seq_length": "tokens of a query, template included",
-    "max_seq_length": "tokens of a document, template included, unless the request says otherwise",
-    "max_supported_seq_length": "the most a request may ask for",
+    "max_seq_length": "tokens of a document, template included; a request may set another limit",
+    "max_supported_seq_length": "the largest limit that a request may set",
     "language": "",
     "license": "",
 }
@@ -128,7 +128,7 @@ def render(
     added: Mapping[str, int],
     quality: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """The card's text. Every constant needs a meaning and every collection a licence: a missing one is a KeyError."""
+    """Return the card. Raises KeyError for a constant without a meaning or a collection without a licence."""
     return CARD.format(
         **{key: scorer[key] for key in ("dense_weight", "maxsim_weight", "max_seq_length")},
         max_supported_seq_length=scorer["max_supported_seq_length"],

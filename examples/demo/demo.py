@@ -1,9 +1,9 @@
-"""Keyword search first, then the reranker: both orders side by side.
+"""Keyword search and reranking side by side.
 
     make demo                                 # or: .venv/bin/python examples/demo/demo.py --top 8
 
-The passages were written so that keyword search is misled. Starts a server with the embedded reranker, asks
-it through the client, and stops it again.
+The passages were written to mislead keyword search. The demo starts a server with the embedded reranker, sends requests
+with the client, and stops the server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sie_sdk import Item, SIEClient
 
 HERE = Path(__file__).parent
 MODEL = "sie/mini-en"
-CANDIDATES = 20  # what the first stage hands to the reranker
+CANDIDATES = 20  # number of documents that the first stage passes to the reranker
 P = ParamSpec("P")
 
 
@@ -41,7 +41,7 @@ class Hit(NamedTuple):
 
 @dataclass
 class Outcome:
-    """How one order did over the queries."""
+    """The results of one ranking method over all queries."""
 
     name: str
     orders: list[list[bool]] = field(default_factory=list)  # per query: is the passage at this rank relevant?
@@ -107,7 +107,7 @@ def movement(before: int, after: int) -> Text:
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """Names that start with < head texts, which give way on a narrow terminal; the others head numbers."""
+    """Create a table. Columns whose names start with < contain texts and may shrink, the others contain numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in columns:
         if name.startswith("<"):
@@ -121,7 +121,7 @@ def comparison(
     query: dict[str, Any], before: Sequence[Hit], after: Sequence[Hit], titles: dict[str, str], top: int
 ) -> Table:
     def title(hit: Hit) -> Text:
-        relevant = hit.id in query["relevant"]  # the star also shows where there is no colour
+        relevant = hit.id in query["relevant"]  # the star is also visible without colours
         mark, style = ("★ ", "bold green") if relevant else ("  ", "")
         return Text(mark + titles[hit.id], style=style, no_wrap=True, overflow="ellipsis")
 
@@ -172,10 +172,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Keyword search and reranking, side by side.")
     parser.add_argument("--top", type=int, default=5, choices=range(1, CANDIDATES + 1), metavar="N")
     top = parser.parse_args().top
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # ★ where there is no Unicode
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # ★ without Unicode
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120)  # a pipe or a file has no width of its own
+        console = Console(highlight=False, width=120)  # a pipe or a file has no width
     with running_server(console) as url, SIEClient(url) as client:
         show(console, client, top)
 

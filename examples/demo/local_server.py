@@ -1,4 +1,4 @@
-"""A server of our own for as long as the demo runs: a subprocess on a free port, stopped again at the end."""
+"""A server for the duration of the demo: a subprocess on a free port."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> No
 
 
 def stop(server: subprocess.Popen[bytes]) -> int:
-    """Ask it to finish, and only then insist."""
+    """Terminate the server, and kill it if it does not end in time."""
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
     try:
@@ -60,7 +60,7 @@ def stop(server: subprocess.Popen[bytes]) -> int:
 
 @contextmanager
 def running_server(console: Console) -> Iterator[str]:
-    """Yields the address of a ready server."""
+    """Yield the URL of a ready server."""
     port = free_port()
     url, started = f"http://127.0.0.1:{port}", time.monotonic()
     command = [sys.executable, "-m", "sie_server", "serve", "--port", str(port)]

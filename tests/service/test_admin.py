@@ -260,8 +260,16 @@ def test_what_goes_wrong_is_one_line(tmp_path: Path, local: Server) -> None:
             b'{"object": "list", "data": [{"id": "gpt"}]}',
             ["answered 200", "not an answer of a SIE server", "--url"],
         ),
-        (200, b'{"models": [{"id": "gpt"}], "memory_bytes": "1"}', ["answered 200", "not an answer of a SIE server"]),
-        (200, b'{"models": 5, "memory_bytes": {}}', ["answered 200", "not an answer of a SIE server", "--url"]),
+        (
+            200,
+            b'{"models": [{"id": "gpt"}], "memory_bytes": "1"}',
+            ["answered 200", "not an answer of a SIE server"],
+        ),
+        (
+            200,
+            b'{"models": 5, "memory_bytes": {}}',
+            ["answered 200", "not an answer of a SIE server", "--url"],
+        ),
     ],
 )
 def test_something_else_on_the_port(

@@ -106,7 +106,7 @@ class Reader {
     return value;
   }
 
-  /** Return `value[key]` if it is of the given kind. */
+  /** Return `value[key]` if it has the given kind. */
   get(value: unknown, key: string, kind: Kind, where = ""): unknown {
     const map = this.map(value, where);
     if (!(key in map)) throw this.broken(`the answer has no \`${where}${key}\``);

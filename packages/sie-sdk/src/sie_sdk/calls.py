@@ -146,7 +146,7 @@ def _broken(reply: Reply, message: str) -> ProtocolError:
 
 
 def _get(reply: Reply, mapping: Any, key: str, kinds: tuple[type, ...], where: str = "") -> Any:
-    """Return `mapping[key]` if it is of one of `kinds`; a bool does not count as a number."""
+    """Return `mapping[key]` if its type is one of `kinds`; a bool does not count as a number."""
     if not isinstance(mapping, dict):
         raise _broken(reply, f"`{where.rstrip('.')}` is a {type(mapping).__name__}, not a map")
     if key not in mapping:
