@@ -75,8 +75,8 @@ def load(data: Path, name: str) -> Collection:
     relevance = read_relevance(folder / qrels)
     queries = {row["_id"]: row["text"] for row in read_lines(folder / "queries.jsonl.gz")}
     documents = {row["_id"]: document_text(row) for row in read_lines(folder / "corpus.jsonl.gz")}
-    asked = {query: text for query, text in queries.items() if query in relevance}
-    return Collection(name, documents, asked, relevance)
+    judged = {query: text for query, text in queries.items() if query in relevance}
+    return Collection(name, documents, judged, relevance)
 
 
 def bm25_candidates(collection: Collection, count: int = CANDIDATES) -> dict[str, list[str]]:

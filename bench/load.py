@@ -105,14 +105,14 @@ async def one_client(url: str, model: str, group: Group, number: int, start: flo
     """Send requests until `end`; failed ones are counted."""
     rng = random.Random(number)
     items = [Item(text=text) for text in natural_texts(group.documents, seed=number)]
-    asked = queries()
+    texts = queries()
     async with SIEAsyncClient(
         url, deadline=GIVE_UP_AFTER, transport=CountingTransport(group.statuses)
     ) as client:
         await asyncio.sleep(rng.random() * max(0.02, group.pause))
         while (sent := time.perf_counter()) < end:
             try:
-                result = await client.score(model, Item(text=rng.choice(asked)), items)
+                result = await client.score(model, Item(text=rng.choice(texts)), items)
             except SIEError as error:
                 group.failures[type(error).__name__] += 1
                 await asyncio.sleep(0.1)

@@ -93,7 +93,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return tensor name → shape, as in the published checkpoints."""
     size, inner = config["hidden_size"], config["intermediate_size"]
     dim = config.get("head_dim", size // config["num_attention_heads"])
-    asked, kept = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    queries, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
     norms = ["input_layernorm", "post_attention_layernorm"]
     if config["model_type"] != "minicpm":
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
@@ -104,9 +104,9 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         found |= {f"{layer}.{norm}.weight": (size,) for norm in norms}
-        found |= {f"{layer}.self_attn.{n}_proj.weight": (kept, size) for n in "kv"}
-        found |= {f"{layer}.self_attn.q_proj.weight": (asked, size)}
-        found |= {f"{layer}.self_attn.o_proj.weight": (size, asked)}
+        found |= {f"{layer}.self_attn.{n}_proj.weight": (keys, size) for n in "kv"}
+        found |= {f"{layer}.self_attn.q_proj.weight": (queries, size)}
+        found |= {f"{layer}.self_attn.o_proj.weight": (size, queries)}
         found |= {f"{layer}.mlp.{n}_proj.weight": (inner, size) for n in ("gate", "up")}
         found |= {f"{layer}.mlp.down_proj.weight": (size, inner)}
     heads = range(config["start_layer"], config["num_hidden_layers"] + 1, config.get("layer_sep", 1))

@@ -112,8 +112,8 @@ function gaveUp(error: SIEError, sent: number, waited: number): SIEError {
  * A Retry-After of zero is ignored, because it would lead to a busy loop against an overloaded server.
  */
 function retryWait(outcome: Outcome, failures: number, clock: Clock): number {
-  const asked = outcome?.kind === "reply" ? retryAfter(outcome.headers.get("retry-after"), clock) : undefined;
-  if (asked) return asked;
+  const requested = outcome?.kind === "reply" ? retryAfter(outcome.headers.get("retry-after"), clock) : undefined;
+  if (requested) return requested;
   const most = Math.min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** Math.min(failures, 16));
   return most * (0.5 + 0.5 * clock.random()); // spreads out clients that failed together
 }

@@ -17,9 +17,7 @@ class SIEEmbedding(Connected, BaseEmbedding):
     prompt. Raises `sie_sdk.SIEError`.
     """
 
-    model_config = ConfigDict(
-        populate_by_name=True
-    )  # to_dict writes `model_name`, as LlamaIndex does everywhere
+    model_config = ConfigDict(populate_by_name=True)  # to_dict writes `model_name`, LlamaIndex's usual name
 
     model_name: str = Field(alias="model", min_length=1, description="The model's id on the server.")
     embed_batch_size: int = Field(default=128, gt=0, le=2048, description="Number of texts in a request.")

@@ -161,9 +161,8 @@ def _retry_wait(outcome: Outcome, failures: int, clock: Clock) -> float:
 
     A Retry-After of zero is ignored, because it would lead to a busy loop against an overloaded server.
     """
-    asked = retry_after(outcome.headers.get("retry-after"), clock) if isinstance(outcome, Reply) else None
-    if asked:
-        return asked
+    if isinstance(outcome, Reply) and (requested := retry_after(outcome.headers.get("retry-after"), clock)):
+        return requested
     most: float = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 16))
     return most * (0.5 + 0.5 * clock.random())  # spreads out clients that failed together
 

@@ -37,9 +37,7 @@ class TextClient:
     def __init__(
         self, base_url: str | None = None, api_key: str | None = None, timeout: float | None = None
     ) -> None:
-        resolve(
-            base_url, api_key=api_key, timeout=timeout
-        )  # raises for invalid settings before the first call
+        resolve(base_url, api_key=api_key, timeout=timeout)  # reports invalid settings early
         self._arguments = (base_url, api_key, timeout)
         self._blocking: SIEClient | None = None
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, SIEAsyncClient] = WeakKeyDictionary()
