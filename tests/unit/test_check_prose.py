@@ -64,7 +64,7 @@ def test_an_allowance_covers_its_passage_only() -> None:
     assert lines("page.md", "Nobody's Song\n\nNobody\n", "Nobody's Song") == [(3, "Nobody")]
 
 
-def test_the_projects_phrases_match_what_they_are_for() -> None:
+def test_the_projects_phrases_match_their_purpose() -> None:
     rules = check_prose.rules()
     known = check_prose.phrases(rules["phrase"])
     poor = {

@@ -58,7 +58,7 @@ def test_queries_point_at_passages(corpus: list[dict[str, Any]], queries: list[d
 
 
 def test_keywords_find_the_passages_but_mostly_rank_others_first(queries: list[dict[str, Any]]) -> None:
-    """Reranking can only reorder what was found; and one query that needs none keeps the demo honest."""
+    """Reranking can only reorder passages that were found. One query needs no reranking, to keep the demo honest."""
     pytest.importorskip("bm25s")
     from demo import FirstStage, load
 

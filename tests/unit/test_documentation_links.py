@@ -27,7 +27,7 @@ PAGES = sorted(
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub makes of a page's headings."""
+    """Return the anchors that GitHub generates from a page's headings."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", LINK.sub(lambda m: m[0].split("]")[0][1:], h)).lower() for h in headings)
     return {text.strip().replace(" ", "-") for text in plain}

@@ -1,4 +1,4 @@
-"""The embedded model's files: complete, small enough, and what the build script makes of the upstream encoder."""
+"""The embedded model's files are complete, small enough, and equal the output of the build script."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_idf_by_hand() -> None:
     counts = idf.count_documents(tokenizer, ["a a b", "a c", "a"])
     assert counts.tolist() == [0, 3, 1, 1, 0]  # documents, not occurrences
     table = idf.inverse_document_frequency(counts, 3)
-    highest = math.log(1 + 3.5 / 0.5)  # never seen: df = 0
+    highest = math.log(1 + 3.5 / 0.5)  # document frequency 0
     expected = [1.0, math.log(1 + 0.5 / 3.5) / highest, math.log(1 + 2.5 / 1.5) / highest]
     np.testing.assert_allclose(table[:3], expected, rtol=1e-12)
     weights = idf.token_weights(table, silent=[0], power=0.5)

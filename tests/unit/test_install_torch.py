@@ -1,4 +1,4 @@
-"""Which build of torch the installer takes. Reports are pip's own, cut to the fields that matter."""
+"""The installer chooses a build of torch. The reports are those of pip, reduced to the relevant fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CUDA = report(torch="2.13.0", sympy="1.14.0", nvidia_cudnn_cu13="9.26.0.51", tri
     ("seen", "free"),
     [
         (CPU, True),
-        (report(torch="2.13.0", sympy="1.14.0"), True),  # a default build that pulls nothing
+        (report(torch="2.13.0", sympy="1.14.0"), True),  # a default build without CUDA packages
         (CUDA, False),
         (report(torch="2.13.0", cuda_toolkit="13.2.2"), False),
         (report(torch="2.13.0", triton="3.9.0"), False),
@@ -49,7 +49,7 @@ def test_cuda_is_recognised_in_a_report(seen: dict[str, Any], free: bool) -> Non
         (False, False, "Windows", None, Plan.DEFAULT),
         (False, False, "Linux", CPU, Plan.PINNED),
         (False, False, "Linux", CUDA, Plan.UV),
-        (False, False, "Linux", None, Plan.UV),  # pip could not tell
+        (False, False, "Linux", None, Plan.UV),  # pip returned no report
     ],
 )
 def test_plan(importable: bool, gpu: bool, system: str, seen: dict[str, Any] | None, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Both clients behind one face, and a real HTTP server on a loopback port."""
+"""Fixtures: both clients behind one interface, and a real HTTP server on a loopback port."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Either]]:
 
 
 def packed(value: Any, status: int = 200, **headers: str) -> httpx.Response:
-    """A msgpack answer; `x_sie_request_id="r"` becomes a header."""
+    """Build a msgpack response; keywords become headers: `x_sie_request_id="r"`."""
     named = {name.replace("_", "-"): text for name, text in headers.items()}
     return httpx.Response(
         status, content=encode_body(value), headers={"content-type": "application/msgpack"} | named
@@ -95,11 +95,11 @@ class Server(ThreadingHTTPServer):
 
 
 class Loopback:
-    """A server whose behaviour is one function on the raw handler; counts the requests that reached it."""
+    """A server that runs one function on the raw handler, and records the requests that reach it."""
 
     def __init__(self, behave: Callable[[BaseHTTPRequestHandler, int], None]) -> None:
         self.seen: list[tuple[str, str, bytes]] = []  # method, raw path, body
-        self.leave = threading.Event()  # set when the test is over, so that a hanging handler ends
+        self.leave = threading.Event()  # set at the end of the test, so that a blocked handler ends
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -122,7 +122,7 @@ class Loopback:
 
     @property
     def closed(self) -> int:
-        """Connections that this side has closed."""
+        """Return the number of connections that the server has closed."""
         return self._server.closed
 
     def close(self) -> None:

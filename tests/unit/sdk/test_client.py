@@ -1,4 +1,4 @@
-"""Both clients on a made-up network: what they send, byte by byte, and how they read what comes back."""
+"""Both clients on a simulated network: the bytes they send, and how they read responses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUERY, ITEMS = Item(text="q"), [Item(text="a"), Item(id="b", text="b")]
 
 
 class Recorder:
-    """A handler that keeps the requests and answers them in turn, the last answer for ever."""
+    """A handler that records requests and sends the given answers in order, repeating the last one."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.requests: list[httpx.Request] = []
@@ -109,7 +109,7 @@ def test_multivectors_go_out_as_arrays(connect: Connect, answer: Answer) -> None
         ({"text": "\ud800"}, [{"text": "a"}], r"cannot be sent"),
     ],
 )
-def test_wrong_arguments_are_told_before_sending(
+def test_wrong_arguments_are_reported_before_sending(
     connect: Connect, query: Any, items: Any, where: str
 ) -> None:
     wire = Recorder(httpx.Response(500))
@@ -146,7 +146,7 @@ def test_ids_that_would_reach_another_route_are_refused(connect: Connect, model:
 
 
 def without(path: str, value: Any = ...) -> dict[str, Any]:
-    """SCORED with a key removed or replaced; `scores.1.rank` names one in an entry."""
+    """Return SCORED with a key removed or replaced; `scores.1.rank` names a key of an entry."""
     body = decode_body(encode_body(SCORED))
     target: Any = body
     *parents, last = path.split(".")
@@ -253,7 +253,9 @@ def test_encode_sends_what_the_contract_says(connect: Connect, answer: Answer) -
     assert wire.sent["params"] == {"options": {"is_query": False}}
 
 
-def test_encode_gives_one_result_for_one_item_and_a_list_for_a_list(connect: Connect, answer: Answer) -> None:
+def test_encode_returns_one_result_for_one_item_and_a_list_for_a_list(
+    connect: Connect, answer: Answer
+) -> None:
     one = connect(
         Recorder(
             answer(
@@ -389,7 +391,7 @@ def test_a_loading_model_is_invisible_to_the_caller(connect: Connect, answer: An
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the drivers wait, which pass at once."""
+    """Record the seconds that the drivers would wait, without waiting."""
     waited: list[float] = []
 
     async def pause(seconds: float) -> None:
@@ -469,7 +471,7 @@ def test_timeouts_reach_httpx(connect: Connect, answer: Answer) -> None:
 @pytest.mark.parametrize(
     "params", [{"timeout": 0}, {"timeout": "5"}, {"deadline": -1}, {"deadline": float("nan")}]
 )
-def test_times_that_are_none_are_refused(connect: Connect, params: dict[str, Any]) -> None:
+def test_invalid_times_are_refused(connect: Connect, params: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="positive number of seconds"):
         connect(Recorder(httpx.Response(500))).score("org/name", QUERY, ITEMS, **params)
 

@@ -1,4 +1,4 @@
-"""The array map (docs/http-api.md#arrays), byte for byte."""
+"""Arrays are encoded byte for byte as docs/http-api.md#arrays says, and only valid ones are decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sie_sdk.codec import DTYPES, JSON, CodecError, decode_body, encode_body
 
 
 def array_map(**changes: object) -> bytes:
-    """A valid 2×2 float32 array map with some keys replaced; a value of `...` removes the key."""
+    """Return a valid 2×2 float32 array map with some keys replaced; a value of `...` removes the key."""
     valid = {"nd": True, "type": "<f4", "kind": b"", "shape": [2, 2], "data": bytes(16)} | changes
     return msgpack.packb({key.encode(): value for key, value in valid.items() if value is not ...})
 
@@ -135,7 +135,7 @@ def test_data_must_be_exactly_as_long_as_the_shape_says(data: object) -> None:
 
 
 @pytest.mark.parametrize("shape", [[-1, -4], [2, -2], [2.0, 2], [True, 4], "22", 4, None, {"0": 4}])
-def test_shapes_that_are_none_are_refused(shape: object) -> None:
+def test_invalid_shapes_are_refused(shape: object) -> None:
     with pytest.raises(CodecError, match="shape"):
         decode_body(array_map(shape=shape))
 
@@ -196,7 +196,7 @@ def test_unknown_extension_types_are_refused() -> None:
         decode_body(msgpack.packb(msgpack.ExtType(78, b"x")))
 
 
-def test_values_without_a_place_on_the_wire_are_named() -> None:
+def test_values_that_cannot_be_encoded_are_named() -> None:
     with pytest.raises(CodecError, match=r"builtins\.set"):
         encode_body({"metadata": {1, 2}})
     with pytest.raises(CodecError):

@@ -1,4 +1,4 @@
-"""The tree as it is drawn, and what every error carries."""
+"""Errors: the class tree in the module docstring, and the attributes of every error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_error_survives_a_pickle(kind: type[errors.SIEError]) -> None:
     assert str(copy) == "words (418 C, request r)"
 
 
-def test_what_is_unknown_is_left_out_of_the_text() -> None:
+def test_unknown_attributes_are_left_out_of_the_text() -> None:
     assert str(errors.SIEError("words")) == "words"
     assert str(errors.SIEError("words", status=500)) == "words (500)"
     assert str(errors.SIEError("words", request_id="r")) == "words (request r)"

@@ -1,4 +1,4 @@
-"""The protocol driven by hand: what is sent when, how long is waited, and what is raised. Nothing sleeps."""
+"""The retry protocol, driven with simulated time: when it sends, how long it waits, and which errors it raises."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EPOCH = 1_750_000_000.0  # Sun, 15 Jun 2025 15:06:40 GMT
 
 @dataclass
 class Run:
-    """One flow carried out with made-up answers; `took` is what each Send lasts, in seconds."""
+    """Runs one flow with given answers; `took` is the duration of each Send in seconds."""
 
     outcomes: Iterable[Reply | Failure]
     timeout: float = 150.0
@@ -94,7 +94,9 @@ def test_passing_conditions_are_retried_until_the_answer(status_code: tuple[int,
         (429, "RATE_LIMITED", errors.RateLimitedError),
     ],
 )
-def test_they_raise_when_the_next_try_would_be_past_the_deadline(status: int, code: str, kind: type) -> None:
+def test_passing_conditions_raise_if_the_next_try_would_be_past_the_deadline(
+    status: int, code: str, kind: type
+) -> None:
     run = Run(always(refusal(status, code, "100")))
     error = run.error()
     assert type(error) is kind
@@ -194,7 +196,7 @@ def test_retry_after_is_honoured_verbatim(header: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "header", [None, "soon", "-3", "nan", "inf", "0", "", "Sun, 15 Jun 2025 15:06:00 GMT"]
 )
-def test_without_a_usable_one_backoff_decides(header: str | None) -> None:
+def test_without_a_usable_retry_after_backoff_decides(header: str | None) -> None:
     run = Run([refusal(503, "QUEUE_FULL", header), OK], chance=0.5)
     run.result()
     assert run.sleeps == [0.1875]  # 0.25 s × (0.5 + 0.5 · 0.5)
@@ -236,7 +238,7 @@ def test_no_connection_is_tried_three_times(kind: Any) -> None:
     assert Run([Failure(kind, "")] * 2 + [OK]).result() is OK
 
 
-def test_a_server_that_answered_gets_its_tries_anew() -> None:
+def test_an_answer_resets_the_connection_tries() -> None:
     down = Failure("connect", "refused")
     run = Run([down, down, LOADING, down, down, OK])
     assert run.result() is OK
@@ -297,7 +299,7 @@ def test_the_code_may_be_in_the_header_alone() -> None:
     assert Run([reply, OK]).result() is OK
 
 
-def test_load_failures_carry_what_the_server_knows() -> None:
+def test_load_failures_carry_the_details_of_the_server() -> None:
     reply = refusal(502, "MODEL_LOAD_FAILED", error_class="OSError", permanent=False, attempts=2)
     error = Run([reply]).error()
     assert isinstance(error, errors.ModelLoadFailedError)
@@ -310,7 +312,7 @@ def test_load_failures_carry_what_the_server_knows() -> None:
     assert str(error) == "about MODEL_LOAD_FAILED (502 MODEL_LOAD_FAILED, request req-1)"
 
 
-def test_a_request_id_with_other_than_visible_ascii_is_dropped() -> None:
+def test_a_request_id_with_characters_beyond_visible_ascii_is_dropped() -> None:
     for value in ("a b", "a\u00e4", "", "a\x1b[31m"):
         assert Reply(400, {"x-sie-request-id": value}, b"").request_id is None
     assert Reply(400, {"x-sie-request-id": "01J-x_y"}, b"").request_id == "01J-x_y"

@@ -1,4 +1,4 @@
-"""Both clients against a real HTTP server: what only a socket can do wrong."""
+"""Both clients against a real HTTP server: failures that only a socket can cause."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scored(handler: BaseHTTPRequestHandler, number: int) -> None:
 
 
 def reset(handler: BaseHTTPRequestHandler) -> None:
-    """Close with a TCP reset, without having answered."""
+    """Close the connection with a TCP reset, without an answer."""
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.close_connection = True
     handler.rfile.close()
@@ -86,7 +86,7 @@ def test_silence_in_the_middle_of_the_answer_is_a_timeout(connect: Connect, loop
 
 def test_a_refused_connection_fails_soon_and_names_the_url(connect: Connect) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound but not listening: refused for as long as it is open
+        taken.bind(("127.0.0.1", 0))  # bound but not listening, so connections are refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(SIEConnectionError, match=f"cannot connect to {url}.*3 tries") as caught:
             ask(connect(None, url))
@@ -111,7 +111,7 @@ def test_a_reset_before_the_answer_is_tried_again(connect: Connect, loopback: St
 def test_a_connection_the_server_closed_while_idle_is_no_error(connect: Connect, loopback: Start) -> None:
     def behave(handler: BaseHTTPRequestHandler, number: int) -> None:
         scored(handler, number)
-        handler.close_connection = True  # without telling: there is no `Connection: close`
+        handler.close_connection = True  # without announcing it by `Connection: close`
 
     server = loopback(behave)
     client = connect(None, server.url)
@@ -152,7 +152,7 @@ def test_a_redirect_is_not_followed_with_the_key(connect: Connect, loopback: Sta
 
 
 def test_many_calls_at_once_share_one_async_client(loopback: Start) -> None:
-    everybody = threading.Barrier(20)  # opens when all twenty requests are there at once
+    everybody = threading.Barrier(20)  # opens when all twenty requests have arrived
     server = loopback(lambda handler, number: (everybody.wait(20), scored(handler, number)))
 
     async def burst() -> list[Any]:

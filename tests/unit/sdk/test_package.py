@@ -1,4 +1,4 @@
-"""The distribution: light to import, independent, and documented truthfully."""
+"""The distribution imports quickly, does not depend on the server, and its metadata and README are correct."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_public_names_exist_and_are_sorted_once() -> None:
     assert (Path(sie_sdk.__file__).parent / "py.typed").exists()
 
 
-def test_metadata_says_what_is_true() -> None:
+def test_metadata_is_correct() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == sie_sdk.__version__
     names = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}

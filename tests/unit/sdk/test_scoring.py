@@ -1,4 +1,4 @@
-"""maxsim against numbers worked out by hand and a plain loop."""
+"""`maxsim` equals values computed by hand and by a plain loop."""
 
 from __future__ import annotations
 

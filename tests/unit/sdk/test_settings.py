@@ -1,4 +1,4 @@
-"""Arguments, environment, defaults."""
+"""Client settings from arguments, environment variables and defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def test_defaults() -> None:
     assert "Authorization" not in settings.headers
 
 
-def test_the_environment_fills_in_and_arguments_beat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment_and_it_overrides_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SIE_BASE_URL", "https://sie.example/x/")
     monkeypatch.setenv("SIE_API_KEY", "from-env\n")
     monkeypatch.setenv("SIE_TIMEOUT", "12.5")
@@ -71,7 +73,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown() -> None:
         assert "cr" not in str(caught.value).replace("characters", "")
 
 
-def test_a_longer_attempt_makes_for_a_longer_deadline() -> None:
+def test_a_longer_attempt_extends_the_deadline() -> None:
     assert resolve(timeout=1800).deadline == 1800
     assert resolve(timeout=1800, deadline=60).deadline == 60
 

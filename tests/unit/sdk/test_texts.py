@@ -1,4 +1,4 @@
-"""Candidates known by their position: every text has exactly one score, or there is no answer."""
+"""`TextClient`: texts are identified by position, and each must have exactly one score."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_warnings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["score: a text was cut"]
 
 
-def test_a_setting_that_cannot_work_shows_at_once() -> None:
+def test_an_invalid_setting_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="base_url"):
         TextClient("localhost:8080")
     with pytest.raises(ValueError, match="timeout"):
@@ -60,7 +60,7 @@ def test_it_can_be_pickled_with_its_connections_open() -> None:
     copy = pickle.loads(pickle.dumps(client))  # noqa: S301  what was pickled just now
     assert copy._arguments == client._arguments
     client.close()
-    client.close()  # once is enough, twice does no harm
+    client.close()  # closing twice is harmless
 
 
 def test_connections_belong_to_their_event_loop() -> None:
@@ -77,8 +77,8 @@ def test_connections_belong_to_their_event_loop() -> None:
     asyncio.run(opened())
 
 
-async def test_no_texts_are_no_request() -> None:
-    client = TextClient("http://127.0.0.1:9")  # nobody listens there
+async def test_no_request_is_sent_without_texts() -> None:
+    client = TextClient("http://127.0.0.1:9")  # no server listens there
     assert client.rank("m", "q", []) == client.embed("m", []) == []
     assert await client.arank("m", "q", []) == await client.aembed("m", []) == []
 
@@ -96,7 +96,7 @@ async def test_waiting_does_not_block_the_event_loop(loopback: Callable[..., Any
     for call in (client.arank("m", "q", ["a"]), client.aembed("m", ["a"])):
         release.clear()
         waiting = asyncio.ensure_future(call)
-        for _ in range(10):  # a blocked loop would not get here before the server has given up
+        for _ in range(10):  # a blocked loop would only continue after the server's timeout
             await asyncio.sleep(0)
         assert not waiting.done()
         release.set()

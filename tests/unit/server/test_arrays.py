@@ -1,4 +1,4 @@
-"""Arrays from callers: what the SDK sends comes back equal; whatever is not exactly an array is a 400 that says why."""
+"""Arrays from callers: the SDK's arrays are decoded unchanged, and anything else is a 400 that names the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAP: dict[bytes, Any] = {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2
 
 
 @pytest.mark.parametrize("code", sorted(DTYPES))
-def test_what_the_sdk_sends_comes_back(code: str) -> None:
+def test_arrays_of_the_sdk_are_decoded_unchanged(code: str) -> None:
     sent = (np.arange(12) % 2).reshape(3, 4).astype(code)
     got = array_of(msgspec.msgpack.decode(encode_body(sent)), "$")
     assert got.dtype == sent.dtype.newbyteorder("=")
@@ -28,7 +28,7 @@ def test_what_the_sdk_sends_comes_back(code: str) -> None:
 def test_lists_extensions_and_rows() -> None:
     expected = np.arange(6, dtype="f4").reshape(2, 3)
     np.testing.assert_array_equal(array_of([[0, 1, 2], [3, 4.0, 5]], "$"), expected)
-    for keys in (lambda k: k, bytes.decode):  # binary keys, or text
+    for keys in (lambda k: k, bytes.decode):  # binary and text keys
         packed = msgspec.msgpack.encode({keys(k): v for k, v in MAP.items()})
         np.testing.assert_array_equal(array_of(msgspec.msgpack.Ext(78, packed), "$"), expected)
     rows = [MAP | {b"shape": [3], b"data": row.tobytes()} for row in expected]

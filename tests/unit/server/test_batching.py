@@ -1,4 +1,4 @@
-"""The batching policy is pure: these tests need no clock, no thread and no model."""
+"""The batching policy, tested without clock, threads or model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_nothing_waits_when_the_device_is_idle() -> None:
     assert sizes(queue_of(Ticket(Model(), job_of(7))).take()) == [7]
 
 
-def test_a_batch_stays_within_the_budget_and_is_of_even_length() -> None:
+def test_a_batch_stays_within_the_budget_and_has_similar_lengths() -> None:
     queue = queue_of(Ticket(Model(), job_of(10, 60, 30, 50, 40)))
     assert [sizes(b) for b in drain(queue)] == [[60], [50, 40], [30, 10]]
 
@@ -91,8 +91,8 @@ def test_a_small_request_passes_a_bulk_request() -> None:
     assert batch is not None and batch.works[0].job is small.job
 
 
-def test_a_bulk_request_goes_back_in_line_after_every_turn() -> None:
-    """A small request that comes at any time waits for one turn of the bulk at most, not for all of it."""
+def test_a_bulk_request_is_rescheduled_after_every_slice() -> None:
+    """A small request waits for at most one slice of the bulk request, not for all of it."""
     model = Model()
     bulk = Ticket(model, job_of(*[50] * 400))
     queue = queue_of(bulk, max_tokens=100_000)
@@ -108,7 +108,7 @@ def test_a_bulk_request_goes_back_in_line_after_every_turn() -> None:
 
 
 def test_a_bulk_request_is_never_starved() -> None:
-    """Always one small request beside it: the bulk of B tokens is done after at most 2·B and a batch."""
+    """With one small request always queued, a bulk request of B tokens ends after at most 2·B tokens and a batch."""
     model = Model()
     bulk = Ticket(model, job_of(*[100] * 20))
     small = Ticket(model, job_of(100))
@@ -129,11 +129,11 @@ def test_equal_requests_are_first_come_first_served() -> None:
     assert order == [ticket.job for ticket in tickets for _ in range(2)]
 
 
-def test_a_full_queue_refuses_with_the_time_it_needs() -> None:
+def test_a_full_queue_refuses_with_a_retry_time() -> None:
     model = Model(tokens_per_second=100.0)
     queue = queue_of(Ticket(model, job_of(*[100] * 9)), max_tokens=1000)
     with pytest.raises(QueueFull) as refused:
-        queue.admit(Ticket(model, job_of(100, 100, 100)))  # 200 tokens too many, at 100 a second
+        queue.admit(Ticket(model, job_of(100, 100, 100)))  # 200 tokens too many, at 100 per second
     assert refused.value.retry_after_s == pytest.approx(2.0)
     assert queue.tokens_waiting == 900
     queue.take()
@@ -146,7 +146,7 @@ def test_size_alone_never_refuses_a_request() -> None:
     assert queue.tokens_waiting == 5000
 
 
-def test_a_dropped_request_costs_nothing_more() -> None:
+def test_a_dropped_request_is_not_computed_further() -> None:
     model = Model()
     gone, stays = Ticket(model, job_of(*[100] * 5)), Ticket(model, job_of(100))
     queue = queue_of(gone, stays)

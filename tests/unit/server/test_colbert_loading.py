@@ -1,4 +1,4 @@
-"""ColBERT checkpoints load strictly: what a file asks for is done or refused by name, never guessed."""
+"""ColBERT checkpoints load strictly: each setting of a file is applied or refused by name, never guessed."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_lfm2_reads_both_spellings_of_its_layers(tmp_path: Path) -> None:
 
 
 def test_pylates_file_wins_over_stanfords(tmp_path: Path) -> None:
-    """The order of PyLate: its own file, then `artifact.metadata`, then defaults; null counts as absent."""
+    """As in PyLate, its own file comes first, then `artifact.metadata`, then defaults; null counts as absent."""
     directory = make_stanford(tmp_path / "s", "bert", METADATA)
     assert (head(directory).query_length, load(directory).max_seq_length) == (20, 40)
     own = {"query_length": 12, "document_length": None, "skiplist_words": ["-"], "query_prefix": "[unused1]"}
@@ -131,8 +131,8 @@ def test_pylates_file_wins_over_stanfords(tmp_path: Path) -> None:
     assert head(directory).skip_words == tuple(string.punctuation)
 
 
-def test_words_that_are_no_token_are_not_skipped(tmp_path: Path) -> None:
-    """Otherwise every unknown word of a document would go unmatched."""
+def test_skip_words_outside_the_vocabulary_are_ignored(tmp_path: Path) -> None:
+    """They would map to the unknown token, and every unknown word of a document would be skipped."""
     directory = make_pylate(tmp_path / "model", "bert", skiplist_words=["-", "notaword"])
     engine = load(directory)
     job = engine.tokenize_encode(["rain - ☃ rain"], ("multivector",), 40)
@@ -148,8 +148,8 @@ def test_no_marker_when_the_prefix_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("align", [1, 16])
-def test_unseen_tokens_look_but_are_not_looked_at(align: int) -> None:
-    """The key mask ends at `seen`, whatever the slot; every row still gets an answer."""
+def test_unseen_tokens_attend_but_are_not_attended_to(align: int) -> None:
+    """The key mask ends at `seen` in a slot of any length, and every row still has an output."""
     torch.manual_seed(0)
     shapes = [(16, 5), (16, None), (16, 16), (9, 3), (33, 1), (7, None)]
     sequences = [Tokens(np.ones(n, np.int32), n, seen) for n, seen in shapes]

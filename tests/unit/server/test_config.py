@@ -1,4 +1,4 @@
-"""Configuration: layers, unknown keys, helpful lines; and the catalog's files."""
+"""Configuration: precedence of sources, errors for unknown keys and wrong values, and the catalog files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_environment_values_are_text() -> None:
     assert (config.offline, config.model, config.drain_s) == (True, ("a/b", "c=/d"), 1.5)
 
 
-def test_variables_of_the_client_are_not_ours() -> None:
+def test_variables_of_the_client_are_ignored() -> None:
     load_config({}, {"SIE_BASE_URL": "http://x", "SIE_API_KEY": "k", "SIE_TIMEOUT": "3"}, None)
 
 
@@ -40,7 +40,7 @@ def test_variables_of_the_client_are_not_ours() -> None:
         ({}, "port = = 1", r"cannot read.*sie\.toml"),
     ],
 )
-def test_a_wrong_value_says_where_it_stands(
+def test_a_wrong_value_is_reported_with_its_source(
     tmp_path: Path, environment: dict[str, str], file: str, message: str
 ) -> None:
     path = tmp_path / "sie.toml"

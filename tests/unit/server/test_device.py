@@ -1,4 +1,4 @@
-"""What the engine asks of the operating system works outside Linux as well; the other system is simulated."""
+"""The engine's calls to the operating system also work outside Linux, which these tests simulate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sie_server.serving.worker import DeviceWorker
 
 @pytest.fixture
 def not_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on macOS before Python 3.13."""
+    """Remove the functions that macOS lacks before Python 3.13."""
     for name in ("sched_getaffinity", "process_cpu_count"):
         monkeypatch.delattr(os, name, raising=False)
 

@@ -1,4 +1,4 @@
-"""What a model takes: known from headers before it loads, counted while it loads, its own afterwards."""
+"""Memory of a model: estimated from file headers, counted while it loads, and independent of the file afterwards."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ MAKE: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize(("dtype", "off"), [("float32", 0.05), ("bfloat16", 0.15)])
 @pytest.mark.parametrize("kind", MAKE)
-def test_the_need_is_what_is_taken(tmp_path: Path, kind: str, dtype: str, off: float) -> None:
-    """Off by a pooler that is not served and a head that stays fp32, which weigh something in a toy only."""
+def test_the_estimate_equals_the_memory_used(tmp_path: Path, kind: str, dtype: str, off: float) -> None:
+    """It differs by an unused pooler and by a head that stays fp32, which matter only in tiny models."""
     directory, tally = MAKE[kind](tmp_path / "model"), Tally()
     need = needed_bytes(directory, device="cpu", dtype=dtype, template=None)
     engine = Engine(directory, device=DEVICE, dtype=dtype, tally=tally)
@@ -55,7 +55,7 @@ def test_a_loaded_model_keeps_nothing_of_the_file(tmp_path: Path, name: str) -> 
     works = engine.tokenize_score(ScoreTexts("rain", ["stars burn", "rain falls"], 64)).work
     before = engine.run(works)
     size = (directory / name).stat().st_size
-    with (directory / name).open("r+b") as file:  # in place, as `cp` does; a mapped file would change with it
+    with (directory / name).open("r+b") as file:  # in place, as with `cp`: mapped weights would change
         file.write(bytes(size))
     assert engine.run(works) == before
     assert str(directory) not in Path("/proc/self/maps").read_text() or name.endswith(".bin")
@@ -95,8 +95,8 @@ thread.join()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone keeps the top of a heap")
-def test_what_is_free_on_top_of_a_threads_heap_goes_back() -> None:
-    """30 MiB that were freed: the C library keeps them, even when told to trim; `freeing` gives them back."""
+def test_free_memory_on_top_of_a_threads_heap_is_returned() -> None:
+    """The C library keeps 30 MiB of freed memory, even after `malloc_trim`; `freeing` returns it to the system."""
     ran = subprocess.run(
         [sys.executable, "-c", FREED_ON_TOP], capture_output=True, text=True, timeout=120, check=True
     )
@@ -105,7 +105,7 @@ def test_what_is_free_on_top_of_a_threads_heap_goes_back() -> None:
     assert freed > 25
 
 
-def test_measuring_goes_in_steps_of_one_pass(tmp_path: Path) -> None:
+def test_calibration_yields_after_every_pass(tmp_path: Path) -> None:
     engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device=DEVICE, dtype="float32")
     passes = sum(1 for _ in calibration(engine, 0.2))
     assert passes >= len(BATCH_SIZES["cpu"])
@@ -117,7 +117,7 @@ def test_measuring_goes_in_steps_of_one_pass(tmp_path: Path) -> None:
 def test_batches_that_do_not_fit_are_not_chosen(
     tmp_path: Path, fits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device that is nearly full still serves."""
+    """A model still loads on a nearly full device."""
     engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device=DEVICE, dtype="float32")
     run, most = Engine.run, BATCH_SIZES["cpu"][fits]
 
@@ -131,9 +131,9 @@ def test_batches_that_do_not_fit_are_not_chosen(
         pass
     assert engine.batch_tokens in BATCH_SIZES["cpu"][: fits + 1]
     most = 0
-    with pytest.raises(torch.OutOfMemoryError):  # the smallest one has to
+    with pytest.raises(torch.OutOfMemoryError):  # the smallest batch must fit
         list(calibration(engine, 0.2))
 
 
-def test_the_budget_without_one() -> None:
+def test_the_default_budget_is_plausible() -> None:
     assert 2**27 < automatic_budget("cpu") < 2**50

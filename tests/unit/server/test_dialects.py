@@ -1,4 +1,4 @@
-"""Which dialect a body is, and how its fields are taken: no server, no model."""
+"""Dialects of other vendors: recognition by path and body, and reading of fields, without server or model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_dialect_reads_its_own_example_and_knows_all_its_fields() -> None:
             assert asked.model is None and not asked.warnings
 
 
-def test_paths_that_are_ours_have_no_dialect() -> None:
+def test_the_servers_own_paths_have_no_dialect() -> None:
     for path in ("/v1/score/sie/mini-en", "/v1/encode/x", "/v1/models", "/v1/embeddings", "/healthz"):
         assert owner_of(path) is None
     assert all(owner_of(path) for path in PATHS)
@@ -59,13 +59,13 @@ def test_fields_are_taken_under_any_spelling_and_null_is_absent() -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "path"), [("x", int, "$.a`"), (["x", 1], list[str], "$.a[1]`"), (1, bool, "$.a`")]
 )
-def test_a_wrong_type_is_told_with_its_path(value: Any, kind: Any, path: str) -> None:
+def test_a_wrong_type_is_reported_with_its_path(value: Any, kind: Any, path: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         Fields({"a": value}).take(kind, "a")
     assert path in caught.value.message
 
 
-def test_what_nobody_takes_is_refused_or_reported() -> None:
+def test_unknown_fields_are_refused_or_reported() -> None:
     fields = Fields({"a": 1, "b": 2})
     fields.take(int, "a")
     with pytest.raises(InvalidInput, match="unknown field `b`; known fields: a"):

@@ -1,4 +1,4 @@
-"""The document cache: found by content, bounded in bytes, the least recently used go first, safe between threads."""
+"""The document cache: keyed by content, bounded in bytes, evicts the least recently used, safe between threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.checkpoints.cross_encoders import random_text
 from support.device import DEVICE
 from support.servers import inprocess
 
-SIZE = 4 * 4 * 10 + ENTRY_BYTES  # bytes of `entry()`
+SIZE = 4 * 4 * 10 + ENTRY_BYTES  # size of `entry()`
 
 
 def entry(value: float = 0.0) -> CachedDocument:
@@ -67,7 +67,7 @@ def test_keys_tell_model_load_limit_and_text_apart() -> None:
     assert cache.nbytes == SIZE
 
 
-def test_many_threads_leave_the_books_in_order() -> None:
+def test_many_threads_keep_the_byte_count_consistent() -> None:
     cache = DocumentCache(20 * SIZE)
 
     def work(seed: int) -> None:
@@ -115,16 +115,16 @@ def test_cached_scores_equal_uncached_and_hits_do_no_work(directory: Path, dtype
         job = caching.tokenize_score(ScoreTexts(query, batch, 48))
         assert len(job.work) == 1 + (len(documents), len(more), 0)[step]
         assert job.truncated == plain.tokenize_score(ScoreTexts(query, batch, 48)).truncated
-        # in bf16 the forward pass itself moves with the batch; vectors from the cache are those of the first
+        # in bf16 results depend on the batch; cached vectors come from the first one
         tolerance = 1e-6 if dtype == "float32" else 2e-2
         np.testing.assert_allclose(run(caching, job), expected, atol=tolerance, rtol=0)
     assert cache.misses == len(documents) + len(more)
-    # the same vectors twice: now the score must not move at all, whatever the number format
+    # with the same cached vectors, scores must be equal in every number format
     twice = [run(caching, caching.tokenize_score(ScoreTexts("rain", documents, 48))) for _ in range(2)]
     assert twice[0] == twice[1]
 
 
-def test_another_limit_is_another_document(directory: Path) -> None:
+def test_another_limit_has_another_cache_entry(directory: Path) -> None:
     caching = Engine(directory, device=DEVICE, documents=ModelDocuments(DocumentCache(2**26), "m", None))
     text = random_text(random.Random(1), 60)
     run(caching, caching.tokenize_score(ScoreTexts("rain", [text], 48)))
@@ -132,8 +132,8 @@ def test_another_limit_is_another_document(directory: Path) -> None:
     assert caching.tokenize_score(ScoreTexts("rain", [text], 32)).known == []
 
 
-def test_a_cached_window_says_nothing_of_its_document(directory: Path) -> None:
-    """Whether a document was cut depends on the request, and is not kept with its windows."""
+def test_cached_windows_do_not_record_truncation(directory: Path) -> None:
+    """The request determines whether a document is truncated, so this is not cached with its windows."""
     engine = Engine(directory, device=DEVICE, documents=ModelDocuments(DocumentCache(2**26), "m", None))
     text = random_text(random.Random(1), 90)
     for most, known in ((2, 0), (100, 2), (2, 2)):
@@ -143,7 +143,7 @@ def test_a_cached_window_says_nothing_of_its_document(directory: Path) -> None:
         assert all(isinstance(score, float) for score in run(engine, job))
 
 
-async def test_a_text_that_the_caller_had_shortened_is_whole_for_others(directory: Path) -> None:
+async def test_a_text_shortened_by_one_request_is_whole_for_others(directory: Path) -> None:
     long = "rain falls over the harbour and nobody reads contracts"
     async with inprocess.serving(model=(f"m={directory}",), document_cache_mb=16) as service:
 

@@ -22,7 +22,7 @@ PAGE = (DOCS / "http-api.md").read_text(encoding="utf-8")
 
 
 def differences(what: str, page: facts.Facts, real: facts.Facts) -> list[str]:
-    """Problems: facts that are only on the page or only in the code."""
+    """Return a problem for each fact that is only on the page or only in the code."""
     missing = [f"{what} {' '.join(fact)} is missing on the page" for fact in sorted(real - page)]
     return missing + [f"{what} {' '.join(fact)} is not in the code" for fact in sorted(page - real)]
 
@@ -59,7 +59,7 @@ def check_fields(page: str) -> list[str]:
 
 
 def sorted_values(kind: str) -> str:
-    """A type with the values of its literal sorted."""
+    """Return a type with the values of its literal sorted."""
     return re.sub(r"one of (`.*`)", lambda m: f"one of {', '.join(sorted(m[1].split(', ')))}", kind)
 
 

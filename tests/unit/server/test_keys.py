@@ -1,4 +1,4 @@
-"""API keys: what is taken, what is refused, and that no key shows itself. The gate: who counts as this machine."""
+"""API keys are parsed or refused, and never shown; the gate authenticates requests and recognises local callers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sie_server.config import ConfigError, Secret, ServerConfig, load_config
 from sie_server.errors import Forbidden, Unauthorized
 from sie_server.keys import find_key, read_keys
 
-INFER, ADMIN = "infer-3f9a27c1d05b", "admin-8c1e64b7:a290"  # a key may hold colons
+INFER, ADMIN = "infer-3f9a27c1d05b", "admin-8c1e64b7:a290"  # a key may contain colons
 
 
 def from_text(text: str) -> ServerConfig:
@@ -65,7 +65,7 @@ def test_both_sources_are_read(tmp_path: Path) -> None:
         (f"a:infer:{INFER},a:infer:{INFER}2", "two API keys have the same name"),
     ],
 )
-def test_what_cannot_be_a_key_is_refused_and_not_shown(text: str, words: str) -> None:
+def test_invalid_keys_are_refused_and_not_shown(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         read_keys(from_text(text))
     assert INFER not in str(caught.value) and "zeichen" not in str(caught.value)
@@ -110,8 +110,8 @@ def test_a_configuration_does_not_show_its_keys(tmp_path: Path) -> None:
     assert read_keys(load_config({}, {}, str(file)))[0].name == "key-1"
 
 
-def test_every_key_is_compared_whichever_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaving at the first match would tell by time which key it was."""
+def test_every_key_is_always_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Returning at the first match would reveal by timing which key matched."""
     compared: list[bytes] = []
 
     def count(ours: bytes, sent: bytes) -> bool:
@@ -132,7 +132,7 @@ def test_every_key_is_compared_whichever_is_right(monkeypatch: pytest.MonkeyPatc
 
 
 def asgi(path: str, peer: str | None = "127.0.0.1", **headers: str) -> dict[str, Any]:
-    """What the gate sees of a request."""
+    """Return the ASGI scope that the gate receives."""
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
     return {"type": "http", "path": path, "headers": raw, "client": peer and (peer, 5000)}
 
@@ -153,7 +153,7 @@ def test_a_key_opens_its_routes(scheme: str) -> None:
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer ", "Basic abc", INFER, "Bearer wrong", "Bearer \xff\xfe", "\xe9" * 2000]
 )
-def test_what_is_no_key_is_refused_even_on_this_machine(header: str) -> None:
+def test_invalid_credentials_are_refused_even_on_this_machine(header: str) -> None:
     for path in ("/v1/score/a", "/v1/admin/load", "/v1/models", "/nowhere", "/", "/docsx", "/v1/admin"):
         with pytest.raises(Unauthorized):
             GATE.admit(asgi(path, authorization=header))
@@ -184,7 +184,7 @@ def test_open_routes_stay_open() -> None:
         ("fe80::1%eth0", {"host": "localhost"}, False),
         ("testclient", {"host": "localhost"}, False),
         ("", {"host": "localhost"}, False),
-        (None, {"host": "localhost"}, False),  # a Unix socket tells nothing about who asks
+        (None, {"host": "localhost"}, False),  # a Unix socket has no peer address
         ("127.0.0.1", {"host": "evil.example:8080"}, False),  # DNS rebinding
         ("127.0.0.1", {"host": "localhost.evil.example"}, False),
         ("127.0.0.1", {"host": "evil@localhost"}, False),
@@ -196,7 +196,7 @@ def test_open_routes_stay_open() -> None:
         ("127.0.0.1", {"host": "localhost", "x_real_ip": "127.0.0.1"}, False),
     ],
 )
-def test_without_keys_admin_is_this_machine(
+def test_without_keys_admin_routes_need_a_local_caller(
     peer: str | None, headers: dict[str, str], admitted: bool
 ) -> None:
     gate = Gate(())

@@ -1,4 +1,4 @@
-"""Late interaction over HTTP: scores equal the client's own MaxSim, vectors in place of text, the cache in /metrics."""
+"""Late interaction over HTTP: scores equal the client's MaxSim, vectors replace texts, /metrics reports the cache."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def vectors(client: TestClient, model: str, texts: list[str], params: dict[str, 
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_query_that_is_too_long_can_be_refused_beside_vectors(client: TestClient, model: str) -> None:
+def test_a_query_that_is_too_long_can_be_refused_with_vectors(client: TestClient, model: str) -> None:
     items = [{"multivector": found} for found in vectors(client, model, DOCUMENTS[2:4], {})]
     body = {"query": {"text": QUERY}, "items": items, "options": {"long_document": "refuse"}}
     assert len(post(client, f"score/{model}", body)["scores"]) == 2
@@ -101,9 +101,9 @@ def test_vectors_in_place_of_text_give_the_same_scores(client: TestClient, model
     assert answer["usage"] == {"input_tokens": 0}
 
 
-def test_what_was_cut_is_said(client: TestClient) -> None:
+def test_truncated_texts_are_reported(client: TestClient) -> None:
     body = {"query": {"text": "rain " * 50}, "items": [{"text": DOCUMENTS[-1]}, {"text": "rain"}]}
-    for _ in range(2):  # the second time from the cache
+    for _ in range(2):  # the second answer comes from the cache
         answer = post(client, "score/stanford", body)
         cut = {entry["item_id"]: entry.get("truncated") for entry in answer["scores"]}
         assert cut == {"item-0": True, "item-1": None}
@@ -192,7 +192,7 @@ def test_a_hit_skips_tokenisation_and_forward_pass(client: TestClient, model: st
     )
     assert between["bytes"] == after["bytes"] > before["bytes"]
     assert after["evictions_total"] == 0
-    # only the query went through the model; the caller is told the same all the same
+    # only the query went through the model, but the caller receives the same answer
     assert after["tokens"] - between["tokens"] < (between["tokens"] - before["tokens"]) / 3
     assert second["usage"] == first["usage"]
     assert [e["item_id"] for e in first["scores"]] == [e["item_id"] for e in second["scores"]]
@@ -202,7 +202,7 @@ def test_a_hit_skips_tokenisation_and_forward_pass(client: TestClient, model: st
 
 @pytest.mark.parametrize("model", [*MODELS, "sie/mini-en"])
 def test_windows_are_cached_by_their_content(client: TestClient, model: str) -> None:
-    """Also those of a document that was changed elsewhere."""
+    """Unchanged windows of an edited document are also found."""
     long = random_text(random.Random(12), 200)
     options = {"long_document": "chunk", "chunk_overlap": 0, "max_seq_length": 32}
 
@@ -226,7 +226,7 @@ def test_windows_are_cached_by_their_content(client: TestClient, model: str) -> 
     ask([f"{long} and more"])
     changed = counters(client)
     assert changed["hits_total"] - after["hits_total"] >= windows - 2
-    # looking at what would be read shows every window, cached or not
+    # inspect shows every window, cached or not
     body = {"query": {"text": QUERY}, "items": [{"text": long}, {"text": "rain"}], "options": options}
     assert len(post(client, f"inspect/{model}", body)["items"]) == windows
     assert counters(client) == changed

@@ -1,4 +1,4 @@
-"""Loading is strict: nothing missing, nothing left over, nothing made up, no code run."""
+"""Loading is strict: no missing, unused or invented weights, and no code of a checkpoint runs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_fewer_layers_in_the_config_than_in_the_file_refuse(checkpoint: Path) ->
         ({"is_decoder": True}, "causal"),
     ],
 )
-def test_what_is_not_served_says_so(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_settings_are_named(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
     edit_config(checkpoint, **changes)
     with pytest.raises(ModelLoadFailed, match=message):
         load(checkpoint)
@@ -147,7 +147,7 @@ def test_shards_give_the_same_scores(checkpoint: Path) -> None:
 
 
 class Payload:
-    """Touches a file if a loader is careless enough to run it."""
+    """An object that creates a file if a loader unpickles it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""MaxSim over documents of any length, in blocks, with and without weights and pooled vectors."""
+"""MaxSim in blocks over documents of any length, with and without weights and pooled vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gives way to whom: idle ones by last use, and never one that is in use, pinned or passing."""
+"""Eviction plans: idle models by last use, never a model in use, pinned or in transition; and memory limits."""
 
 from __future__ import annotations
 
@@ -27,14 +27,11 @@ A, B, C = allocation("a", 40, 3), allocation("b", 40, 1), allocation("c", 20, 2)
         ([A, B, C], 40, ["b"]),
         ([A, B, C], 60, ["b", "c"]),
         ([A, B, C], 100, ["b", "c", "a"]),
-        (
-            [allocation("small", 5, 0), A, B, C],
-            35,
-            ["b"],
-        ),  # the oldest alone is not enough, and then not needed
+        # evicting `small` alone is not enough, and with `b` evicted it is unnecessary
+        ([allocation("small", 5, 0), A, B, C], 35, ["b"]),
     ],
 )
-def test_the_least_recently_used_go_and_no_more_than_needed(
+def test_only_as_many_least_recently_used_as_needed_are_evicted(
     holding: list[Allocation], need: int, evicted: list[str]
 ) -> None:
     plan = make_room(holding, 100, need)
@@ -43,32 +40,31 @@ def test_the_least_recently_used_go_and_no_more_than_needed(
 
 
 @pytest.mark.parametrize("kept", ["in_use", "pinned", "in_transition"])
-def test_what_must_stay_stays(kept: str) -> None:
+def test_allocations_that_must_stay_are_not_evicted(kept: str) -> None:
     stays = allocation("stays", 40, 0, **{kept: True})
     assert make_room([stays, A], 100, 60) == Plan(True, ["a"])
     plan = make_room([stays, A], 100, 61)
     assert not plan.fits and not plan.evict
 
 
-def test_waiting_helps_where_something_in_use_could_go() -> None:
+def test_models_in_use_are_drained_if_that_frees_enough() -> None:
     first, second = (
         allocation("first", 40, serving_since=1, in_use=True),
         allocation("second", 40, serving_since=2, in_use=True),
     )
     assert make_room([second, first], 100, 60) == Plan(False, drain=["first"])
     assert make_room([second, first], 100, 100) == Plan(False, drain=["first", "second"])
-    assert make_room([second, first, C], 100, 60) == Plan(
-        False, drain=["first"]
-    )  # c goes, too, when it is time
+    # c is idle and is evicted later, once the plan fits
+    assert make_room([second, first, C], 100, 60) == Plan(False, drain=["first"])
     assert make_room([allocation("loading", 90, in_transition=True)], 100, 60) == Plan(False)
 
 
-def test_what_never_fits() -> None:
+def test_requests_that_never_fit_are_impossible() -> None:
     assert make_room([], 100, 101) == Plan(False, possible=False)
     assert make_room([A, allocation("pin", 50, pinned=True)], 100, 60) == Plan(False, possible=False)
 
 
-def test_parts_of_what_is_held_go_after_all_that_is_idle() -> None:
+def test_idle_parts_are_evicted_after_all_idle_models() -> None:
     model = allocation("model", 80, pinned=True)
     old, new, used = (
         allocation("old", 20, 1),
@@ -78,12 +74,12 @@ def test_parts_of_what_is_held_go_after_all_that_is_idle() -> None:
     assert make_room([model, C], 100, 20, [old, new]) == Plan(True, ["c"])
     assert make_room([model, C], 100, 40, [new, old]) == Plan(True, ["c"], ["old"])
     assert make_room([model], 100, 50, [new, old]) == Plan(True, [], ["old", "new"])
-    assert make_room([model], 100, 40, [used]) == Plan(False)  # it may be free in a moment
+    assert make_room([model], 100, 40, [used]) == Plan(False)  # it may become idle soon
     assert make_room([model], 100, 50, [used]) == Plan(False, possible=False)
 
 
-def test_parts_in_use_make_nobody_stay_whose_turn_is_over() -> None:
-    """A busy model that uses its parts without a pause is told to go like any other."""
+def test_parts_in_use_do_not_prevent_draining_their_model() -> None:
+    """A model that always uses its parts is drained like any other."""
     busy = allocation("busy", 80, serving_since=1, in_use=True)
     parts = [allocation("busy:used", 30, in_use=True), allocation("busy:idle", 10)]
     assert make_room([busy], 100, 30, parts) == Plan(True, [], ["busy:idle"])

@@ -1,4 +1,4 @@
-"""Packing, attention, pooling and MaxSim against plain versions that do one sequence at a time."""
+"""Packing, attention, pooling and MaxSim equal plain versions that process one sequence at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models directory: checkpoints and catalog files in it, what is wrong with them, and when a change counts."""
+"""The models directory: checkpoints and catalog files, reports of invalid ones, and when a change takes effect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(path: Path, **changes: object) -> None:
     path.write_text(yaml.safe_dump(entry | changes))
 
 
-def test_a_file_names_a_directory_beside_it_or_a_hub_id(tmp_path: Path) -> None:
+def test_a_file_names_a_directory_next_to_it_or_a_hub_id(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     write(tmp_path / "a.yaml", aliases=["short"])
     write(tmp_path / "b.yaml", id="hub", source="org/name", revision="v1")
@@ -59,7 +59,7 @@ def test_a_file_names_a_directory_beside_it_or_a_hub_id(tmp_path: Path) -> None:
         ("!!int ''", "cannot be read"),
     ],
 )
-def test_an_invalid_file_is_reported_once_and_what_it_last_said_stays(
+def test_an_invalid_file_is_reported_once_and_its_last_valid_content_stays(
     tmp_path: Path, content: str | dict[str, object], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "a.yaml"
@@ -86,7 +86,7 @@ def test_a_package_that_is_not_installed_is_looked_for_and_not_imported(tmp_path
         assert directory.problems == {}
 
 
-def test_adapters_may_be_directories_beside_the_file(tmp_path: Path) -> None:
+def test_adapters_may_be_directories_next_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "french").mkdir()
     adapters = {"a": "french", "b": "./later", "c": "org/name", "d": "/elsewhere"}
     write(tmp_path / "a.yaml", adapters=adapters)
@@ -100,7 +100,7 @@ def test_adapters_may_be_directories_beside_the_file(tmp_path: Path) -> None:
     }
 
 
-def test_hidden_directories_are_passed_over_and_odd_ones_reported_once(
+def test_hidden_directories_are_skipped_and_invalid_names_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in (".hid", "org/.tmp", "we:ird", "m[red]x", "good"):
@@ -114,7 +114,7 @@ def test_hidden_directories_are_passed_over_and_odd_ones_reported_once(
     assert len(caplog.records) == 2 and "'we:ird' has characters" in caplog.text
 
 
-def test_who_only_checks_reports_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_reports_can_be_switched_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.yaml").write_text("id: [")
     known_models([], str(tmp_path), report=False)
     assert not caplog.records
@@ -129,8 +129,8 @@ def test_an_id_that_left_the_directory_never_means_something_else() -> None:
     later = with_configured(configured, {}, first)
     assert not later.keys() & first.keys()
     assert (later["org/hub"].source, later["moved"].source) == ("org/hub", "/elsewhere")
-    assert with_configured(configured, first, first).keys() >= first.keys()  # it is back
-    assert with_configured(["mine"], {})["mine"].source == "mine"  # at the start it may be a hub id
+    assert with_configured(configured, first, first).keys() >= first.keys()  # the id is back in the directory
+    assert with_configured(["mine"], {})["mine"].source == "mine"  # at the first scan it may be a Hub id
 
 
 def test_one_id_in_two_files(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_files_of_a_checkpoint_change_its_model(tmp_path: Path) -> None:
     assert directory.scan() != second
 
 
-def test_a_directory_that_has_gone_is_not_an_empty_one(tmp_path: Path) -> None:
+def test_a_removed_directory_is_an_error_and_not_empty(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     directory = ModelsDirectory(str(tmp_path / "models"))
     (tmp_path / "models").rmdir()
@@ -162,7 +162,7 @@ def test_a_directory_that_has_gone_is_not_an_empty_one(tmp_path: Path) -> None:
         directory.scan()
 
 
-def test_a_change_counts_when_two_looks_agree() -> None:
+def test_a_change_counts_when_two_scans_agree() -> None:
     old, new = {"m": ModelConfig("m", "old")}, {"m": ModelConfig("m", "new")}
     assert not settled("m", old, old, old)
     assert not settled("m", old, old, new) and settled("m", old, new, new)
@@ -170,7 +170,7 @@ def test_a_change_counts_when_two_looks_agree() -> None:
     assert not settled("m", {}, {}, new) and settled("m", {}, new, new)
 
 
-def test_a_change_that_fails_is_tried_again_more_and_more_rarely() -> None:
+def test_a_failed_change_is_retried_with_increasing_pauses() -> None:
     pauses = [next_pause(None)]
     while pauses[-1] < LONGEST_RETRY_S:
         pauses.append(next_pause(pauses[-1]))

@@ -57,7 +57,7 @@ def test_an_operator_that_computes_something_else_is_never_used(
         _layer()[0](x)
     assert torch.equal(y, F.gelu(F.linear(x, linear.weight, linear.bias)))
     assert linear._packed is None
-    assert checked and calls == checked  # one comparison in the process, and no use after it
+    assert checked and calls == checked  # one comparison per process, and no use after it
     [record] = caplog.records
     assert ("gelu with bias" if broken == "values" else "takes other arguments") in record.getMessage()
 

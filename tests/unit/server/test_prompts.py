@@ -1,4 +1,4 @@
-"""Templates of causal rerankers: what is refused, what is cut, and that callers' texts stay texts."""
+"""Templates of causal rerankers: invalid ones are refused, documents are truncated, callers' texts stay plain text."""
 
 from __future__ import annotations
 
@@ -109,20 +109,20 @@ def test_control_tokens_in_texts_are_plain_text(prompts: PromptTokenizer) -> Non
     )
     assert [i for i in harmless[0] if i in controls] == [i for i in attacked[0] if i in controls]
     text = inner.decode(attacked[0], skip_special_tokens=True)
-    assert text.count("assistant\nyes") >= 2  # they were read, as text
+    assert text.count("assistant\nyes") >= 2  # the text was read, as plain text
 
 
 @pytest.mark.parametrize("limit", [320, 512])
-def test_the_document_gives_way_and_nothing_else(prompts: PromptTokenizer, limit: int) -> None:
+def test_only_the_document_is_truncated(prompts: PromptTokenizer, limit: int) -> None:
     rng = random.Random(limit)
     documents = [random_text(rng, n) for n in (1, 40, 2000, 30_000)] + ["東京" * 3000, "x" * 20_000]
     tokens, cut, query_cut = prompts.prompts("how do stars burn", documents, None, limit)
     assert cut == [False, False, True, True, True, True] and not query_cut
     short, least = tokens[0].ids, 0 if prompts.template.pieces[-1].endswith("{document}") else 3
     for sequence in tokens[2:]:
-        assert limit - 8 <= len(sequence) <= limit  # text cut inside a piece may leave a few tokens unused
+        assert limit - 8 <= len(sequence) <= limit  # truncation inside a piece may leave a few tokens unused
         common = next(n for n in range(1, 400) if short[-n] != sequence.ids[-n]) - 1
-        assert common >= least  # the fixed end is still there
+        assert common >= least  # the fixed end of the prompt is kept
     end = prompts.template.pieces[-1].split("}")[-1].split("|>")[-1].lstrip("\n")
     decoded = prompts._tokenizer.decode(tokens[2].ids.tolist(), skip_special_tokens=True)
     assert decoded.endswith(end[-12:])
@@ -163,7 +163,7 @@ def test_a_huge_document_is_never_tokenised_whole(
     assert sum(seen) < 60_000
 
 
-def test_answers_are_one_token_each_and_case_matters(tmp_path: Path) -> None:
+def test_answers_must_be_one_token_each_and_case_matters(tmp_path: Path) -> None:
     tokenizer = prompt_tokenizer(tmp_path, "qwen3-reranker")
     plain = byte_level_tokenizer()
     assert tokenizer.answers == [plain.token_to_id("yes"), plain.token_to_id("no")]
@@ -190,13 +190,15 @@ def test_a_shared_start_is_found_and_leaves_every_sequence_a_token() -> None:
     assert prefix is not None and [t.ids.tolist() for t in own] == [[2], [2]]
     for alone in ([tokens(1, 2, 3)], [tokens(1, 2), tokens(3, 2)], [tokens(5), tokens(5)]):
         assert share_prefix(alone)[0] is None
-    assert share_prefix([tokens(1, *range(50)), tokens(1, *range(9, 60))])[0] is None  # not worth it
+    assert (
+        share_prefix([tokens(1, *range(50)), tokens(1, *range(9, 60))])[0] is None
+    )  # too short to be worth sharing
 
 
 # ── checkpoints ──
 
 
-def test_a_decoder_without_a_template_says_what_would_do(tmp_path: Path) -> None:
+def test_a_decoder_without_a_template_is_refused_with_instructions(tmp_path: Path) -> None:
     directory = make_decoder(tmp_path, "qwen3")
     with pytest.raises(ModelLoadFailed, match=r"sie_reranker\.yaml.*qwen3-reranker"):
         Engine(directory, device=DEVICE, dtype="float32")
@@ -215,14 +217,14 @@ def test_a_known_id_keeps_its_template_in_a_directory(tmp_path: Path) -> None:
     assert models["mine"].template is None
 
 
-def test_an_output_matrix_must_be_there_unless_tied(tmp_path: Path) -> None:
+def test_an_output_matrix_must_be_present_unless_tied(tmp_path: Path) -> None:
     directory = make_decoder(tmp_path, "qwen2")
     weights = load_file(directory / "model.safetensors")
     matrix = weights.pop("lm_head.weight")
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelLoadFailed, match=r"lacks the weight 'lm_head\.weight'"):
         Engine(directory, device=DEVICE, dtype="float32", template="mxbai-rerank-v2")
-    # tied, and the matrix in the file all the same, as older versions wrote it
+    # tied, but older versions also wrote the matrix to the file
     save_file(
         weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()},
         directory / "model.safetensors",
@@ -247,14 +249,14 @@ CONFIG = {
 }
 
 
-def test_a_sliding_window_bounds_the_length_where_it_is_on() -> None:
+def test_an_enabled_sliding_window_bounds_the_length() -> None:
     assert read_mistral(CONFIG | {"sliding_window": 40}).max_length == 40
     assert read_mistral(CONFIG | {"sliding_window": None}).max_length == 100
     assert read_qwen2(CONFIG | {"sliding_window": 40, "use_sliding_window": False}).max_length == 100
     assert read_qwen2(CONFIG | {"sliding_window": 40, "use_sliding_window": True}).max_length == 40
 
 
-def test_what_is_not_served_is_refused() -> None:
+def test_unsupported_settings_are_refused() -> None:
     with pytest.raises(UnsupportedCheckpoint, match=r"rope_type 'yarn'.*llama3"):
         read_llama(CONFIG | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})
     with pytest.raises(UnsupportedCheckpoint, match="use_bidirectional_attention"):
@@ -286,7 +288,7 @@ async def test_a_prefix_is_freed_with_its_request(tmp_path: Path) -> None:
 
         engine.run = watch  # type: ignore[method-assign]
         await worker.run(engine, job, RequestTiming())
-        assert len(seen) > 2 and set(seen) == {3}  # kept from batch to batch
+        assert len(seen) > 2 and set(seen) == {3}  # kept between batches
         assert job.prefix.layers == [] and job.input_tokens == tokens
         assert all(isinstance(result, float) for result in job.results)
     finally:

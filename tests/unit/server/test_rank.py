@@ -1,4 +1,4 @@
-"""Ranking: order, ties, ids, activation, and no score that is not a number."""
+"""Ranking: order, ties, ids, activation, and an error for scores that are not numbers."""
 
 from __future__ import annotations
 

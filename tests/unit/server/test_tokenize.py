@@ -1,4 +1,4 @@
-"""Tokenisation: the reference's ids, and long texts cut before they cost anything."""
+"""Tokenisation yields the reference's ids, and truncates long texts before tokenising all of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.checkpoints.cross_encoders import (
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TextTokenizer, Tokenizer]:
-    """Ours and the plain library over the same file."""
+    """Return the server's tokenizer and the plain library's for the same file."""
     directory = tmp_path_factory.mktemp(request.param)
     plain: Tokenizer = FAMILIES[request.param][2]()
     plain.save(str(directory / "tokenizer.json"))
@@ -34,7 +34,7 @@ def both(
 
 
 @pytest.mark.parametrize("limit", [16, 64, 128])
-def test_cutting_early_gives_the_ids_of_cutting_late(
+def test_truncating_before_and_after_tokenisation_yields_the_same_ids(
     both: tuple[TextTokenizer, Tokenizer], limit: int
 ) -> None:
     ours, plain = both
@@ -56,7 +56,7 @@ def test_cutting_early_gives_the_ids_of_cutting_late(
         assert was_cut == (len(inner) > room)
 
 
-def test_a_pair_is_cut_on_the_side_of_the_document(both: tuple[TextTokenizer, Tokenizer]) -> None:
+def test_a_pair_is_truncated_at_the_end_of_the_document(both: tuple[TextTokenizer, Tokenizer]) -> None:
     ours, plain = both
     query, long = "machine learning", random_text(random.Random(1), 500)
     [tokens], [cut], query_cut = ours.pairs(query, [long], 50)
@@ -107,8 +107,8 @@ def test_special_tokens_around_a_text_come_from_the_file(both: tuple[TextTokeniz
     assert tokens.ids.dtype == np.int32
 
 
-def test_a_text_that_gives_no_token_at_all_is_refused(tmp_path: Path) -> None:
-    """Of a tokenizer that adds none of its own: a sequence of no tokens would be read out at its neighbour's."""
+def test_a_text_without_tokens_is_refused(tmp_path: Path) -> None:
+    """Without special tokens, an empty sequence would read the hidden state of its neighbour."""
     plain = bert_tokenizer()
     plain.post_processor = None
     plain.save(str(tmp_path / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""The device thread: one request's failure never costs another its answer."""
+"""The device thread: a failing or cancelled request does not affect the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.polling import until
 
 
 class LengthEngine:
-    """Scores a sequence by its length; fails on length 13, and has memory for `memory` tokens."""
+    """Scores a sequence by its length, fails on length 13, and has memory for `memory` tokens."""
 
     tokens_per_second = 1000.0
 
@@ -72,17 +72,17 @@ async def test_results_come_back_in_the_order_of_the_request(worker: DeviceWorke
 async def test_only_the_failing_request_fails(worker: DeviceWorker) -> None:
     engine = LengthEngine()
     engine.gate.clear()
-    # keeps the device busy while the others queue up
+    # keep the device busy while the other requests queue up
     first = asyncio.create_task(run(worker, engine, job_of(99)))
     await until(engine.entered.is_set)
     others = [asyncio.create_task(run(worker, engine, job_of(n))) for n in (5, 13, 7)]
     await until(lambda: tokens_waiting(worker) == 25)
     engine.gate.set()
     done = await asyncio.gather(first, *others, return_exceptions=True)
-    assert sorted(engine.batches[1]) == [5, 7, 13]  # they did share a batch
+    assert sorted(engine.batches[1]) == [5, 7, 13]  # all three were in one batch
     assert done[0] == [99] and done[1] == [5] and done[3] == [7]
     assert isinstance(done[2], InferenceError)
-    assert "unlucky" not in str(done[2])  # internals stay in the log
+    assert "unlucky" not in str(done[2])  # internal errors are only logged
 
 
 async def test_a_batch_that_does_not_fit_is_halved(worker: DeviceWorker) -> None:
@@ -90,7 +90,7 @@ async def test_a_batch_that_does_not_fit_is_halved(worker: DeviceWorker) -> None
     assert await run(worker, engine, job_of(20, 20, 20, 20)) == [20, 20, 20, 20]
 
 
-async def test_nothing_of_a_pass_that_did_not_fit_is_kept_while_its_parts_run(worker: DeviceWorker) -> None:
+async def test_a_pass_that_did_not_fit_is_freed_before_its_halves_run(worker: DeviceWorker) -> None:
     class Activations:
         pass
 
@@ -106,7 +106,7 @@ async def test_nothing_of_a_pass_that_did_not_fit_is_kept_while_its_parts_run(wo
     assert await run(worker, HoldingEngine(memory=30), job_of(20, 20, 20, 20)) == [20, 20, 20, 20]
 
 
-async def test_a_single_text_that_does_not_fit_is_an_answer(worker: DeviceWorker) -> None:
+async def test_a_single_text_that_does_not_fit_is_refused(worker: DeviceWorker) -> None:
     with pytest.raises(ResourceExhausted):
         await run(worker, LengthEngine(memory=30), job_of(40))
     assert await run(worker, LengthEngine(), job_of(4)) == [4]
@@ -125,13 +125,13 @@ async def test_a_cancelled_request_leaves_the_queue(worker: DeviceWorker) -> Non
     assert len(engine.batches) <= 3
 
 
-async def test_a_call_runs_between_batches_and_its_error_comes_back(worker: DeviceWorker) -> None:
+async def test_a_call_runs_between_batches_and_its_error_is_raised(worker: DeviceWorker) -> None:
     assert await worker.call(lambda: threading.current_thread().name) == "sie-device"
     with pytest.raises(ZeroDivisionError):
         await worker.call(lambda: 1 // 0)
 
 
-async def test_calls_do_not_keep_batches_out(worker: DeviceWorker) -> None:
+async def test_calls_do_not_delay_batches(worker: DeviceWorker) -> None:
     gate, order = threading.Event(), list[str]()
 
     class NotingEngine(LengthEngine):
@@ -148,11 +148,11 @@ async def test_calls_do_not_keep_batches_out(worker: DeviceWorker) -> None:
     assert order.index("batch") <= 1
 
 
-async def test_a_sequence_without_tokens_is_run_all_the_same(worker: DeviceWorker) -> None:
+async def test_a_sequence_without_tokens_is_run(worker: DeviceWorker) -> None:
     assert await asyncio.wait_for(run(worker, LengthEngine(), job_of(0)), 30) == [0]
 
 
-async def test_a_closed_worker_takes_nothing(worker: DeviceWorker) -> None:
+async def test_a_closed_worker_accepts_nothing(worker: DeviceWorker) -> None:
     await asyncio.to_thread(worker.close)
     with pytest.raises(QueueFull):
         await run(worker, LengthEngine(), job_of(3))
