@@ -1,4 +1,4 @@
-"""What the dialects refuse, and how: the vendor's own envelope, the caller's own field names, nothing in silence."""
+"""The dialects refuse bad input in the vendor's error format, name the caller's fields, and ignore none silently."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPENAI = {"message", "type", "param", "code"}
 
 
 def message_of(path: str, answer: httpx.Response) -> str:
-    """The message, out of exactly the envelope of the path."""
+    """Return the message, and check the vendor's error format of the path."""
     body = answer.json()
     if path.startswith(("/v2", "/cohere")):
         assert set(body) == {"message"}
@@ -74,7 +74,7 @@ def test_an_unknown_model_or_adapter_is_a_404(server: Server, path: str) -> None
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_every_field_is_missed(server: Server, path: str) -> None:
+def test_every_missing_field_is_named(server: Server, path: str) -> None:
     for field in BODIES[path]:
         rest = {name: value for name, value in BODIES[path].items() if name != field}
         refused(server, path, rest, "missing required field")
@@ -82,7 +82,7 @@ def test_every_field_is_missed(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in BODIES if path != "/embed"])
-def test_documents_that_are_none(server: Server, path: str) -> None:
+def test_invalid_lists_of_documents(server: Server, path: str) -> None:
     field = list(BODIES[path])[1]
     refused(server, path, {**BODIES[path], field: []}, f"$.{field}", "at least one")
     refused(server, path, {**BODIES[path], field: ["rain", 7]}, f"$.{field}")
@@ -100,17 +100,17 @@ def test_documents_without_text(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", RERANK)
-def test_how_many(server: Server, path: str) -> None:
+def test_invalid_values_of_top_n(server: Server, path: str) -> None:
     for value in (-1, 1.5, "two", True):
         refused(server, path, {**BODIES[path], "top_k": value}, "$.top_k")
     refused(server, path, {**BODIES[path], "top_n": 1, "top_k": 2}, "top_n", "top_k")
     if path == "/vllm/rerank":
-        assert server.post(path, {**BODIES[path], "top_n": 0}).status_code == 200  # all of them
+        assert server.post(path, {**BODIES[path], "top_n": 0}).status_code == 200  # 0 means all
     else:
         refused(server, path, {**BODIES[path], "top_n": 0}, "$.top_n")
 
 
-# ── unknown fields: an error where the vendor makes it one, else a warning ──
+# ── unknown fields: an error if the vendor refuses them, otherwise a warning ──
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -157,7 +157,7 @@ UNCUT = {
 
 
 @pytest.mark.parametrize("path", UNCUT)
-def test_what_must_not_be_cut_is_refused(server: Server, path: str) -> None:
+def test_texts_that_must_not_be_truncated_are_refused(server: Server, path: str) -> None:
     _query, field = BODIES[path]
     one: Any = {"text": LONG} if path == "/v1/ranking" else LONG
     body = {**BODIES[path], **UNCUT[path]}
@@ -167,7 +167,7 @@ def test_what_must_not_be_cut_is_refused(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", RERANK)
-def test_what_is_cut_is_reported(server: Server, path: str) -> None:
+def test_truncated_texts_are_reported(server: Server, path: str) -> None:
     field = list(BODIES[path])[1]
     body = {**BODIES[path], field: ["rain", LONG]} | ({"truncate": "END"} if path == "/v1/ranking" else {})
     answer = server.post(path, body)
@@ -175,13 +175,13 @@ def test_what_is_cut_is_reported(server: Server, path: str) -> None:
     assert "1 of 2 texts" in answer.headers["x-sie-warnings"]
 
 
-def test_embeddings_that_must_not_be_cut(server: Server) -> None:
+def test_texts_to_embed_that_must_not_be_truncated(server: Server) -> None:
     refused(server, "/embed", {"inputs": ["rain", LONG], "truncate": False}, "$.inputs[1]")
     answer = server.post("/embed", {"inputs": ["rain", LONG]})
     assert answer.status_code == 200 and "1 of 2 texts" in answer.headers["x-sie-warnings"]
 
 
-def test_only_the_end_is_cut(server: Server) -> None:
+def test_truncation_on_the_left_is_refused(server: Server) -> None:
     left = {"truncation_direction": "Left"}
     refused(server, "/tei/rerank", {**BODIES["/tei/rerank"], **left}, "$.truncation_direction")
     refused(server, "/embed", {**BODIES["/embed"], **left}, "$.truncation_direction")
@@ -205,7 +205,7 @@ def test_a_model_that_cannot_score(server: Server) -> None:
     refused(server, "/embed", {"inputs": "rain", "model": PROBABILITY}, "dense")
 
 
-# ── what comes before the body ──
+# ── errors before the body is read ──
 
 
 @pytest.mark.parametrize("path", [*BODIES, "/rerank"])
@@ -227,7 +227,7 @@ def test_too_large_and_the_wrong_method(server: Server, path: str) -> None:
     assert answer.status_code == 405 and "GET" in message_of(path, answer)
 
 
-def test_a_model_that_is_loading_says_when_to_come_back(tmp_path: Path, checkpoint_dirs: Path) -> None:
+def test_a_model_that_is_loading_sends_retry_after(tmp_path: Path, checkpoint_dirs: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     for i in range(len(BODIES)):
@@ -239,7 +239,7 @@ def test_a_model_that_is_loading_says_when_to_come_back(tmp_path: Path, checkpoi
             assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_what_the_clients_make_of_errors(server: Server, guarded: Server) -> None:
+def test_the_clients_raise_their_own_errors(server: Server, guarded: Server) -> None:
     ask: dict[str, Any] = {"model": PROBABILITY, "query": QUERY, "documents": TEXTS}
     with pytest.raises(cohere.UnauthorizedError):
         cohere.ClientV2("wrong", base_url=guarded.base_url).rerank(**ask)

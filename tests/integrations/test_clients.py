@@ -80,7 +80,7 @@ def test_cohere_counts_search_units_by_hundred_documents(server: Server) -> None
         assert answer.meta.billed_units.search_units == units
 
 
-def test_cohere_reads_so_many_tokens_of_a_document(server: Server) -> None:
+def test_cohere_truncates_documents_at_max_tokens_per_doc(server: Server) -> None:
     client = cohere.ClientV2(KEY, base_url=server.base_url)
     text = "rain falls tomorrow over the quiet harbour"
     answer = client.rerank(model=MODEL, query="rain", documents=[text], max_tokens_per_doc=2)
@@ -120,7 +120,7 @@ async def test_voyage_async(server: Server) -> None:
 
 # ── litellm ──
 
-# provider → what its api_base is here
+# provider → path of its api_base on this server
 PROVIDERS = {
     "cohere": "",
     "jina_ai": "",
@@ -158,7 +158,7 @@ def test_litellm(server: Server, provider: str) -> None:
 
 
 @pytest.mark.parametrize("provider", ["cohere", "jina_ai", "infinity", "voyage", "hosted_vllm"])
-def test_litellm_has_documents_when_it_asks_for_them_only(server: Server, provider: str) -> None:
+def test_litellm_returns_documents_only_if_requested(server: Server, provider: str) -> None:
     asked = ask_litellm(server, provider, return_documents=True).results
     assert all(hit["document"] == {"text": TEXTS[hit["index"]]} for hit in asked if TEXTS[hit["index"]])
     assert not any("document" in hit for hit in ask_litellm(server, provider, return_documents=False).results)
@@ -168,7 +168,7 @@ def test_litellm_has_documents_when_it_asks_for_them_only(server: Server, provid
 
 
 def test_huggingface_hub_embeds(server: Server) -> None:
-    """It has no rerank; its vectors come from the first model unless the body names another."""
+    """The library cannot rerank. Its vectors come from the first model unless the body names another."""
     vectors = InferenceClient(f"{server.base_url}/embed", token=KEY).feature_extraction(TEXTS)
     assert vectors.shape[0] == len(TEXTS)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -179,7 +179,7 @@ def test_huggingface_hub_embeds(server: Server) -> None:
 
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}])
 def test_openai_embeds(server: Server, encoding: Any) -> None:
-    """It asks for base64 unless told otherwise, and decodes it."""
+    """The library requests base64 by default, and decodes it."""
     client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key=KEY)
     answer = client.embeddings.create(model="toy/encoder", input=TEXTS, **encoding)
     with SIEClient(server.base_url) as ours:

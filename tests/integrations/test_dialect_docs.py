@@ -1,4 +1,4 @@
-"""Every Python block of docs/dialects.md, run as it stands against a real server."""
+"""Every Python block of docs/dialects.md runs unchanged against a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same 200 requests through every client and every dialect: the same order, and the same scores to 1e-6."""
+"""The same 200 requests through every client and every dialect yield the same order and scores (within 1e-6)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from support.servers import programs
 from support.servers.processes import JSON, Server
 
 REQUESTS = random_requests(200)
-# one for each writer of answers; the other paths to them are in test_same_scores
+# one path per response format; test_same_scores covers the other paths
 DIALECTS = ["cohere v2", "cohere v1", "jina", "voyage", "infinity", "vllm rerank", "vllm score", "tei", "nim"]
 
 
 @pytest.fixture(scope="module")
 def logits(server: Server) -> list[Expected]:
-    """What a model gives before its activation, for every document of every request."""
+    """Return the scores before activation of every document of every request."""
     return [expect(server, r.model, r.query, r.texts, normalize="none") for r in REQUESTS]
 
 
 def compare(found: list[Hits], logits: list[Expected], *squashed: str, cut: bool = True) -> None:
-    """The best `top_n` (all, without `cut`), with the sigmoid of the raw value where the model is in `squashed`."""
+    """Compare the best `top_n` hits (all, without `cut`); models in `squashed` apply the sigmoid to the raw value."""
     for request, hits, raw in zip(REQUESTS, found, logits, strict=True):
         scores = raw.scores
         if request.model in squashed:
@@ -88,7 +88,7 @@ def typescript(server: Server, folder: Path) -> list[Hits]:
 
 
 def curl(server: Server, folder: Path) -> list[Hits]:
-    """As the documentation shows it, with the body in a file."""
+    """Send requests as the documentation shows, with the body in a file."""
     program, path, found = programs.found("curl", "curl"), folder / "body.json", []
     for request in REQUESTS:
         path.write_text(json.dumps({**request.body, "options": options(request)}), encoding="utf-8")
@@ -110,7 +110,7 @@ def test_clients(server: Server, logits: list[Expected], client: Any, tmp_path: 
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_dialects(server: Server, logits: list[Expected], name: str) -> None:
-    """Probabilities where the model gives logits, similarities as they are; NIM has logits."""
+    """Dialects return probabilities for models with logits, and similarities unchanged; NIM returns logits."""
     spoken, found = SPOKEN[name], []
     with httpx.Client(base_url=server.base_url, timeout=60) as client:
         for request in REQUESTS:

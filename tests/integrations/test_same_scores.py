@@ -1,4 +1,4 @@
-"""The same questions through every dialect: the order and the scores of the Python client, and exactly these keys."""
+"""Equal requests through every dialect yield the order and scores of the Python client, with the documented keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def options(model: str, raw: bool) -> dict[str, str]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", SPOKEN)
-def test_every_dialect_says_what_the_client_says(server: Server, name: str, model: str) -> None:
+def test_every_dialect_returns_the_clients_scores(server: Server, name: str, model: str) -> None:
     spoken = SPOKEN[name]
     expected = expect(server, model, **options(model, spoken.raw))
     hits = spoken.found(spoken.ask(server, model))
@@ -66,7 +66,7 @@ def test_the_keys_and_their_order(server: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*OBJECT, "voyage", "infinity", "tei"])
-def test_documents_come_back_when_asked_for(server: Server, name: str) -> None:
+def test_documents_are_returned_if_requested(server: Server, name: str) -> None:
     spoken = SPOKEN[name]
     for spelling in ("return_documents", "return_text"):
         for hit in spoken.hits(spoken.ask(server, PROBABILITY, **{spelling: True})):
@@ -80,7 +80,7 @@ def test_documents_come_back_when_asked_for(server: Server, name: str) -> None:
         )
 
 
-def test_tokens_are_those_of_the_native_route(server: Server) -> None:
+def test_token_counts_equal_the_native_route(server: Server) -> None:
     tokens = server.score(PROBABILITY, QUERY, TEXTS)["usage"]["input_tokens"]
     for name in ("jina", "infinity", "vllm rerank", "nim", "vllm score"):
         assert SPOKEN[name].ask(server, PROBABILITY)["usage"] == dict.fromkeys(USAGE, tokens)
@@ -106,7 +106,7 @@ def test_both_spellings(server: Server, path: str, documents: str, many: str) ->
     assert "x-sie-warnings" not in answer.headers
 
 
-def test_a_body_without_a_model_is_for_the_first_one(server: Server) -> None:
+def test_a_body_without_a_model_uses_the_first_one(server: Server) -> None:
     for path, body in (
         ("/rerank", {"query": QUERY, "texts": TEXTS}),
         ("/v1/ranking", nim(QUERY, TEXTS)),
@@ -123,7 +123,7 @@ def _scores(answer: Any) -> list[float]:
     return [value for hit in hits for value in hit.values() if isinstance(value, float)]
 
 
-def test_what_tei_says_of_itself(server: Server) -> None:
+def test_the_info_route_of_tei(server: Server) -> None:
     info = server.get("/info").json()
     assert info["model_id"] == PROBABILITY and info["max_input_length"] == 128
     assert "reranker" in info["model_type"] and info["auto_truncate"] is True

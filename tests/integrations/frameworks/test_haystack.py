@@ -31,7 +31,7 @@ def order(answer: dict[str, list[Document]]) -> list[tuple[int, float | None]]:
 
 
 @pytest.mark.parametrize("model", [MINI, BERT, INSTRUCTED])
-async def test_order_and_scores_are_the_clients(server: Server, client: SIEClient, model: str) -> None:
+async def test_order_and_scores_equal_the_clients(server: Server, client: SIEClient, model: str) -> None:
     expected = ranking(client, model, QUERY, TEXTS)
     ranker = SIERanker(model=model, base_url=server.base_url)
     assert order(await asyncio.to_thread(ranker.run, query=QUERY, documents=documents())) == expected
@@ -41,7 +41,7 @@ async def test_order_and_scores_are_the_clients(server: Server, client: SIEClien
     assert order(best.run(query=QUERY, documents=documents(), top_k=3)) == expected[:3]
 
 
-def test_a_threshold_leaves_out_what_scores_lower(server: Server, client: SIEClient) -> None:
+def test_a_threshold_leaves_out_lower_scores(server: Server, client: SIEClient) -> None:
     expected = ranking(client, MINI, QUERY, TEXTS)
     lowest = expected[2][1]
     ranker = SIERanker(model=MINI, base_url=server.base_url, score_threshold=lowest)
@@ -62,7 +62,7 @@ def test_meta_fields_are_read_before_the_content(server: Server, client: SIEClie
     assert order(ranker.run(query=QUERY, documents=documents())) == ranking(client, MINI, QUERY, texts)
 
 
-def test_originals_stay_as_they_are(server: Server) -> None:
+def test_input_documents_are_not_changed(server: Server) -> None:
     before = documents()
     found = SIERanker(model=MINI, base_url=server.base_url).run(query=QUERY, documents=before)["documents"]
     embedded = SIEDocumentEmbedder(model=MINI, base_url=server.base_url).run(documents=before)["documents"]
@@ -71,7 +71,7 @@ def test_originals_stay_as_they_are(server: Server) -> None:
     assert [one.id for one in found + embedded] == ["same"] * 2 * len(TEXTS)
 
 
-def test_no_documents_are_no_request() -> None:
+def test_no_request_is_sent_without_documents() -> None:
     nobody = SIERanker(model=MINI, base_url="http://127.0.0.1:9")
     assert nobody.run(query=QUERY, documents=[]) == {"documents": []}
     embedder = SIEDocumentEmbedder(model=MINI, base_url="http://127.0.0.1:9")
@@ -108,7 +108,7 @@ def test_the_best_window_of_a_long_document(server: Server) -> None:
     assert "Machine learning" in text[span["start"] : span["end"]]
 
 
-async def test_embeddings_are_the_clients(server: Server, client: SIEClient) -> None:
+async def test_embeddings_equal_the_clients(server: Server, client: SIEClient) -> None:
     items = [Item(text=f"<title {i % 2}|{text}>") for i, text in enumerate(TEXTS)]
     expected = [one["dense"].tolist() for one in client.encode(ENCODER, items, is_query=False)]
     embedder = SIEDocumentEmbedder(
@@ -131,7 +131,7 @@ async def test_embeddings_are_the_clients(server: Server, client: SIEClient) -> 
     assert query != client.encode(ENCODER, Item(text="<ice>"), is_query=False)["dense"].tolist()
 
 
-def test_instructions_stand_in_for_the_prompts(server: Server, client: SIEClient) -> None:
+def test_instructions_replace_the_prompts(server: Server, client: SIEClient) -> None:
     told = client.encode(ENCODER, Item(text="ice"), instruction="snow: ")["dense"].tolist()
     text_embedder = SIETextEmbedder(model=ENCODER, base_url=server.base_url, instruction="snow: ")
     embedder = SIEDocumentEmbedder(model=ENCODER, base_url=server.base_url, instruction="snow: ")
@@ -174,7 +174,9 @@ async def test_in_a_pipeline_that_is_saved_and_loaded(server: Server, client: SI
     made = pipeline(server, filled(server))
     expected = ranking(client, MINI, QUERY, TEXTS, options={"max_seq_length": 64})[:3]
     ran = await asyncio.to_thread(made.run, inputs)
-    assert dict(order(ran["ranker"])) == pytest.approx(dict(expected), abs=1e-6)  # they came in another order
+    assert dict(order(ran["ranker"])) == pytest.approx(
+        dict(expected), abs=1e-6
+    )  # the retriever returned them in another order
     text = made.dumps()
     again = Pipeline.loads(text)
     assert again.dumps() == text
@@ -183,7 +185,7 @@ async def test_in_a_pipeline_that_is_saved_and_loaded(server: Server, client: SI
 
 
 @pytest.mark.parametrize("kind", [SIERanker, SIETextEmbedder, SIEDocumentEmbedder])
-def test_a_key_is_saved_as_the_place_it_comes_from(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_saved_as_a_reference_to_its_source(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUR_KEY", "hush")
     made = kind(
         model=MINI, base_url="http://host:1", api_key=Secret.from_env_var("OUR_KEY"), options={"a": 1}
@@ -208,7 +210,7 @@ def test_the_key_is_sent(doorman: tuple[str, list[str | None]], monkeypatch: pyt
     assert seen == ["Bearer hush", "Bearer outside"]
 
 
-async def test_warm_up_and_close_as_often_as_one_likes(server: Server) -> None:
+async def test_warm_up_and_close_may_be_repeated(server: Server) -> None:
     ranker = SIERanker(model=MINI, base_url=server.base_url)
     ranker.close()
     for _ in range(2):

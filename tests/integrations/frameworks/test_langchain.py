@@ -31,7 +31,7 @@ def order(found: Any) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("model", [MINI, BERT, INSTRUCTED])
-async def test_order_and_scores_are_the_clients(server: Server, client: SIEClient, model: str) -> None:
+async def test_order_and_scores_equal_the_clients(server: Server, client: SIEClient, model: str) -> None:
     expected = ranking(client, model, QUERY, TEXTS)
     reranker = SIEReranker(model=model, base_url=server.base_url)
     assert order(await asyncio.to_thread(reranker.compress_documents, documents(), QUERY)) == expected
@@ -40,7 +40,7 @@ async def test_order_and_scores_are_the_clients(server: Server, client: SIEClien
     assert order(best.compress_documents(documents(), QUERY)) == expected[:2]
 
 
-def test_originals_stay_as_they_are(server: Server) -> None:
+def test_input_documents_are_not_changed(server: Server) -> None:
     before = documents()
     found = SIEReranker(model=MINI, base_url=server.base_url).compress_documents(before, QUERY)
     found[0].metadata["tags"].append("changed")
@@ -48,7 +48,7 @@ def test_originals_stay_as_they_are(server: Server) -> None:
     assert [one.id for one in found] == ["same"] * len(TEXTS)
 
 
-def test_no_documents_are_no_request() -> None:
+def test_no_request_is_sent_without_documents() -> None:
     nobody = SIEReranker(model=MINI, base_url="http://127.0.0.1:9")
     assert list(nobody.compress_documents([], QUERY)) == []
     assert list(asyncio.run(nobody.acompress_documents([], QUERY))) == []
@@ -80,7 +80,7 @@ def test_the_best_window_of_a_long_document(server: Server) -> None:
     assert span["count"] > 2
 
 
-def test_what_the_server_warns_of_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_of_the_server_are_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "sie_sdk"):
         reranker = SIEReranker(model=MINI, base_url=server.base_url, options={"typo": 1})
         reranker.compress_documents(documents(), QUERY)
@@ -109,7 +109,7 @@ class AsyncListener(AsyncCallbackHandler):
         self.heard.append(more["name"])
 
 
-async def test_callbacks_hear_of_the_call(server: Server) -> None:
+async def test_callbacks_receive_the_call(server: Server) -> None:
     listener = Listener()
     reranker = SIEReranker(model=MINI, base_url=server.base_url)
     found = reranker.compress_documents(documents(), QUERY, callbacks=[listener])
@@ -121,7 +121,7 @@ async def test_callbacks_hear_of_the_call(server: Server) -> None:
     assert also.heard == ["SIEReranker"]
 
 
-def test_callbacks_hear_of_an_error(server: Server) -> None:
+def test_callbacks_receive_an_error(server: Server) -> None:
     listener = Listener()
     with pytest.raises(ModelNotFoundError):
         SIEReranker(model="no/such", base_url=server.base_url).compress_documents(
@@ -145,13 +145,13 @@ def test_in_a_compression_retriever(server: Server, client: SIEClient) -> None:
     found = retriever.invoke(QUERY, {"callbacks": [listener]})
     assert sorted(order(found)) == sorted(ranking(client, MINI, QUERY, TEXTS)[:3])
     [(_, (name, parent, _)), _] = listener.heard
-    assert name == "SIEReranker" and parent is not None  # it is part of the retriever's run
+    assert name == "SIEReranker" and parent is not None  # a child of the retriever's run
     assert [one.page_content for one in asyncio.run(retriever.ainvoke(QUERY))] == [
         one.page_content for one in found
     ]
 
 
-async def test_embeddings_are_the_clients(server: Server, client: SIEClient) -> None:
+async def test_embeddings_equal_the_clients(server: Server, client: SIEClient) -> None:
     embeddings = SIEEmbeddings(model=ENCODER, base_url=server.base_url)
     items = [Item(text=text) for text in TEXTS]
     expected = [one["dense"].tolist() for one in client.encode(ENCODER, items, is_query=False)]
@@ -159,11 +159,11 @@ async def test_embeddings_are_the_clients(server: Server, client: SIEClient) -> 
     assert await embeddings.aembed_documents(TEXTS) == expected
     query = client.encode(ENCODER, Item(text=TEXTS[0]), is_query=True)["dense"].tolist()
     assert embeddings.embed_query(TEXTS[0]) == query == await embeddings.aembed_query(TEXTS[0])
-    assert query != embeddings.embed_documents([TEXTS[0]])[0]  # another prompt
+    assert query != embeddings.embed_documents([TEXTS[0]])[0]  # queries have another prompt
     assert embeddings.embed_documents([]) == []
 
 
-def test_many_documents_go_in_several_requests(server: Server) -> None:
+def test_many_documents_are_sent_in_several_requests(server: Server) -> None:
     embeddings = SIEEmbeddings(model=ENCODER, base_url=server.base_url)
     texts = [f"rain {i}" for i in range(300)]
     labels = {"route": "encode", "model": ENCODER, "status": "200"}

@@ -34,7 +34,7 @@ class Recorder(BaseEventHandler):
 
 @pytest.fixture
 def events() -> Iterator[list[Any]]:
-    """What LlamaIndex's root dispatcher hears about reranking."""
+    """Record the reranking events of LlamaIndex's root dispatcher."""
     recorder, root = Recorder(), get_dispatcher()
     root.add_event_handler(recorder)
     EVENTS.clear()
@@ -43,7 +43,7 @@ def events() -> Iterator[list[Any]]:
 
 
 def nodes() -> list[NodeWithScore]:
-    """With metadata, which LlamaIndex embeds with the text."""
+    """Return nodes with metadata, which LlamaIndex embeds with the text."""
     return [
         NodeWithScore(node=TextNode(id_=str(i), text=text, metadata={"topic": "notes"}), score=0.25)
         for i, text in enumerate(TEXTS)
@@ -59,7 +59,7 @@ def order(found: list[NodeWithScore]) -> list[tuple[int, float | None]]:
 
 
 @pytest.mark.parametrize("model", [MINI, BERT, INSTRUCTED])
-async def test_order_and_scores_are_the_clients(server: Server, client: SIEClient, model: str) -> None:
+async def test_order_and_scores_equal_the_clients(server: Server, client: SIEClient, model: str) -> None:
     expected = ranking(client, model, QUERY, read_texts())
     assert "topic: notes" in read_texts()[0]
     reranker = SIENodePostprocessor(model=model, base_url=server.base_url)
@@ -69,19 +69,19 @@ async def test_order_and_scores_are_the_clients(server: Server, client: SIEClien
     assert order(best.postprocess_nodes(nodes(), query_str=QUERY)) == expected[:2]
 
 
-def test_originals_stay_as_they_are(server: Server) -> None:
+def test_input_nodes_are_not_changed(server: Server) -> None:
     before = nodes()
     SIENodePostprocessor(model=MINI, base_url=server.base_url).postprocess_nodes(before, query_str=QUERY)
     assert before == nodes()
 
 
-def test_no_nodes_are_no_request() -> None:
+def test_no_request_is_sent_without_nodes() -> None:
     nobody = SIENodePostprocessor(model=MINI, base_url="http://127.0.0.1:9")
     assert nobody.postprocess_nodes([], query_str=QUERY) == []
     assert asyncio.run(nobody.apostprocess_nodes([], query_str=QUERY)) == []
 
 
-def test_without_a_query_it_says_what_to_pass(server: Server) -> None:
+def test_a_missing_query_is_an_error_that_says_what_to_pass(server: Server) -> None:
     with pytest.raises(ValueError, match="query_bundle or query_str"):
         SIENodePostprocessor(model=MINI, base_url=server.base_url).postprocess_nodes(nodes())
 
@@ -109,11 +109,11 @@ def test_the_best_window_of_a_long_node(server: Server) -> None:
     span = found.node.metadata["relevance_chunk"]
     assert "Machine learning" in text[span["start"] : span["end"]]
     assert node.metadata == {}
-    for mode in (MetadataMode.EMBED, MetadataMode.LLM):  # neither model reads the span
+    for mode in (MetadataMode.EMBED, MetadataMode.LLM):  # the span is hidden from embedding models and LLMs
         assert found.node.get_content(metadata_mode=mode) == node.get_content(metadata_mode=mode)
 
 
-async def test_instrumentation_and_callbacks_hear_of_the_call(server: Server, events: list[Any]) -> None:
+async def test_instrumentation_and_callbacks_receive_the_call(server: Server, events: list[Any]) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     reranker = SIENodePostprocessor(
         model=MINI, base_url=server.base_url, top_n=2, callback_manager=CallbackManager([debug])
@@ -150,7 +150,7 @@ async def test_in_a_query_engine(server: Server, client: SIEClient) -> None:
     assert [one.node_id for one in again.source_nodes] == [one.node_id for one in answer.source_nodes]
 
 
-async def test_embeddings_are_the_clients(server: Server, client: SIEClient) -> None:
+async def test_embeddings_equal_the_clients(server: Server, client: SIEClient) -> None:
     embedding = SIEEmbedding(model=ENCODER, base_url=server.base_url, embed_batch_size=len(TEXTS))
     items = [Item(text=text) for text in TEXTS]
     expected = [one["dense"].tolist() for one in client.encode(ENCODER, items, is_query=False)]
@@ -184,7 +184,7 @@ def test_saved_and_loaded_without_the_key(server: Server) -> None:
     assert embedding.to_dict()["model_name"] == ENCODER
 
 
-def test_workers_get_it_pickled(server: Server) -> None:
+def test_it_can_be_pickled_for_workers(server: Server) -> None:
     embedding = SIEEmbedding(model=ENCODER, base_url=server.base_url, api_key="hush")
     vector = embedding.get_text_embedding("rain")
     copy = pickle.loads(pickle.dumps(embedding))  # noqa: S301  what was pickled just now

@@ -1,4 +1,4 @@
-"""Each distribution: its README's example runs, and its metadata and imports are as promised."""
+"""Each distribution: its README's example runs, its metadata is correct, and it imports only its dependencies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.servers.processes import Server
 
 PACKAGES = Path(__file__).parents[3] / "packages"
 SAYS = "Machine learning learns from data. 0.943\n"
-CASES = {  # distribution → its framework, import names that its source may use, what its example prints
+CASES = {  # distribution → framework, import names that its source may use, output of its example
     "sie-langchain": ("langchain-core", {"langchain_core", "pydantic"}, SAYS + "384\n"),
     "sie-llamaindex": ("llama-index-core", {"llama_index"}, SAYS),
     "sie-haystack": ("haystack-ai", {"haystack"}, SAYS + "384\n384\n"),
@@ -32,7 +32,7 @@ def test_the_readme_example_runs(name: str, server: Server, capsys: Any) -> None
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_metadata_says_what_is_true(name: str) -> None:
+def test_metadata_is_correct(name: str) -> None:
     project = tomllib.loads((PACKAGES / name / "pyproject.toml").read_text())["project"]
     assert project["version"] == sie_sdk.__version__
     assert {re.split(r"[<>=]", one)[0] for one in project["dependencies"]} == {"sie-sdk", CASES[name][0]}
