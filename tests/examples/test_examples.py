@@ -1,4 +1,4 @@
-"""The examples do what their pages say, against a real server."""
+"""The examples produce the results that their READMEs state, against a real server."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PASSAGES = [json.loads(line) for line in (EXAMPLES / "demo/corpus.jsonl").read_t
 
 
 def run(script: str, *args: str) -> list[str]:
-    """The lines that a script prints."""
+    """Return the lines that a script prints."""
     command = [sys.executable, str(EXAMPLES / script), *args]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-def test_two_stages_find_and_put_first(server: Server, tmp_path: Path) -> None:
+def test_two_stages_find_relevant_passages_and_rank_them_first(server: Server, tmp_path: Path) -> None:
     database = two_stage.open_database(str(tmp_path / "passages.db"))
     places = []
     with SIEClient(server.base_url) as client:
@@ -43,11 +43,11 @@ def test_two_stages_find_and_put_first(server: Server, tmp_path: Path) -> None:
             assert sorted(hit.id for hit in reranked) == sorted(hit.id for hit in found)
             places.append(min(rank for rank, hit in enumerate(reranked, 1) if hit.id in query["relevant"]))
     assert len(places) == 13 and max(places) == 2
-    assert places.count(1) == 6  # what its README says
+    assert places.count(1) == 6  # as stated in its README
 
 
 def test_the_database_finds_the_nearest(server: Server, tmp_path: Path) -> None:
-    """As numpy does over all vectors; and what is stored already is neither encoded nor stored again."""
+    """The hits equal those of numpy over all vectors, and stored passages are not encoded again."""
     path, text = str(tmp_path / "passages.db"), DEMO[0]["text"]
     with SIEClient(server.base_url) as client:
         two_stage.add(two_stage.open_database(path), client, PASSAGES[:10])
@@ -67,7 +67,7 @@ def test_the_database_finds_the_nearest(server: Server, tmp_path: Path) -> None:
 
 
 def test_two_stages_as_a_program(server: Server) -> None:
-    query = "feeling awake at night after a long flight"  # the one in its README
+    query = "feeling awake at night after a long flight"  # the query of its README
     assert query in (EXAMPLES / "two-stage/README.md").read_text()
     lines = run("two-stage/two_stage.py", query, "--url", server.base_url, "--top", "3")
     assert len(lines) == 3
@@ -76,7 +76,7 @@ def test_two_stages_as_a_program(server: Server) -> None:
 
 @pytest.mark.parametrize("order", ["python typescript", "typescript python"])
 def test_two_stages_in_typescript(server: Server, tmp_path: Path, order: str) -> None:
-    """It prints what the Python half prints, and each works on the database of the other."""
+    """It prints the same as the Python program, and each can use the other's database."""
     folder = EXAMPLES / "two-stage"
     npm = programs.npm()
     if not (folder / "node_modules").is_dir():
@@ -94,7 +94,7 @@ def test_two_stages_in_typescript(server: Server, tmp_path: Path, order: str) ->
     before = encoded()
     lines = [halves[half]() for half in order.split()]
     assert lines[0] == lines[1] and len(lines[0]) == 5
-    assert encoded() == before + 3  # the passages and two queries: what is stored is not encoded again
+    assert encoded() == before + 3  # the passages once, and two queries
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_prompt_quotes_and_asks(server: Server) -> None:
     assert any("are kept for five years" in line for line in lines)
 
 
-def test_the_notebook_gives_the_outputs_it_shows(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_prints_the_outputs_it_shows(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIE_BASE_URL", server.base_url)
     path = EXAMPLES / "notebooks/rerank.ipynb"
     shown, again = nbformat.read(path, 4), nbformat.read(path, 4)
