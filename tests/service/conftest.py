@@ -1,4 +1,4 @@
-"""One server with models of every kind, shared by the whole folder."""
+"""One server with models of every kind, shared by all tests of this folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_BODY_MB = 8
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for --models-dir: org/name below it."""
+    """Return a directory for --models-dir, with models in ORG/NAME."""
     root = tmp_path_factory.mktemp("models")
     cross_encoders.make_cross_encoder(root / "toy/bert", "bert")
     cross_encoders.make_cross_encoder(root / "toy/roberta", "roberta", seed=1)
@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
-    """Serves `models` and sie/mini-en in fp32."""
+    """Serve `models` and sie/mini-en in fp32."""
     args = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
     with processes.running(tmp_path_factory.mktemp("server"), *args, "--max-body-mb", str(MAX_BODY_MB)) as it:
         yield it
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[S
 
 @pytest.fixture(scope="session")
 def documented(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
-    """Serves the ids of the documentation."""
+    """Serve tiny models under the ids of the documentation."""
     named = {"BAAI/bge-reranker-v2-m3": "toy/xlm-roberta", "BAAI/bge-m3": "toy/encoder"}
     args = [f"--model={name}={models / path}" for name, path in named.items()]
     folder = tmp_path_factory.mktemp("documented")

@@ -1,4 +1,4 @@
-"""LoRA adapters within the memory budget: known before they are read, and they make room as models do."""
+"""LoRA adapters within the memory budget: sizes are known before loading, and adapters are evicted as models are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ serving = partial(inprocess.serving, batch_tokens=8)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models of about 5 MiB, and adapters that are nearly as large."""
+    """Return two models of about 5 MiB, and adapters of nearly that size."""
     root = tmp_path_factory.mktemp("made")
     for seed, name in enumerate((MODEL, OTHER)):
         cross_encoders.make_cross_encoder(
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sizes(made: Path) -> tuple[float, float]:
-    """MiB of the model and of an adapter."""
+    """Return the sizes of the model and of an adapter in MiB."""
 
     async def measured() -> tuple[float, float]:
         async with within(made, 1000) as service:
@@ -76,7 +76,7 @@ def loaded(service: Service) -> list[str]:
 
 
 def room_for(sizes: tuple[float, float], adapters: int) -> int:
-    """A budget in MiB for the model and so many adapters, and no more."""
+    """Return a budget in MiB for the model and at most `adapters` adapters."""
     model, one = sizes
     budget = ceil(model + adapters * one)
     assert budget < model + (adapters + 1) * one
@@ -102,12 +102,14 @@ async def test_many_at_once_stay_within_the_budget(made: Path, sizes: tuple[floa
         asking = asyncio.gather(*(ask(service, NAMES[i % 4]) for i in range(24)), return_exceptions=True)
         while not asking.done():
             assert held(service) <= budget
-            await asyncio.sleep(1e-3)  # a loop without a pause would keep the threads that load from the GIL
+            await asyncio.sleep(
+                1e-3
+            )  # without a pause, this loop would keep the GIL from the loading threads
         assert len({answer for answer in asking.result() if isinstance(answer, tuple)}) == 4
         assert all(isinstance(answer, tuple) for answer in asking.result())
 
 
-async def test_idle_models_give_way_first(made: Path, sizes: tuple[float, float]) -> None:
+async def test_idle_models_are_evicted_first(made: Path, sizes: tuple[float, float]) -> None:
     model, one = sizes
     async with within(made, ceil(2 * model + one)) as service:
         await ask(service, "one")
@@ -116,7 +118,7 @@ async def test_idle_models_give_way_first(made: Path, sizes: tuple[float, float]
         assert service.registry.info(OTHER).state == "available" and loaded(service) == ["one", "two"]
 
 
-async def test_idle_adapters_of_a_pinned_model_give_way_to_a_model(
+async def test_idle_adapters_of_a_pinned_model_are_evicted_for_a_model(
     made: Path, sizes: tuple[float, float]
 ) -> None:
     model, one = sizes
@@ -126,13 +128,11 @@ async def test_idle_adapters_of_a_pinned_model_give_way_to_a_model(
             await ask(service, name)
         assert await ask(service, model=OTHER) and loaded(service) == ["three", "two"]
         await ask(service, "one")
-        await service.admin.swap(MODEL, str(made / OTHER))  # for which there is room once idle ones have gone
+        await service.admin.swap(MODEL, str(made / OTHER))  # it fits once idle adapters are evicted
         assert service.registry.info(MODEL).source == str(made / OTHER)
 
 
-async def test_an_adapter_gets_its_turn_beside_another_busy_model(
-    made: Path, sizes: tuple[float, float]
-) -> None:
+async def test_an_adapter_loads_while_another_model_is_busy(made: Path, sizes: tuple[float, float]) -> None:
     model, one = sizes
     async with within(made, ceil(2 * model + 0.5 * one), load_wait_s=1.0) as service:
         over = False
@@ -151,7 +151,7 @@ async def test_an_adapter_gets_its_turn_beside_another_busy_model(
         assert any(isinstance(answer, tuple) for (answer,) in answers), answers
 
 
-async def test_room_that_a_failed_adapter_leaves_is_used_at_once(
+async def test_memory_freed_by_a_failed_adapter_is_used_at_once(
     made: Path, sizes: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, one = sizes
@@ -169,12 +169,14 @@ async def test_room_that_a_failed_adapter_leaves_is_used_at_once(
             other = asyncio.create_task(ask(service, model=OTHER))
             await asyncio.sleep(0.1)
             failing.set()
-            assert await asyncio.wait_for(other, 3)  # a load without a call looks again after 5 s
+            assert await asyncio.wait_for(
+                other, 3
+            )  # without a wake-up, a waiting load checks again after 5 s
         with pytest.raises(ModelLoadFailed):
             await adapter
 
 
-async def test_what_running_requests_use_stays_and_is_named(made: Path, sizes: tuple[float, float]) -> None:
+async def test_adapters_in_use_stay_and_are_named(made: Path, sizes: tuple[float, float]) -> None:
     async with within(made, room_for(sizes, 2), load_wait_s=0.4) as service:
         async with AsyncExitStack() as using:
             for name in NAMES[:2]:
@@ -186,11 +188,11 @@ async def test_what_running_requests_use_stays_and_is_named(made: Path, sizes: t
             assert f"{sizes[1]:,.1f} MiB" in no.value.message and loaded(service) == ["one", "two"]
             waiting = asyncio.create_task(ask(service, "three"))
             await asyncio.sleep(0.03)
-        assert len(await waiting) == 2  # as soon as one of them was free
+        assert len(await waiting) == 2  # it loads as soon as an adapter becomes idle
         assert len(loaded(service)) == 2
 
 
-async def test_one_that_never_fits(made: Path, sizes: tuple[float, float]) -> None:
+async def test_an_adapter_that_never_fits(made: Path, sizes: tuple[float, float]) -> None:
     async with within(made, int(sizes[0] + sizes[1])) as service:
         base = await ask(service)
         with pytest.raises(ModelLoadFailed, match=r"needs .* in addition to the .* of its model") as no:
@@ -199,7 +201,7 @@ async def test_one_that_never_fits(made: Path, sizes: tuple[float, float]) -> No
         assert await ask(service) == base
 
 
-async def test_one_that_fails_holds_nothing(made: Path, sizes: tuple[float, float]) -> None:
+async def test_an_adapter_that_fails_to_load_uses_no_memory(made: Path, sizes: tuple[float, float]) -> None:
     async with within(made, room_for(sizes, 1)) as service:
         await ask(service)
         before = held(service)
@@ -210,7 +212,7 @@ async def test_one_that_fails_holds_nothing(made: Path, sizes: tuple[float, floa
         await ask(service, "two")
 
 
-async def test_a_swap_carries_what_finds_room_the_last_used_first(
+async def test_a_swap_keeps_adapters_that_fit_the_last_used_first(
     made: Path, sizes: tuple[float, float]
 ) -> None:
     model, one = sizes

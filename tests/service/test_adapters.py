@@ -1,4 +1,4 @@
-"""LoRA adapters over a running service: named in three ways, hot-loaded, bounded, swapped along, never guessed."""
+"""LoRA adapters of a running service: naming, loading on demand, limits, and swaps of their model."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ MODEL, ENCODER = "toy/bert", "toy/encoder"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cross-encoder, another version of it, an encoder, and adapters for each."""
+    """Return a cross-encoder, another version of it, an encoder, and adapters for each."""
     root = tmp_path_factory.mktemp("adapters")
     bert = cross_encoders.make_cross_encoder(root / MODEL, "bert")
     other = cross_encoders.make_cross_encoder(root / "toy/other", "bert", seed=5)
-    for name in ("tokenizer.json", "config.json"):  # training a tokenizer twice may give two
+    for name in ("tokenizer.json", "config.json"):  # training a tokenizer again may give a different one
         shutil.copy(bert / name, other)
     wide = cross_encoders.make_cross_encoder(root / "toy/wide", "bert", hidden_size=64)
     encoder = processes.make_encoder(root / ENCODER)
@@ -79,7 +79,7 @@ def scores(client: TestClient, model: str = MODEL, **options: Any) -> list[float
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_under_an_adapter_are_pefts(client: TestClient, made: Path, name: str) -> None:
+def test_scores_with_an_adapter_equal_peft(client: TestClient, made: Path, name: str) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(made / MODEL, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(made / MODEL)
     inputs = tokenizer([QUERY] * len(TEXTS), TEXTS, padding=True, return_tensors="pt")
@@ -90,7 +90,7 @@ def test_scores_under_an_adapter_are_pefts(client: TestClient, made: Path, name:
     assert max(abs(a - b) for a, b in zip(found, scores(client, normalize="none"), strict=True)) > 0.05
 
 
-def test_the_three_ways_to_name_one_are_the_same(client: TestClient) -> None:
+def test_the_three_ways_to_name_an_adapter_are_equivalent(client: TestClient) -> None:
     base = scores(client)
     found = scores(client, lora="laws")
     assert found == scores(client, lora_id="laws") == scores(client, f"{MODEL}:laws") != base
@@ -125,10 +125,10 @@ def test_an_unknown_adapter_is_a_404_with_a_hint(client: TestClient, route: str)
 
 
 @pytest.mark.parametrize("options", [{"lora": ""}, {"lora_id": ""}, {}])
-def test_an_empty_name_is_no_adapters_and_not_the_base_models(
+def test_an_empty_name_is_an_unknown_adapter_and_not_the_base_model(
     client: TestClient, options: dict[str, str]
 ) -> None:
-    """However it comes: nobody who asks for an adapter may be given the base model's scores."""
+    """A request for an adapter must never receive the base model's scores."""
     name, items = MODEL if options else f"{MODEL}:", [{"text": "a"}]
     body = {"query": {"text": QUERY}, "items": items, "options": options}
     for route in ("score", "inspect"):
@@ -156,7 +156,7 @@ def test_a_model_can_be_looked_up_under_the_name_that_scores(client: TestClient)
     assert client.get(f"/v1/models/{MODEL}:lawz").json()["error"]["code"] == "ADAPTER_NOT_FOUND"
 
 
-def test_other_vendors_clients_name_one_in_the_models_id(client: TestClient) -> None:
+def test_other_vendors_clients_name_an_adapter_in_the_models_id(client: TestClient) -> None:
     body = {"model": f"{MODEL}:laws", "query": QUERY, "documents": TEXTS}
 
     def counted() -> str:
@@ -170,7 +170,7 @@ def test_other_vendors_clients_name_one_in_the_models_id(client: TestClient) -> 
     found = [hit["relevance_score"] for hit in sorted(hits, key=lambda hit: int(hit["index"]))]
     expected = scores(client, lora="laws", normalize="sigmoid")
     assert found == pytest.approx(expected, abs=1e-6) != scores(client, normalize="sigmoid")
-    assert counted() not in ("", before)  # under the model's own id
+    assert counted() not in ("", before)  # counted under the model's own id
     error = post(client, "/v2/rerank", body | {"model": f"{MODEL}:lawz"}, 404)
     assert set(error) == {"message"} and "'laws'" in error["message"]
 
@@ -183,14 +183,14 @@ def test_two_different_names_are_refused(client: TestClient) -> None:
     )
 
 
-def test_one_that_does_not_fit_says_why_and_costs_nobody_else(client: TestClient) -> None:
+def test_an_adapter_that_does_not_fit_its_model_says_why(client: TestClient) -> None:
     for name, words in {"wide": "shape", "broken": "truncated"}.items():
         error = ask(client, MODEL, QUERY, TEXTS, 502, lora=name)["error"]
         assert error["code"] == "MODEL_LOAD_FAILED" and words in error["message"] and error["permanent"]
     assert scores(client, lora="laws") != scores(client)
 
 
-def test_the_model_list_shows_them(client: TestClient, made: Path) -> None:
+def test_the_model_list_shows_adapters(client: TestClient, made: Path) -> None:
     scores(client, lora="stars")
     shown = {a["name"]: a for a in client.get(f"/v1/models/{MODEL}").json()["adapters"]}
     assert sorted(shown) == sorted([*NAMES, "wide", "broken"])
@@ -204,7 +204,7 @@ def test_requests_by_adapter_are_counted_under_the_model(client: TestClient) -> 
     assert f'model="{MODEL}",route="score"' in text and ":laws" not in text
 
 
-def test_an_id_of_the_operators_choice_is_not_where_the_weights_are_from(made: Path, tmp_path: Path) -> None:
+def test_an_id_chosen_by_the_operator_does_not_name_the_base_model(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "lora/laws", tmp_path / "laws")
     processes.edit_json(
         tmp_path / "laws/adapter_config.json", base_model_name_or_path="BAAI/bge-reranker-base"
@@ -227,7 +227,7 @@ def test_an_id_of_the_operators_choice_is_not_where_the_weights_are_from(made: P
         (ModelConfig("acme/x", "./acme/y"), set()),
     ],
 )
-def test_hub_ids_that_weights_are_known_by(config: ModelConfig, names: set[str]) -> None:
+def test_hub_ids_of_base_models(config: ModelConfig, names: set[str]) -> None:
     assert set(base_names(config)) == names
 
 
@@ -249,7 +249,7 @@ def metric(service: Service, name: str) -> float:
     return service.metrics.registry.get_sample_value(name, {"model": MODEL}) or 0.0
 
 
-async def test_the_least_recently_used_gives_way(made: Path) -> None:
+async def test_the_least_recently_used_adapter_is_evicted(made: Path) -> None:
     async with serving(made, adapter=flags(made, *NAMES), max_adapters=2) as service:
         first = {name: await raw(service, f"{MODEL}:{name}") for name in NAMES}
         for _ in range(3):
@@ -269,19 +269,19 @@ async def test_memory_of_adapters_is_counted(made: Path) -> None:
         await raw(service, f"{MODEL}:laws")
         file = (made / "lora/laws/adapter_model.safetensors").stat().st_size
         grown = service.registry.info(MODEL).memory_bytes - before
-        assert 0.5 * file < grown < 4 * file  # where modules are one product, B is padded with zeros
+        assert 0.5 * file < grown < 4 * file  # B of fused modules is padded with zeros
         service.operations.unload_adapter(MODEL, "laws")
         assert service.registry.info(MODEL).memory_bytes == before
 
 
-async def test_many_requests_load_one_once(made: Path) -> None:
+async def test_many_requests_load_an_adapter_once(made: Path) -> None:
     async with serving(made, adapter=flags(made, "laws")) as service:
         answers = await asyncio.gather(*(raw(service, f"{MODEL}:laws") for _ in range(40)))
         assert len(set(answers)) == 1 and metric(service, "sie_adapter_loads_total") == 1
 
 
 async def test_traffic_while_five_adapters_come_and_go(made: Path) -> None:
-    """16 clients, base and adapters mixed: no request for the base fails, every answer is its adapter's own."""
+    """16 clients mix base and adapters: requests for the base never fail, and answers come from the named adapter."""
     async with serving(made) as service:
         wanted = {"": await raw(service)}
         for name in NAMES:
@@ -316,7 +316,7 @@ async def test_traffic_while_five_adapters_come_and_go(made: Path) -> None:
         await asyncio.gather(*clients)
 
 
-async def test_a_swap_takes_adapters_along_and_mixes_nothing(made: Path) -> None:
+async def test_a_swap_keeps_adapters_and_mixes_no_versions(made: Path) -> None:
     async with serving(made, adapter=flags(made, "laws")) as service:
         old = await raw(service, f"{MODEL}:laws")
         asking = [asyncio.create_task(raw(service, f"{MODEL}:laws")) for _ in range(30)]
@@ -327,7 +327,7 @@ async def test_a_swap_takes_adapters_along_and_mixes_nothing(made: Path) -> None
         assert set(await asyncio.gather(*asking)) <= {old, new}
 
 
-async def test_a_swap_follows_a_catalog_entry_whose_adapter_is_another(made: Path, tmp_path: Path) -> None:
+async def test_a_swap_follows_a_changed_adapter_of_a_catalog_entry(made: Path, tmp_path: Path) -> None:
     def write(weights: str, adapters: dict[str, str]) -> None:
         entry = {"id": "m", "source": str(made / weights), "license": "mit", "description": "",
                  "outputs": ["score"], "max_seq_length": 64, "adapters": adapters}  # fmt: skip
@@ -349,7 +349,7 @@ async def test_a_swap_follows_a_catalog_entry_whose_adapter_is_another(made: Pat
             await raw(service, "m:old")
 
 
-async def test_an_entry_that_names_an_adapter_no_more_frees_it(made: Path, tmp_path: Path) -> None:
+async def test_removing_an_adapter_from_an_entry_frees_it(made: Path, tmp_path: Path) -> None:
     def write(**adapters: str) -> None:
         entry = {"id": "m", "source": str(made / MODEL), "license": "mit", "description": str(adapters),
                  "outputs": ["score"], "max_seq_length": 64, "adapters": adapters}  # fmt: skip
@@ -374,7 +374,7 @@ async def test_an_entry_that_names_an_adapter_no_more_frees_it(made: Path, tmp_p
     assert service.metrics.registry.get_sample_value("sie_model_swaps_total", {"model": "m"}) is None
 
 
-async def test_an_operators_load_takes_files_that_were_replaced(made: Path, tmp_path: Path) -> None:
+async def test_an_operators_load_reads_replaced_files(made: Path, tmp_path: Path) -> None:
     source = tmp_path / "x"
     shutil.copytree(made / "lora/laws", source)
     roots = (str(tmp_path), str(made))
@@ -396,9 +396,7 @@ async def loaded_stars(service: Service, made: Path) -> str:
     return f"{MODEL}:stars-again"
 
 
-async def test_adapters_come_and_go_while_a_swap_takes_them_along(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_adapters_load_and_unload_during_a_swap(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attach = Loader.attach
 
     async def slow(self: Loader, *args: Any) -> Adapter:
@@ -420,7 +418,7 @@ async def test_adapters_come_and_go_while_a_swap_takes_them_along(
         assert {a.name: a.loaded for a in answer.adapters} == {"laws": True, "stars": False, "cooking": True}
 
 
-async def test_documents_are_cached_by_adapter_and_gone_with_it(made: Path, tmp_path: Path) -> None:
+async def test_documents_are_cached_by_adapter_and_freed_with_it(made: Path, tmp_path: Path) -> None:
     model = make_pylate(tmp_path / "colbert", "bert")
     base = AutoModel.from_pretrained(model)
     make_adapter(base, tmp_path / "lora", r=4, target_modules=["query", "value"])
@@ -431,7 +429,7 @@ async def test_documents_are_cached_by_adapter_and_gone_with_it(made: Path, tmp_
         await raw(service, "colbert")
         own = documents.nbytes
         await service.admin.load_adapter("colbert", "x", str(tmp_path / "lora"))
-        assert documents.nbytes == own > 0  # nothing is left of the texts that it was tried with
+        assert documents.nbytes == own > 0  # the texts of its trial run are not cached
         await raw(service, "colbert:x")
         assert documents.nbytes == 2 * own
         await service.admin.unload_adapter("colbert", "x")
@@ -454,25 +452,25 @@ async def test_one_wait_for_a_model_and_its_adapter(made: Path, monkeypatch: pyt
     monkeypatch.setattr(Loader, "load", slow_load)
     monkeypatch.setattr(Loader, "attach", slow_attach)
     async with serving(made, adapter=flags(made, "laws"), load_wait_s=1.0) as service:
-        with pytest.raises(ModelLoading):  # the adapter alone would be there in time
+        with pytest.raises(ModelLoading):  # the adapter alone would load in time
             await raw(service, f"{MODEL}:laws")
 
 
 async def test_a_model_is_freed_with_its_adapters_and_at_once(made: Path) -> None:
     async with serving(made, adapter=flags(made, "laws")) as service:
         await raw(service, f"{MODEL}:laws")
-        await service.worker.call(lambda: None)  # the device thread has let go of the request
+        await service.worker.call(lambda: None)  # the device thread has released the request
         slot = service.registry.slot(MODEL)
         assert slot.serving is not None
         version, [held] = slot.serving, slot.serving.attached.values()
         assert held.adapter is not None
-        layer = weakref.ref(next(iter(held.adapter.changes)))  # one of the base model's
+        layer = weakref.ref(next(iter(held.adapter.changes)))  # a layer of the base model
         del held
         await service.admin.unload(MODEL)
         assert layer() is None and version.engine is None
 
 
-async def test_an_adapter_that_takes_long_is_waited_for_by_who_loads_it(made: Path) -> None:
+async def test_only_the_operators_load_waits_for_a_slow_adapter(made: Path) -> None:
     async with serving(made, adapter=flags(made, "laws"), load_wait_s=0.2) as service:
         await service.admin.load(MODEL)
         gate = threading.Event()
@@ -480,7 +478,7 @@ async def test_an_adapter_that_takes_long_is_waited_for_by_who_loads_it(made: Pa
             service._loader._reading.submit(gate.wait, 60)
         loading = asyncio.create_task(service.admin.load_adapter(MODEL, "laws", str(made / "lora/laws")))
         await asyncio.sleep(0.1)
-        with pytest.raises(ModelLoading, match="loading"):  # a request waits no longer than it was told
+        with pytest.raises(ModelLoading, match="loading"):  # a request waits at most load_wait_s
             await raw(service, f"{MODEL}:laws")
         assert not loading.done()
         gate.set()
@@ -498,8 +496,8 @@ def no_download_ends(service: Service) -> Iterator[None]:
         gate.set()
 
 
-async def test_a_cold_model_is_waited_for_as_by_load(made: Path) -> None:
-    """The call answers when it is done: for a model as for its adapter, longer than a request would wait."""
+async def test_loading_an_adapter_waits_for_its_cold_model(made: Path) -> None:
+    """The call returns once model and adapter are loaded, even if this exceeds the limit for requests."""
     async with serving(made, load_wait_s=0.1) as service:
         with no_download_ends(service):
             loading = asyncio.create_task(service.admin.load_adapter(MODEL, "laws", str(made / "lora/laws")))
@@ -522,7 +520,7 @@ async def test_a_model_can_be_unloaded_while_an_adapter_is_downloaded(made: Path
 
 @asynccontextmanager
 async def adding(service: Service, name: str, source: Path) -> AsyncIterator[asyncio.Task[None]]:
-    """An operator's load of an adapter that is under way until the block ends."""
+    """Start an operator's load of an adapter, which cannot end before the block does."""
     registry = service.registry
     slot = registry.slot(MODEL)
     assert slot.serving
@@ -532,8 +530,8 @@ async def adding(service: Service, name: str, source: Path) -> AsyncIterator[asy
         yield task
 
 
-async def test_a_failed_load_leaves_alone_what_took_its_name(made: Path) -> None:
-    """The first load fails after the name has been unloaded and loaded again, from where it works."""
+async def test_a_failed_load_does_not_affect_a_newer_adapter_of_its_name(made: Path) -> None:
+    """The first load fails after the name was unloaded and loaded again from a valid source."""
     async with serving(made) as service:
         base, before = await raw(service), service.registry.info(MODEL).memory_bytes
         async with adding(service, "x", made / "lora/wide") as failing:
@@ -548,7 +546,7 @@ async def test_a_failed_load_leaves_alone_what_took_its_name(made: Path) -> None
         assert service.registry.info(MODEL).memory_bytes == before
 
 
-async def test_what_was_unloaded_while_it_was_loading_is_not_reported_loaded(made: Path) -> None:
+async def test_an_adapter_unloaded_while_loading_is_not_reported_as_loaded(made: Path) -> None:
     async with serving(made) as service:
         await raw(service)
         before = service.registry.info(MODEL).memory_bytes
@@ -561,18 +559,17 @@ async def test_what_was_unloaded_while_it_was_loading_is_not_reported_loaded(mad
             await raw(service, f"{MODEL}:x")
 
 
-async def test_one_that_gives_no_finite_scores_is_refused_when_it_loads(made: Path, tmp_path: Path) -> None:
+async def test_an_adapter_without_finite_scores_is_refused_on_load(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "lora/laws", tmp_path / "laws")
-    processes.edit_json(
-        tmp_path / "laws/adapter_config.json", lora_alpha=1e38
-    )  # B is finite, what it makes is not
+    # B is finite, but its product with this scale is not
+    processes.edit_json(tmp_path / "laws/adapter_config.json", lora_alpha=1e38)
     async with serving(made, adapter=(f"{MODEL}:laws={tmp_path / 'laws'}",)) as service:
         with pytest.raises(ModelLoadFailed, match="not finite numbers; check its lora_alpha"):
             await raw(service, f"{MODEL}:laws")
         assert len(await raw(service)) == len(TEXTS)
 
 
-async def test_a_costly_expression_keeps_nobody_waiting(
+async def test_a_costly_expression_does_not_block_other_requests(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patterns, "LIMIT_S", 1.0)
@@ -589,7 +586,7 @@ async def test_a_costly_expression_keeps_nobody_waiting(
         assert answered > 10
 
 
-async def test_an_operators_load_tries_again_what_has_failed(made: Path, tmp_path: Path) -> None:
+async def test_an_operators_load_retries_a_failed_adapter(made: Path, tmp_path: Path) -> None:
     source = tmp_path / "laws"
     shutil.copytree(made / "lora/broken", source)
     async with serving(made, adapter=(f"{MODEL}:laws={source}",), source_roots=(str(tmp_path),)) as service:
@@ -597,9 +594,8 @@ async def test_an_operators_load_tries_again_what_has_failed(made: Path, tmp_pat
             with pytest.raises(ModelLoadFailed, match="truncated"):
                 await raw(service, f"{MODEL}:laws")
         shutil.copytree(made / "lora/laws", source, dirs_exist_ok=True)
-        with pytest.raises(
-            ModelLoadFailed, match="truncated"
-        ):  # requests are answered from memory for a while
+        # the failure is cached for requests for a while
+        with pytest.raises(ModelLoadFailed, match="truncated"):
             await raw(service, f"{MODEL}:laws")
         assert [
             a.loaded for a in (await service.admin.load_adapter(MODEL, "laws", str(source))).adapters
@@ -613,13 +609,13 @@ async def test_one_directory_written_in_two_ways(made: Path, monkeypatch: pytest
         answer = await service.admin.load_adapter("near", "laws", str(made / "lora/laws"))
         assert [a.loaded for a in answer.adapters] == [True]
         assert (await service.admin.load("near", str(made / MODEL))).state == "loaded"
-        for _ in range(2):  # unloading does not change what was configured, so it is not what helps
+        for _ in range(2):  # unloading keeps the configured source, so it does not resolve the conflict
             with pytest.raises(Conflict, match="another name, or change the configuration"):
                 await service.admin.load_adapter("near", "laws", str(made / "lora/stars"))
             await service.admin.unload_adapter("near", "laws")
 
 
-async def test_a_name_that_never_worked_is_not_known(made: Path) -> None:
+async def test_a_name_that_never_loaded_is_unknown(made: Path) -> None:
     async with serving(made) as service:
         with pytest.raises(ModelLoadFailed, match="shape"):
             await service.admin.load_adapter(MODEL, "wide", str(made / "lora/wide"))
@@ -633,7 +629,7 @@ async def test_a_name_that_never_worked_is_not_known(made: Path) -> None:
             await raw(service, f"{MODEL}:laws")
 
 
-async def test_a_catalog_entry_and_a_profile_may_name_one(made: Path, tmp_path: Path) -> None:
+async def test_a_catalog_entry_and_a_profile_may_name_an_adapter(made: Path, tmp_path: Path) -> None:
     entry = {
         "id": "own/ranker",
         "source": str(made / MODEL),
@@ -687,7 +683,7 @@ def test_an_operator_loads_and_unloads(server: Server, made: Path) -> None:
         ({"model": MODEL, "adapter": "a", "source": "a/b", "pin": True}, "`pin`"),
     ],
 )
-def test_what_an_operator_may_not_say(server: Server, body: dict[str, Any], words: str) -> None:
+def test_invalid_requests_of_an_operator(server: Server, body: dict[str, Any], words: str) -> None:
     assert words in admin(server, "load", 400, **body)["error"]["message"]
 
 

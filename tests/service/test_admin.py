@@ -1,4 +1,4 @@
-"""Admin routes and `sie-server admin`: real servers that load, unload and swap while they run."""
+"""Admin routes and the command `sie-server admin` load, unload and swap models of running servers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.servers import processes
 from support.servers.processes import Server
 
 INFER, ADMIN = "infer-3f9a27c1d05b", "admin-8c1e64b7a290"
-ABSENT = "BAAI/bge-reranker-base"  # in the catalog, and not on this machine
+ABSENT = "BAAI/bge-reranker-base"  # in the catalog, but not on this machine
 TEXTS = ["rain falls", "stars burn"]
 
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local(folder: Path, models: Path) -> Iterator[Server]:
-    """No keys; only this machine may administer it."""
+    """Serve without keys, so that only this machine may call admin routes."""
     args = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
     with processes.running(folder, *args) as server:
         yield server
@@ -91,7 +91,7 @@ def test_swap_changes_the_scores_and_a_source_makes_a_new_model(local: Server, m
         ("swap", ["toy/bert"], "object"),
     ],
 )
-def test_an_admin_is_not_misheard(local: Server, action: str, body: Any, words: str) -> None:
+def test_invalid_admin_requests_are_refused(local: Server, action: str, body: Any, words: str) -> None:
     answer = local.post(f"/v1/admin/{action}", body)
     assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_INPUT")
     assert words in answer.json()["error"]["message"]
@@ -100,7 +100,9 @@ def test_an_admin_is_not_misheard(local: Server, action: str, body: Any, words: 
 @pytest.mark.parametrize(
     "content_type", [None, "text/plain", "application/x-www-form-urlencoded", processes.MSGPACK]
 )
-def test_only_json_is_taken_because_web_pages_cannot_send_it(local: Server, content_type: str | None) -> None:
+def test_only_json_is_accepted_because_web_pages_cannot_send_it(
+    local: Server, content_type: str | None
+) -> None:
     answer = local.post("/v1/admin/load", b'{"model": "toy/bert"}', content_type=content_type)
     assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
     preflight = httpx.options(f"{local.base_url}/v1/admin/load", headers={"origin": "http://evil.example"})
@@ -132,7 +134,7 @@ def test_the_openapi_document_shows_the_routes(local: Server) -> None:
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
-def test_what_an_admin_did_is_logged_with_who(local: Server) -> None:
+def test_admin_requests_are_logged_with_their_caller(local: Server) -> None:
     admin(local, "load", model="toy/encoder")
     assert "127.0.0.1 requested /v1/admin/load" in local.log and "toy/encoder" in local.log
 
@@ -161,9 +163,9 @@ def test_the_command_does_the_same(tmp_path: Path, local: Server, models: Path) 
     assert (done.returncode, done.stderr) == (0, "") and "available" in done.stdout
 
 
-def test_a_terminal_sees_a_download_and_ctrl_c_ends_only_the_watching(tmp_path: Path) -> None:
+def test_a_terminal_shows_a_download_and_ctrl_c_ends_only_the_command(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # a hub that takes connections and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a hub that accepts connections and never answers
         env = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         with processes.running(tmp_path, "--batch-tokens", "512", env=env) as server:
             process = subprocess.Popen(
@@ -185,7 +187,7 @@ def test_a_terminal_sees_a_download_and_ctrl_c_ends_only_the_watching(tmp_path: 
     os.close(theirs)
 
 
-def test_a_terminal_sees_a_bar_and_then_one_line(tmp_path: Path, local: Server) -> None:
+def test_a_terminal_shows_a_bar_and_then_one_line(tmp_path: Path, local: Server) -> None:
     ours, theirs = pty.openpty()
     done = subprocess.run(
         [sys.executable, "-m", "sie_server", "admin", "load", "toy/roberta", "--url", local.base_url],
@@ -203,9 +205,9 @@ def test_a_terminal_sees_a_bar_and_then_one_line(tmp_path: Path, local: Server) 
     assert done.stdout.startswith("toy/roberta: loaded") and len(done.stdout.splitlines()) == 1
 
 
-def test_brackets_are_shown_as_they_are(tmp_path: Path, local: Server, models: Path) -> None:
+def test_brackets_are_shown_literally(tmp_path: Path, local: Server, models: Path) -> None:
     ours, theirs = pty.openpty()
-    for name in ("x[b]", "x[/b]"):  # which the server does not know
+    for name in ("x[b]", "x[/b]"):  # unknown to the server
         done = subprocess.run(
             [sys.executable, "-m", "sie_server", "admin", "load", name, "--url", local.base_url],
             env=processes.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
@@ -214,7 +216,7 @@ def test_brackets_are_shown_as_they_are(tmp_path: Path, local: Server, models: P
         )
         seen = os.read(ours, 65536).decode()
         assert done.returncode == 1 and "(404 MODEL_NOT_FOUND)" in seen, seen
-        assert f"{name} \x1b" in seen  # and the bar
+        assert f"{name} \x1b" in seen  # followed by the bar
     os.close(theirs)
     os.close(ours)
     source = models / "a[b]/c[/b]"
@@ -223,21 +225,21 @@ def test_brackets_are_shown_as_they_are(tmp_path: Path, local: Server, models: P
     assert str(source) in command(tmp_path, local, "models", COLUMNS="250").stdout
 
 
-def test_how_far_a_load_is() -> None:
+def test_the_progress_of_a_load() -> None:
     assert how_far({"phase": "load", "bytes_done": 430, "bytes_total": 1000}) == "reading weights 43%"
     assert how_far({"phase": "fetch", "bytes_done": 0, "bytes_total": None}) == "downloading"
     assert how_far({"phase": "another", "bytes_done": 0, "bytes_total": None}) == "another"
 
 
 def complaint(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
-    """One line on stderr, nothing on stdout."""
+    """Return the error, which must be one line on stderr, with nothing on stdout."""
     assert (done.returncode, done.stdout) == (status, ""), done
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for word in words:
         assert word in done.stderr
 
 
-def test_what_goes_wrong_is_one_line(tmp_path: Path, local: Server) -> None:
+def test_errors_are_one_line(tmp_path: Path, local: Server) -> None:
     complaint(command(tmp_path, local, "load", "toy/brt"), "toy/bert", "404 MODEL_NOT_FOUND")
     complaint(command(tmp_path, local, "load", "a/b", "--source", "/etc"), "$.source", "400")
     complaint(command(tmp_path, local, "load", "x", "--url", processes.NOBODY), "no answer", "--url")
@@ -272,15 +274,15 @@ def test_what_goes_wrong_is_one_line(tmp_path: Path, local: Server) -> None:
         ),
     ],
 )
-def test_something_else_on_the_port(
+def test_another_program_on_the_port(
     tmp_path: Path, local: Server, status: int | None, body: bytes, words: list[str]
 ) -> None:
-    """A key must not follow a redirect, and no answer may end in a traceback."""
+    """A redirect must not receive the key, and no answer may cause a traceback."""
 
     class Stranger(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if status is None:
-                return  # hangs up
+                return  # closes the connection
             self.send_response(status)
             if status == 301:
                 self.send_header("Location", "https://elsewhere.example/")

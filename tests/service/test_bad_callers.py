@@ -1,4 +1,4 @@
-"""Callers that behave badly on the wire, all at once and among twenty that do not: these do not notice."""
+"""Three badly behaved connections at once do not affect the answers of twenty ordinary clients."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from support.servers.processes import Server, eventually
 
 MODEL = "toy/bert"
 CLIENTS, ROUNDS = 20, 10
-WAIT_S = 30  # generous: with any of the three in the way a client would wait until its own time is up
+WAIT_S = 30  # generous: a client that is blocked by any of the three would wait until its own timeout
 QUERY = "rain falls tomorrow over the harbour"
 
 
 @dataclass
 class Misdeeds:
-    """What the three have done so far."""
+    """Progress of the three misbehaving callers."""
 
     hung_up: int = 0
     stalled: int = 0
@@ -35,7 +35,7 @@ class Misdeeds:
 
 
 def request(server: Server, body: bytes, length: int | None = None) -> socket.socket:
-    """A score request on its way, with a small window for the answer."""
+    """Send a score request with a small receive buffer, and return its connection."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(60)
@@ -46,14 +46,14 @@ def request(server: Server, body: bytes, length: int | None = None) -> socket.so
 
 
 def large(texts: int, words: int, *, answer: bool = False) -> bytes:
-    """Work for a while; with `answer`, the texts come back, which is megabytes."""
+    """Return a body that takes a while to score; with `answer`, the response contains megabytes of texts."""
     items = [{"text": f"{i} " + "rain " * words} for i in range(texts)]
     options = {"return_documents": True} if answer else {}
     return json.dumps({"query": {"text": QUERY}, "items": items, "options": options}).encode()
 
 
 def hang_up(server: Server, deeds: Misdeeds) -> None:
-    """Again and again, while the answer is being computed."""
+    """Repeatedly disconnect while the answer is being computed."""
     body = large(1000, 60)
     while not deeds.enough.is_set():
         with request(server, body):
@@ -62,7 +62,7 @@ def hang_up(server: Server, deeds: Misdeeds) -> None:
 
 
 def stall(server: Server, deeds: Misdeeds) -> None:
-    """Half a body, and then nothing: ever more connections that wait."""
+    """Open ever more connections that send half a body and then wait."""
     body, open_ones = large(50, 20), []
     while not deeds.enough.is_set():
         open_ones.append(request(server, body[: len(body) // 2], len(body)))
@@ -73,7 +73,7 @@ def stall(server: Server, deeds: Misdeeds) -> None:
 
 
 def read_slowly(server: Server, deeds: Misdeeds) -> None:
-    """A large answer, byte by byte; what is left is read at the end, and it is whole."""
+    """Read a large answer byte by byte, and the rest of it at the end; it must be complete."""
     with request(server, large(500, 2000, answer=True)) as connection:
         answer = b""
         while not deeds.enough.is_set():
@@ -92,7 +92,7 @@ BAD: tuple[Callable[[Server, Misdeeds], None], ...] = (hang_up, stall, read_slow
 
 @contextmanager
 def misbehaving(server: Server) -> Iterator[Misdeeds]:
-    """All three at work until the end of the block; what went wrong with them is raised there."""
+    """Run all three until the end of the block, and raise their errors there."""
     deeds = Misdeeds()
     with ThreadPoolExecutor(len(BAD)) as pool:
         threads = [pool.submit(bad, server, deeds) for bad in BAD]
@@ -106,7 +106,7 @@ def misbehaving(server: Server) -> Iterator[Misdeeds]:
 
 
 class Clients:
-    """Twenty of the Python client, each with a question whose answer is known."""
+    """Twenty Python clients, each with a request whose answer is known."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -122,7 +122,7 @@ class Clients:
         return {str(entry["item_id"]): entry["score"] for entry in entries}
 
     def rounds(self, number: int) -> list[float]:
-        """The seconds of each request, whose answers must be right."""
+        """Return the seconds of each request; every answer must be correct."""
         seconds = []
         with SIEClient(self.server.base_url, timeout=WAIT_S) as client:
             for _ in range(ROUNDS):
@@ -138,7 +138,7 @@ class Clients:
             return sorted(s for seconds in pool.map(self.rounds, range(CLIENTS)) for s in seconds)
 
 
-def test_twenty_clients_do_not_notice_three_bad_ones(server: Server) -> None:
+def test_three_bad_callers_do_not_affect_twenty_clients(server: Server) -> None:
     clients, cancelled = Clients(server), server.metric("sie_cancelled_total")
     quiet = clients.all_at_once()
     with misbehaving(server) as deeds:
@@ -151,7 +151,7 @@ def test_twenty_clients_do_not_notice_three_bad_ones(server: Server) -> None:
     print(f"hung up {deeds.hung_up}, stalled {deeds.stalled}, read {deeds.bytes_read} bytes one by one")
     assert len(loud) == CLIENTS * ROUNDS and loud[-1] < WAIT_S
     assert deeds.hung_up >= 3 and deeds.stalled >= 3 and deeds.bytes_read > 100
-    # every stalled one is let go; one that hung up may have done so when its answer was ready
+    # every stalled request is cancelled; a request that disconnected may already have been answered
     gone = cancelled + deeds.stalled + deeds.hung_up / 2
     assert eventually(lambda: server.metric("sie_cancelled_total") >= gone)
     assert eventually(lambda: server.metric("sie_queue_tokens") == 0)

@@ -1,6 +1,6 @@
-"""What callers should not send: every complaint says where, and nobody else's answer suffers from it.
+"""Invalid requests are refused with the path of the error, and do not affect the answers of other callers.
 
-While this module runs, a bystander keeps asking the same question; each of its answers must be the known one.
+While this module runs, a bystander repeats one request, and each answer must equal the first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEEP = 5_000
 
 
 class Bystander(threading.Thread):
-    """Asks one question again and again and notes every answer that is not the first one."""
+    """Repeats one request and records every answer that differs from the first."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(daemon=True)
@@ -56,7 +56,7 @@ class Bystander(threading.Thread):
                 self.enough.wait(0.005)
 
     def _is_right(self, scores: list[dict[str, Any]]) -> bool:
-        # the products of a forward pass may differ in the last bits with the company a text is in
+        # the other texts of a batch may change the last bits of a score
         return [(e["item_id"], e["rank"]) for e in scores] == [
             (e["item_id"], e["rank"]) for e in self.expected
         ] and [e["score"] for e in scores] == pytest.approx([e["score"] for e in self.expected], abs=1e-6)
@@ -76,17 +76,17 @@ def bystander(server: Server) -> Iterator[Bystander]:
 
 @pytest.fixture(autouse=True)
 def nobody_else_suffers(bystander: Bystander) -> Iterator[None]:
-    """After each test: a question asked after the test's last one was answered, and rightly."""
+    """After each test, wait for a correct answer to a request that began after the test."""
     yield
     asked, end = bystander.begun + 1, time.monotonic() + 60
     while bystander.answered < asked and time.monotonic() < end:
         time.sleep(0.005)
-    assert bystander.answered >= asked, "the bystander gets no answers any more"
+    assert bystander.answered >= asked, "the bystander no longer gets answers"
     assert bystander.failures == []
 
 
 def refused(answer: httpx.Response, status: int, code: str, *words: str) -> dict[str, Any]:
-    """The error map, after checking that it stands in all the places clients read."""
+    """Return the error map, after checking that it is present in all places that clients read."""
     assert answer.status_code == status, answer.text[:500]
     assert answer.headers["content-type"] == JSON
     body = answer.json()
@@ -104,7 +104,7 @@ def with_options(**options: Any) -> dict[str, Any]:
     return {**GOOD, "options": options}
 
 
-# ── well-formed, but not what is asked for ──
+# ── well-formed, but of the wrong shape ──
 
 WRONG_SHAPES: list[tuple[Any, str]] = [
     ({**GOOD, "items": []}, "$.items"),
@@ -201,7 +201,7 @@ def test_other_media_than_text(server: Server, medium: str) -> None:
     ):
         for media in (JSON, MSGPACK):
             answer = server.post(f"/v1/score/{BERT}", body, content_type=media)
-            # vectors are a way to ask some models, but not beside a text
+            # some models accept vectors, but not together with a text
             words = "not both" if medium == "multivector" else f"not {medium}"
             refused(answer, 400, "INVALID_INPUT", f"{where}.{medium}", words)
     refused(server.post("/v1/encode/toy/encoder", {"items": [item]}), 400, "INVALID_INPUT", medium)
@@ -227,12 +227,12 @@ def test_an_array_sent_as_a_multivector(server: Server) -> None:
         ([], ("$.params",)),
     ],
 )
-def test_vectors_that_cannot_be_given(server: Server, params: Any, words: tuple[str, ...]) -> None:
+def test_outputs_that_are_not_supported(server: Server, params: Any, words: tuple[str, ...]) -> None:
     answer = server.post("/v1/encode/toy/encoder", {"items": ITEMS, "params": params})
     refused(answer, 400, "INVALID_INPUT", *words)
 
 
-def test_a_model_is_asked_for_what_it_does_not_do(server: Server) -> None:
+def test_routes_that_a_model_does_not_support(server: Server) -> None:
     answer = server.post("/v1/score/toy/encoder", GOOD)
     refused(answer, 400, "INVALID_INPUT", "'toy/encoder'", "'score'", "dense")
     answer = server.post(f"/v1/encode/{BERT}", {"items": ITEMS})
@@ -269,7 +269,7 @@ def test_an_unknown_model(server: Server, path: str, shown: str) -> None:
 
 
 def send_unchanged(server: Server, method: str, url: str, body: bytes | None) -> httpx.Response:
-    """Send `url` as it is; httpx would resolve its dots."""
+    """Send `url` unchanged; httpx would resolve its dots."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         connection.request(method, url, body)
@@ -279,7 +279,7 @@ def send_unchanged(server: Server, method: str, url: str, body: bytes | None) ->
         connection.close()
 
 
-# ── bytes that are no message ──
+# ── bytes that are not a message ──
 
 
 def json_text(text: bytes) -> bytes:
@@ -342,7 +342,7 @@ BAD_BYTES: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_BYTES)
-def test_bytes_that_are_no_message(server: Server, name: str) -> None:
+def test_bytes_that_are_not_a_message(server: Server, name: str) -> None:
     media, body, word = BAD_BYTES[name]
     answer = server.post(f"/v1/score/{BERT}", body, content_type=media, accept=MSGPACK)
     refused(answer, 400, "INVALID_INPUT", word)
@@ -351,7 +351,7 @@ def test_bytes_that_are_no_message(server: Server, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["cut JSON", "cut msgpack", "NaN", "an open end", "nothing", "invalid UTF-8"]
 )
-def test_bytes_that_are_no_message_to_encode(server: Server, name: str) -> None:
+def test_bytes_that_are_not_a_message_to_encode(server: Server, name: str) -> None:
     media, body, word = BAD_BYTES[name]
     answer = server.post("/v1/encode/toy/encoder", body, content_type=media, accept=MSGPACK)
     refused(answer, 400, "INVALID_INPUT", word)
@@ -362,14 +362,14 @@ def test_plain_text_with_json_in_it_is_json(server: Server) -> None:
     assert answer.status_code == 200
 
 
-def test_what_is_left_of_the_connection_after_an_error_still_works(server: Server) -> None:
+def test_a_connection_still_works_after_an_error(server: Server) -> None:
     with httpx.Client(base_url=server.base_url, timeout=60) as client:
         for _ in range(3):
             assert client.post(f"/v1/score/{BERT}", content=b"{").status_code == 400
             assert client.post(f"/v1/score/{BERT}", json=GOOD).status_code == 200
 
 
-# ── too much ──
+# ── too large ──
 
 
 def read_answer(connection: socket.socket) -> httpx.Response:
@@ -388,7 +388,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: Server, leng
 
 
 def test_a_body_over_the_limit_without_a_length(server: Server) -> None:
-    """In chunks; the answer comes when the limit is passed, though the body never ends."""
+    """The answer to a chunked body comes as soon as it exceeds the limit, although the body never ends."""
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     with server.raw() as connection:
         head = f"POST /v1/score/{BERT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -397,7 +397,7 @@ def test_a_body_over_the_limit_without_a_length(server: Server) -> None:
             for _ in range(MAX_BODY // 0x10000 + 1):
                 connection.sendall(chunk)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the server need not listen to the end
+            pass  # the server may close the connection early
         refused(read_answer(connection), 413, "INPUT_TOO_LONG", "8 MiB")
 
 
@@ -413,10 +413,10 @@ def test_a_chunked_body_below_the_limit_is_read(server: Server) -> None:
     found, expected = answer.json(), server.post(f"/v1/score/{BERT}", GOOD).json()
     scores, wanted = ([entry["score"] for entry in given["scores"]] for given in (found, expected))
     assert found["usage"] == expected["usage"]
-    assert scores == pytest.approx(wanted, abs=1e-6)  # the bystander may be in the same batch
+    assert scores == pytest.approx(wanted, abs=1e-6)  # the bystander's request may be in the same batch
 
 
-# ── a model that is broken ──
+# ── a broken model ──
 
 
 def test_a_score_is_never_nan(server: Server) -> None:
@@ -431,19 +431,19 @@ def test_a_vector_is_never_nan(server: Server) -> None:
         refused(answer, 500, "INFERENCE_ERROR", "$.items[0]", "weights")
 
 
-# ── nasty, and legal ──
+# ── unusual but valid ──
 
 
 @pytest.fixture(scope="module")
 def reference(models: Path) -> Any:
-    """The score that transformers gives."""
+    """Return a function that scores with transformers."""
     loaded: dict[str, Any] = {}
 
     def score(name: str, query: str, text: str) -> float:
         if name not in loaded:
             folder = models / name
             loaded[name] = (
-                # not AutoTokenizer: it makes its own idea of the family out of half of the file
+                # not AutoTokenizer, which infers the family from only a part of the file
                 transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")),
                 transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval(),
             )
@@ -514,7 +514,7 @@ def test_a_document_of_two_megabytes(server: Server, model: str, unit: str) -> N
         assert entry["truncated"] is True and "1 of 2 texts" in answer["warnings"][0]
         limit = 128 if model.startswith("toy") else 256
         assert answer["usage"]["input_tokens"] <= 2 * limit + 8
-        short = server.scores(model, "rain", [unit * 400])[0]  # what is read of it is the same
+        short = server.scores(model, "rain", [unit * 400])[0]  # truncation leaves the same tokens
         assert entry["score"] == pytest.approx(short, abs=1e-5)
     else:
         assert entry.get("truncated", False) == any("1 of 2 texts" in w for w in answer.get("warnings", []))
@@ -548,7 +548,7 @@ def test_ten_thousand_candidates(server: Server) -> None:
         assert [by_id[f"item-{i + 100 * k}"] for k in range(100)] == pytest.approx([alone[i]] * 100, abs=1e-6)
 
 
-def test_ten_thousand_candidates_that_are_all_the_same(server: Server) -> None:
+def test_ten_thousand_equal_candidates(server: Server) -> None:
     body = {"query": {"text": "rain"}, "items": [{"id": "same", "text": "rain"}] * 10_000}
     answer = server.post(f"/v1/score/{BERT}", body, content_type=MSGPACK, accept=MSGPACK)
     entries = msgpack.unpackb(answer.content)["scores"]

@@ -1,4 +1,4 @@
-"""Checkpoints nobody should publish and vectors nobody should send, against a real server; and prompts of known ids."""
+"""A real server refuses broken checkpoints and invalid vectors, and adds the prompts of known ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEMPLATE = "name: mine\nsource: here\npositive: 'yes'\npieces: ['{query}', ' ok'
 
 
 class Code:
-    """Unpickling it would leave a file behind."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -110,7 +110,7 @@ def dense(server: Server, model: str, text: str, **params: Any) -> Any:
 @pytest.mark.parametrize(
     ("is_query", "prompt"), [(True, "query: "), (False, "passage: "), (None, "passage: ")]
 )
-def test_a_known_id_brings_the_prompts_its_files_lack(server: Server, is_query: Any, prompt: str) -> None:
+def test_a_known_id_adds_prompts_missing_from_its_files(server: Server, is_query: Any, prompt: str) -> None:
     asked = {} if is_query is None else {"is_query": is_query}
     assert dense(server, E5, "rain falls", **asked) == dense(server, "toy/encoder", f"{prompt}rain falls")
     assert dense(server, E5, "rain falls", **asked) != dense(server, "toy/encoder", "rain falls", **asked)

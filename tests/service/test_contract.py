@@ -1,4 +1,4 @@
-"""docs/http-api.md, byte by byte, against a real server."""
+"""A real server follows docs/http-api.md byte for byte."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONG = "rain falls over the quiet harbour " * 100  # far beyond the 128 tokens o
 
 
 def decode(answer: httpx.Response) -> Any:
-    """By the answer's own content type."""
+    """Decode an answer by its content type."""
     if answer.headers["content-type"] == MSGPACK:
         return msgpack.unpackb(answer.content, strict_map_key=False)
     assert answer.headers["content-type"] == JSON
@@ -32,7 +32,7 @@ def decode(answer: httpx.Response) -> Any:
 
 
 def array(packed: dict[bytes, Any]) -> np.ndarray[Any, Any]:
-    """A numpy array from its array map, whose keys must be exactly those of docs/http-api.md#arrays."""
+    """Return a numpy array from its array map, whose keys must be exactly those of docs/http-api.md#arrays."""
     assert list(packed) == [b"nd", b"type", b"kind", b"shape", b"data"]
     assert packed[b"nd"] is True and packed[b"kind"] == b"" and isinstance(packed[b"type"], str)
     return np.frombuffer(packed[b"data"], packed[b"type"]).reshape(packed[b"shape"])
@@ -42,7 +42,7 @@ def array(packed: dict[bytes, Any]) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize(("sent", "wanted"), [*product([JSON, MSGPACK], repeat=2)])
-def test_both_media_types_in_both_directions_say_the_same(server: Server, sent: str, wanted: str) -> None:
+def test_both_media_types_in_both_directions_are_equivalent(server: Server, sent: str, wanted: str) -> None:
     answer = server.post(f"/v1/score/{BERT}", BODY, content_type=sent, accept=wanted)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == wanted
@@ -67,9 +67,7 @@ def test_both_media_types_in_both_directions_say_the_same(server: Server, sent: 
         ("text/html", MSGPACK),
     ],
 )
-def test_the_answer_is_in_the_media_type_that_was_asked_for(
-    server: Server, accept: str | None, given: str
-) -> None:
+def test_the_answer_has_the_requested_media_type(server: Server, accept: str | None, given: str) -> None:
     answer = server.post(f"/v1/score/{BERT}", BODY, accept=accept)
     assert (answer.status_code, answer.headers["content-type"]) == (200, given)
 
@@ -136,7 +134,7 @@ def test_a_candidate_scores_the_same_alone_and_among_others(server: Server) -> N
     assert together == pytest.approx(alone, abs=1e-6)
 
 
-def test_ids_are_echoed_and_made_up_where_absent(server: Server) -> None:
+def test_ids_are_echoed_and_generated_if_absent(server: Server) -> None:
     items = [{"id": "a", "text": TEXTS[0]}, {"text": TEXTS[1]}, {"id": "", "text": TEXTS[2]}]
     body = {"query": {"id": "q-1", "text": "rain"}, "items": items}
     answer = server.post(f"/v1/score/{BERT}", body).json()
@@ -206,14 +204,14 @@ def test_unknown_options_are_reported(server: Server) -> None:
     assert "'return_documnts'" in answer["warnings"][0] and "'topn'" in answer["warnings"][1]
 
 
-def test_top_n_gives_the_head_of_the_whole_ranking(server: Server) -> None:
+def test_top_n_returns_the_head_of_the_whole_ranking(server: Server) -> None:
     whole = server.score(BERT, "rain", TEXTS)["scores"]
     assert server.score(BERT, "rain", TEXTS, options={"top_n": 2})["scores"] == whole[:2]
     assert server.score(BERT, "rain", TEXTS, options={"top_n": 99})["scores"] == whole
 
 
 @pytest.mark.parametrize("model", [BERT, "toy/roberta", "toy/xlm-roberta", MINI])
-def test_a_cut_text_is_marked_and_reported(server: Server, model: str) -> None:
+def test_a_truncated_text_is_marked_and_reported(server: Server, model: str) -> None:
     answer = server.score(model, "rain", ["short", LONG])
     marks = {entry["item_id"]: entry.get("truncated") for entry in answer["scores"]}
     assert marks == {"item-0": None, "item-1": True}
@@ -222,7 +220,7 @@ def test_a_cut_text_is_marked_and_reported(server: Server, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", [BERT, "toy/xlm-roberta", MINI])
-def test_a_cut_query_is_reported(server: Server, model: str) -> None:
+def test_a_truncated_query_is_reported(server: Server, model: str) -> None:
     answer = server.score(model, LONG, ["rain"])
     assert ["query" in warning and "cut" in warning for warning in answer["warnings"]] == [True]
     assert "truncated" not in answer["scores"][0]
@@ -292,7 +290,7 @@ def test_headers_of_an_answer(server: Server) -> None:
     assert float(answer.headers["x-total-time"]) >= max(times)
 
 
-def test_request_ids_are_kept_when_visible_ascii_and_else_made(server: Server) -> None:
+def test_request_ids_are_kept_if_visible_ascii_and_otherwise_generated(server: Server) -> None:
     def request_id(asked: bytes | None) -> str:
         headers = {} if asked is None else {"x-sie-request-id": asked}
         answer = httpx.get(f"{server.base_url}/healthz", headers=headers)  # type: ignore[arg-type]
@@ -337,8 +335,8 @@ def test_a_models_entry(server: Server) -> None:
     assert info["last_error"] is None and info["profiles"] == ["default"]
 
 
-def test_asking_about_a_model_never_loads_it(server: Server) -> None:
-    name = "BAAI/bge-reranker-v2-m3"  # in the catalog; nothing else here asks for it
+def test_describing_a_model_never_loads_it(server: Server) -> None:
+    name = "BAAI/bge-reranker-v2-m3"  # in the catalog, and not used by other tests
     for _ in range(2):
         info = server.get(f"/v1/models/{name}").json()
         assert (info["loaded"], info["state"], info["outputs"]) == (False, "available", ["score"])
@@ -382,11 +380,11 @@ def test_token_vectors_in_both_media_types(server: Server) -> None:
         assert tokens == pytest.approx(np.array(same["multivector"]["values"]), abs=1e-5)
         assert array(ours["dense"]["values"]).shape == (384,)
     counts = [item["multivector"]["num_tokens"] for item in plain["items"]]
-    assert counts[0] > counts[2] == 2  # the empty text is its two special tokens
+    assert counts[0] > counts[2] == 2  # the empty text has only its two special tokens
 
 
 def test_scores_follow_from_the_vectors(server: Server) -> None:
-    """The embedded model's score is at least in part the cosine of its vectors, and ranks as they do."""
+    """The embedded model's score contains the cosine of its vectors, and ranks in the same order."""
     body = {"items": [{"text": text} for text in ["a cat", "a cat", "the stock market fell"]]}
     vectors = [
         np.array(item["dense"]["values"]) for item in server.post(f"/v1/encode/{MINI}", body).json()["items"]
@@ -428,14 +426,14 @@ def test_one_result_per_input_in_order(server: Server) -> None:
         assert items[i]["dense"]["values"] == pytest.approx(alone["dense"]["values"], abs=1e-5)
 
 
-def test_encode_marks_and_reports_cut_texts_and_unknown_options(server: Server) -> None:
+def test_encode_marks_and_reports_truncated_texts_and_unknown_options(server: Server) -> None:
     body = {"items": [{"text": "rain"}, {"text": LONG}], "params": {"options": {"nromalize": True}}}
     answer = server.post("/v1/encode/toy/encoder", body).json()
     assert ["truncated" in item for item in answer["items"]] == [False, True]
     assert "'nromalize'" in answer["warnings"][0] and "1 of 2 texts" in answer["warnings"][1]
 
 
-def test_is_query_is_taken_from_both_places(server: Server) -> None:
+def test_is_query_is_read_from_both_places(server: Server) -> None:
     for params in ({"is_query": True}, {"options": {"is_query": True}}):
         answer = server.post("/v1/encode/toy/encoder", {**ENCODE, "params": params})
         assert answer.status_code == 200 and "warnings" not in answer.json()
@@ -505,7 +503,7 @@ KINDS: dict[str, Any] = {
 
 
 def problems(document: Any, schema: Any, value: Any, where: str = "$") -> list[str]:
-    """What in `value` breaks `schema`, as far as the keywords used here go; a key not described is a problem."""
+    """Return violations of `schema` in `value`, for the keywords used here; an undescribed key is one."""
     if "$ref" in schema:
         return problems(document, resolve(document, schema["$ref"]), value, where)
     if "anyOf" in schema:
@@ -541,7 +539,7 @@ def openapi(server: Server) -> dict[str, Any]:
     return document
 
 
-def test_the_openapi_document_is_whole(openapi: dict[str, Any]) -> None:
+def test_the_openapi_document_is_complete(openapi: dict[str, Any]) -> None:
     assert openapi["openapi"].startswith("3.1")
     assert openapi["info"]["title"] and openapi["info"]["version"] == __version__
     refs = find_refs(openapi)
@@ -557,7 +555,7 @@ def test_the_openapi_document_is_whole(openapi: dict[str, Any]) -> None:
             assert all(response["description"] for response in operation["responses"].values())
 
 
-def test_the_openapi_document_describes_what_is_sent(server: Server, openapi: dict[str, Any]) -> None:
+def test_the_openapi_document_describes_responses(server: Server, openapi: dict[str, Any]) -> None:
     def check(method: str, route: str, answer: httpx.Response) -> None:
         described = openapi["paths"][route][method]["responses"][str(answer.status_code)]
         schema = described["content"][answer.headers["content-type"]]["schema"]
@@ -579,7 +577,7 @@ def test_the_openapi_document_describes_what_is_sent(server: Server, openapi: di
     check("get", f"{models}/{{model}}", server.get("/v1/models/nobody"))
 
 
-def test_the_openapi_document_describes_what_is_taken(openapi: dict[str, Any]) -> None:
+def test_the_openapi_document_describes_requests(openapi: dict[str, Any]) -> None:
     def fields(name: str) -> set[str]:
         return set(openapi["components"]["schemas"][name]["properties"])
 
@@ -590,7 +588,7 @@ def test_the_openapi_document_describes_what_is_taken(openapi: dict[str, Any]) -
         assert openapi["components"]["schemas"][kind]["properties"]["items"]["minItems"] == 1
     body = {"query": {"text": "x"}, "items": [{"text": "y"}, {"text": 5}]}
     found = problems(openapi, {"$ref": "#/components/schemas/ScoreRequest"}, body)
-    assert found == ["$.items[1].text: 5 is no string"]  # the check itself can find something
+    assert found == ["$.items[1].text: 5 is no string"]  # the check itself finds a violation
 
 
 class _Assets(HTMLParser):

@@ -1,4 +1,4 @@
-"""What a browser asks of a server before a page of another origin may use it (CORS), on a real server with keys."""
+"""Cross-origin requests (CORS) to a real server with keys: preflights, exposed headers and refused origins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BODY = {"query": {"text": "rain"}, "items": [{"text": "rain falls"}]}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a key that one page may call."""
+    """Serve with a key, to pages of one origin."""
     env = {"SIE_CORS_ORIGINS": f"http://localhost:3000, {PAGE}", "SIE_API_KEYS": f"web:infer:{KEY}"}
     with processes.running(tmp_path_factory.mktemp("cors"), env=env) as server:
         yield server
@@ -65,7 +65,7 @@ def test_other_origins_are_not_allowed(shared: Server) -> None:
     assert allowed(answer) is None
 
 
-def test_admin_routes_take_no_part(shared: Server) -> None:
+def test_admin_routes_are_never_allowed(shared: Server) -> None:
     answer = preflight(shared, "/v1/admin/load", PAGE)
     assert answer.status_code == 401 and allowed(answer) is None
     posted = shared.post("/v1/admin/load", {"model": "sie/mini-en"}, headers={"origin": PAGE})
@@ -88,6 +88,6 @@ def test_without_the_option_no_page_is_allowed(server: Server) -> None:
         "null",
     ],
 )
-def test_what_no_browser_sends_stops_the_start(tmp_path: Path, origin: str) -> None:
+def test_an_invalid_origin_stops_the_start(tmp_path: Path, origin: str) -> None:
     ended = processes.command_line(tmp_path, "serve", "--port", "0", "--cors-origins", origin)
     assert ended.returncode != 0 and "is not an origin" in ended.stderr and "Traceback" not in ended.stderr

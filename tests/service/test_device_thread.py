@@ -38,7 +38,7 @@ cli.main()
 
 
 class Panic(BaseException):
-    """Like the panic of a native library, this is no `Exception`."""
+    """Like the panic of a native library, this is not an `Exception`."""
 
 
 class PanickingEngine:

@@ -1,8 +1,8 @@
-"""Every example of docs/http-api.md, run against a real server; the shown output must be what comes back.
+"""Every example of docs/http-api.md runs against a real server and prints the shown output.
 
 The examples run once, in the order of the page, because the admin routes change the server. An example is a fenced
-block of bash or Python, and its output is the block after it. Times, sizes and messages may differ, and scores in the
-last digits.
+block of bash or Python, and its output is the block after it. Times, sizes and messages may differ, and the last digits
+of scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from support.servers.processes import Server
 
 PAGE = (DOCS / "http-api.md").read_text(encoding="utf-8")
 PAIRS = [(one, after) for one, after in pairwise(blocks(PAGE)) if one.language in ("bash", "python")]
-# fields of which only the type is compared; also scores of acme/contracts, whose weights are random
+# only types are compared of these fields, and of scores of acme/contracts, whose weights are random
 FREE = {"message", "warnings", "memory_bytes", "seconds", "timing"}
 FREE_IF_RANDOM = {"score", "input_tokens"}
 FREE_HEADERS = {"date", "content-length", "x-sie-request-id", "x-sie-server-version"}
@@ -70,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def outputs(place: Place) -> list[str]:
-    """What each example printed."""
+    """Return the output of each example."""
     programs.found("curl", "curl")
     return [place.shown(output_of(block, place)) for block, _ in PAIRS]
 
@@ -103,14 +103,14 @@ def test_an_example_prints_what_the_page_shows(outputs: list[str], index: int) -
 
 
 def parse(response: str) -> tuple[str, dict[str, str], Any]:
-    """Status line, headers and body of what `curl -i` prints."""
+    """Return status line, headers and body from the output of `curl -i`."""
     head, _, body = response.replace("\r\n", "\n").partition("\n\n")
     status, *lines = head.splitlines()
     return status, dict(line.split(": ", 1) for line in lines), json.loads(body)
 
 
 def compare(shown: Any, real: Any) -> None:
-    """The same keys in the same order, the same types, and the same values but for those of `FREE` fields."""
+    """Compare keys, their order and types, and the values except those of `FREE` fields."""
     is_random = isinstance(shown, dict) and str(shown.get("model")).startswith("acme/")
     compare_at("$", shown, real, FREE | (FREE_IF_RANDOM if is_random else set()))
 
@@ -151,7 +151,7 @@ def test_all_examples_have_an_output_and_all_outputs_an_example() -> None:
 
 
 def test_every_header_of_a_response_is_on_the_page(place: Place) -> None:
-    """Also what libraries add, which the code does not name."""
+    """This includes headers that libraries add, which the code does not name."""
     server, score = place.server, "/v1/score/sie/mini-en"
     body = {"query": {"text": "rain"}, "items": [{"text": "rain falls"}]}
     rerank = {"model": "sie/mini-en", "query": "rain", "documents": ["rain falls"], "unknown": 1}

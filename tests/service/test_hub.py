@@ -1,4 +1,4 @@
-"""Models and adapters from a model hub: a real server, a hub on this machine, and the hub's own cache in between."""
+"""Models and adapters from a model hub: a real server downloads from a local hub through `huggingface_hub`'s cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the hub has: a model with more files than serving needs, and an adapter for it."""
+    """Return the hub's folder: models with more files than serving needs, and an adapter."""
     root = tmp_path_factory.mktemp("hub")
     cross_encoders.make_cross_encoder(root / MODEL, "bert", hidden_size=256, num_hidden_layers=2)
     for name in ("README.md", "modeling_model.py", "pytorch_model.bin", "onnx/model.onnx"):
@@ -36,7 +36,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = AutoModelForSequenceClassification.from_pretrained(root / MODEL)
     make_adapter(base, root / LORA, target_modules=["query", "value"])
     shutil.copytree(root / MODEL, root / "org/changing")
-    # the library writes what arrives in pieces of 10 MiB
+    # larger than the 10 MiB pieces in which the library writes
     cross_encoders.make_cross_encoder(root / LARGE, "bert", hidden_size=1024, num_hidden_layers=4)
     return root
 
@@ -63,7 +63,7 @@ def test_only_what_is_needed_is_downloaded_and_only_once(tmp_path: Path, theirs:
         under = server.scores(f"{MODEL}:laws", QUERY, TEXTS)
         assert under != scores
         assert set(theirs.sent) == {"adapter_config.json", "adapter_model.safetensors"}
-        assert "Fetching" not in server.log  # the library's bars, which are for a terminal
+        assert "Fetching" not in server.log  # the library's progress bars, which are for terminals
     local = ["--model", f"{MODEL}={stored / MODEL}", "--batch-tokens", "512"]
     with processes.running(tmp_path, *local) as server:
         assert server.scores(MODEL, QUERY, TEXTS) == scores
@@ -76,7 +76,7 @@ def test_only_what_is_needed_is_downloaded_and_only_once(tmp_path: Path, theirs:
     assert theirs.sent == []
 
 
-def test_progress_of_a_download_is_seen(tmp_path: Path, theirs: Hub, stored: Path) -> None:
+def test_progress_of_a_download_is_shown(tmp_path: Path, theirs: Hub, stored: Path) -> None:
     size = sum((stored / LARGE / name).stat().st_size for name in NEEDED)
     seen, shown, (ours, terminal) = [], b"", pty.openpty()
     os.set_blocking(ours, False)
@@ -104,7 +104,7 @@ def test_progress_of_a_download_is_seen(tmp_path: Path, theirs: Hub, stored: Pat
     os.close(terminal)
 
 
-def test_what_the_hub_refuses_is_said_and_known_files_go_on(tmp_path: Path, theirs: Hub) -> None:
+def test_refusals_of_the_hub_are_reported_and_cached_files_still_load(tmp_path: Path, theirs: Hub) -> None:
     with processes.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
         error = load(server, 502, model="my/model", source="org/absent")["error"]
         assert "the hub has no such model, or it is private" in str(error)
@@ -117,7 +117,7 @@ def test_what_the_hub_refuses_is_said_and_known_files_go_on(tmp_path: Path, thei
         assert "Use a local directory instead (--model ID=" in message and "--adapter MODEL:NAME=" in message
 
 
-def test_a_swap_to_the_same_id_takes_what_is_new_there(tmp_path: Path, theirs: Hub, stored: Path) -> None:
+def test_a_swap_to_the_same_id_downloads_new_files(tmp_path: Path, theirs: Hub, stored: Path) -> None:
     with processes.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
         load(server, model="m", source="org/changing")
         before = server.scores("m", QUERY, TEXTS)

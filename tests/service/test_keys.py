@@ -1,4 +1,4 @@
-"""API keys on real servers: every route with every kind of key, in the environment and in a file; nothing is logged."""
+"""API keys on real servers: every route with every kind of key, from the environment and a file; none is logged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["environment", "file"])
 def guarded(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
-    """A server with an infer key and an admin key; afterwards its log must not show any."""
+    """Serve with an infer key and an admin key; afterwards the log must not show any key."""
     env, args = {"SIE_API_KEYS": f"web:infer:{INFER},ops:admin:{ADMIN}"}, []
     if request.param == "file":
         path = folder / "keys.toml"
@@ -89,12 +89,12 @@ def test_every_route_with_every_key(guarded: Server) -> None:
 def test_a_caller_without_a_key_is_refused_before_the_body_is_read(guarded: Server) -> None:
     with guarded.raw() as connection:
         head = f"POST /v1/score/{MINI} HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n"
-        connection.sendall(head.encode() + b"{")  # and no more of it
+        connection.sendall(head.encode() + b"{")  # the rest is never sent
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
 @pytest.mark.parametrize("value", [b"Bearer \xff\xfe\x80", b"\xc3\xa9", b"Bearer " + b"x" * 8000, b""])
-def test_bytes_that_are_no_key(guarded: Server, value: bytes) -> None:
+def test_bytes_that_are_not_a_key(guarded: Server, value: bytes) -> None:
     with guarded.raw() as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: " + value + b"\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
@@ -119,7 +119,7 @@ async def test_the_client_sends_its_key(guarded: Server, monkeypatch: pytest.Mon
             await client.get_model(MINI)
 
 
-def test_inspect_and_embeddings_are_counted_like_the_rest(guarded: Server) -> None:
+def test_inspect_and_embeddings_are_counted_like_other_routes(guarded: Server) -> None:
     for path, body in INFERENCE.items():
         if body is None:
             continue
@@ -157,7 +157,7 @@ def test_a_key_is_not_taken_from_the_command_line_and_not_shown_in_the_help(tmp_
 
 
 def own_address() -> str | None:
-    """An address of this machine that is not loopback; nothing is sent."""
+    """Return an address of this machine that is not loopback, without sending anything."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -169,7 +169,7 @@ def own_address() -> str | None:
 
 @pytest.fixture(scope="module")
 def open_server(folder: Path) -> Iterator[Server]:
-    """Listens on every address and has no keys; told to trust forwarding headers, which it must not heed."""
+    """Serve without keys on every address; it must ignore forwarding headers although uvicorn is set to trust them."""
     env = {"FORWARDED_ALLOW_IPS": "*"}
     with processes.running(folder, "--host", "0.0.0.0", env=env) as server:
         yield server

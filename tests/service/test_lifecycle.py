@@ -1,4 +1,4 @@
-"""From the command line to the exit status: what a server refuses to start with, and how it ends."""
+"""A server from command line to exit status: settings and models that it refuses, shutdown, and other commands."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Edit = Callable[[Path], Any]
 
 
 def bulk(texts: int, words: int = 4) -> bytes:
-    """A score request of about 13 · `words` tokens per text."""
+    """Return a score request of about 13 · `words` tokens per text."""
     items = [{"text": f"{i} " + WORDS * words} for i in range(texts)]
     return json.dumps({"query": {"text": "when does rain fall"}, "items": items}).encode()
 
 
 def send(server: Server, body: bytes, model: str = MINI) -> socket.socket:
-    """A request that is on its way; its answer is still to be read."""
+    """Send a request, and return its connection with the answer unread."""
     connection = server.raw()
     head = f"POST /v1/score/{model} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -52,7 +52,7 @@ def receive(connection: socket.socket) -> httpx.Response:
 
 
 def complaint(result: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> str:
-    """The one line of an error, which is the last thing said."""
+    """Return the error, which must be the last line of the output."""
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
     lines = result.stderr.strip().splitlines()
@@ -114,7 +114,7 @@ def test_a_wrong_setting_is_one_line(
         (tmp_path / "settings.toml").write_text(file)
         args = [*args, "--config", str(tmp_path / "settings.toml")]
     result = processes.command_line(tmp_path, "serve", *args, env=env)
-    assert result.returncode in (1, 2)  # 2 where the command line itself is wrong
+    assert result.returncode in (1, 2)  # 2 if the command line itself is wrong
     line = complaint(result, *words, status=result.returncode)
     assert result.stderr.strip() == line
 
@@ -127,26 +127,26 @@ def test_a_file_that_is_ignored_is_named_once(tmp_path: Path) -> None:
         assert len(lines) == 1 and "WARNING" in lines[0], server.log
 
 
-def test_a_gpu_that_is_not_there(folder: Path) -> None:
+def test_a_missing_gpu(folder: Path) -> None:
     env = {"CUDA_VISIBLE_DEVICES": ""}
     args = ["serve", "--port", str(processes.free_port()), "--device", "cuda"]
     complaint(processes.command_line(folder, *args, env=env), "'cuda'", "--device cpu")
 
 
-def test_file_environment_and_flags_in_their_order(tmp_path: Path, models: Path) -> None:
+def test_precedence_of_file_environment_and_flags(tmp_path: Path, models: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text(
         f'port = {processes.free_port()}\nmax_body_mb = 3\nmodel = ["mine/only={models}/toy/bert"]\n'
     )
     env = {"SIE_CONFIG": str(settings), "SIE_PORT": "1", "SIE_MAX_BODY_MB": "2", "SIE_BASE_URL": "http://x"}
-    with processes.running(tmp_path, env=env) as server:  # ready on the port of its flag
+    with processes.running(tmp_path, env=env) as server:  # the port comes from the flag
         assert server.score("mine/only", "q", ["a"])["model"] == "mine/only"
         assert server.get(f"/v1/models/{MINI}").json()["state"] == "available"  # the default was replaced
         too_long = server.post("/v1/score/mine/only", b" " * (2 * 2**20 + 1))
         assert too_long.status_code == 413 and "2 MiB" in too_long.json()["error"]["message"]
 
 
-# ── checkpoints that are not served ──
+# ── checkpoints that are refused ──
 
 
 def truncate(name: str, size: int) -> Edit:
@@ -162,7 +162,7 @@ def write(name: str, content: str) -> Edit:
 
 
 def listed_as(content: str) -> Edit:
-    """Only an index says where the weights are."""
+    """Write only an index of the weights."""
     return lambda d: (
         (d / "model.safetensors").unlink(),
         (d / "model.safetensors.index.json").write_text(content),
@@ -178,7 +178,7 @@ def weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
 
 
 def pickled(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
-    """The weights in a file of torch's own."""
+    """Write the weights as a pickle with `torch.save`."""
 
     def work(directory: Path) -> None:
         tensors = load_file(directory / "model.safetensors")
@@ -229,7 +229,7 @@ BROKEN: dict[str, tuple[str, Edit, list[str]]] = {
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
-    """Each of the broken checkpoints, and a good one."""
+    """Return a directory with every broken checkpoint and a good one."""
     root = tmp_path_factory.mktemp("broken")
     for name, (source, edit, _) in BROKEN.items():
         shutil.copytree(models / source, root / name.replace(" ", "-"))
@@ -270,7 +270,7 @@ def test_a_server_does_not_start_when_one_of_two_models_is_broken(folder: Path, 
 
 
 class Hub(threading.Thread):
-    """Something that listens where the hub should be, counts who comes, and hangs up."""
+    """Listens in place of the hub, counts connections, and closes them."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -298,7 +298,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def fragile(folder: Path, broken: Path, hub: Hub) -> Iterator[Server]:
-    """Knows all the broken models, and loads none of them at start."""
+    """Serve all broken models, none of which is loaded at start."""
     args = ["--models-dir", str(broken), "--batch-tokens", "2048"]
     with processes.running(folder, *args, env={"HF_ENDPOINT": hub.url}) as server:
         yield server
@@ -332,12 +332,12 @@ def test_a_broken_model_is_a_502_and_others_keep_answering(fragile: Server, name
     assert fragile.score(MINI, "rain", ["rain falls"])["scores"]
 
 
-def test_a_directory_without_config_is_no_model(fragile: Server) -> None:
+def test_a_directory_without_config_is_not_a_model(fragile: Server) -> None:
     for name in ("no-config", "empty"):
         assert fragile.post(f"/v1/score/{name}", bulk(1)).status_code == 404
 
 
-def test_an_unknown_id_is_never_fetched_and_a_known_one_is(fragile: Server, hub: Hub, broken: Path) -> None:
+def test_known_ids_are_fetched_and_unknown_ones_never(fragile: Server, hub: Hub, broken: Path) -> None:
     unknown = [
         "gpt2",
         "BAAI/bge-reranker-v2",
@@ -360,19 +360,19 @@ def test_a_model_that_cannot_be_fetched_says_what_to_do(server: Server) -> None:
     answer = server.post("/v1/score/BAAI/bge-reranker-large", bulk(1))
     error = load_failure(answer, "'BAAI/bge-reranker-large'", "local directory", MINI, "--model")
     assert error["permanent"] is False and error["attempts"] == 1 and error["error_class"]
-    assert time.monotonic() - started < 20  # it does not keep its caller waiting
+    assert time.monotonic() - started < 20  # the caller does not wait long
     assert server.score(MINI, "rain", ["rain falls"])["scores"]
     assert server.get("/v1/models/BAAI/bge-reranker-large").json()["state"] == "failed"
 
 
-# ── the end ──
+# ── shutdown ──
 
 
 def test_sigterm_lets_running_requests_finish(folder: Path) -> None:
     with processes.running(folder, "--batch-tokens", "256") as server:
         body = bulk(20)
         running = [send(server, body) for _ in range(20)]
-        for _ in range(3):  # answered after all that came before was taken in
+        for _ in range(3):  # answered after all earlier requests were accepted
             server.get("/healthz")
         assert server.metric("sie_queue_tokens") > 0
         answered = server.metric("sie_requests_total", route="score", model=MINI, status="200")
@@ -384,7 +384,7 @@ def test_sigterm_lets_running_requests_finish(folder: Path) -> None:
             assert (late.status_code, late.json()["code"]) == (503, "QUEUE_FULL")
             assert int(late.headers["retry-after"]) >= 1
         except httpx.TransportError:
-            pass  # it does not listen any more
+            pass  # it no longer listens
         answers = [receive(connection) for connection in running]
         assert [answer.status_code for answer in answers] == [200] * 20
         assert all(len(answer.json()["scores"]) == 20 for answer in answers)
@@ -395,24 +395,27 @@ def test_sigterm_lets_running_requests_finish(folder: Path) -> None:
 def test_an_idle_server_ends_at_once(folder: Path, models: Path, number: int) -> None:
     args = ["--model", f"toy/bert={models}/toy/bert", "--batch-tokens", "512", "--drain-s", "300"]
     with processes.running(folder, *args) as server, httpx.Client(base_url=server.base_url) as client:
-        assert client.get("/healthz").status_code == 200  # and the connection stays open
+        assert client.get("/healthz").status_code == 200  # the connection stays open
         assert server.signal_and_wait(number, within=30) == 0
 
 
-def test_a_shutdown_does_not_wait_longer_than_it_was_told(folder: Path) -> None:
+def test_a_shutdown_does_not_wait_longer_than_drain_s(folder: Path) -> None:
     with processes.running(folder, "--batch-tokens", "256", "--drain-s", "1") as server:
         connection = send(server, bulk(1500, words=16))  # more than a minute of work
         assert eventually(lambda: server.metric("sie_queue_tokens") > 0)
         server.process.send_signal(SIGTERM)
         answer = receive(connection)
-        assert (answer.status_code, answer.json()["code"]) == (503, "QUEUE_FULL")  # clients try elsewhere
+        assert (answer.status_code, answer.json()["code"]) == (
+            503,
+            "QUEUE_FULL",
+        )  # so that clients retry on another server
         assert server.process.wait(45) == 0
 
 
 def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Path) -> None:
     stuck = folder / "hanging" / "stuck"
     stuck.mkdir(parents=True)
-    os.mkfifo(stuck / "config.json")  # whoever reads it waits for ever
+    os.mkfifo(stuck / "config.json")  # reading it blocks indefinitely
     args = ["--models-dir", str(stuck.parent), "--load-wait-s", "0.2", "--drain-s", "1"]
     with processes.running(folder, *args) as server:
         answer = server.post("/v1/score/stuck", {"query": {"text": "a"}, "items": [{"text": "b"}]})
@@ -422,12 +425,12 @@ def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Pa
     assert "abandoning a download or load" in server.log
 
 
-# ── callers that go away, and too many of them ──
+# ── disconnects and overload ──
 
 
 @pytest.fixture(scope="module")
 def busy(folder: Path) -> Iterator[Server]:
-    """Works on small batches, so that queues are long."""
+    """Serve in small batches, so that queues are long."""
     with processes.running(folder, "--batch-tokens", "256", "--dtype", "float32") as server:
         yield server
 
@@ -446,7 +449,7 @@ def test_a_caller_that_hangs_up_is_dropped(busy: Server) -> None:
     assert busy.metric("sie_requests_total", route="score", model=MINI, status="499") >= 1
 
 
-def test_half_a_body_and_then_nothing(busy: Server) -> None:
+def test_a_body_that_breaks_off(busy: Server) -> None:
     cancelled = busy.metric("sie_cancelled_total")
     for close in (lambda c: c.close(), lambda c: c.shutdown(socket.SHUT_WR)):
         connection = busy.raw()
@@ -470,11 +473,11 @@ def test_a_small_request_need_not_wait_for_a_large_one(busy: Server) -> None:
     with send(busy, bulk(1000, words=16)):
         assert eventually(lambda: busy.metric("sie_queue_tokens") > 50_000)
         busy.score(MINI, "rain", ["rain falls"])
-        assert busy.metric("sie_queue_tokens") > 10_000  # the large one is still there
+        assert busy.metric("sie_queue_tokens") > 10_000  # the large request is still queued
     assert eventually(lambda: busy.metric("sie_queue_tokens") == 0)
 
 
-def test_a_full_queue_says_when_to_come_back_and_the_client_does(folder: Path) -> None:
+def test_a_full_queue_sends_retry_after_and_the_client_waits(folder: Path) -> None:
     args = ["--batch-tokens", "256", "--max-queue-tokens", "500"]
     with processes.running(folder, *args) as server:
         first = send(server, bulk(300, words=8))  # larger than the queue, but the queue is empty
@@ -549,7 +552,7 @@ def test_score_names_the_bad_line(tmp_path: Path, lines: str, words: list[str]) 
     assert result.stdout == ""
 
 
-def test_score_complaints_that_need_no_model(tmp_path: Path) -> None:
+def test_score_errors_that_need_no_model(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"text": "Zürich"}\n'.encode("latin-1"))
     complaint(processes.command_line(tmp_path, "score", "-q", "x", str(path)), "UTF-8")
@@ -559,7 +562,7 @@ def test_score_complaints_that_need_no_model(tmp_path: Path) -> None:
     complaint(processes.command_line(tmp_path, "score", "-q", "x", "--top-n", "0"), "--top-n", status=2)
 
 
-def test_score_with_a_model_that_cannot_be_had(tmp_path: Path, broken: Path) -> None:
+def test_score_with_a_model_that_cannot_be_loaded(tmp_path: Path, broken: Path) -> None:
     args = ["score", "-q", "x", "--model", f"m={broken / '3-labels'}"]
     complaint(processes.command_line(tmp_path, *args, stdin=LINES), "3 labels")
     args = ["score", "-q", "x", "--model", "org/model"]

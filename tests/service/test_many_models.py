@@ -1,4 +1,4 @@
-"""More models than memory, and weights that change underneath, as clients of a real server see it."""
+"""More models than fit in memory, and weights that change on disk, tested through a real server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POLL = ("--models-dir-poll-s", "0.1", "--batch-tokens", "8", "--dtype", "float32
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three models of about 5 MiB."""
+    """Return three models of about 5 MiB."""
     for seed, name in enumerate("abc"):
         cross_encoders.make_cross_encoder(
             tmp_path / "models" / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2
@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 
 @contextmanager
 def traffic(server: Server, model: str) -> Iterator[list[Any]]:
-    """One client that asks without pause; its answers, each the scores or the error's body."""
+    """Send requests without pause in a thread; yield the list of answers, each the scores or the error's body."""
     answers: list[Any] = []
     over = threading.Event()
 
@@ -54,7 +54,7 @@ def traffic(server: Server, model: str) -> Iterator[list[Any]]:
 def test_three_models_in_rotation_where_two_fit(tmp_path: Path, root: Path) -> None:
     size = (root / "a/model.safetensors").stat().st_size / 2**20
     args = ["--models-dir", str(root), "--model", "sie/mini-en", *POLL, "--memory-budget-mb"]
-    embedded = 87  # MiB in fp32; pinned, as it is named by --model
+    embedded = 87  # MiB in fp32; pinned because --model names it
     with processes.running(tmp_path, *args, str(round(embedded + 2 * size + 1))) as server:
         expected = {name: server.scores(name, QUERY, TEXTS) for name in "abc"}
         for name in "abcabcacb":
@@ -78,7 +78,7 @@ def test_weights_replaced_on_disk_during_traffic(tmp_path: Path, root: Path) -> 
             return known
 
         with traffic(server, "a") as answers:
-            weights.write_bytes(good[: len(good) // 2])  # a copy that dies midway
+            weights.write_bytes(good[: len(good) // 2])  # a copy that is interrupted
             assert eventually(lambda: "truncated" in (info()["last_error"] or ""))
             assert info()["loaded"] and server.scores("a", QUERY, TEXTS) == first
             weights.write_bytes(good)

@@ -1,4 +1,4 @@
-"""Named sets of options, asked of the real application under ids that have them in the catalog."""
+"""Profiles (named sets of options) of the catalog, tested through the real application."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_profile_is_its_options(client: TestClient) -> None:
     assert ask(client, M3, QUERY, TEXTS, profile="default") == ask(client, M3, QUERY, TEXTS)
 
 
-def test_the_catalog_entry_holds_for_a_local_copy_too(client: TestClient) -> None:
+def test_the_catalog_entry_also_applies_to_a_local_copy(client: TestClient) -> None:
     info = client.get(f"/v1/models/{M3}").json()
     assert info["profiles"] == ["default", "dense", "multivector", "sparse"] and info["license"] == "MIT"
 
@@ -48,7 +48,7 @@ def test_an_unknown_profile_is_refused_with_the_known_ones(client: TestClient) -
     assert "$.params.options.profile" in post(client, f"/v1/encode/{M3}", body, 400)["error"]["message"]
 
 
-def test_the_requests_instruction_beats_its_option(client: TestClient) -> None:
+def test_the_requests_instruction_overrides_its_option(client: TestClient) -> None:
     def asked(**more: Any) -> Any:
         body = {"query": {"text": QUERY}, "items": [{"text": text} for text in TEXTS], **more}
         return post(client, f"/v1/score/{QWEN}", body)
@@ -62,7 +62,7 @@ def test_the_requests_instruction_beats_its_option(client: TestClient) -> None:
 PROFILES = {"laws": Profile(instruction="find laws", top_n=3, is_query=True, max_seq_length=64)}
 
 
-def test_a_profiles_options_are_those_of_the_route() -> None:
+def test_a_profile_applies_the_options_of_the_route() -> None:
     score = parse_options({"profile": "laws", "top_n": 1}, "$", "score", PROFILES)
     assert (score.known.top_n, score.known.max_seq_length, score.known.is_query) == (1, 64, None)
     encode = parse_options({"profile": "laws"}, "$.params", "encode", PROFILES)
@@ -81,7 +81,7 @@ def test_a_profiles_options_are_those_of_the_route() -> None:
         ("", "", "find laws", None),
     ],
 )
-def test_where_an_instruction_comes_from(
+def test_the_source_of_an_instruction(
     request_field: str | None, option: str | None, expected: str, at: str | None
 ) -> None:
     raw = {"profile": "laws", "instruction": option}
@@ -90,7 +90,7 @@ def test_where_an_instruction_comes_from(
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 1}, {"top_n": 0}, {"profile": "other"}])
-def test_a_wrong_profile_is_not_a_profile(wrong: dict[str, Any]) -> None:
+def test_an_invalid_profile_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, Profile)
     with pytest.raises(InvalidInput):

@@ -1,4 +1,4 @@
-"""The life of models in a running service: loads, budget, swaps, unloads. Real checkpoints, real threads, no HTTP."""
+"""Loads, memory budget, swaps and unloads of a running service, with real checkpoints and threads but no HTTP."""
 
 from __future__ import annotations
 
@@ -38,20 +38,19 @@ from support.servers.inprocess import scores, until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
 MIB = 2**20
-serving = partial(
-    inprocess.serving, batch_tokens=8
-)  # a pass is one pair, so that answers are equal to the last bit
+# one pair per pass, so that answers are equal bit for bit
+serving = partial(inprocess.serving, batch_tokens=8)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three versions of one model of about 5 MiB, and what must not replace them."""
+    """Return three versions of a model of about 5 MiB, and checkpoints that must not replace them."""
     root = tmp_path_factory.mktemp("made")
     for seed, name in enumerate("abc"):
         cross_encoders.make_cross_encoder(
             root / name, "bert", seed=seed, hidden_size=256, num_hidden_layers=2
         )
-    # one tokenizer for all: training it twice may give two
+    # one tokenizer for all, because training it again may give a different one
     for name in "bc":
         shutil.copy(root / "a/tokenizer.json", root / name)
         shutil.copy(root / "a/config.json", root / name)
@@ -67,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def size_of(directory: Path) -> float:
-    """MiB, nearly all of it weights in fp32, as they are served here."""
+    """Return the size in MiB, which is nearly all weights, served in fp32."""
     return (directory / "model.safetensors").stat().st_size / MIB
 
 
@@ -81,7 +80,7 @@ async def ask(service: Service, model: str = "m") -> tuple[float, ...]:
 
 @contextmanager
 def no_load_ends(service: Service) -> Iterator[None]:
-    """Keep the load thread busy for as long as the block runs."""
+    """Keep the load thread busy while the block runs."""
     gate = threading.Event()
     service._loader._loading.submit(gate.wait, 60)
     try:
@@ -92,7 +91,7 @@ def no_load_ends(service: Service) -> Iterator[None]:
 
 @asynccontextmanager
 async def clients(service: Service, count: int, models: list[str]) -> AsyncIterator[list[Any]]:
-    """Ask without pause, each client for the models in turn; what they are answered, errors too."""
+    """Run clients that request the models in rotation without pause; yield their answers and errors."""
     answers: list[Any] = []
     over = False
 
@@ -122,7 +121,7 @@ async def test_many_requests_load_once(made: Path) -> None:
         assert metric(service, "sie_model_loads_total", model="a") == 1
 
 
-async def test_a_load_outlives_those_who_wait(made: Path) -> None:
+async def test_a_load_continues_after_its_requests_end(made: Path) -> None:
     async with serving(models_dir=str(made), load_wait_s=0.3) as service:
         with no_load_ends(service):
             gone = asyncio.create_task(ask(service, "a"))
@@ -141,7 +140,7 @@ async def test_a_load_outlives_those_who_wait(made: Path) -> None:
         assert metric(service, "sie_model_loads_total", model="a") == 1
 
 
-async def test_what_was_set_aside_is_what_it_holds(made: Path) -> None:
+async def test_a_loaded_model_uses_its_reserved_memory(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
         answer = await service.admin.load("a")
         assert answer.memory_bytes == pytest.approx(size_of(made / "a") * MIB, rel=0.02)
@@ -149,7 +148,7 @@ async def test_what_was_set_aside_is_what_it_holds(made: Path) -> None:
         assert (answer.state, answer.source, answer.pinned) == ("loaded", str(made / "a"), False)
 
 
-async def test_downloads_keep_no_local_model_waiting(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_downloads_do_not_delay_local_models(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, fetch = threading.Event(), loader.fetch
 
     def slow(source: str, **how: Any) -> Path:
@@ -170,14 +169,14 @@ async def test_downloads_keep_no_local_model_waiting(made: Path, monkeypatch: py
         assert {type(failure) for failure in failures} == {ModelLoadFailed}
 
 
-async def test_a_failed_load_cools_down_and_concerns_nobody_else(made: Path) -> None:
+async def test_a_failed_load_is_cached_and_does_not_affect_other_models(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
         for _ in range(3):
             with pytest.raises(ModelLoadFailed, match=r"model\.safetensors"):
                 await ask(service, "cut")
         assert metric(service, "sie_model_load_failures_total", model="cut") == 1
         with pytest.raises(ModelLoadFailed):
-            await service.admin.load("cut")  # an operator need not wait
+            await service.admin.load("cut")  # an operator's load retries at once
         assert metric(service, "sie_model_load_failures_total", model="cut") == 2
         assert service.registry.info("cut").memory_bytes == 0
         await ask(service, "a")
@@ -202,7 +201,7 @@ async def test_three_models_in_a_budget_for_two(made: Path) -> None:
 
 
 async def test_three_busy_models_in_a_budget_for_two(made: Path) -> None:
-    """None is ever idle; those that have been loaded longest are drained in turn."""
+    """No model is ever idle, so the one loaded longest is drained each time."""
     settings = {"memory_budget_mb": budget(made, 2), "load_wait_s": 4.0}
     async with serving(models_dir=str(made), **settings) as service:
         seen: dict[str, int] = dict.fromkeys("abc", 0)
@@ -231,7 +230,7 @@ def slow_loads(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None
 
 
 async def test_loads_longer_than_the_patience_for_a_gap(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cold models and room for one: whoever waited for a model is answered by it, and it serves for a while."""
+    """Two models compete for memory for one: each load answers its waiting requests and serves for a while."""
     with slow_loads(monkeypatch, 0.4):
         async with (
             serving(
@@ -246,11 +245,11 @@ async def test_loads_longer_than_the_patience_for_a_gap(made: Path, monkeypatch:
             )
     for answers in (first, second):
         good = [answer for answer in answers if isinstance(answer, tuple)]
-        # of each load not only those who waited for it
+        # each load answers more than the requests that waited for it
         assert len(set(good)) == 1 and len(good) > 3 * 2 * 3, answers
 
 
-async def test_a_pin_holds_from_the_first_moment(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pin_applies_while_the_model_loads(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with slow_loads(monkeypatch, 0.4):
         async with serving(
             models_dir=str(made), memory_budget_mb=round(size_of(made / "a")) + 1, load_wait_s=1.0
@@ -265,9 +264,7 @@ async def test_a_pin_holds_from_the_first_moment(made: Path, monkeypatch: pytest
             assert not service.registry.info("cut").pinned
 
 
-async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
-    made: Path, tmp_path: Path
-) -> None:
+async def test_a_load_after_an_unload_uses_the_latest_configuration(made: Path, tmp_path: Path) -> None:
     def write(source: str) -> None:
         entry = {"id": "m", "source": str(made / source), "license": "mit", "description": source,
                  "outputs": ["score"], "max_seq_length": 64}  # fmt: skip
@@ -280,7 +277,7 @@ async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
             unloading = asyncio.create_task(service.admin.unload("m"))
             await asyncio.sleep(0.05)
             write("b")
-            await asyncio.sleep(0.3)  # the change waits as well
+            await asyncio.sleep(0.3)  # the change also waits for the unload
             load = asyncio.create_task(service.admin.load("m"))
             await asyncio.sleep(0.05)
         await unloading
@@ -290,7 +287,7 @@ async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
             assert await ask(service) == await ask(plain, "b")
 
 
-async def test_attempts_are_counted_anew_after_a_load_that_worked(made: Path, tmp_path: Path) -> None:
+async def test_a_successful_load_resets_the_count_of_attempts(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "a", tmp_path / "m")
     async with serving(model=(f"m={tmp_path / 'm'}",)) as service:
         for _ in range(3):
@@ -302,7 +299,7 @@ async def test_attempts_are_counted_anew_after_a_load_that_worked(made: Path, tm
         assert failure.value.details["attempts"] == 1
 
 
-async def test_embedded_weights_can_be_named_as_the_server_shows_them(made: Path) -> None:
+async def test_embedded_weights_can_be_named_by_their_shown_source(made: Path) -> None:
     async with serving(source_roots=(str(made),)) as service:
         shown = service.registry.info("sie/mini-en").source
         assert (
@@ -332,7 +329,7 @@ async def test_a_model_larger_than_the_budget(made: Path) -> None:
             await ask(service, "a")
 
 
-async def test_what_is_in_use_is_waited_for_and_then_named(made: Path) -> None:
+async def test_models_in_use_are_waited_for_and_then_named(made: Path) -> None:
     settings = {"memory_budget_mb": budget(made, 1), "load_wait_s": 0.4}
     async with serving(models_dir=str(made), **settings) as service:
         async with service.registry.lease("a"):
@@ -353,7 +350,7 @@ async def test_idle_models_are_unloaded_and_pinned_ones_are_not(made: Path) -> N
 
 
 async def test_running_out_of_memory_while_loading(made: Path, tmp_path: Path) -> None:
-    """The process may take no more address space than half of what the new version needs."""
+    """The process may only add address space for three quarters of the new version's memory."""
     wide = cross_encoders.make_cross_encoder(
         tmp_path / "wide", "bert", hidden_size=1024, num_hidden_layers=8, intermediate_size=4096
     )
@@ -391,15 +388,15 @@ async def test_unloading_waits_for_requests_and_frees_the_engine(made: Path) -> 
             del engine
         answer = await unloading
         assert answer.memory_bytes == 0 or answer.state in ("loading", "loaded")
-        assert len(await new) == 3  # it came while the model was unloading, and has it loaded again
+        assert len(await new) == 3  # this request came during the unload and loads the model again
         gc.collect()
         assert gone() is None
         assert (await service.admin.unload("a")).state == "available"
         assert (await service.admin.unload("a")).state == "available"
 
 
-async def test_unloading_waits_for_a_pass_whose_caller_has_gone(made: Path) -> None:
-    """There is no lease any more, but the device still works with the weights; they are freed after that."""
+async def test_unloading_waits_for_a_pass_of_a_cancelled_request(made: Path) -> None:
+    """The lease has ended but the device still uses the weights, which are freed only after the pass."""
     async with serving(models_dir=str(made)) as service:
         await ask(service, "a")
         started, gate, engines = threading.Event(), threading.Event(), []
@@ -427,7 +424,7 @@ async def test_unloading_waits_for_a_pass_whose_caller_has_gone(made: Path) -> N
         assert not unloading.done() and engines[0]() is not None
         gate.set()
         await unloading
-        del caller  # its traceback has the engine
+        del caller  # its traceback refers to the engine
         gc.collect()
         assert engines[0]() is None
 
@@ -436,15 +433,15 @@ async def test_unloading_waits_for_a_pass_whose_caller_has_gone(made: Path) -> N
 
 
 @pytest.mark.parametrize(("batch_tokens", "tolerance"), [(8, 0.0), (2048, 1e-4)])
-async def test_swapping_under_load_mixes_nothing(made: Path, batch_tokens: int, tolerance: float) -> None:
-    """Exactly so where a pass is one pair; in shared batches up to rounding, which is far less than A and B differ."""
+async def test_swapping_under_load_mixes_no_versions(made: Path, batch_tokens: int, tolerance: float) -> None:
+    """Answers are exact with one pair per pass, and differ in shared batches by far less than A and B do."""
     config: dict[str, Any] = {"source_roots": (str(made),), "batch_tokens": batch_tokens}
     async with serving(model=(f"m={made / 'a'}",), **config) as service:
         await service.operations.preload()
         versions = {"a": await ask(service)}
         await service.admin.swap("m", str(made / "b"))
         versions["b"] = await ask(service)
-        # random models over a tokenizer whose training is not the same every time: some texts differ by little
+        # tokenizer training varies between runs, so check that the versions differ enough for every text
         assert all(abs(a - b) > 10 * max(tolerance, 1e-4) for a, b in zip(*versions.values(), strict=True))
 
         def same(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -514,15 +511,14 @@ async def test_a_swap_that_has_no_room(made: Path) -> None:
         assert service.registry.info("a").source == str(made / "a")
 
 
-async def test_swap_and_load_of_what_is_not_there(made: Path) -> None:
+async def test_swap_and_load_of_missing_models_and_files(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
         with pytest.raises(ModelNotFound):
             await service.admin.swap("unknown", str(made / "a"))
         with pytest.raises(ModelNotFound):
             await service.admin.load("unknown")
-        assert (await service.admin.swap("a", str(made / "b"))).source == str(
-            made / "b"
-        )  # not loaded: just loaded
+        # a swap of a model that is not loaded just loads it
+        assert (await service.admin.swap("a", str(made / "b"))).source == str(made / "b")
         await service.admin.load("new", str(made / "c"))
         assert await ask(service, "new") == await ask(service, "c")
         with pytest.raises(Conflict, match="swap"):
@@ -590,8 +586,8 @@ async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> No
             await ask(service)
 
 
-async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path) -> None:
-    """An admin's load of a new id fails while the directory gets a model of that id: it is known all the same."""
+async def test_a_model_added_by_an_admin_and_the_directory_at_once(made: Path, tmp_path: Path) -> None:
+    """An admin's load of a new id fails while the directory adds a model of this id, which stays known."""
     async with serving(
         models_dir=str(tmp_path), source_roots=(str(made),), models_dir_poll_s=0.05
     ) as service:
@@ -599,7 +595,7 @@ async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path
             loading = asyncio.create_task(service.admin.load("m", str(made / "cut")))
             await until(lambda: "m" in service.registry)
             shutil.copytree(made / "a", tmp_path / "m")
-            await asyncio.sleep(0.5)  # the watcher has seen it, and waits
+            await asyncio.sleep(0.5)  # the watcher has found the model and waits
         with pytest.raises(ModelLoadFailed):
             await loading
         assert len(await ask(service)) == 3
@@ -622,7 +618,9 @@ async def test_a_removed_model_is_counted_until_all_its_versions_are_free(made: 
         assert service.registry.table.allocations() == []
 
 
-async def test_overwritten_files_reach_a_loaded_model_only_as_a_whole(made: Path, tmp_path: Path) -> None:
+async def test_overwritten_files_replace_a_loaded_model_only_when_complete(
+    made: Path, tmp_path: Path
+) -> None:
     shutil.copytree(made / "a", tmp_path / "m")
     async with serving(models_dir=str(tmp_path), models_dir_poll_s=0.1) as service:
         first = await ask(service)

@@ -1,6 +1,6 @@
-"""The samples of the product's documentation, word for word (tests/service/samples), against a real server.
+"""The samples of the product's documentation (tests/service/samples) run unchanged against a real server.
 
-Only the address is the server's. Those in TypeScript are in packages/sie-ts-sdk/test/samples.
+Only the address is replaced. The TypeScript samples are in packages/sie-ts-sdk/test/samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def sample(name: str, server: Server) -> str:
 
 
 def run(server: Server, *names: str, **given: Any) -> dict[str, Any]:
-    """The names that samples leave, one run after the other; `given` are those that they take for granted."""
+    """Run samples one after the other, and return the names that they define; `given` are names that they expect."""
     for name in names:
         exec(compile(sample(name, server), name, "exec"), given)  # noqa: S102  our own files
     given["client"].close()

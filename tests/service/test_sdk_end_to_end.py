@@ -1,6 +1,6 @@
-"""What the documentation promises, with the real client against the real server (its samples are in test_samples).
+"""The real client against a real server, as the documentation describes (test_samples runs its samples).
 
-The models bear the ids of the documentation and are tiny: their answers are checked against each other, not for sense.
+The models have the ids of the documentation but are tiny, so their answers are only compared with each other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def client(documented: Server) -> Iterator[SIEClient]:
 
 
 def plain(result: Any) -> dict[str, Any]:
-    """An answer without its request id, which differs each time."""
+    """Return an answer without its request id, which differs each time."""
     return {key: value for key, value in result.items() if key != "request_id"}
 
 
@@ -53,7 +53,7 @@ def test_the_first_example(client: SIEClient) -> None:
     assert result["request_id"].isascii()
 
 
-def test_ids_lead_back_to_the_records(client: SIEClient) -> None:
+def test_ids_identify_the_records(client: SIEClient) -> None:
     query = Item(id="q1", text="What is Python?")
     items = [
         Item(id="doc-1", text="Python is a programming language."),
@@ -78,13 +78,13 @@ def test_two_stages(client: SIEClient) -> None:
     assert len(set(top)) == 10 and set(top) <= {f"doc-{i}" for i in best}
 
 
-def test_the_embedded_model_ranks_with_sense(client: SIEClient) -> None:
+def test_the_embedded_model_ranks_relevant_texts_first(client: SIEClient) -> None:
     result = client.score(MINI, QUERY, ITEMS)
     assert [entry["item_id"] for entry in result["scores"]] == ["item-0", "item-2", "item-1"]
 
 
 async def test_sync_async_and_json_agree(documented: Server, client: SIEClient) -> None:
-    """The JSON request is the one the documentation sends with curl."""
+    """The JSON request is the curl example of the documentation."""
     items = [
         Item(text="Machine learning uses algorithms to learn from data."),
         Item(text="The weather is sunny today."),
@@ -185,7 +185,7 @@ def test_options_and_warnings(client: SIEClient) -> None:
     assert len(client.score(RERANKER, QUERY, ITEMS, options={"top_n": 1})["scores"]) == 1
 
 
-def test_errors_arrive_as_their_classes(client: SIEClient) -> None:
+def test_errors_are_raised_as_their_classes(client: SIEClient) -> None:
     with pytest.raises(errors.ModelNotFoundError, match="did you mean 'BAAI/bge-reranker-v2-m3'") as unknown:
         client.score("BAAI/bge-reranker-v2-m4", QUERY, ITEMS)
     assert unknown.value.status == 404 and unknown.value.code == "MODEL_NOT_FOUND"
@@ -206,7 +206,7 @@ def test_errors_arrive_as_their_classes(client: SIEClient) -> None:
         client.get_model("nobody/nothing")
 
 
-def test_an_error_of_the_model_and_a_body_too_long(server: Server) -> None:
+def test_errors_of_a_broken_model_and_an_oversized_body(server: Server) -> None:
     with SIEClient(server.base_url) as client:
         with pytest.raises(errors.InferenceError, match="weights") as failed:
             client.score("toy/nan", QUERY, ITEMS)

@@ -1,4 +1,4 @@
-"""A real server swaps its model while real clients score: no request fails, and none is of two versions."""
+"""A real server swaps its model while real clients score: no request fails or mixes two versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: cross_encoders.make_cross_encoder(root / name, "bert", seed=seed)
         for seed, name in enumerate("ab")
     }
-    for name in ("tokenizer.json", "config.json"):  # training a tokenizer twice may give two
+    for name in ("tokenizer.json", "config.json"):  # training a tokenizer again may give a different one
         shutil.copy(made["a"] / name, made["b"])
     broken = root / "broken"
     shutil.copytree(made["b"], broken)
@@ -38,7 +38,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def scores(client: SIEClient) -> tuple[float, ...]:
-    """In the order of the items."""
+    """Return the scores in the order of the items."""
     entries = client.score("m", Item(text=QUERY), ITEMS)["scores"]
     return tuple(entry["score"] for entry in sorted(entries, key=lambda entry: entry["item_id"]))
 
@@ -48,8 +48,8 @@ def swap(server: Server, source: Path, status: int = 200) -> None:
     assert answer.status_code == status, answer.text
 
 
-def test_sixteen_clients_do_not_notice_twenty_swaps(tmp_path: Path, versions: dict[str, Path]) -> None:
-    # a pass is one pair, so that answers are equal to the last bit whoever else asks
+def test_twenty_swaps_do_not_affect_sixteen_clients(tmp_path: Path, versions: dict[str, Path]) -> None:
+    # one pair per pass, so that other requests do not change the last bits of an answer
     args = ["--model", f"m={versions['a']}", "--source-roots", str(versions["a"].parent)]
     with processes.running(tmp_path, *args, "--dtype", "float32", "--batch-tokens", "8") as server:
         over, answered = Event(), list[int]()
@@ -74,13 +74,13 @@ def test_sixteen_clients_do_not_notice_twenty_swaps(tmp_path: Path, versions: di
                 assert processes.eventually(lambda: len(answered) > before + CLIENTS)  # noqa: B023
                 swap(server, versions["ab"[turn % 2]])
                 if turn % 5 == 0:
-                    swap(server, versions["broken"], 502)  # the old version serves on
+                    swap(server, versions["broken"], 502)  # the old version keeps serving
             over.set()
             answers = sum((future.result() for future in running), Counter())
         print({name: answers[value] for name, value in wanted.items()}, "answers")
         assert set(answers) <= set(wanted.values()) and all(answers[value] for value in wanted.values())
         assert server.metric("sie_model_swaps_total", model="m") == SWAPS + 1
-        # the client tries again after some errors, so it is the server that must know of none
+        # the client retries after some errors, so check that the server counted none
         text = server.get("/metrics").text
         lines = [line for line in text.splitlines() if line.startswith("sie_requests_total")]
         assert len(lines) == 1 and 'status="200"' in lines[0]

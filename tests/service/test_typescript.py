@@ -1,7 +1,7 @@
-"""The TypeScript client (packages/sie-ts-sdk) against a real server: in Node, in Chromium, and as it is installed.
+"""The TypeScript client (packages/sie-ts-sdk) against a real server: in Node, in Chromium, and as an installed package.
 
-Without Node or Chromium these tests are skipped, but never in CI. That it gives the same scores as other clients is in
-tests/integrations.
+Without Node or Chromium these tests are skipped, but never in CI. tests/integrations compares its scores with those of
+other clients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def page_port() -> int:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, models: Path, page_port: int) -> Iterator[Server]:
-    """Serves the ids of the documentation, to callers with a key and to one web page."""
+    """Serve the ids of the documentation, to callers with a key and to one web page."""
     folder = tmp_path_factory.mktemp("typescript")
     for name in ("bge-m3", "colbert"):
         (folder / name).mkdir()
@@ -77,7 +77,7 @@ def test_in_chromium(npm: str, client_env: dict[str, str], page_port: int) -> No
 
 @pytest.fixture(scope="module")
 def installed(npm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the packed package in its node_modules, as `npm install` would leave it."""
+    """Return a project with the packed package in its node_modules, as after `npm install`."""
     project = tmp_path_factory.mktemp("project")
     run(npm, "pack", "--ignore-scripts", "--pack-destination", str(project))
     (archive,) = project.glob("*.tgz")
@@ -101,10 +101,10 @@ def installed(npm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-def test_samples_compile_and_run_as_they_stand(
+def test_samples_compile_and_run_unchanged(
     installed: Path, guarded: Server, client_env: dict[str, str]
 ) -> None:
-    """Those of the README and of the documentation; only the address is the server's."""
+    """Run the samples of the README and the documentation; only the address is replaced."""
     blocks = re.findall(r"```typescript\n(.*?)```", (SDK / "README.md").read_text(encoding="utf-8"), re.S)
     samples = {f"readme{i}.mts": block for i, block in enumerate(blocks)}
     samples |= {path.name: path.read_text(encoding="utf-8") for path in (SDK / "test/samples").glob("*")}
@@ -129,7 +129,7 @@ def test_samples_compile_and_run_as_they_stand(
 
 
 def test_the_lock_file_names_no_host() -> None:
-    """npm writes the host it downloaded from, unless .npmrc says otherwise."""
+    """By default npm records the host of each download; .npmrc must prevent this."""
     lock = json.loads((SDK / "package-lock.json").read_text(encoding="utf-8"))
     assert len(lock["packages"]) > 3
     assert not any("resolved" in entry for entry in lock["packages"].values())

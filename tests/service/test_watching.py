@@ -1,4 +1,4 @@
-"""The models directory of a running service: changes that fail, that take long, and that need no load."""
+"""The watcher of the models directory: changes that fail, take long, or need no load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ serving = partial(inprocess.serving, batch_tokens=8, models_dir_poll_s=0.05)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two versions of one model, and what must not replace them."""
+    """Return two versions of a model, and checkpoints that must not replace them."""
     root = tmp_path_factory.mktemp("made")
     for seed, name in enumerate("ab"):
         cross_encoders.make_cross_encoder(
@@ -65,7 +65,7 @@ async def test_a_removed_model_is_not_replaced_by_a_hub_id(made: Path, tmp_path:
         assert await ask(service, "org/m") == first
 
 
-async def test_what_loads_no_weights_is_taken_over_at_once(made: Path, tmp_path: Path) -> None:
+async def test_changes_that_need_no_load_apply_at_once(made: Path, tmp_path: Path) -> None:
     write(tmp_path, "m", made / "a")
     async with serving(models_dir=str(tmp_path)) as service:
         first, loaded = await ask(service), service.registry.slot("m").serving
@@ -84,7 +84,7 @@ async def test_what_loads_no_weights_is_taken_over_at_once(made: Path, tmp_path:
     assert count(service, "sie_model_swaps_total", "m") == 1
 
 
-async def test_the_next_load_takes_what_could_not_be_swapped_in(made: Path, tmp_path: Path) -> None:
+async def test_the_next_load_uses_a_version_that_could_not_be_swapped_in(made: Path, tmp_path: Path) -> None:
     write(tmp_path, "m", made / "a")
     async with serving(models_dir=str(tmp_path)) as service:
         first = await ask(service)
@@ -97,7 +97,7 @@ async def test_the_next_load_takes_what_could_not_be_swapped_in(made: Path, tmp_
         assert (await service.admin.load("m")).source == str(made / "encoder")
 
 
-async def test_a_change_for_which_there_was_no_room_is_tried_again(
+async def test_a_change_that_did_not_fit_in_memory_is_retried(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "RETRY_S", 0.2)
@@ -115,7 +115,7 @@ async def test_a_change_for_which_there_was_no_room_is_tried_again(
         assert service.registry.info("m").last_error is None
 
 
-async def test_an_admin_has_the_last_word_over_a_change_that_failed(
+async def test_an_admin_request_overrides_a_failed_change(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "RETRY_S", 0.2)
@@ -127,7 +127,7 @@ async def test_an_admin_has_the_last_word_over_a_change_that_failed(
         failures = count(service, "sie_model_load_failures_total", "m")
         await until(lambda: count(service, "sie_model_load_failures_total", "m") > failures)
         while True:
-            try:  # a try may be running just now
+            try:  # a retry may be running
                 await service.admin.swap("m", str(made / "b"))
                 break
             except Conflict:
@@ -138,9 +138,7 @@ async def test_an_admin_has_the_last_word_over_a_change_that_failed(
         assert count(service, "sie_model_load_failures_total", "m") == failures
 
 
-async def test_other_words_about_a_model_leave_the_weights_that_an_admin_chose(
-    made: Path, tmp_path: Path
-) -> None:
+async def test_a_changed_description_keeps_the_weights_chosen_by_an_admin(made: Path, tmp_path: Path) -> None:
     write(tmp_path, "m", made / "a")
     async with serving(models_dir=str(tmp_path), source_roots=(str(made),)) as service:
         first = await ask(service)
@@ -154,11 +152,11 @@ async def test_other_words_about_a_model_leave_the_weights_that_an_admin_chose(
         await until(lambda: service.registry.info("m").description == "once more")
         assert await ask(service) == second
         assert count(service, "sie_model_swaps_total", "m") == 1
-        write(tmp_path, "m", made / "a", max_seq_length=32)  # now the file says something about the weights
+        write(tmp_path, "m", made / "a", max_seq_length=32)  # now the file changes a setting of the weights
         await until(lambda: service.registry.info("m").source == str(made / "a"))
 
 
-async def test_a_change_that_takes_long_holds_up_no_other(made: Path, tmp_path: Path) -> None:
+async def test_a_slow_change_does_not_delay_others(made: Path, tmp_path: Path) -> None:
     write(tmp_path, "slow", made / "a")
     async with serving(models_dir=str(tmp_path)) as service:
         async with service.registry.lease("slow"):
@@ -172,7 +170,7 @@ async def test_a_change_that_takes_long_holds_up_no_other(made: Path, tmp_path: 
         assert await ask(service, "slow") == await ask(service, "other")
 
 
-async def test_nothing_stops_the_watching(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_do_not_stop_the_watcher(made: Path, caplog: pytest.LogCaptureFixture) -> None:
     looks = 0
 
     def look() -> dict[str, ModelConfig]:
@@ -189,10 +187,10 @@ async def test_nothing_stops_the_watching(made: Path, caplog: pytest.LogCaptureF
             task.cancel()
     said = [record.getMessage() for record in caplog.records]
     assert [any(word in line for line in said) for word in ("unforeseen", "no such", "again")] == [True] * 3
-    assert len(said) == 4, said  # each once, and the new model
+    assert len(said) == 4, said  # each error once, and the new model
 
 
-async def test_what_is_loaded_at_the_start_may_be_at_work_already(made: Path) -> None:
+async def test_a_model_loaded_at_start_may_already_be_in_use(made: Path) -> None:
     named = (f"m={made / 'a'}", f"n={made / 'encoder'}", "gone")
     async with serving(model=named, models_dir=str(made), source_roots=(str(made),)) as service:
         await service.admin.load("m")
@@ -205,7 +203,7 @@ async def test_what_is_loaded_at_the_start_may_be_at_work_already(made: Path) ->
         assert [service.registry.info(name).source for name in "mn"] == [str(made / "b"), str(made / "a")]
 
 
-async def test_a_conflict_names_an_embedded_model_as_users_know_it(made: Path) -> None:
+async def test_a_conflict_names_an_embedded_model_by_its_public_name(made: Path) -> None:
     async with serving(source_roots=(str(made),)) as service:
         await service.admin.load("sie/mini-en")
         with pytest.raises(Conflict, match="loaded from 'embedded:mini-en'"):
