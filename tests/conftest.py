@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported. Several workers share the cores, and more math threads than cores slow each other down.
+# set before torch is imported, because workers share the cores and more math threads than cores slow each other down
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 

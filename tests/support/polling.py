@@ -1,4 +1,4 @@
-"""Waiting for a condition. Tests never sleep for a fixed time and hope."""
+"""Wait for a condition instead of sleeping for a fixed time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random ColBERT checkpoints in both layouts, written as their libraries write them."""
+"""Random ColBERT checkpoints in both layouts, with the files that their libraries write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BASES = {
     "modernbert": transformers.ModernBertModel,
     "xlm-roberta": transformers.XLMRobertaModel,
 }
-# jina-colbert-v2: rotary XLM-R published with code of its own; the weights' names are those of JinaEmbeddingsV3Model
+# jina-colbert-v2: rotary XLM-R published with its own code, with the weight names of JinaEmbeddingsV3Model
 FLASH_CONFIG = {
     "auto_map": {
         "AutoConfig": "jinaai/xlm-roberta-flash-implementation--configuration_xlm_roberta.XLMRobertaFlashConfig"
@@ -45,7 +45,7 @@ def make_pylate(
     lower_case: bool = False,
     **settings: Any,
 ) -> Path:
-    """`modules.json` of Transformer and Dense modules, as `pylate.models.ColBERT.save_pretrained` leaves it."""
+    """Write Transformer and Dense modules in the layout of `pylate.models.ColBERT.save_pretrained`."""
     tokenizer = _tokenizer(family)
     tokenizer.add_tokens(["[Q] ", "[D] "])
     backbone = _random_backbone(family, tokenizer, hidden)
@@ -59,7 +59,7 @@ def make_pylate(
         config = {
             "in_features": width,
             "out_features": dim,
-            "bias": i > 1,  # PyLate's own layer has none; a second one shows that a bias is read
+            "bias": i > 1,  # PyLate's own layer has none; a second one tests that a bias is read
             "activation_function": f"torch.nn.modules.{activation if i < len(dims) else 'linear.Identity'}",
             "use_residual": i > 1,
         }
@@ -83,7 +83,7 @@ def make_pylate(
 
 
 def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None, *, hidden: int = 48) -> Path:
-    """Backbone and `linear.weight` in one file, `artifact.metadata` beside it (None: left out)."""
+    """Write backbone and `linear.weight` to one file, and `artifact.metadata` next to it (None: left out)."""
     tokenizer = _tokenizer(family)
     tokenizer.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in STANFORD_MARKERS])
     backbone = _random_backbone(family, tokenizer, hidden)
@@ -102,7 +102,7 @@ def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None,
 
 
 def make_jina(directory: Path, metadata: dict[str, Any]) -> Path:
-    """jina-colbert-v2: Stanford's layout, markers of its own; `library` in it is what transformers saves of it."""
+    """Write jina-colbert-v2 in Stanford's layout with its own markers, and transformers' form of it to `library`."""
     tokenizer = _tokenizer("xlm-roberta")
     markers = [metadata["query_token_id"], metadata["doc_token_id"]]
     tokenizer.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in markers])
@@ -128,9 +128,9 @@ def make_jina(directory: Path, metadata: dict[str, Any]) -> Path:
 
 
 def _tokenizer(family: str) -> Tokenizer:
-    """Real vocabularies have a token for every punctuation mark; the one trained here would not."""
+    """Return a tokenizer with a token for every punctuation mark, as real vocabularies have."""
     tokenizer: Tokenizer = _lfm2_tokenizer() if family == "lfm2" else FAMILIES[family][2]()
-    if family == "xlm-roberta":  # as the real file has it, and as transformers rebuilds it
+    if family == "xlm-roberta":  # as in the real file, and as transformers rebuilds it
         split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in string.punctuation])
@@ -155,7 +155,7 @@ def _random_backbone(family: str, tokenizer: Tokenizer, hidden: int) -> transfor
             num_hidden_layers=3,
             num_attention_heads=4,
             intermediate_size=2 * hidden,
-            # documents are longer than the window, queries are not, as in the real models
+            # as in real models, documents exceed the attention window and queries do not
             **(
                 {"local_attention": 48}
                 if family == "modernbert"
@@ -167,7 +167,7 @@ def _random_backbone(family: str, tokenizer: Tokenizer, hidden: int) -> transfor
 
 
 def _roughened(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    for name, parameter in model.named_parameters():  # flat initialisation would let wrong code agree too
+    for name, parameter in model.named_parameters():  # with flat initialisation, wrong code would agree too
         torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
         if "norm" in name.lower() and name.endswith("weight"):
             parameter.data += 1.0
@@ -183,7 +183,7 @@ def _save_tokenizer(directory: Path, family: str, tokenizer: Tokenizer) -> None:
 
 
 def _lfm2_tokenizer() -> Tokenizer:
-    """A byte-level vocabulary without a mask token; texts begin with a token and end without one."""
+    """Return a byte-level tokenizer without a mask token, which puts a special token before texts and none after."""
     tokenizer = FAMILIES["modernbert"][2]()
     tokenizer.add_special_tokens(list(LFM2_TOKENS.values()))
     start = LFM2_TOKENS["bos_token"]

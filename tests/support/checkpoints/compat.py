@@ -10,8 +10,8 @@ import transformers
 
 from support.checkpoints.cross_encoders import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
 
-LIMIT = 100  # no multiple of 16: slots are longer than the position tables
-# family → what its configuration says beyond the common shape
+LIMIT = 100  # not a multiple of 16, so padded rows exceed the position tables
+# family → config class, model class, configuration beyond the common shape
 COMPAT: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "deberta-v2": (  # as mxbai-rerank-v1
         transformers.DebertaV2Config,
@@ -34,7 +34,7 @@ COMPAT: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         transformers.ElectraForSequenceClassification,
         {"type_vocab_size": 2, "embedding_size": 24},
     ),
-    "camembert": (  # positions count from the padding token's
+    "camembert": (  # positions start after the padding token's id
         transformers.CamembertConfig,
         transformers.CamembertForSequenceClassification,
         {"type_vocab_size": 1},

@@ -1,6 +1,6 @@
-"""Random-weight checkpoints with the real architecture and configuration fields, written as users have them on disk.
+"""Random cross-encoders with the real architectures and configuration fields, in the published file layouts.
 
-Tokenizers are trained here on a few sentences with the real models, pre-tokenisers and post-processors of each family.
+Tokenizers are trained on a few sentences, with the tokenizer model, pre-tokeniser and post-processor of each family.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _modernbert(**config: Any) -> tuple[Any, Any, Any, Any, int]:
         partial(transformers.ModernBertConfig, local_attention=16, **config),
         transformers.ModernBertForSequenceClassification,
         modernbert_tokenizer,
-        # as the published tokenizers say: no token types
+        # without token types, as in the published tokenizers
         partial(transformers.PreTrainedTokenizerFast, model_input_names=["input_ids", "attention_mask"]),
         0,
     )
@@ -160,7 +160,7 @@ SPECIAL_TOKENS["modernbert"] = SPECIAL_TOKENS["modernbert-mean"] = SPECIAL_TOKEN
 def make_cross_encoder(
     directory: Path, family: str, *, max_length: int = 128, seed: int = 0, **config: Any
 ) -> Path:
-    """Write a random cross-encoder of `family` to `directory`, as `save_pretrained` writes it."""
+    """Write a random cross-encoder of `family` to `directory` with `save_pretrained`."""
     config_class, model_class, build_tokenizer, tokenizer_class, extra_positions = FAMILIES[family]
     tokenizer = build_tokenizer()
     shape: dict[str, Any] = {
@@ -181,9 +181,7 @@ def make_cross_encoder(
             **shape,
         )
     )
-    for (
-        parameter
-    ) in model.parameters():  # the default initialisation is so flat that wrong code would agree too
+    for parameter in model.parameters():  # with the flat default initialisation, wrong code would agree too
         torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
     for name, parameter in model.named_parameters():
         if name.lower().endswith("norm.weight"):

@@ -1,7 +1,7 @@
-"""Random-weight decoders with the real configuration fields and tokenizers of the real kinds, written as on the hub.
+"""Random decoders with the real configuration fields and kinds of tokenizers, in the layout of the Hub.
 
-Tokenizers are trained here: byte-level BPE with control tokens (Qwen, Llama, Mistral), and Gemma's BPE over `▁` with
-byte fallback. The templates' own words are in the corpus, so that prompts stay short and the answers are one token.
+Tokenizers are trained on a small corpus: byte-level BPE with control tokens (Qwen, Llama, Mistral), and Gemma's BPE
+over `▁` with byte fallback. The corpus contains the templates, so that prompts are short and answers are one token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _texts() -> list[str]:
 
 
 def byte_level_tokenizer(bos: str | None = None) -> Tokenizer:
-    """As Qwen, Llama 3 and Mistral have it; with `bos` the post-processor puts it first."""
+    """Return a tokenizer as in Qwen, Llama 3 and Mistral; the post-processor puts `bos` first, if given."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -57,14 +57,14 @@ def byte_level_tokenizer(bos: str | None = None) -> Tokenizer:
 
 
 def gemma_tokenizer() -> Tokenizer:
-    """Spaces become `▁`, unknown characters bytes, no word boundaries."""
+    """Return a tokenizer that maps spaces to `▁` and unknown characters to bytes, without word boundaries."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    # words only while training; the real tokenizer merges whatever its table allows
+    # split into words for training only; the real tokenizer applies all merges of its table
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[^▁\n]+|\n|▁"), "isolated")
     special = ["<pad>", "<eos>", "<bos>", "<unk>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer.train_from_iterator(_texts(), BpeTrainer(vocab_size=1100, special_tokens=special))
-    # trained as special only to be in the vocabulary: bytes are ordinary entries
+    # bytes are ordinary entries; the training adds them as special tokens only to have them in the vocabulary
     table = json.loads(tokenizer.to_str())
     table["added_tokens"] = [t for t in table["added_tokens"] if not t["content"].startswith("<0x")]
     table["pre_tokenizer"] = None
@@ -78,7 +78,7 @@ def gemma_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-# family → config class, model class, tokenizer, template it is tested with, fields of its own
+# family → config class, model class, tokenizer, template for tests, further configuration fields
 DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
     "qwen2": (
         transformers.Qwen2Config,
@@ -122,7 +122,7 @@ DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
             "head_dim": 16,
             "num_key_value_heads": 2,
             "query_pre_attn_scalar": 24,
-            "attn_logit_softcapping": 2.0,  # low enough to be felt
+            "attn_logit_softcapping": 2.0,  # low enough to have an effect
             "final_logit_softcapping": 3.0,
             "sliding_window": 512,
         },
@@ -156,7 +156,7 @@ DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
 
 
 def roughen_decoder(model: torch.nn.Module, family: str = "") -> None:
-    """Weights so uneven that wrong code does not agree by chance; Gemma's norms count from 1 themselves."""
+    """Set weights so uneven that wrong code does not agree by chance; Gemma adds 1 to its norm weights itself."""
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.1)
         if name.endswith("norm.weight") and not family.startswith("gemma"):
@@ -166,7 +166,7 @@ def roughen_decoder(model: torch.nn.Module, family: str = "") -> None:
 def make_decoder(
     directory: Path, family: str, *, positions: int = 1024, seed: int = 0, **fields: Any
 ) -> Path:
-    """Write a random decoder of `family` to `directory`, as `save_pretrained` writes it."""
+    """Write a random decoder of `family` to `directory` with `save_pretrained`."""
     config_class, model_class, build_tokenizer, _, own = DECODERS[family]
     tokenizer = build_tokenizer()
     shape: dict[str, Any] = {
@@ -182,7 +182,7 @@ def make_decoder(
     torch.manual_seed(seed)
     model = model_class(
         config_class(
-            vocab_size=tokenizer.get_vocab_size() + 24,  # real tables have spare rows
+            vocab_size=tokenizer.get_vocab_size() + 24,  # real embedding tables have unused rows
             max_position_embeddings=positions,
             **shape,
         )
@@ -198,10 +198,10 @@ def make_decoder(
 
 
 def end_with(directory: Path, token: str) -> None:
-    """Append `token` to every text, as Qwen3-Embedding's tokenizer.json does."""
+    """Make the tokenizer append `token` to every text, as Qwen3-Embedding's tokenizer.json does."""
     path = str(directory / "tokenizer.json")
     tokenizer = Tokenizer.from_file(path)
-    before = tokenizer.encode("a").tokens[:-1]  # bos, where the family has one
+    before = tokenizer.encode("a").tokens[:-1]  # bos, if the family has one
     names = [*before, token]
     tokenizer.post_processor = processors.Sequence(
         [

@@ -1,4 +1,4 @@
-"""Random-weight listwise rerankers with the configuration fields of jina-reranker-v3 and v3.5, as on the hub."""
+"""Random listwise rerankers with the configuration fields of jina-reranker-v3 and v3.5, in the layout of the Hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 
 from support.checkpoints.decoders import byte_level_tokenizer
 
-# windows far shorter than any prompt, between layers that see everything; the last one does, as in v3.5
+# as in v3.5, layers with a window far shorter than any prompt alternate with full ones, and the last one is full
 HYBRID = {
     "use_sliding_window": True,
     "sliding_window": 24,
@@ -30,7 +30,7 @@ def make_listwise(
     model_max_length: int = 4096,
     **fields: Any,
 ) -> Path:
-    """Write a random listwise reranker of that release to `directory`."""
+    """Write a random listwise reranker of `release` to `directory`."""
     tokenizer = byte_level_tokenizer()
     marks = ["<|score_token|>", "<|embed_token|>", "<|rerank_token|>"]
     tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])

@@ -1,7 +1,7 @@
-"""Random rerankers that read a template beyond the plain causal ones, and the reference over each.
+"""Random prompted rerankers other than plain causal ones, each with its reference.
 
-The references are transformers' own classes with the heads put on by hand, as each repository's code does it. For the
-vision-language ones that is the whole multimodal model, so that its three-coordinate positions prove ours.
+The references are transformers' classes with heads added as in the code of each repository. For vision-language models
+this is the whole multimodal model, so that its three-coordinate positions verify the server's.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ JUDGE = (
 
 @dataclass
 class Made:
-    """A checkpoint on disk and the reference over it."""
+    """A checkpoint on disk and its reference."""
 
     directory: Path
     template: str
-    ids: Callable[[str, str], list[int]]  # query, document → what the reference reads, whole
+    ids: Callable[[str, str], list[int]]  # query, document → the reference's prompt without truncation
     logit: Callable[[list[int]], float]
 
 
@@ -60,7 +60,7 @@ def edit_config(directory: Path, **fields: Any) -> None:
 
 
 def make_nemotron(directory: Path) -> Made:
-    """llama-nemotron-rerank: Llama 3.2 with `score`, read as transformers reads it with `is_causal` off."""
+    """Write llama-nemotron-rerank: Llama 3.2 with `score`; the reference is transformers with `is_causal` off."""
     tokenizer = save_tokenizer(directory, "<|begin_of_text|>")
     rope = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0}
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -94,7 +94,7 @@ def make_nemotron(directory: Path) -> Made:
 
 
 def make_nemotron_vl(directory: Path) -> Made:
-    """llama-nemotron-rerank-vl: the same Llama below `model.language_model`, SigLIP and a projector beside it."""
+    """Write llama-nemotron-rerank-vl: the same Llama as `model.language_model`, with SigLIP and a projector."""
     made = make_nemotron(directory)
     path = directory / "model.safetensors"
     tensors = {
@@ -113,7 +113,7 @@ def make_nemotron_vl(directory: Path) -> Made:
 
 
 def make_qwen3_vl(directory: Path, *, tied: bool = True) -> Made:
-    """Qwen3-VL-Reranker: the whole vision-language model, as saved by transformers."""
+    """Write Qwen3-VL-Reranker: the whole vision-language model, as saved by transformers."""
     tokenizer = save_tokenizer(directory)
     rope = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default", "rope_theta": 5e6}
     config = transformers.Qwen3VLConfig(
@@ -140,7 +140,7 @@ def make_qwen3_vl(directory: Path, *, tied: bool = True) -> Made:
 
 
 def make_jina_m0(directory: Path) -> Made:
-    """jina-reranker-m0: Qwen2-VL in the names of its release, `visual.` and `model.`, and an MLP for a head."""
+    """Write jina-reranker-m0: Qwen2-VL under the names of its release, `visual.` and `model.`, with an MLP as head."""
     tokenizer = save_tokenizer(directory)
     rope = {"type": "mrope", "mrope_section": [2, 2, 2]}
     config = transformers.Qwen2VLConfig(
@@ -164,7 +164,7 @@ def make_jina_m0(directory: Path) -> Made:
     )
     flat = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     text = flat.pop("text_config")
-    text.pop("rope_parameters")  # the release is older than that field
+    text.pop("rope_parameters")  # the release predates this field
     write_json(
         directory / "config.json",
         flat | text | {"architectures": ["JinaVLForRanking"], "rope_theta": 1e6, "rope_scaling": rope},

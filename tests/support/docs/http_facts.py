@@ -1,4 +1,4 @@
-"""What the code of the HTTP API consists of, as docs/http-api.md writes it: routes, fields, headers, errors, metrics.
+"""Facts of the HTTP API's code in the notation of docs/http-api.md: routes, fields, headers, errors, metrics.
 
 Everything is cached: the code does not change while tests run.
 """
@@ -41,7 +41,7 @@ Facts = set[tuple[str, ...]]
 
 @cache
 def routes() -> Facts:
-    """Method, path and scope of every route of the application and of the OpenAPI document."""
+    """Return method, path and scope of every route of the application and of the OpenAPI document."""
     found: Facts = set()
     for route in create_app(CONFIG).routes:
         assert isinstance(route, Route | Mount)
@@ -53,7 +53,7 @@ def routes() -> Facts:
 
 
 def scope_of(path: str) -> str:
-    """The scope that the gate requires for a path."""
+    """Return the scope that the gate requires for a path."""
     guard, request = gate.Gate(keys.read_keys(CONFIG)), {"path": path, "headers": []}
     if path == "/docs/static":
         request["path"] = "/docs/static/x.css"
@@ -70,7 +70,7 @@ def scope_of(path: str) -> str:
 
 @cache
 def dialect_paths() -> Facts:
-    """Path and names of its dialects."""
+    """Return each dialect path and the names of its dialects."""
     return {(path, ", ".join(each.name for each in found)) for path, found in dialects.PATHS.items()}
 
 
@@ -82,7 +82,7 @@ REQUESTS = re.compile(r".*(Request|Params)|Item|Options")
 
 @cache
 def structs() -> list[type[msgspec.Struct]]:
-    """All structs of requests and responses. A profile has the fields of options."""
+    """Return all structs of requests and responses. A profile has the fields of options."""
     values = {**vars(wire), **vars(openai)}.values()
     found = [v for v in values if isinstance(v, type) and issubclass(v, msgspec.Struct)]
     return [struct for struct in dict.fromkeys(found) if struct not in (msgspec.Struct, wire.Profile)]
@@ -90,7 +90,7 @@ def structs() -> list[type[msgspec.Struct]]:
 
 @cache
 def fields(struct: type[msgspec.Struct]) -> dict[str, tuple[str, str]]:
-    """Field → its type, and its default (requests) or presence (responses)."""
+    """Return field → type, and default (requests) or presence (responses)."""
     info = inspect.type_info(struct)
     assert isinstance(info, inspect.StructType)
     found = {}
@@ -110,7 +110,7 @@ def fields(struct: type[msgspec.Struct]) -> dict[str, tuple[str, str]]:
 
 
 def _type(kind: inspect.Type) -> str:
-    """A type in words; the values of a literal are sorted."""
+    """Return a type in words, with the values of a literal sorted."""
     match kind:
         case inspect.Metadata():
             return _type(kind.type)
@@ -148,7 +148,7 @@ def _type(kind: inspect.Type) -> str:
 
 @cache
 def response_headers() -> Facts:
-    """Keys of dicts and of assignments to headers in everything that writes responses."""
+    """Return header names: keys of dicts and of assignments to headers in all code that writes responses."""
     found = {dialects.dialect.WARNINGS, *cors.RESPONSE_HEADERS}
     for node in _nodes("api", "errors.py", "serving/metrics.py"):
         if isinstance(node, ast.Dict):
@@ -160,7 +160,7 @@ def response_headers() -> Facts:
 
 @cache
 def request_headers() -> Facts:
-    """Arguments of `headers.get` and of the gate's `_headers`, the headers of proxies, and those that CORS allows."""
+    """Return arguments of `headers.get` and of the gate's `_headers`, and the headers of proxies and of CORS."""
     found = {*cors.REQUEST_HEADERS, *(name.decode() for name in gate.PROXY_HEADERS)}
     for node in _nodes("api"):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("headers.get", "_headers")):
@@ -176,7 +176,7 @@ def _nodes(*parts: str) -> Iterator[ast.AST]:
 
 
 def _text(node: ast.AST | None) -> str:
-    """The text or ASCII bytes of a constant; else the empty string."""
+    """Return the text or ASCII bytes of a constant, otherwise the empty string."""
     value = node.value if isinstance(node, ast.Constant) else None
     return value.decode("latin-1") if isinstance(value, bytes) else value if isinstance(value, str) else ""
 
@@ -185,7 +185,7 @@ def _text(node: ast.AST | None) -> str:
 
 
 def error_classes(base: type[errors.SIEError] = errors.SIEError) -> Iterator[type[errors.SIEError]]:
-    """All errors with a code."""
+    """Return all error classes with a code."""
     yield base
     for kind in base.__subclasses__():
         yield from error_classes(kind)
@@ -193,7 +193,7 @@ def error_classes(base: type[errors.SIEError] = errors.SIEError) -> Iterator[typ
 
 @cache
 def error_codes() -> Facts:
-    """Code, status, whether it is raised with Retry-After, how often the client retries it, and its exception."""
+    """Return code, status, whether it has Retry-After, how often the client retries it, and its exception."""
     classes = {kind.__name__: kind for kind in error_classes()}
     waiting = {
         classes[name].code
@@ -213,7 +213,7 @@ def error_codes() -> Facts:
 
 @cache
 def metrics() -> Facts:
-    """Name and type of everything that /metrics shows."""
+    """Return name and type of every metric of /metrics."""
     with TestClient(create_app(CONFIG)) as client:
         text = client.get("/metrics").text
     found = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)

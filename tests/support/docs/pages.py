@@ -19,7 +19,7 @@ class Block(NamedTuple):
 
 
 def section(page: str, heading: str) -> str:
-    """The text below a heading, up to the next one of the same or a higher level; empty if there is none."""
+    """Return the text below a heading, up to the next one of the same or a higher level; empty if not found."""
     found = re.search(rf"^(#+) {re.escape(heading)}\n", page, re.MULTILINE)
     if found is None:
         return ""
@@ -29,7 +29,7 @@ def section(page: str, heading: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of all table rows without the heads; links are replaced by their texts."""
+    """Return the cells of all table rows except heads; links are replaced by their texts."""
     lines = text.splitlines()
     heads = {head for head, line in pairwise(lines) if line.startswith("|---")}
     found = [line for line in lines if line.startswith("| ") and line.endswith(" |") and line not in heads]
@@ -41,18 +41,18 @@ def _plain(cell: str) -> str:
 
 
 def code(cell: str) -> str:
-    """The content of a cell that is one code span."""
+    """Return the content of a cell that is one code span."""
     assert re.fullmatch(r"`[^`]+`", cell), cell
     return cell.strip("`")
 
 
 def blocks(page: str) -> list[Block]:
-    """All fenced blocks, in order."""
+    """Return all fenced blocks, in order."""
     found = re.finditer(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [Block(m[1], m[2], page.count("\n", 0, m.start()) + 1) for m in found]
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors that GitHub gives the headings."""
+    """Return the anchors that GitHub generates for the headings."""
     headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}

@@ -1,4 +1,4 @@
-"""Random PEFT adapters, written by `peft` itself; B is not zero, as it is at the start of a training."""
+"""Random PEFT adapters, written by `peft`; unlike at the start of training, B is not zero."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def make_adapter(model: Any, directory: Path, *, seed: int = 0, scale: float = 0
     noise = {}
     for name, tensor in sorted(load_file(path).items()):
         if name.endswith(".base_layer.weight"):
-            noise[name] = tensor  # a copy of the base's
+            noise[name] = tensor  # a copy of the base weight
             continue
         noise[name] = torch.randn(tensor.shape, generator=generator) * scale
         if "norm" in name.lower() and name.endswith("weight"):
             noise[name] += 1.0
-    for name in noise:  # what PEFT writes twice stays the same
+    for name in noise:  # tensors that PEFT writes twice stay equal
         noise[name] = noise[name.replace(".modules_to_save.", ".")]
     save_file(noise, path)
     return directory
 
 
 def under(model: Any, directory: Path) -> Any:
-    """`model` with the adapter, as PEFT loads it; the model itself is changed in place."""
+    """Return `model` with the adapter loaded by PEFT; `model` is changed in place."""
     return peft.PeftModel.from_pretrained(model, str(directory)).eval()
 
 
 def write_adapter(directory: Path, rank: int, alpha: float, pairs: Pairs) -> Path:
-    """An adapter for modules that no library class has: module → A and B, in PEFT's files."""
+    """Write an adapter in PEFT's format for modules that no library class has; `pairs` maps module → A and B."""
     directory.mkdir()
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(pairs)}
     (directory / "adapter_config.json").write_text(json.dumps(config))

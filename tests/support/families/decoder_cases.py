@@ -1,4 +1,4 @@
-"""What causal rerankers are compared with: each model card's own template code, and transformers' logits."""
+"""References for causal rerankers: the template code of each model card, and the logits of transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plain(tokenizer: Any, text: str) -> list[int]:
 
 
 def qwen3(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """The transformers snippet of the Qwen3-Reranker card."""
+    """Return the ids of the transformers snippet of the Qwen3-Reranker card."""
     prefix = plain(
         tokenizer,
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -44,7 +44,7 @@ def qwen3(tokenizer: Any, query: str, document: str, instruction: str | None, li
 
 
 def mxbai(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """mxbai_rerank 0.1.6, MxbaiRerankV2.prepare_inputs; its max_length leaves out the fixed parts around."""
+    """Return the ids of mxbai_rerank 0.1.6, MxbaiRerankV2.prepare_inputs; its max_length excludes the fixed parts."""
     prefix = plain(
         tokenizer,
         "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
@@ -67,7 +67,7 @@ def mxbai(tokenizer: Any, query: str, document: str, instruction: str | None, li
 
 
 def gemma(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """FlagEmbedding 1.4.2, BaseLLMReranker; only the document gives way, the prompt never."""
+    """Return the ids of FlagEmbedding 1.4.2, BaseLLMReranker; only the document is truncated, never the prompt."""
     prompt = plain(
         tokenizer,
         "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
@@ -80,7 +80,7 @@ def gemma(tokenizer: Any, query: str, document: str, instruction: str | None, li
 
 
 def zerank(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """The chat form rendered as one string; the document is what gives way."""
+    """Return the ids of the chat form rendered as one string; only the document is truncated."""
     system = query
     if instruction:
         system = f"<query>{query}</query>\n<instruction>{instruction}</instruction>"
@@ -95,7 +95,7 @@ def zerank(tokenizer: Any, query: str, document: str, instruction: str | None, l
 
 
 def ctxl(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """The card's prompt, with the tokenizer's own bos; documents are cut by us, so only uncut ones are compared."""
+    """Return the ids of the card's prompt with the tokenizer's bos; the card defines no truncation."""
     instruction = f" {instruction}" if instruction else ""
     return list(
         tokenizer(
@@ -105,7 +105,7 @@ def ctxl(tokenizer: Any, query: str, document: str, instruction: str | None, lim
     )
 
 
-REFERENCES: dict[str, tuple[Reference, list[str]]] = {  # template → its ids, its answers
+REFERENCES: dict[str, tuple[Reference, list[str]]] = {  # template → function for its ids, answer tokens
     "qwen3-reranker": (qwen3, ["yes", "no"]),
     "mxbai-rerank-v2": (mxbai, ["1", "0"]),
     "bge-reranker-gemma": (gemma, ["Yes"]),
@@ -116,7 +116,7 @@ REFERENCES: dict[str, tuple[Reference, list[str]]] = {  # template → its ids, 
 
 @dataclass
 class Case:
-    """One family's checkpoint, its documents, and what transformers says of them."""
+    """One family's checkpoint, documents, and the reference."""
 
     directory: Path
     template: str
@@ -140,7 +140,7 @@ class Case:
 
 
 def make_case(directory: Path, family: str) -> Case:
-    """A random checkpoint of `family` in `directory`, loaded by us and by transformers."""
+    """Write a random checkpoint of `family` to `directory`, and load it in the engine and in transformers."""
     make_decoder(directory, family)
     template = DECODERS[family][3]
     rng = random.Random(11)

@@ -1,4 +1,4 @@
-"""One random checkpoint of every family that is served, and the reference its answers are compared with."""
+"""One random checkpoint of every served family, and the reference for its results."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from support.families.relatives import RELATIVES, make_relative
 
 @dataclass(frozen=True)
 class Made:
-    """A checkpoint on disk, and the reference's answers where `sie-server verify` would have none."""
+    """A checkpoint on disk, and a reference if `sie-server verify` has none for it."""
 
     served: Path
     template: str | None = None
     reference: Reference | None = None
 
     def answers(self, engine: Engine, query: str, documents: list[str]) -> Answers:
-        """What the reference makes of the texts."""
+        """Return the reference's results for the texts."""
         reference = self.reference or reference_of(self.served, engine)
         return reference(self.served, engine, query, documents)
 
 
 @dataclass(frozen=True)
 class Family:
-    """`make` writes a checkpoint into an empty directory; sequences have `limit` tokens at most."""
+    """`make` writes a checkpoint into an empty directory; sequences have at most `limit` tokens."""
 
     make: Callable[[Path], Made]
     limit: int
@@ -55,7 +55,7 @@ def _decoder(family: str) -> Callable[[Path], Made]:
 
 
 def _relative(name: str) -> Callable[[Path], Made]:
-    """Published under other names: the reference reads the library's own form of the same weights."""
+    """Write a checkpoint under published names; the reference loads the same weights in the library's form."""
 
     def make(directory: Path) -> Made:
         published, library = make_relative(directory, RELATIVES[name])
@@ -80,7 +80,7 @@ def _jina_bert(name: str) -> Callable[[Path], Made]:
 
 
 def _prompted(make: Callable[[Path], rankers.Made]) -> Callable[[Path], Made]:
-    """A template over a model whose head, or whose backbone, is put together by hand."""
+    """Write a prompted reranker; its reference adds the head to a class of transformers."""
 
     def write(directory: Path) -> Made:
         made = make(directory / "checkpoint")

@@ -1,8 +1,8 @@
 """JinaBERT (jina-reranker-v1, jina-embeddings-v2): random checkpoints, and its formulas in plain torch.
 
-No library on PyPI has this architecture and its repository's code is never run, so the reference is written here from
-the papers: padded, one head after the other, with nothing of ours. Checkpoints have the names and configuration fields
-of the published ones.
+No library on PyPI implements this architecture, and the code of its repository is never run. The reference therefore
+follows the papers: padded, one head after the other, without code of the server. Checkpoints use the names and
+configuration fields of the published ones.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from support.checkpoints.encoders import write_json, write_modules
 
 LIMIT, SIZE, LAYERS, INNER, EPS = 700, 48, 3, 96, 1e-12
 Tensors = dict[str, torch.Tensor]
-# Press et al.: a geometric sequence from 2^(-8/n) for n heads; where n is no power of two, the sequence of the power
-# below, then every other one of the power above
+# Press et al.: a geometric sequence from 2^(-8/n) for n heads. If n is not a power of two, the sequence of the next
+# lower power, then every second value of the next higher power.
 SLOPES = {
     4: [1 / 4, 1 / 16, 1 / 64, 1 / 256],
     6: [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8],
@@ -44,18 +44,18 @@ AUTO_MAP = {
 
 @dataclass(frozen=True)
 class Kind:
-    """One way in which such a checkpoint is published."""
+    """One published form of such checkpoints."""
 
     architecture: str
     feed_forward: str
     heads: int
     tokenizer: Callable[[], Any]
-    head: str = "classifier"  # or "mlm": what stands beside the encoder; none: nothing
+    head: str = "classifier"  # or "mlm", or empty for an encoder alone
     prefix: str = "bert."
 
 
 KINDS = {
-    # names an encoder's class; RoBERTa's tokenizer has no token types, the model two
+    # named as an encoder; RoBERTa's tokenizer has no token types, but the model has two
     "reranker-v1": Kind("JinaBertModel", "geglu", 6, roberta_tokenizer),
     "reranker-edited": Kind("JinaBertForSequenceClassification", "reglu", 8, bert_tokenizer),
     "reranker-plain": Kind("JinaBertForMaskedLM", "original", 4, bert_tokenizer),
@@ -67,7 +67,7 @@ EMBEDDERS = sorted(name for name in KINDS if name.startswith("embeddings"))
 
 
 def shapes(kind: Kind, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the checkpoint."""
+    """Return the shape of every tensor of the checkpoint."""
     found: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (vocabulary, SIZE),
         "embeddings.token_type_embeddings.weight": (2, SIZE),
@@ -168,7 +168,7 @@ def norm(case: JinaBert, name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def attend(case: JinaBert, name: str, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """softmax(q · k / √d − slope · |i − j|) · v, head after head; `mask` is [texts, tokens]."""
+    """Return softmax(q · k / √d − slope · |i − j|) · v, one head after the other; `mask` is [texts, tokens]."""
     q, k, v = (linear(case, f"{name}.{part}", x) for part in ("query", "key", "value"))
     heads, dim, places = case.kind.heads, SIZE // case.kind.heads, range(x.shape[1])
     distance = torch.tensor([[float(abs(i - j)) for j in places] for i in places])
@@ -192,7 +192,7 @@ def feed_forward(case: JinaBert, layer: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def hidden(case: JinaBert, inputs: Any) -> torch.Tensor:
-    """[texts, tokens, hidden]"""
+    """Return hidden states [texts, tokens, hidden]."""
     table = f"{case.kind.prefix}embeddings"
     types = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
     x = case.tensors[f"{table}.word_embeddings.weight"][inputs["input_ids"]]
@@ -206,7 +206,7 @@ def hidden(case: JinaBert, inputs: Any) -> torch.Tensor:
 
 
 def classified(case: JinaBert, inputs: Any) -> torch.Tensor:
-    """[texts] logits."""
+    """Return logits [texts]."""
     first = hidden(case, inputs)[:, 0]
     return linear(case, "classifier", torch.tanh(linear(case, "bert.pooler.dense", first)))[:, 0]
 

@@ -1,7 +1,8 @@
-"""Random checkpoints of architectures that are published with code of their own, written twice.
+"""Random checkpoints of architectures that are published with their own code, each written twice.
 
-No weights and no remote code are at hand, so one set of random weights is written as the library's class saves it, for
-the reference, and under the names and configuration fields of the published repositories, for us.
+Neither their weights nor their code is available offline, so one set of random weights is written as the library's
+class saves it (the reference), and under the names and configuration fields of the published repositories (the served
+checkpoint).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints.cross_encoders import SPECIAL_TOKENS, xlm_roberta_tokenizer
 
 LIMIT, SIZE, HEADS, LAYERS = 200, 48, 4, 3
-FACTOR, THETA = 8.0, 20_000.0  # of gte-multilingual-reranker-base
+FACTOR, THETA = 8.0, 20_000.0  # values of gte-multilingual-reranker-base
 Tensors = dict[str, torch.Tensor]
 SHAPE: dict[str, Any] = {
     "hidden_size": SIZE,
@@ -34,13 +35,13 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Relative:
-    """How one architecture is built in the library, and what the published repository calls it."""
+    """One architecture: its class in the library, and the names of the published repository."""
 
     model: Callable[..., Any]
     config: Callable[..., Any]
-    options: dict[str, Any]  # of the library's configuration
+    options: dict[str, Any]  # arguments of the library's configuration
     published: dict[str, Any]  # config.json beyond SHAPE
-    rename: Callable[[Tensors], Tensors]  # as the library saves them → as published
+    rename: Callable[[Tensors], Tensors]  # the library's names → published names
 
 
 def new_names(tensors: Tensors) -> Tensors:
@@ -48,7 +49,7 @@ def new_names(tensors: Tensors) -> Tensors:
 
 
 def flash_names(tensors: Tensors) -> Tensors:
-    """XLM-R's names → those of jina's implementation: fused projections, flash-attention's module names."""
+    """Map XLM-R's names to those of Jina's implementation: fused projections, flash-attention's module names."""
     layer = re.compile(r"roberta[.]encoder[.]layer[.](\d+)[.](.*)[.](weight|bias)")
     parts = {
         "attention.output.dense": "mixer.out_proj",
@@ -105,7 +106,7 @@ NEW = {
     "unpad_inputs": False,
     "use_memory_efficient_attention": False,
 }
-# base · f and all frequencies divided by f^(2 / dim), said in transformers' words
+# base · f and all frequencies divided by f^(2 / dim), in the fields of transformers
 NTK = {"rope_type": "linear", "factor": FACTOR ** (2 * HEADS / SIZE), "rope_theta": THETA * FACTOR}
 RELATIVES = {
     "new": Relative(
@@ -140,7 +141,7 @@ RELATIVES = {
 
 
 def make_relative(root: Path, relative: Relative) -> tuple[Path, Path]:
-    """The published form, and the library's; both have the tokenizer."""
+    """Write the published form and the library's form, both with the tokenizer; return their directories."""
     tokenizer = xlm_roberta_tokenizer()
     shape = SHAPE | {"vocab_size": tokenizer.get_vocab_size()}
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""What nearly every comparison does: put a job through an engine, and read pairs as the reference library does."""
+"""Helpers of most comparisons: run a job in an engine, and tokenise pairs with the reference library."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sie_server.engine.job import Job
 
 
 def run_job(engine: Engine, job: Job) -> list[Any]:
-    """The results of a job without a query of its own, in one pass."""
+    """Return the results of a job whose query is not a separate sequence, in one pass."""
     for work, result in zip(job.work, engine.run(job.work), strict=True):
         job.put(work.index, result)
     return job.results
 
 
 def read_pairs(tokenizer: Any, query: str, documents: list[str], limit: int) -> Any:
-    """The encoding by transformers, padded, with only the documents cut."""
+    """Tokenise pairs with transformers, padded, with only the documents truncated."""
     return tokenizer(
         [query] * len(documents),
         documents,

@@ -1,4 +1,4 @@
-"""The question every client asks, and what our own client says to it."""
+"""Requests for every client and dialect, and the Python client's results for them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TEXTS = [
     "",
     "lawyers argue about contracts",
 ]
-LONG = "rain falls tomorrow over the quiet harbour " * 60  # more than the toy models read
+LONG = "rain falls tomorrow over the quiet harbour " * 60  # longer than the toy models' limit
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the Python client says of the same question."""
+    """The Python client's order and scores for the same request."""
 
     order: list[int]
     scores: dict[int, float]
@@ -48,13 +48,13 @@ def expect(
 
 
 def probabilities(model: str) -> dict[str, str]:
-    """Options under which the model's scores are what dialects promise: probabilities where there are logits."""
+    """Return options for the scores that dialects promise: probabilities if the model has logits."""
     return {} if model == SIMILARITY else {"normalize": "sigmoid"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A question that can be asked in every dialect; `ids` and `top_n` where the caller gives them."""
+    """A request that every dialect can express; `ids` and `top_n` are optional."""
 
     model: str
     query: str
@@ -64,14 +64,14 @@ class Request:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The native route's, without `top_n`."""
+        """Return the body of the native route, without `top_n`."""
         items: list[dict[str, str]] = [{"text": text} for text in self.texts]
         if self.ids:
             items = [{"id": i, **item} for i, item in zip(self.ids, items, strict=True)]
         return {"query": {"id": "q", "text": self.query}, "items": items}
 
     def hits(self, scores: list[Any], item_id: str = "item_id") -> Hits:
-        """Positions and scores of a native answer's entries, known by the ids of the documents."""
+        """Return positions and scores of a native answer's entries, found by the ids of the documents."""
         names = self.ids or [f"item-{i}" for i in range(len(self.texts))]
         assert [entry["rank"] for entry in scores] == list(range(len(scores)))
         return [(names.index(entry[item_id]), entry["score"]) for entry in scores]
@@ -90,7 +90,7 @@ UNUSUAL = [
 
 
 def random_requests(count: int) -> list[Request]:
-    """1 to 20 documents each, some of them empty, unusual, long or twice the same."""
+    """Return requests with 1 to 20 documents, some of them empty, unusual, long or duplicated."""
     rng = random.Random(11)
 
     def text(words: int) -> str:

@@ -1,4 +1,4 @@
-"""The real application over real checkpoints, asked through ASGI inside the test's process: quick to start."""
+"""The real application with real checkpoints, called through ASGI in the test process, which starts quickly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FP32 = ServerConfig(device=DEVICE, dtype="float32", offline=True, threads=1, bat
 
 @contextmanager
 def asking(models: dict[str, Path], **config: Any) -> Iterator[TestClient]:
-    """A client of an app that serves `models` (id → directory) in fp32 on one thread."""
+    """Yield a client of an app that serves `models` (id → directory) in fp32 on one thread."""
     named = tuple(f"{name}={path}" for name, path in models.items())
     app = create_app(msgspec.structs.replace(FP32, model=named, **config))
     with TestClient(app, headers={"accept": "application/json"}) as client:
@@ -32,7 +32,7 @@ def asking(models: dict[str, Path], **config: Any) -> Iterator[TestClient]:
 
 
 def post(client: TestClient, path: str, body: Any, status: int = 200) -> Any:
-    """The decoded JSON answer, which must have this status."""
+    """Return the decoded JSON answer, which must have this status."""
     answer = client.post(path, json=body)
     assert answer.status_code == status, answer.text
     return answer.json()
@@ -41,20 +41,20 @@ def post(client: TestClient, path: str, body: Any, status: int = 200) -> Any:
 def ask(
     client: TestClient, model: str, query: str, texts: list[str], status: int = 200, **options: Any
 ) -> Any:
-    """A score request for plain texts."""
+    """Send a score request for plain texts."""
     body = {"query": {"text": query}, "items": [{"text": text} for text in texts], "options": options}
     return post(client, f"/v1/score/{model}", body, status)
 
 
 def in_order(answer: Any, key: str = "score") -> list[Any]:
-    """One field of the entries in the order of the request."""
+    """Return one field of the entries in the order of the request."""
     entries = sorted(answer["scores"], key=lambda entry: int(entry["item_id"].removeprefix("item-")))
     return [entry[key] for entry in entries]
 
 
 @asynccontextmanager
 async def serving(**config: Any) -> AsyncIterator[Service]:
-    """The service without HTTP, in fp32 on one thread; nothing is loaded yet."""
+    """Start the service without HTTP, in fp32 on one thread; no model is loaded yet."""
     service = Service(msgspec.structs.replace(FP32, **config))
     try:
         yield service
@@ -63,7 +63,7 @@ async def serving(**config: Any) -> AsyncIterator[Service]:
 
 
 async def scores(service: Service, model: str, query: str, texts: list[str]) -> tuple[float, ...]:
-    """Scores in the order of `texts`."""
+    """Return scores in the order of `texts`."""
     request = ScoreRequest(Item(text=query), [Item(text=text) for text in texts])
     answer = await service.score(model, request, RequestTiming())
     by_id = {entry.item_id: entry.score for entry in answer.scores}

@@ -1,7 +1,7 @@
-"""Real `sie-server` processes on the loopback interface, the checkpoints they serve, and how tests talk to them.
+"""Real `sie-server` processes on the loopback interface, their checkpoints, and requests to them.
 
-Nothing here knows the server's code: it is started as a user starts it and seen through its port, its log and its
-exit status. No process started here can reach a model hub.
+This module does not use the server's code: it starts the command as a user does and observes port, log and exit status.
+By default no process can reach a model hub.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from support.device import DEVICE
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 START_S = 120.0  # generous: the machine may be shared
-NOBODY = "http://127.0.0.1:9"  # the discard port, where nobody listens
+NOBODY = "http://127.0.0.1:9"  # the discard port, on which no server listens
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """Everything it has written so far."""
+        """Return the complete log so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def post(
@@ -61,7 +61,7 @@ class Server:
         accept: str | None = JSON,
         headers: dict[str, str] | None = None,
     ) -> httpx.Response:
-        """POST `body`: bytes as they are, anything else encoded as `content_type` says."""
+        """POST `body`: bytes unchanged, anything else encoded according to `content_type`."""
         sent = {"content-type": content_type, "accept": accept, **(headers or {})}
         if not isinstance(body, bytes):
             body = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
@@ -77,7 +77,7 @@ class Server:
         return httpx.get(self.base_url + path, headers=headers, timeout=60)
 
     def score(self, model: str, query: str, texts: list[str], **body: Any) -> dict[str, Any]:
-        """The answer to a plain JSON request, which must be a 200."""
+        """Return the answer to a plain JSON request, which must be a 200."""
         sent = {"query": {"text": query}, "items": [{"text": text} for text in texts], **body}
         answer = self.post(f"/v1/score/{model}", sent)
         assert answer.status_code == 200, answer.text
@@ -85,13 +85,13 @@ class Server:
         return answered
 
     def scores(self, model: str, query: str, texts: list[str], **options: Any) -> list[float]:
-        """Scores in the order of `texts`."""
+        """Return scores in the order of `texts`."""
         entries = self.score(model, query, texts, options=options)["scores"]
         by_id = {entry["item_id"]: entry["score"] for entry in entries}
         return [by_id[f"item-{i}"] for i in range(len(texts))]
 
     def metric(self, name: str, **labels: str) -> float:
-        """A sample of /metrics; 0 when it is not there yet."""
+        """Return a sample of /metrics, or 0 if it does not exist yet."""
         for line in self.get("/metrics").text.splitlines():
             match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
             if match and dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")) == labels:
@@ -99,18 +99,18 @@ class Server:
         return 0.0
 
     def raw(self) -> socket.socket:
-        """A bare connection, for what no HTTP client would send."""
+        """Return a bare connection, for bytes that no HTTP client would send."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def signal_and_wait(self, number: int = signal.SIGTERM, within: float = 60) -> int:
-        """Send a signal; the exit status."""
+        """Send a signal and return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(within)
 
 
 @contextlib.contextmanager
 def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """`sie-server serve` with `args`, ready to serve; at the end it must stop on SIGTERM with status 0.
+    """Start `sie-server serve` with `args` and yield it once ready; at the end it must stop on SIGTERM with status 0.
 
     A test may stop the process itself and look at the status.
     """
@@ -136,7 +136,7 @@ def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iter
 
 
 def environment(folder: Path, more: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without SIE settings, with an unreachable hub, and quick to start.
+    """Return this process's environment without SIE settings, with an unreachable hub, and settings for a quick start.
 
     One math thread per server, because several servers and test workers share the cores. A fixed batch size, because
     measuring it takes a second and a half per load.
@@ -175,7 +175,7 @@ def free_port() -> int:
 def command_line(
     folder: Path, *args: str, env: dict[str, str] | None = None, stdin: str | None = None, within: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run `sie-server` with `args` to its end."""
+    """Run `sie-server` with `args` until it ends."""
     return subprocess.run(
         [sys.executable, "-m", "sie_server", *args],
         env=environment(folder, env),
@@ -192,7 +192,7 @@ def command_line(
 
 
 def make_encoder(directory: Path, *, pooling: str = "mean") -> Path:
-    """A random BertModel in the sentence-transformers layout: it gives dense vectors and cannot score."""
+    """Write a random BertModel in the sentence-transformers layout, which returns dense vectors and cannot score."""
     cross_encoders.make_cross_encoder(directory, "bert", seed=3)  # for its tokenizer
     vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
     (directory / "model.safetensors").unlink()
@@ -222,14 +222,14 @@ def make_encoder(directory: Path, *, pooling: str = "mean") -> Path:
 
 
 def poison(directory: Path, source: Path) -> Path:
-    """A copy of `source` whose first attention weight is NaN."""
+    """Copy `source`, and set its first attention weight to NaN."""
     shutil.copytree(source, directory)
     edit_weights(directory, lambda w: w[next(n for n in w if n.endswith("query.weight"))].fill_(float("nan")))
     return directory
 
 
 def edit_weights(directory: Path, edit: Any) -> None:
-    """Load the tensors of a checkpoint, let `edit` change the table, write them back."""
+    """Load the tensors of a checkpoint, let `edit` change the dict, and write them back."""
     path = directory / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     edit(tensors)

@@ -19,7 +19,7 @@ SDK = Path(__file__).parents[3] / "packages" / "sie-ts-sdk"
 
 
 def found(what: str, *names: str) -> str:
-    """The path of the first of these programs."""
+    """Return the path of the first of these programs that is installed."""
     path = next((path for name in names if (path := shutil.which(name))), None)
     if path is None:
         missing(f"{what} is not installed")
@@ -27,14 +27,14 @@ def found(what: str, *names: str) -> str:
 
 
 def missing(message: str) -> None:
-    """A machine without the tools may skip; CI may not."""
+    """Skip the test, or fail it in CI."""
     if os.environ.get("CI"):
         pytest.fail(f"{message}, and in CI these tests must run")
     pytest.skip(message)
 
 
 def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> str:
-    """Run to the end; what it printed."""
+    """Run a command until it ends, and return its output."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -50,7 +50,7 @@ def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> st
 
 @functools.cache
 def npm() -> str:
-    """npm, once the client and its tests are built, which happens once per run."""
+    """Return the path of npm, after building the client and its tests once per run."""
     path = found("npm", "npm")
     major = int(run(found("Node", "node"), "--version").strip("v\n").split(".")[0])
     if major < 20:
