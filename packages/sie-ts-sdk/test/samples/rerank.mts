@@ -1,4 +1,4 @@
-// The samples of the product's documentation, word for word, each in a block of its own.
+// The samples of the product's documentation, word for word, each in its own block.
 import { SIEClient } from "@superlinked/sie-sdk";
 
 const client = new SIEClient("http://localhost:8080");

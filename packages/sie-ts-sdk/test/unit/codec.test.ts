@@ -1,4 +1,4 @@
-/** Encoding of arrays, byte for byte as numpy's side writes and reads them. */
+/** Arrays are encoded and decoded byte for byte as in Python. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -44,7 +44,7 @@ test("malformed array maps are rejected", () => {
   assert.throws(() => toArray({ nd: true, type: "<f4", shape: [1], data: new Uint8Array(4) }), /expected an array map/);
 });
 
-test("a trailing byte, a cut body and a foreign key are errors", () => {
+test("a trailing byte, a truncated body and a key that is not text are errors", () => {
   assert.throws(() => decodeBody(Uint8Array.of(0x80, 0xc0)), CodecError);
   assert.throws(() => decodeBody(Uint8Array.of(0x81)), CodecError);
   assert.throws(() => decodeBody(Uint8Array.of(0x81, 0xc3, 0xc3)), /map key/);

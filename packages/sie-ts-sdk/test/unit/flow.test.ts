@@ -94,7 +94,7 @@ test("RESOURCE_EXHAUSTED is retried three times, regardless of other errors in b
   assert.equal(run([exhausted, exhausted, loading, exhausted, exhausted, OK]).timeouts.length, 5);
 });
 
-test("a connection is tried three times, counted anew after an answer", () => {
+test("a connection is tried three times, and an answer resets the count", () => {
   for (const kind of ["connect", "dropped"] as const) {
     const { error, timeouts } = run([{ kind, detail: "why" }]);
     assert.equal(error.constructor, sie.SIEConnectionError);
