@@ -142,7 +142,7 @@ def test_a_pooling_that_excludes_prompts_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 8, 47, 48])
-def test_dimensions_are_cut_and_normalised_again(
+def test_dimensions_are_truncated_and_normalised_again(
     client: TestClient, reference: dict[str, SentenceTransformer], width: int
 ) -> None:
     answer = encode(client, "plain", options={"dimensions": width})
@@ -153,7 +153,7 @@ def test_dimensions_are_cut_and_normalised_again(
     np.testing.assert_allclose(dense(answer), expected, atol=1e-4)
 
 
-def test_vectors_that_were_not_normalised_are_only_cut(
+def test_vectors_that_were_not_normalised_are_only_truncated(
     client: TestClient, reference: dict[str, SentenceTransformer]
 ) -> None:
     expected = reference["raw"].encode(TEXTS, truncate_dim=16, show_progress_bar=False)
@@ -162,7 +162,7 @@ def test_vectors_that_were_not_normalised_are_only_cut(
     )
 
 
-def test_token_vectors_are_cut_too(client: TestClient) -> None:
+def test_token_vectors_are_also_truncated(client: TestClient) -> None:
     answer = encode(client, "mini", output_types=["multivector"], options={"dimensions": 32})
     for item in answer["items"]:
         values = np.array(item["multivector"]["values"])

@@ -75,7 +75,7 @@ def test_truncated_texts_are_shown(client: TestClient, toy: Path) -> None:
     assert item["token_ids"][len(query) + 2 : -1] == tokenizer(read, add_special_tokens=False).input_ids
 
 
-def test_the_usage_of_a_score_is_what_inspect_shows(client: TestClient) -> None:
+def test_the_usage_of_a_score_equals_the_tokens_of_inspect(client: TestClient) -> None:
     for model in ("toy", "mini"):
         for options in ({}, {"long_document": "chunk", "max_seq_length": 40}):
             shown = inspect(client, model, **options)
@@ -99,7 +99,7 @@ def test_windows_are_shown_with_their_characters(client: TestClient) -> None:
     assert windows[-1]["chunk"]["end"] == len(LONG.rstrip())
 
 
-def test_inspect_refuses_what_score_refuses(client: TestClient) -> None:
+def test_inspect_and_score_refuse_the_same_requests(client: TestClient) -> None:
     assert "score" in inspect(client, "encoder", 400)["detail"]["message"]  # type: ignore[index]
     assert "$.options" in inspect(client, "toy", 400, max_seq_length=3)["detail"]["message"]  # type: ignore[index]
 

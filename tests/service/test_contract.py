@@ -122,7 +122,7 @@ def test_entries_are_ranked_from_zero_by_falling_score(server: Server, model: st
     assert len({entry["score"] for entry in scores}) == 3
 
 
-def test_the_embedded_model_knows_what_is_relevant(server: Server) -> None:
+def test_the_embedded_model_ranks_relevant_texts_first(server: Server) -> None:
     texts = ["It will rain tomorrow.", "Machine learning learns from data.", "The cat sleeps."]
     [first, *_] = server.score(MINI, "What is machine learning?", texts)["scores"]
     assert first["item_id"] == "item-1"
@@ -226,7 +226,7 @@ def test_a_truncated_query_is_reported(server: Server, model: str) -> None:
     assert "truncated" not in answer["scores"][0]
 
 
-def test_max_seq_length_limits_what_is_read(server: Server) -> None:
+def test_max_seq_length_limits_the_tokens_read(server: Server) -> None:
     text = "rain falls tomorrow over the quiet harbour and nobody reads contracts"
     short = server.score(BERT, "rain", [text], options={"max_seq_length": 8})
     whole = server.score(BERT, "rain", [text], options={"max_seq_length": 128})
@@ -442,7 +442,7 @@ def test_is_query_is_read_from_both_places(server: Server) -> None:
 # ── metrics ──
 
 
-def test_metrics_count_what_was_sent(server: Server) -> None:
+def test_metrics_count_requests_and_tokens(server: Server) -> None:
     def state() -> list[float]:
         return [
             server.metric("sie_requests_total", route="score", model=BERT, status="200"),

@@ -36,7 +36,7 @@ def allowed(answer: httpx.Response) -> str | None:
     return origin
 
 
-def test_a_preflight_needs_no_key_and_allows_what_clients_send(shared: Server) -> None:
+def test_a_preflight_needs_no_key_and_allows_the_clients_headers(shared: Server) -> None:
     answer = preflight(shared, SCORE, PAGE)
     assert answer.status_code == 200 and allowed(answer) == PAGE
     names = {name.strip().lower() for name in answer.headers["access-control-allow-headers"].split(",")}

@@ -86,7 +86,7 @@ def output_of(block: Block, place: Place) -> str:
 
 
 @pytest.mark.parametrize("index", range(len(PAIRS)), ids=lambda i: f"line-{PAIRS[i][0].line}")
-def test_an_example_prints_what_the_page_shows(outputs: list[str], index: int) -> None:
+def test_an_example_prints_the_shown_output(outputs: list[str], index: int) -> None:
     after, output = PAIRS[index][1], outputs[index]
     if after.language == "json":
         compare(json.loads(after.text), json.loads(output))

@@ -53,7 +53,7 @@ def load(server: Server, status: int = 200, **body: object) -> dict[str, object]
     return dict(answer.json())
 
 
-def test_only_what_is_needed_is_downloaded_and_only_once(tmp_path: Path, theirs: Hub, stored: Path) -> None:
+def test_only_needed_files_are_downloaded_and_only_once(tmp_path: Path, theirs: Hub, stored: Path) -> None:
     theirs.sent.clear()
     flags = ["--model", MODEL, "--adapter", f"{MODEL}:laws={LORA}", "--batch-tokens", "512"]
     with processes.running(tmp_path, *flags, env={"HF_ENDPOINT": theirs.url}) as server:

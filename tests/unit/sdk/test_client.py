@@ -50,7 +50,7 @@ class Recorder:
 # ── score ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_score_sends_what_the_contract_says(connect: Connect, answer: Answer) -> None:
+def test_score_sends_the_documented_request(connect: Connect, answer: Answer) -> None:
     wire = Recorder(answer(SCORED))
     client = connect(wire, "http://host:9/prefix/")
     client.score("org/name", QUERY, ITEMS, instruction="rank", options={"top_n": 1, "profile": "p"})
@@ -225,7 +225,7 @@ def dense(values: Any) -> dict[str, Any]:
     return {"dims": 2, "dtype": "float32", "values": np.asarray(values, dtype=np.float32)}
 
 
-def test_encode_sends_what_the_contract_says(connect: Connect, answer: Answer) -> None:
+def test_encode_sends_the_documented_request(connect: Connect, answer: Answer) -> None:
     wire = Recorder(answer(encoded({"dense": dense([1, 2])})))
     client = connect(wire)
     client.encode(
@@ -335,7 +335,7 @@ def test_encode_warnings_are_logged(
     ]
 
 
-def test_encode_refuses_what_cannot_be_sent(connect: Connect) -> None:
+def test_encode_refuses_invalid_arguments(connect: Connect) -> None:
     client = connect(Recorder(httpx.Response(500)))
     for items, words in (
         ("text", "items is a str"),
@@ -411,7 +411,7 @@ def test_the_drivers_wait_as_long_as_the_server_says(
     assert 0.2 <= pause < 1
 
 
-def test_the_deadline_of_one_call_beats_the_clients(connect: Connect, pauses: list[float]) -> None:
+def test_the_deadline_of_one_call_overrides_the_clients(connect: Connect, pauses: list[float]) -> None:
     wire = Recorder(refusal(503, "MODEL_LOADING", 5))
     with pytest.raises(errors.ModelLoadingError, match="gave up after 1 try"):
         connect(wire, deadline=600).score("org/name", QUERY, ITEMS, deadline=1)
@@ -420,7 +420,7 @@ def test_the_deadline_of_one_call_beats_the_clients(connect: Connect, pauses: li
     assert not pauses and len(wire.requests) == 2
 
 
-def test_an_error_is_raised_with_what_the_server_said(connect: Connect) -> None:
+def test_an_error_is_raised_with_the_details_of_the_server(connect: Connect) -> None:
     response = httpx.Response(
         404,
         json={"error": {"code": "MODEL_NOT_FOUND", "message": "unknown; did you mean org/name?"}},

@@ -109,7 +109,7 @@ def problems_of(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_page_says_what_the_code_does(check: Callable[[str], list[str]]) -> None:
+def test_the_page_agrees_with_the_code(check: Callable[[str], list[str]]) -> None:
     assert check(PAGE) == []
 
 

@@ -78,7 +78,7 @@ def test_token_types_follow_the_checkpoint(tmp_path: Path) -> None:
         assert tokens.type_boundary == (first_one if typed else len(tokens))
 
 
-def test_a_query_beyond_its_cap_is_cut_and_reported(both: tuple[TextTokenizer, Tokenizer]) -> None:
+def test_a_query_beyond_its_cap_is_truncated_and_reported(both: tuple[TextTokenizer, Tokenizer]) -> None:
     ours, _ = both
     [tokens], [cut], query_cut = ours.pairs(random_text(random.Random(4), 5000), ["rain falls " * 20], 64)
     assert query_cut and cut and len(tokens) == 64
