@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,11 +65,3 @@ async def scores(service: Service, model: str, query: str, texts: list[str]) -> 
     answer = await service.score(model, request, RequestTiming())
     by_id = {entry.item_id: entry.score for entry in answer.scores}
     return tuple(by_id[f"item-{i}"] for i in range(len(texts)))
-
-
-async def until(holds: Callable[[], Any], within: float = 20) -> None:
-    """Wait until it holds."""
-    end = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,16 +186,6 @@ def command_line(
         timeout=within,
         check=False,
     )
-
-
-def eventually(holds: Callable[[], bool], within: float = 60) -> bool:
-    """Whether it holds at some time from now on."""
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return holds()
 
 
 # ── checkpoints ──
