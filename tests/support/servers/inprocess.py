@@ -16,7 +16,7 @@ from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
 from sie_server.wire import Item, ScoreRequest
 from support.device import DEVICE
-from support.polling import until
+from support.waiting import until
 
 __all__ = ["FP32", "ask", "asking", "in_order", "post", "scores", "serving", "until"]
 FP32 = ServerConfig(device=DEVICE, dtype="float32", offline=True, threads=1, batch_tokens=2048, model=())

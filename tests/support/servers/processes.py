@@ -28,6 +28,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from support.checkpoints import cross_encoders
+from support.checkpoints.cache import cached
 from support.device import DEVICE
 
 JSON, MSGPACK = "application/json", "application/msgpack"
@@ -136,10 +137,9 @@ def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iter
 
 
 def environment(folder: Path, more: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without SIE settings, with an unreachable hub, and quick to start.
+    """This process's environment without its SIE_ settings, with a hub that does not answer, and settings for tests.
 
-    One math thread per server, because several servers and test workers share the cores. A fixed batch size, because
-    measuring it takes a second and a half per load.
+    The batch size is not measured when a model loads, which takes 1.5 s a model.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIE_", "HF_", "TRANSFORMERS_"))}
     return {
@@ -191,6 +191,7 @@ def command_line(
 # ── checkpoints ──
 
 
+@cached
 def make_encoder(directory: Path, *, pooling: str = "mean") -> Path:
     """A random BertModel in the sentence-transformers layout: it gives dense vectors and cannot score."""
     cross_encoders.make_cross_encoder(directory, "bert", seed=3)  # for its tokenizer
