@@ -1,4 +1,4 @@
-"""What the engine asks of the operating system works outside Linux as well; the other system is simulated."""
+"""The engine works on operating systems other than Linux, which these tests simulate."""
 
 from __future__ import annotations
 
