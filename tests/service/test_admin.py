@@ -295,7 +295,11 @@ def test_keys_come_from_the_environment(tmp_path: Path, models: Path) -> None:
     with processes.running(tmp_path, "--models-dir", str(models), "--batch-tokens", "512", env=env) as server:
         load = ["load", "toy/bert"]
         complaint(command(tmp_path, server, *load), "401 UNAUTHORIZED", "SIE_ADMIN_KEY")
-        complaint(command(tmp_path, server, *load, SIE_API_KEY="x" * 20), "401 UNAUTHORIZED", "does not know the API key")
+        complaint(
+            command(tmp_path, server, *load, SIE_API_KEY="x" * 20),
+            "401 UNAUTHORIZED",
+            "does not know the API key",
+        )
         complaint(
             command(tmp_path, server, *load, SIE_API_KEY=INFER), "403 FORBIDDEN", "'web'", "SIE_ADMIN_KEY"
         )
