@@ -10,10 +10,10 @@ SOURCES := packages/sie-sdk/src packages/sie-server/src $(INTEGRATIONS:%=package
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench parity quality clean
+.PHONY: help install demo test test-floors check format bench parity quality clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 install: $(RUN) ## fill .venv with the server, the client and the demo
 	@echo "Installed. Next: make demo"
@@ -24,13 +24,19 @@ demo: $(RUN) ## rerank keyword search results with a local server
 test: $(DEV) $(TYPESCRIPT_DEV) ## run all tests (ARGS="-k name" picks some)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(DEV) $(TYPESCRIPT_DEV) ## formatting, lint, types, import rules and generated pages
+test-floors: ## run the tests with the lowest promised versions of the requirements
+	PYTHON="$(PYTHON)" scripts/test_floors $(ARGS)
+
+check: $(DEV) $(TYPESCRIPT_DEV) ## formatting, lint, types, import rules, generated pages, spelling and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
 	$(BIN)/python scripts/generate_ts_types.py --check
+	$(BIN)/codespell
+	$(BIN)/proselint check $$(git ls-files '*.md')
+	$(BIN)/python scripts/check_prose.py
 	@if [ -e $(TYPESCRIPT_DEV) ]; then npm --silent --prefix $(TYPESCRIPT) run check && echo "TypeScript: types are right"; fi
 
 format: $(DEV) ## format the code and fix what can be fixed
@@ -54,7 +60,7 @@ $(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examp
 	@PYTHON="$(PYTHON)" scripts/install run
 	@touch $@
 
-$(DEV): $(RUN) requirements-dev.txt requirements-integrations.txt $(INTEGRATIONS:%=packages/%/pyproject.toml)
+$(DEV): $(RUN) requirements-dev.txt requirements-test.txt requirements-integrations.txt $(INTEGRATIONS:%=packages/%/pyproject.toml)
 	@PYTHON="$(PYTHON)" scripts/install dev
 	@touch $@
 

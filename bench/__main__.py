@@ -1,4 +1,4 @@
-"""`python -m bench`: the speed benchmarks one after the other, in a few minutes."""
+"""`python -m bench`: run the speed benchmarks, which take a few minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMANDS = (
 
 
 def main() -> None:
-    """Run all, each in a process of its own so that none inherits another's threads and memory."""
+    """Run all benchmarks, each in its own process, so that threads and memory are not shared."""
     failed = []
     for module, *arguments in COMMANDS:
         print(f"\n── python -m {' '.join([module, *arguments])}", flush=True)

@@ -1,4 +1,4 @@
-"""What `cross_encoders` found: the figures derived from it, and how they are printed, drawn and written."""
+"""Results of `cross_encoders`: derived figures, tables, plots and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OURS, FLOOR = "sie", "products alone"
 
 @dataclass
 class Times:
-    """A contender's turns: seconds, and cores others used meanwhile."""
+    """A contender's runs: their seconds, and the cores that other processes used."""
 
     seconds: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
@@ -34,19 +34,19 @@ class Times:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far our logits are from the reference's, and bf16 from fp32. `spread`: σ of the reference's logits."""
+    """Differences between our logits and the reference's, and between bf16 and fp32. `spread`: σ of the reference."""
 
     spread: float
     fp32: float  # max |Δ| ours fp32 – transformers fp32
     bf16: float  # max |Δ| ours bf16 – ours fp32
-    tau: float  # Kendall's τ of the two orders, ours bf16 – ours fp32
+    tau: float  # Kendall's τ of the two rankings, ours bf16 – ours fp32
     reference_bf16: float  # max |Δ| transformers bf16 – transformers fp32
     reference_tau: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that one shape's run found."""
+    """The results for one shape."""
 
     shape: Shape
     lengths: list[int]
@@ -69,20 +69,20 @@ class Report:
 
     @property
     def best(self) -> str:
-        """The fastest of sentence-transformers' bf16 settings tried in this run."""
+        """The fastest of sentence-transformers' bf16 settings in this run."""
         tried = [name for name in self.times if name.startswith("sentence-transformers bf16")]
         return min(tried, key=lambda name: self.times[name].best)
 
     @property
     def floor(self) -> float:
-        """Seconds the arithmetic takes at the rate of its products alone."""
+        """Seconds that the arithmetic would take at the rate of the matrix products alone."""
         return self.flops * self.times[FLOOR].best / self.product_flops
 
     def ratio(self, name: str) -> float:
         return self.times[name].best / self.times[OURS].best
 
     def median_ratio(self, name: str) -> float:
-        """The median over the rounds of that round's ratio: steadier than best times on a busy machine."""
+        """The median of the ratios of all rounds, which is steadier than best times on a busy machine."""
         pairs = zip(self.times[name].seconds, self.times[OURS].seconds, strict=True)
         return statistics.median(theirs / own for theirs, own in pairs)
 
@@ -128,13 +128,13 @@ def figures(report: Report, name: str, times: Times) -> list[str]:
 def show_verdicts(console: Console, report: Report) -> None:
     shape, found = report.shape, report.agreement
     rate = report.product_flops / report.times[FLOOR].best / 1e9
-    for label, name, wanted in (
+    for label, name, expected in (
         ("its default", report.default, shape.over_default),
         ("its best", report.best, shape.over_best),
     ):
         ratio = report.ratio(name)
-        verdict = "[green]ok[/]" if ratio >= wanted else "[red]short[/]"
-        console.print(f"against {label}: × {ratio:.2f}, expected ≥ {wanted} on an AMX CPU: {verdict}")
+        verdict = "[green]ok[/]" if ratio >= expected else "[red]short[/]"
+        console.print(f"against {label}: × {ratio:.2f}, expected ≥ {expected} on an AMX CPU: {verdict}")
     console.print(
         f"floor {report.floor * 1e3:,.0f} ms ({rate:,.0f} GFLOP/s of the products alone, this run); "
         f"ours is {report.times[OURS].best / report.floor:.2f} × the floor"
@@ -147,7 +147,7 @@ def show_verdicts(console: Console, report: Report) -> None:
     state = (
         "quiet" if report.others <= machine.QUIET else "[yellow]disturbed: read the ratios, not the times[/]"
     )
-    console.print(f"other processes used {report.others:.2f} cores (median of all turns): {state}")
+    console.print(f"other processes used {report.others:.2f} cores (median of all runs): {state}")
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def draw(reports: list[Report], path: Path) -> None:
-    """One panel per shape: pairs per second of every contender, ours first."""
+    """Draw one panel per shape: pairs per second of all contenders, ours first."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 2.4 * len(reports)), layout="constrained")

@@ -1,6 +1,6 @@
-"""The ways of scoring 100 documents that `cross_encoders` compares: ours, sentence-transformers, plain transformers.
+"""The contenders that `cross_encoders` compares: ours, sentence-transformers, plain transformers.
 
-Every contender takes texts and gives logits, so tokenisation is inside everybody's time.
+All contenders take texts and return logits, so their times include tokenisation.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ FLOOR_ROWS = 4096
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of scoring the documents."""
+    """A way of scoring the documents."""
 
     name: str
     score: Callable[[], Any]
 
 
 def ours(engine: Engine, documents: list[str]) -> Logits:
-    """What the server does with one request on an idle machine, without HTTP: tokenise, cut into batches, run."""
+    """Score as the server does on an idle machine, without HTTP: tokenise, form batches, run them."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the server sets it
     job = engine.tokenize_score(ScoreTexts(QUERY, documents, engine.max_seq_length))
     del os.environ["TOKENIZERS_PARALLELISM"]
@@ -49,7 +49,7 @@ def ours(engine: Engine, documents: list[str]) -> Logits:
 
 
 def sentence_transformers(directory: Path, documents: list[str], dtype: torch.dtype, batch: int) -> Contender:
-    """`CrossEncoder.predict` as its users call it; it sorts by length itself."""
+    """`CrossEncoder.predict`, which sorts by length, with its usual arguments."""
     from sentence_transformers import CrossEncoder
 
     model = CrossEncoder(str(directory), device="cpu", max_length=512, model_kwargs={"dtype": dtype})
@@ -62,7 +62,7 @@ def sentence_transformers(directory: Path, documents: list[str], dtype: torch.dt
 
 
 def plain_transformers(directory: Path, documents: list[str], dtype: torch.dtype, batch: int) -> Contender:
-    """A careful loop around the model: sorted by length, each batch padded to its own longest."""
+    """An efficient loop around the model: sorted by length, each batch padded to its longest sequence."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=dtype).eval()
@@ -85,12 +85,12 @@ def plain_transformers(directory: Path, documents: list[str], dtype: torch.dtype
 
 
 class Products:
-    """The big matrix products of one layer, alone: the rate the floor is computed with."""
+    """The large matrix products of the layers alone, whose rate determines the floor."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
         h, f = shape.width, shape.feed_forward
         self._sizes = [(h, 3 * h), (h, h), (h, f), (f, h)]
-        # several copies, as a model has several layers: one would stay in the cache
+        # one copy for each layer, because a single copy would stay in the processor's cache
         self._weights = [
             [torch.randn(outputs, inputs, dtype=dtype) for inputs, outputs in self._sizes]
             for _ in range(shape.layers)
@@ -109,7 +109,7 @@ class Products:
 
 
 def quiet_libraries() -> None:
-    """No progress bars and notices of the libraries between our figures."""
+    """Switch off progress bars and notices of the libraries."""
     import transformers
 
     transformers.logging.set_verbosity_error()

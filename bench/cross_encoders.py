@@ -1,9 +1,9 @@
-"""Cross-encoder speed on this CPU, ours against the libraries people use, all in one run.
+"""Cross-encoder speed on this CPU compared with other libraries, all in one run.
 
     python -m bench.cross_encoders                 # both shapes, 7 rounds
-    python -m bench.cross_encoders --profile       # and where our time goes
+    python -m bench.cross_encoders --profile       # also print the time of each stage
 
-The contenders take turns (A B C A B C …), so that noise hits all of them; writes cross_encoders.json and .png.
+The contenders alternate (A B C A B C …), so that noise affects all of them. Writes cross_encoders.json and .png.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
 
 OUT = Path(__file__).resolve().parent / "out"
-PAUSE = 0.05  # seconds between two turns, so that threads of the one before stop spinning
+PAUSE = 0.05  # seconds between two runs, so that the threads of the first stop spinning
 console = Console(width=None if Console().is_terminal else 140)
 
 
-def take_turns(turns: dict[str, Callable[[], Any]], rounds: int, patience: Patience) -> dict[str, Times]:
-    """Warm everyone up, then let each run once per round, `rounds` times."""
-    times = {name: Times() for name in turns}
+def alternate(runs: dict[str, Callable[[], Any]], rounds: int, patience: Patience) -> dict[str, Times]:
+    """Warm up all contenders, then run each once per round."""
+    times = {name: Times() for name in runs}
     with console.status("warming up …") as status:
-        for turn in turns.values():
-            turn()
+        for run in runs.values():
+            run()
         for done in range(rounds):
             status.update(f"round {done + 1} of {rounds} …")
-            for name, turn in turns.items():
-                taken = take_turn(turn, patience)
+            for name, run in runs.items():
+                taken = run_undisturbed(run, patience)
                 times[name].seconds.append(taken.elapsed)
                 times[name].others.append(round(taken.cores, 2))
     return times
 
 
-def take_turn(turn: Callable[[], Any], patience: Patience) -> Bystanders:
-    """Run once, and again for as long as others disturb it and patience lasts."""
+def run_undisturbed(run: Callable[[], Any], patience: Patience) -> Bystanders:
+    """Run once, and repeat a disturbed run within the limit of `patience`."""
     while True:
         time.sleep(PAUSE)
         with Bystanders() as taken:
-            turn()
+            run()
         if not patience.again(taken):
             return taken
 
@@ -70,17 +70,17 @@ def measure(
     profile: bool,
 ) -> Report:
     engine = Engine(directory, device="cpu")
-    taking = Patience(patience)
-    take_turn(partial(calibrate, engine), taking)
+    limit = Patience(patience)
+    run_undisturbed(partial(calibrate, engine), limit)
     engine.batch_tokens = batch_tokens or engine.batch_tokens
     rivals = make_rivals(directory, documents)
     products = Products(shape, engine.dtype)
-    turns: dict[str, Callable[[], Any]] = {
+    runs: dict[str, Callable[[], Any]] = {
         OURS: lambda: contenders.ours(engine, documents),
         **{rival.name: rival.score for rival in rivals},
         FLOOR: products,
     }
-    times = take_turns(turns, rounds, taking)
+    times = alternate(runs, rounds, limit)
     if profile:
         stages.show(console, shape.name, lambda: contenders.ours(engine, documents))
     work = engine.tokenize_score(ScoreTexts(QUERY, documents, engine.max_seq_length)).work
@@ -114,26 +114,31 @@ def agreement(directory: Path, documents: list[str], engine: Engine, rival_bf16:
 
 
 def kendall_tau(a: Logits, b: Logits) -> float:
-    """(pairs in the same order − pairs in opposite order) / pairs."""
+    """Return (pairs in the same order − pairs in opposite order) / pairs."""
     upper = np.triu_indices(len(a), 1)
     return float(np.mean(np.sign(np.subtract.outer(a, a)[upper]) * np.sign(np.subtract.outer(b, b)[upper])))
 
 
 @click.command()
-@click.option("--shapes", default=",".join(SHAPES), show_default=True, help="Which of them, by comma.")
+@click.option(
+    "--shapes", default=",".join(SHAPES), show_default=True, help="Comma-separated names of shapes."
+)
 @click.option("--rounds", type=click.IntRange(1, 100), default=7, show_default=True)
 @click.option("--documents", type=click.IntRange(2, 2000), default=100, show_default=True)
 @click.option(
-    "--threads", type=click.IntRange(0), default=0, help="CPU threads of everybody; 0: torch's default."
+    "--threads", type=click.IntRange(0), default=0, help="CPU threads of all contenders; 0: torch's default."
 )
 @click.option(
-    "--patience", default=120.0, show_default=True, help="Seconds per shape for repeating disturbed turns."
+    "--patience", default=120.0, show_default=True, help="Seconds per shape for repeating disturbed runs."
 )
 @click.option(
-    "--batch-tokens", type=click.IntRange(0), default=0, help="Of our batches; 0: as calibrated at load."
+    "--batch-tokens",
+    type=click.IntRange(0),
+    default=0,
+    help="Tokens in our batches; 0: as calibrated on load.",
 )
-@click.option("--profile", is_flag=True, help="Print where our time goes, by stage and by operator.")
-@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Where the report goes.")
+@click.option("--profile", is_flag=True, help="Print our time by stage and by operator.")
+@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory for the report.")
 def main(
     shapes: str,
     rounds: int,
@@ -144,7 +149,7 @@ def main(
     profile: bool,
     out: Path,
 ) -> None:
-    """Score the same documents with everybody, in turns, and compare."""
+    """Score the same documents with all contenders and compare their times and logits."""
     unknown = set(shapes.split(",")) - set(SHAPES)
     if unknown:
         raise click.BadParameter(
@@ -157,7 +162,7 @@ def main(
     console.print(
         f"{about['cpu']}, {about['cores']} cores, AMX {'yes' if about['amx_bf16'] else 'no'}, "
         f"torch {about['torch']} with {about['threads']} threads, load average {about['load_average']}\n"
-        f"XLM-R has a vocabulary of {UNIGRAM_VOCABULARY:,} instead of 250,002, for everybody"
+        f"XLM-R has a vocabulary of {UNIGRAM_VOCABULARY:,} instead of 250,002, for all contenders"
     )
     reports = []
     for name in shapes.split(","):

@@ -1,4 +1,4 @@
-"""Evaluation collections, their BM25 first stage, and nDCG@10: what every quality measurement here shares.
+"""Evaluation collections, their BM25 first stage, and nDCG@10, shared by all quality measurements.
 
 A collection is a folder in the BEIR layout: corpus.jsonl.gz, queries.jsonl.gz, qrels.tsv.
 """
@@ -18,14 +18,15 @@ import numpy as np
 import Stemmer  # type: ignore[import-not-found]
 
 CANDIDATES = 100
-TARGETS = {  # the least mean nDCG@10 over all queries that the embedded model must reach over BM25's first hundred
+# the least mean nDCG@10 over all queries that the embedded model must reach on BM25's first hundred documents
+TARGETS = {
     "scifact": 0.717,
     "cosqa": 0.534,
     "cacm": 0.506,
     "fairytaleqa-test": 0.719,
 }
 REPORTED = ("scifact", "cosqa", "cacm", "fairytaleqa-test")
-# Sets for choosing between variants are named apart, so that nobody tunes on what is reported.
+# Sets for choosing between variants are kept apart from the reported ones.
 SELECTION = {"cosqa-dev": ("cosqa", "qrels_dev.tsv"), "fairytaleqa-val": ("fairytaleqa-val", "qrels.tsv")}
 
 
@@ -37,7 +38,7 @@ class Collection:
     relevance: dict[str, dict[str, float]]  # query id → document id → grade
 
     def first(self, limit: int | None) -> Collection:
-        """The same collection with its first `limit` queries."""
+        """Return the collection with its first `limit` queries."""
         kept = dict(list(self.queries.items())[:limit])
         return Collection(self.name, self.documents, kept, self.relevance)
 
@@ -64,20 +65,22 @@ def document_text(row: Mapping[str, str]) -> str:
 
 
 def load(data: Path, name: str) -> Collection:
-    """One collection under `data`/eval."""
+    """Load a collection from `data`/eval."""
     folder_name, qrels = SELECTION.get(name, (name, "qrels.tsv"))
     folder = data / "eval" / folder_name
     if not folder.is_dir():
-        raise FileNotFoundError(f"no collection {name!r} under {data / 'eval'}: name the data directory")
+        raise FileNotFoundError(
+            f"no collection {name!r} under {data / 'eval'}; set --data to the data directory"
+        )
     relevance = read_relevance(folder / qrels)
     queries = {row["_id"]: row["text"] for row in read_lines(folder / "queries.jsonl.gz")}
     documents = {row["_id"]: document_text(row) for row in read_lines(folder / "corpus.jsonl.gz")}
-    asked = {query: text for query, text in queries.items() if query in relevance}
-    return Collection(name, documents, asked, relevance)
+    judged = {query: text for query, text in queries.items() if query in relevance}
+    return Collection(name, documents, judged, relevance)
 
 
 def bm25_candidates(collection: Collection, count: int = CANDIDATES) -> dict[str, list[str]]:
-    """The first stage: each query's best `count` documents by BM25, best first."""
+    """Return the first stage: the best `count` documents of each query by BM25, best first."""
     stemmer = Stemmer.Stemmer("english")
 
     def tokenize(texts: Sequence[str]) -> Any:
@@ -95,7 +98,7 @@ def bm25_candidates(collection: Collection, count: int = CANDIDATES) -> dict[str
 
 
 def ndcg(ranking: Sequence[str], grades: Mapping[str, float], depth: int = 10) -> float:
-    """nDCG at `depth` with linear gain: a document's grade counts as it is, not as a power of two."""
+    """Return nDCG at `depth` with linear gain: the grade itself, not a power of two."""
     gains = np.array([grades.get(document, 0.0) for document in ranking[:depth]])
     ideal = np.array(sorted(grades.values(), reverse=True)[:depth])
 

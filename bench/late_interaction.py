@@ -1,10 +1,10 @@
-"""Late interaction: how much faster the second request over the same 100 documents is, and that scores are the same.
+"""Late interaction: the speed of a second request over the same 100 documents, and the equality of its scores.
 
 .venv/bin/python bench/late_interaction.py
 
 One server with a document cache and one without, on this machine, over HTTP. Two models: the embedded one, and a
-ColBERT checkpoint of its encoder with a random projection to 128 dimensions (speed and equality do not depend on what
-was learnt). Every round takes documents the server has not seen, ranks them for one query and then for another.
+ColBERT checkpoint of its encoder with a random projection to 128 dimensions (speed and equality do not depend on the
+weights). Each round ranks documents that are new to the server for one query and then for another.
 Prints the median times, their ratio, and the largest difference from the scores of the server without cache.
 """
 
@@ -32,7 +32,7 @@ from sie_server.catalog import EMBEDDED
 CORPUS = Path(__file__).parents[1] / "examples" / "demo" / "corpus.jsonl"
 FIRST, SECOND = "how do stars burn hydrogen into helium", "what to do when bread does not rise"
 COLBERT, MINI = "bench/colbert", "sie/mini-en"
-SAME = 1e-6  # most difference of scores in fp32; in bf16 the forward pass itself may move with the batch
+SAME = 1e-6  # largest difference of scores in fp32; in bf16 the forward pass itself may vary with the batch
 
 
 def main() -> int:
@@ -58,8 +58,11 @@ def main() -> int:
 
 
 def measure(model: str, cached: SIEClient, plain: SIEClient, rounds: int, count: int) -> tuple[float, float]:
-    """Median of first over second request round by round, and the largest difference of a score; prints a line."""
-    first, second, again, difference = [], [], [], 0.0
+    """Return the median ratio of first to second request, and the largest difference of scores; print a line."""
+    first: list[float] = []
+    second: list[float] = []
+    again: list[float] = []
+    difference = 0.0
     for number in range(-1, rounds):  # round -1 warms up
         documents = [{"text": f"{number}. {text}"} for text in passages(count)]
         took_first, _ = timed(cached, model, FIRST, documents)
@@ -81,7 +84,7 @@ def measure(model: str, cached: SIEClient, plain: SIEClient, rounds: int, count:
 
 
 def passages(count: int) -> list[str]:
-    """Real passages, repeated when more are wanted than there are."""
+    """Return `count` passages of the corpus, repeated if it has fewer."""
     texts = [json.loads(line)["text"] for line in CORPUS.read_text(encoding="utf-8").splitlines()]
     return [f"{i // len(texts)} {texts[i % len(texts)]}" for i in range(count)]
 
@@ -89,7 +92,7 @@ def passages(count: int) -> list[str]:
 def timed(
     client: SIEClient, model: str, query: str, documents: list[dict[str, str]]
 ) -> tuple[float, list[float]]:
-    """Seconds, and scores in the order of `documents`."""
+    """Return the seconds and the scores in the order of `documents`."""
     start = time.perf_counter()
     result = client.score(model, {"text": query}, documents)  # type: ignore[arg-type]
     took = time.perf_counter() - start
@@ -98,7 +101,7 @@ def timed(
 
 
 def make_colbert(directory: Path) -> Path:
-    """The embedded encoder as a Stanford ColBERT checkpoint."""
+    """Write the embedded encoder as a Stanford ColBERT checkpoint."""
     directory.mkdir()
     source = EMBEDDED / "mini-en"
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -121,7 +124,7 @@ def make_colbert(directory: Path) -> Path:
 
 @contextmanager
 def server(*flags: str) -> Iterator[SIEClient]:
-    """A server process of its own, ready to answer."""
+    """Start a server process and wait until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -137,7 +140,7 @@ def server(*flags: str) -> Iterator[SIEClient]:
 
 
 def wait(client: SIEClient, process: subprocess.Popen[bytes]) -> None:
-    """Until both models are loaded."""
+    """Wait until both models are loaded."""
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         try:

@@ -1,9 +1,9 @@
-"""Does memory come back? A service that loads, answers and unloads again and again, in this process.
+"""Memory of a service that repeatedly loads models, answers requests and unloads models, in this process.
 
     python -m bench.lifecycle
 
-Two models take turns: a cross-encoder (MiniLM-L6, random weights) and the embedded model, whose documents are cached.
-Resident memory is read with nothing loaded.
+Two models alternate: a cross-encoder (MiniLM-L6, random weights) and the embedded model, whose documents are cached.
+Resident memory is read while no model is loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sie_server.wire import Item, ScoreRequest
 
 OUT = Path(__file__).resolve().parent / "out"
 MODEL, EMBEDDED = "bench/minilm", "sie/mini-en"
-BASE_CYCLE = 10  # by then every library has what it will keep
+BASE_CYCLE = 10  # by then all libraries have allocated the memory that they keep
 ALLOWED = 0.05
 DOCUMENTS, MEDIAN_WORDS, AT_ONCE = 3, 20.0, 4
 console = Console(width=None if Console().is_terminal else 120)
@@ -42,7 +42,7 @@ def resident_mib() -> float:
 
 
 async def cycle(service: Service, model: str, requests: int, texts: list[str]) -> None:
-    """Load, answer `requests` requests, some at a time, unload."""
+    """Load the model, answer `requests` requests, AT_ONCE of them concurrently, and unload it."""
     await service.admin.load(model)
     waiting = iter(range(requests))
 
@@ -58,7 +58,7 @@ async def cycle(service: Service, model: str, requests: int, texts: list[str]) -
 
 
 async def measure(directory: Path, cycles: int, requests: int, dtype: Any) -> list[float]:
-    """Resident memory after every cycle, MiB."""
+    """Return the resident memory after each cycle in MiB."""
     config = ServerConfig(model=(f"{MODEL}={directory}",), device="cpu", dtype=dtype, offline=True)
     service = Service(config)
     texts = natural_texts(500, MEDIAN_WORDS)
@@ -76,14 +76,16 @@ async def measure(directory: Path, cycles: int, requests: int, dtype: Any) -> li
 
 @click.command()
 @click.option("--cycles", type=click.IntRange(BASE_CYCLE + 1), default=60, show_default=True)
-@click.option("--requests", type=click.IntRange(1), default=5000, show_default=True, help="In all cycles.")
+@click.option(
+    "--requests", type=click.IntRange(1), default=5000, show_default=True, help="Total of all cycles."
+)
 @click.option("--dtype", default="auto", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Where the report goes.")
+@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory for the report.")
 def main(cycles: int, requests: int, dtype: str, out: Path) -> None:
-    """Load and unload, and see whether resident memory stays within 5 % of what it was after ten cycles."""
+    """Load and unload models, and check that resident memory stays within 5 % of its value after ten cycles."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        # in a process of its own: what making a checkpoint leaves behind is not ours to measure
+        # a separate process, so that memory used to create the checkpoint is not measured
         making = multiprocessing.get_context("spawn").Process(
             target=write_checkpoint, args=(MINILM, Path(folder))
         )

@@ -1,9 +1,9 @@
-"""Many clients at once: throughput and latency of a server under load, and fairness beside a bulk job.
+"""Throughput and latency of a server with many clients, and fairness during a bulk job.
 
     python -m bench.load                       # 32 clients × 100 documents × 20 s, embedded model
     python -m bench.load --mixed               # 16 × 10 documents, without and with a client of 2,000-document requests
 
-The clients are `SIEAsyncClient`s in this process, the server is another; without --url one is started for the run.
+The clients are `SIEAsyncClient`s in this process. The server is another process, started unless --url is given.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ QUERIES = ROOT / "examples/demo/queries.jsonl"
 GIVE_UP_AFTER = 120.0  # seconds per request, retries included
 INTERACTIVE, BULK = 16, 1  # clients of the mixed mode
 INTERACTIVE_DOCUMENTS, BULK_DOCUMENTS = 10, 2_000
-THINKING = 1.0  # seconds an interactive client waits between two requests, on average
+THINKING = 1.0  # mean seconds between two requests of an interactive client
 console = Console(width=None if Console().is_terminal else 120)
 
 
 class CountingTransport(httpx.AsyncHTTPTransport):
-    """The network, counting the answers by status: what the SDK tried again is visible here."""
+    """Counts answers by status, including those that the SDK retried."""
 
     def __init__(self, statuses: Counter[int]) -> None:
         super().__init__(limits=httpx.Limits(max_connections=None, max_keepalive_connections=32))
@@ -56,7 +56,7 @@ class CountingTransport(httpx.AsyncHTTPTransport):
 
 @dataclass
 class Group:
-    """Clients that do the same, and what happened to them."""
+    """Clients with the same behaviour, and their results."""
 
     clients: int
     documents: int
@@ -64,11 +64,11 @@ class Group:
     latencies: list[float] = field(default_factory=list)  # seconds, of answered requests
     failures: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
-    last: float = 0.0  # when the last answer came, seconds after the start
+    last: float = 0.0  # time of the last answer, in seconds after the start
 
     @property
     def retries(self) -> int:
-        """Answers other than 200 that did not end a request."""
+        """The number of answers other than 200 that did not end a request."""
         refused = sum(count for status, count in self.statuses.items() if status != 200)
         return max(0, refused - self.failures.total())
 
@@ -77,7 +77,7 @@ class Group:
         return len(self.latencies) * self.documents / self.last if self.last else 0.0
 
     def percentile(self, percent: int) -> float:
-        """Milliseconds."""
+        """Return a percentile of the latencies in milliseconds."""
         if len(self.latencies) < 2:
             return (self.latencies or [float("nan")])[0] * 1e3
         return statistics.quantiles(self.latencies, n=100, method="inclusive")[percent - 1] * 1e3
@@ -85,7 +85,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One phase of load."""
+    """The results of a phase."""
 
     name: str
     groups: dict[str, Group]
@@ -102,17 +102,17 @@ def queries() -> list[str]:
 
 
 async def one_client(url: str, model: str, group: Group, number: int, start: float, end: float) -> None:
-    """Ask until `end`; a failed request is counted and the next one is sent."""
+    """Send requests until `end`; failed ones are counted."""
     rng = random.Random(number)
     items = [Item(text=text) for text in natural_texts(group.documents, seed=number)]
-    asked = queries()
+    texts = queries()
     async with SIEAsyncClient(
         url, deadline=GIVE_UP_AFTER, transport=CountingTransport(group.statuses)
     ) as client:
         await asyncio.sleep(rng.random() * max(0.02, group.pause))
         while (sent := time.perf_counter()) < end:
             try:
-                result = await client.score(model, Item(text=rng.choice(asked)), items)
+                result = await client.score(model, Item(text=rng.choice(texts)), items)
             except SIEError as error:
                 group.failures[type(error).__name__] += 1
                 await asyncio.sleep(0.1)
@@ -129,7 +129,7 @@ async def one_client(url: str, model: str, group: Group, number: int, start: flo
 async def apply_load(
     server: Server, model: str, name: str, groups: dict[str, Group], seconds: float
 ) -> Outcome:
-    """Run all clients for `seconds`, then wait for the requests under way."""
+    """Run all clients for `seconds`, then wait for their last requests."""
     peak = server.rss_mib or 0.0
     own, served = time.process_time(), server.cpu_seconds
     with machine.Bystanders() as others:
@@ -147,7 +147,7 @@ async def apply_load(
         served = (server.cpu_seconds - served) / elapsed
         own = (time.process_time() - own) / elapsed
     for task in tasks:
-        task.result()  # a defect of the benchmark itself is not to be counted but to be seen
+        task.result()  # raises errors of the benchmark itself
     rss = peak if server.process else None
     return Outcome(name, groups, elapsed, served, own, max(0.0, others.cores - served), rss)
 
@@ -166,12 +166,12 @@ async def uniform(server: Server, model: str, clients: int, documents: int, seco
 
 
 async def mixed(server: Server, model: str, seconds: float) -> list[Outcome]:
-    """Interactive clients alone, then beside a bulk client."""
+    """Run interactive clients alone, then together with a bulk client."""
     await warm_up(server, model, INTERACTIVE_DOCUMENTS)
     outcomes = []
-    for name in ("alone", "beside bulk"):
+    for name in ("alone", "with bulk"):
         groups = {"interactive": Group(INTERACTIVE, INTERACTIVE_DOCUMENTS, THINKING)}
-        if name == "beside bulk":
+        if name == "with bulk":
             groups["bulk"] = Group(BULK, BULK_DOCUMENTS)
         outcomes.append(await apply_load(server, model, name, groups, seconds))
     return outcomes
@@ -231,10 +231,10 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def loopback_port(url: str) -> int:
-    """The port of a loopback address.
+    """Return the port of a loopback address.
 
     Raises:
-        click.BadParameter: the address is another machine's, which is not ours to load.
+        click.BadParameter: the address belongs to another machine, which this benchmark must not load.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -251,16 +251,14 @@ def loopback_port(url: str) -> int:
 
 def server_for(url: str | None, model: str, flags: tuple[str, ...]) -> AbstractContextManager[Server]:
     if url is None:
-        # the clients send the same documents again and again; what is measured is the model, not its cache
+        # The clients repeat the same documents, and the benchmark measures the model, not its cache.
         return running_server(model, flags=("--document-cache-mb", "0", *flags))
     return nullcontext(server_at(url.rstrip("/"), loopback_port(url)))
 
 
 @click.command()
-@click.option("--url", help="A running server on this machine; one is started without it.")
-@click.option(
-    "--model", default=DEFAULT_MODEL, show_default=True, help="ID, or ID=SOURCE as `serve` takes it."
-)
+@click.option("--url", help="A running server on this machine; default: start a server.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="ID or ID=SOURCE, as for `serve`.")
 @click.option("--clients", type=click.IntRange(1, 256), default=32, show_default=True)
 @click.option("--documents", type=click.IntRange(1, 5_000), default=100, show_default=True)
 @click.option("--seconds", type=click.FloatRange(1, 600), default=20, show_default=True, help="Per phase.")
@@ -268,9 +266,9 @@ def server_for(url: str | None, model: str, flags: tuple[str, ...]) -> AbstractC
     "--mixed", "is_mixed", is_flag=True, help="Interactive clients, without and with a bulk client."
 )
 @click.option(
-    "--flag", "flags", multiple=True, help="For the server that is started, e.g. --flag=--threads=2."
+    "--flag", "flags", multiple=True, help="Flag for the server that is started, e.g. --flag=--threads=2."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Where the report goes.")
+@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory for the report.")
 def main(
     url: str | None,
     model: str,
@@ -281,7 +279,7 @@ def main(
     flags: tuple[str, ...],
     out: Path,
 ) -> None:
-    """Load a server on this machine for a bounded time and report what its clients saw."""
+    """Put load on a server on this machine for a limited time, and report the clients' results."""
     name = model.partition("=")[0]
     try:
         with server_for(url, model, flags) as server:

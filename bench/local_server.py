@@ -1,4 +1,4 @@
-"""A server of our own as users start it: a process of its own on a free loopback port, stopped at the end."""
+"""A server process on a free loopback port, started as users start it and stopped at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STOP_WITHIN = 30.0
 
 @dataclass(frozen=True)
 class Server:
-    """Where it listens, and its process (None: not ours and not found)."""
+    """The URL of a server, and its process (None: not found)."""
 
     url: str
     process: psutil.Process | None
@@ -42,7 +42,10 @@ class Server:
 def running_server(
     model: str, *, flags: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """A ready server; `model` is an ID or ID=DIRECTORY, `flags` and `environment` are added to what it inherits."""
+    """Start a server and wait until it is ready.
+
+    `model` is an ID or ID=DIRECTORY; `flags` extend the command line and `environment` the inherited variables.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -67,7 +70,7 @@ def wait_ready(url: str, process: subprocess.Popen[bytes] | None = None) -> None
     """Return when the server's models are loaded.
 
     Raises:
-        RuntimeError: it ended, or took too long.
+        RuntimeError: the server ended, or took too long.
     """
     deadline = time.monotonic() + START_WITHIN
     while time.monotonic() < deadline:
@@ -78,13 +81,13 @@ def wait_ready(url: str, process: subprocess.Popen[bytes] | None = None) -> None
                 if reply.status == 200:
                     return
         except (urllib.error.URLError, OSError):
-            pass  # not listening yet, or 503: still loading
+            pass  # not listening yet, or 503 while models are loading
         time.sleep(0.1)
     raise RuntimeError(f"{url} was not ready within {START_WITHIN:.0f} s")
 
 
 def server_at(url: str, port: int) -> Server:
-    """A server somebody else started; its process is looked up by the port it listens on."""
+    """Return a server that is already running; its process is found by its port."""
     wait_ready(url)
     try:
         sockets = psutil.net_connections("tcp")

@@ -1,15 +1,16 @@
-"""What adapters cost: batches that mix sequences of four LoRA adapters and the base model, against the base alone.
+"""The cost of adapters: batches with sequences of four LoRA adapters and the base model, compared with the base alone.
 
     python -m bench.lora                        # both shapes, bf16 where the CPU multiplies it fast
     python -m bench.lora --dtype float32 --rank 16
 
-Every batch holds sequences of all five. Random weights in the shapes of `bench.workload`; adapters on every linear
-layer of attention and feed-forward, and on queries and values only, PEFT's default for these families. The sides take
-turns batch by batch, so that a busy neighbour hits them alike. Two ratios: of each batch's median time, and of its best
-time; where they differ by much, the machine was too busy or the rounds too few to say.
+Each batch contains sequences of all five. Random weights in the shapes of `bench.workload`; adapters on every linear
+layer of attention and feed-forward, and on queries and values only, PEFT's default for these families. The variants
+alternate batch by batch, so that other processes affect them equally. Prints the percentage of base throughput, from
+each batch's median time and from its best time; if the two differ by much, the machine was too busy or the rounds were
+too few.
 
-What limits a narrow model in bf16: the base products take so little time that going over the wide outputs (projections,
-feed-forward) once more in memory counts, and so do the many thin products.
+A narrow model in bf16 is limited by memory traffic: its base products are so fast that the second pass over the wide
+outputs (projections, feed-forward) and the many thin products take a noticeable part of the time.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ GOAL = 0.8
 @click.option("--batch-tokens", default=4096)
 @click.option("--rounds", default=11)
 @click.option("--dtype", default="auto")
-@click.option("--threads", default=0, help="0: as many as torch takes")
+@click.option("--threads", default=0, help="0: torch's default")
 def main(
     names: tuple[str, ...],
     rank: int,
@@ -61,7 +62,7 @@ def main(
     fast = [name for name in ("amx_bf16", "avx512_bf16") if machine[name]]
     print(f"{machine['cpu']}, {machine['cores']} cores, {' '.join(fast) or 'no bf16 instructions'}\n")
     print(
-        "| shape | dtype | threads | adapters on | base, tokens/s | mixed, tokens/s | ratio | best | goal |"
+        "| shape | dtype | threads | adapters on | base, tokens/s | mixed, tokens/s | % of base | best | goal |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for shape in (SHAPES[name] for name in names):
@@ -83,9 +84,9 @@ def main(
 
 
 def write_adapter(directory: Path, target: Path, rank: int, seed: int, targets: list[str]) -> Path:
-    """A random adapter on the modules `targets` but the head's, as small as a trained one.
+    """Write a random adapter for the modules `targets` except the head's, with weights as small as trained ones.
 
-    Large weights would not cost more products, but numbers so small after the activation that they are slow.
+    Large weights would lead to denormal numbers after the activation, which are slow.
     """
     import peft
     from transformers import AutoModelForSequenceClassification
@@ -104,7 +105,7 @@ def write_adapter(directory: Path, target: Path, rank: int, seed: int, targets: 
 def batches(
     engine: Engine, texts: list[str], adapters: list[Adapter | None], tokens: int
 ) -> list[list[Work]]:
-    """The texts dealt out to the adapters, in batches that hold a share of each."""
+    """Distribute the texts over the adapters, and return batches with sequences of each."""
     jobs = [
         engine.tokenize_score(
             ScoreTexts(QUERY, texts[i :: len(adapters)], engine.max_seq_length), adapter=adapter
@@ -121,14 +122,14 @@ def batches(
 
 
 def report(engine: Engine, shape: Shape, sides: dict[str, list[list[Work]]], rounds: int) -> None:
-    """Let the sides take turns and print a row for each kind of adapter."""
+    """Alternate the variants and print a row for each kind of adapter."""
     seconds: dict[str, list[list[float]]] = {side: [[] for _ in work] for side, work in sides.items()}
-    for turn in range(rounds + 1):
+    for number in range(rounds + 1):
         for place in range(max(map(len, sides.values()))):
             for side, work in sides.items():
                 if place < len(work):
                     took = run(engine, work[place])
-                    if turn:  # the first pass lays out weights
+                    if number > 0:  # the first pass lays out weights
                         seconds[side][place].append(took)
     tokens = sum(len(work.tokens) for batch in sides[BASE] for work in batch)
     usual = {side: tokens / sum(map(statistics.median, times)) for side, times in seconds.items()}
@@ -143,7 +144,7 @@ def report(engine: Engine, shape: Shape, sides: dict[str, list[list[Work]]], rou
 
 
 def run(engine: Engine, batch: list[Work]) -> float:
-    """Seconds for one batch."""
+    """Return the seconds for a batch."""
     start = time.perf_counter()
     engine.run(batch)
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The machine a measurement was taken on, and who else was using it meanwhile."""
+"""The machine of a measurement, and its use by other processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 
-QUIET = 0.15  # cores used by others, up to which a measurement counts as undisturbed
+QUIET = 0.15  # cores; a measurement counts as undisturbed if other processes used at most this
 
 
 def describe() -> dict[str, Any]:
-    """What a reader needs to compare figures with those of another machine."""
+    """Describe the machine, for comparisons with figures from others."""
     import torch
 
     from sie_server.engine.device import usable_cores
@@ -40,7 +40,7 @@ def _cpuinfo(key: str) -> str:
 
 
 class Bystanders:
-    """Measures how many cores *other* processes use: a busy neighbour costs OpenMP programs up to ten times.
+    """Measures the cores that *other* processes use, which can make OpenMP programs ten times slower.
 
     `with Bystanders() as others: …`, then read `others.cores`.
     """
@@ -64,12 +64,12 @@ class Bystanders:
 
 @dataclass
 class Patience:
-    """Seconds a benchmark may spend on turns that others disturbed, and that are therefore taken again."""
+    """The seconds that a benchmark may spend on disturbed runs and their repetition."""
 
     seconds: float
 
     def again(self, others: Bystanders) -> bool:
-        """True if the turn just measured should be repeated: returns when the others have calmed down."""
+        """Return whether to repeat the last run, after waiting until other processes are quiet."""
         if others.quiet or self.seconds <= 0:
             return False
         self.seconds -= others.elapsed

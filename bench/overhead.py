@@ -1,9 +1,9 @@
-"""What HTTP, the queue and the client add to a forward pass: one caller, one request after the other.
+"""The overhead of HTTP, queue and client over a forward pass: one caller, one request after the other.
 
     python -m bench.overhead
 
-The model is a toy (BERT 2×32), so that what is left is the overhead. The server is a process of its own; the direct
-call (tokenise + run, in this process) is made while the server idles. Blocks of every kind of call take turns.
+The model is tiny (BERT 2×32), so that the overhead dominates. The server is a separate process; the direct call
+(tokenise + run, in this process) is made while the server is idle. Blocks of each kind of call alternate.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ console = Console(width=None if Console().is_terminal else 120)
 
 
 class Calls:
-    """The same request made in three ways; each method is one call."""
+    """Three ways of making the same request; each method is one call."""
 
     def __init__(self, documents: list[str], engine: Engine, sdk: SIEClient, http: httpx.Client) -> None:
-        self._documents, self._engine, self._sdk, self._http = documents, engine, sdk, http
+        self._documents = documents
+        self._engine = engine
+        self._sdk = sdk
+        self._http = http
         self._items = [Item(text=text) for text in documents]
         self._body = {"query": {"text": QUERY}, "items": [{"text": text} for text in documents]}
         self.server_times: dict[str, list[float]] = {name: [] for name in SERVER_TIMES}
@@ -66,8 +69,8 @@ def milliseconds(call: Callable[[], Any], count: int) -> list[float]:
     return times
 
 
-def take_turns(calls: Calls, count: int) -> dict[str, list[float]]:
-    """`count` times of each kind of call, in blocks that take turns."""
+def alternate(calls: Calls, count: int) -> dict[str, list[float]]:
+    """Measure `count` calls of each kind, in alternating blocks."""
     kinds = {"direct": calls.direct, "sdk": calls.sdk, "raw": calls.raw}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for call in kinds.values():
@@ -90,7 +93,7 @@ def measure(server: Server, directory: Path, documents: int, count: int) -> dict
         with machine.Bystanders() as others:
             server_cpu = server.cpu_seconds
             start = time.perf_counter()
-            times = take_turns(calls, count)
+            times = alternate(calls, count)
             server_cores = (server.cpu_seconds - server_cpu) / (time.perf_counter() - start)
     direct = statistics.median(times["direct"])
     return {
@@ -138,7 +141,7 @@ def verdict(results: list[dict[str, Any]]) -> str:
 @click.option(
     "--calls", "count", type=click.IntRange(20, 10_000), default=500, show_default=True, help="At 1×1."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Where the report goes.")
+@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory for the report.")
 def main(count: int, out: Path) -> None:
     """Compare calls through the server with calls to the engine; 1×1 and 1×100."""
     contenders.quiet_libraries()

@@ -1,9 +1,9 @@
-"""What computing a request's common start once saves: one causal reranker, with and without, in one run.
+"""The savings from computing a request's common prefix once: a causal reranker with and without, in one run.
 
     .venv/bin/python bench/prefix_sharing.py [--prefix 60] [--documents 100] [--layers 28] [--hidden 1024]
 
 Random weights in the shape of Qwen3-0.6B by default (speed does not depend on their values); 100 documents of lognormal
-length, the same for both. The two ways take turns, and the best of each counts. Scores are compared as well.
+length, the same for both. The two variants alternate, and the best time of each counts. Scores are compared as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LIMIT = 512
 
 
 def main() -> None:
-    """Measure and print one table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def build(directory: Path, args: argparse.Namespace) -> Path:
-    """A checkpoint whose prompts begin with exactly `args.prefix` common tokens."""
+    """Write a checkpoint whose prompts begin with exactly `args.prefix` common tokens."""
     make_decoder(
         directory,
         "qwen3",
@@ -77,7 +77,7 @@ def build(directory: Path, args: argparse.Namespace) -> Path:
 
 
 def write_template(directory: Path, filler: int) -> None:
-    """A prompt that begins with `filler` control tokens, each of which is one token."""
+    """Write a template that begins with `filler` control tokens."""
     (directory / "sie_reranker.yaml").write_text(
         f'positive: "yes"\nnegative: "no"\npieces:\n  - "{"<|endoftext|>" * filler}<|im_start|>user\\n"\n'
         '  - "{query}"\n  - "\\n"\n  - "{document}"\n  - "<|im_end|>\\n<|im_start|>assistant\\n"\n'
@@ -85,13 +85,13 @@ def write_template(directory: Path, filler: int) -> None:
 
 
 def start_of(engine: Engine) -> list[int]:
-    """The common start of two prompts."""
+    """Return the common prefix of two prompts."""
     job = engine.tokenize_score(ScoreTexts(QUERY, ["rain", "stars"], LIMIT))
     return [] if job.prefix is None else job.prefix.ids.tolist()
 
 
 def report(engines: dict[str, Engine], texts: list[str], args: argparse.Namespace) -> None:
-    """Run both ways in turn and print what they took."""
+    """Alternate the variants and print their times."""
     best = dict.fromkeys(engines, math.inf)
     jobs: dict[str, Job] = {}
     for _ in range(args.rounds + 1):  # the first round warms up
@@ -119,7 +119,7 @@ def report(engines: dict[str, Engine], texts: list[str], args: argparse.Namespac
 
 
 def run(engine: Engine, job: Job, batch_tokens: int) -> float:
-    """Seconds for all of a job's work, in batches as the server takes them."""
+    """Return the seconds for a job, in batches as the server forms them."""
     start, next_work = time.perf_counter(), 0
     while next_work < len(job.work):
         batch, room = [], batch_tokens

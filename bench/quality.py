@@ -1,8 +1,8 @@
-"""Ranking quality through the real server: BM25's first hundred documents, reranked over HTTP with the SDK.
+"""Ranking quality with a real server: BM25's first hundred documents, reranked over HTTP with the SDK.
 
     python -m bench.quality --data ../shared/data --sets scifact,cosqa --limit 100
 
-Without --url a server is started for the run and stopped afterwards. Writes quality.json and quality.png.
+A server is started and stopped unless --url is given. Writes quality.json and quality.png.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One collection's figures; `target` and `reference` only where they are about the same queries and model."""
+    """The figures of a collection; `target` and `reference` only if they apply to the same queries and model."""
 
     name: str
     queries: int
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def rerank_one(client: SIEClient, model: str, query: str, texts: dict[str, str]) -> tuple[list[str], float]:
-    """The candidates in the server's order, and how long the answer took."""
+    """Return the candidates in the server's order, and the seconds until the answer."""
     items = [Item(id=key, text=text) for key, text in texts.items()]
     start = time.perf_counter()
     result = client.score(model, Item(text=query), items)
@@ -87,7 +87,7 @@ def rerank_all(
                 latencies.append(latency)
                 progress.advance(task)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # the first failure ends the run, not the last query
+            pool.shutdown(cancel_futures=True)  # end at the first failure instead of after the last query
             raise
     return rankings, latencies
 
@@ -116,7 +116,7 @@ def evaluate(client: SIEClient, model: str, collection: Collection, limited: boo
 
 
 def reference_figure(name: str) -> float | None:
-    """What the reference implementation reached on all queries of the set, if it was measured."""
+    """Return the reference implementation's result on all queries of the set, if it was measured."""
     if not REFERENCE.exists():
         return None
     figures = json.loads(REFERENCE.read_bytes())
@@ -157,7 +157,7 @@ def shown(figure: float | None) -> str:
 
 
 def draw(model: str, outcomes: list[Outcome], path: Path) -> None:
-    """A pair of bars per set, the figure above each."""
+    """Draw a pair of bars for each set, labelled with the figures."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.6 + 1.5 * len(outcomes), 3.6), layout="constrained")
@@ -202,14 +202,14 @@ def measure(url: str, model: str, collections: list[Collection], limited: bool) 
 @click.option(
     "--sets", default=",".join(REPORTED), show_default=True, help="also: fairytaleqa-val, cosqa-dev"
 )
-@click.option("--limit", type=click.IntRange(1), help="Only the first queries of each set; no targets then.")
 @click.option(
-    "--model", default=DEFAULT_MODEL, show_default=True, help="ID, or ID=SOURCE as `serve` takes it."
+    "--limit", type=click.IntRange(1), help="Use the first queries of each set only, without targets."
 )
-@click.option("--url", help="A running server; one is started without it.")
-@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Where the report goes.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="ID or ID=SOURCE, as for `serve`.")
+@click.option("--url", help="A running server; default: start a server.")
+@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory for the report.")
 def main(data: Path, sets: str, limit: int | None, model: str, url: str | None, out: Path) -> None:
-    """Rerank whole collections through the server; exit code 1 if a target is missed."""
+    """Rerank whole collections with the server; the exit code is 1 if a target is missed."""
     try:
         collections = [load(data, name.strip()).first(limit) for name in sets.split(",")]
     except FileNotFoundError as error:

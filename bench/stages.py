@@ -1,4 +1,4 @@
-"""Where the time of a forward pass goes, from torch's profiler: by stage, then by operator."""
+"""The time of a forward pass by stage and by operator, from torch's profiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 REPEATS = 3
-# stage → what its operators' names contain; the first match counts
+# stage → parts of its operators' names; the first match counts
 STAGES = {
     "attention": ("attention", "flash"),
     "products": ("linear", "addmm", "aten::mm", "bmm", "mkldnn", "matmul"),
@@ -30,7 +30,7 @@ def stage_of(operator: str) -> str:
 
 
 def profiled(run: Callable[[], Any]) -> tuple[float, list[Any]]:
-    """Seconds of one run (without profiler) and the operators of one run with it."""
+    """Return the seconds of a run without the profiler, and the operators of a run with it."""
     from torch.profiler import ProfilerActivity, profile
 
     plain = min(timed(run) for _ in range(REPEATS))
@@ -46,7 +46,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def show(console: Console, title: str, run: Callable[[], Any], operators: int = 15) -> None:
-    """Print both tables. What no operator accounts for is Python and tokenisation."""
+    """Print both tables. The time outside of operators is that of Python and tokenisation."""
     wall, events = profiled(run)
     by_stage: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for event in events:

@@ -1,6 +1,6 @@
-"""What the benchmarks score: English texts of natural lengths, and checkpoints of known shapes with random weights.
+"""Inputs of the benchmarks: English texts of natural lengths, and checkpoints of known shapes with random weights.
 
-Speed does not depend on what the weights are, only on their shapes and on how long the texts are.
+Speed depends on the shapes of the weights and on the lengths of the texts, not on the values of the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNIGRAM_VOCABULARY = 4_000
 
 @dataclass(frozen=True)
 class Shape:
-    """One cross-encoder to measure, and what we expect of it against sentence-transformers on an AMX CPU."""
+    """A cross-encoder to measure, and its expected speed relative to sentence-transformers on an AMX CPU."""
 
     name: str
     family: Literal["bert", "xlm-roberta"]
@@ -41,7 +41,7 @@ class Shape:
     over_best: float
 
     def flops(self, lengths: list[int]) -> float:
-        """Floating-point operations of pairs of these lengths: products, then attention."""
+        """Return the floating-point operations of products and attention for pairs of these lengths."""
         h, f, tokens = self.width, self.feed_forward, sum(lengths)
         products = 2 * self.layers * (4 * h * h + 2 * h * f) * tokens
         return products + 4 * self.layers * h * sum(n * n for n in lengths)
@@ -55,13 +55,13 @@ SHAPES = {"minilm": MINILM, "xlm-r": XLM_R_BASE}
 
 @cache
 def corpus_words() -> tuple[str, ...]:
-    """The running words of the demo's texts."""
+    """Return the words of the demo's texts in order."""
     lines = CORPUS.read_text(encoding="utf-8").splitlines()
     return tuple(word for line in lines for word in json.loads(line)["text"].split())
 
 
 def natural_texts(count: int, median_words: float = 60.0, seed: int = 0) -> list[str]:
-    """Pieces of running English of lognormal length (σ 0.5, longest 2.7 × the median), in random order."""
+    """Return English texts of lognormal length (σ 0.5, longest 2.7 × the median), in random order."""
     rng = np.random.default_rng(seed)
     words = corpus_words()
     normal = NormalDist(sigma=0.5)
@@ -73,7 +73,7 @@ def natural_texts(count: int, median_words: float = 60.0, seed: int = 0) -> list
 
 
 def write_checkpoint(shape: Shape, directory: Path, seed: int = 0) -> Path:
-    """A cross-encoder of `shape` as `save_pretrained` writes it, for every side of a comparison to load."""
+    """Write a cross-encoder of `shape` with `save_pretrained`, so that all contenders can load it."""
     import torch
     import transformers
 
@@ -102,23 +102,23 @@ def write_checkpoint(shape: Shape, directory: Path, seed: int = 0) -> Path:
 
 
 def spread_weights(model: Any) -> None:
-    """Random weights that keep the scale of their input; with the usual ones all documents score alike."""
+    """Set random weights that keep the scale of their input; with the usual ones all scores are nearly equal."""
     import torch
 
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            is_head = name in (
-                "classifier.weight",
-                "classifier.out_proj.weight",
-            )  # so that logits are well spread
-            gain = 8.0 if is_head else 2.0 if ".query." in name or ".key." in name else 1.0
+            gain = 1.0
+            if name in ("classifier.weight", "classifier.out_proj.weight"):
+                gain = 8.0  # spreads out the logits
+            elif ".query." in name or ".key." in name:
+                gain = 2.0
             torch.nn.init.normal_(parameter, std=gain * parameter.shape[1] ** -0.5)
         elif not name.endswith("LayerNorm.weight"):
             torch.nn.init.normal_(parameter, std=0.02)
 
 
 def write_tokenizer(shape: Shape, directory: Path) -> Tokenizer:
-    """The tokenizer files of `shape`'s family: the embedded model's WordPiece, or a Unigram trained on the corpus."""
+    """Write the tokenizer of the family: the embedded model's WordPiece, or a Unigram trained on the corpus."""
     from tokenizers import Tokenizer
     from transformers import BertTokenizerFast, XLMRobertaTokenizerFast
 
@@ -134,7 +134,7 @@ def write_tokenizer(shape: Shape, directory: Path) -> Tokenizer:
 
 
 def unigram_tokenizer() -> Tokenizer:
-    """XLM-R's kind of tokenizer over a small vocabulary: the real one has 250,002 entries, 768 MB of fp32 weights."""
+    """Train a tokenizer of XLM-R's kind with a small vocabulary; the real 250,002 entries need 768 MB in fp32."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.Unigram())

@@ -1,9 +1,9 @@
-"""Write packages/sie-ts-sdk/src/wire.ts, the wire's types as TypeScript; `--check` only says whether it is current.
+"""Write packages/sie-ts-sdk/src/wire.ts, the wire's types in TypeScript; `--check` only reports whether it is current.
 
 .venv/bin/python scripts/generate_ts_types.py
 
-Source is the server's OpenAPI document, which is made from the types that decode requests. The client's own types are
-written by hand in camelCase, and its type check compares them with these (test/contract.ts).
+The source is the server's OpenAPI document, which is generated from the types that decode requests. The client's own
+types are written by hand in camelCase, and its type check compares them with the generated ones (test/contract.ts).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 from sie_server.api import openapi
 
 TARGET = Path(__file__).parents[1] / "packages" / "sie-ts-sdk" / "src" / "wire.ts"
-HEAD = "/** The wire's types, snake_case. Made by scripts/generate_ts_types.py from the server's OpenAPI document. */\n"
-ROOTS = (  # what the client sends and receives; what they refer to comes along
+HEAD = "/** The types on the wire. Generated from the server's OpenAPI document by scripts/generate_ts_types.py. */\n"
+# the types of messages; the types that they refer to are added
+ROOTS = (
     "ScoreRequest",
     "ScoreResponse",
     "EncodeRequest",
@@ -31,7 +32,7 @@ SIMPLE = {"string": "string", "boolean": "boolean", "integer": "number", "number
 
 
 def typescript() -> str:
-    """The whole file."""
+    """Return the text of the file."""
     schemas = openapi.document()["components"]["schemas"]
     return HEAD + "".join(_interface(name, schemas[name]) for name in sorted(_reachable(schemas)))
 
@@ -73,7 +74,7 @@ def _interface(name: str, schema: dict[str, Any]) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """One schema as a type expression. Raises KeyError for a kind of schema that has no rule yet."""
+    """Convert a schema to a type expression. Raises KeyError for an unsupported kind of schema."""
     if "$ref" in schema:
         return _name(schema)
     if "anyOf" in schema:
@@ -93,12 +94,12 @@ def _type(schema: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """0 when the file is current (or was written), 1 when `--check` found it stale."""
+    """Return 0 if the file is current or was written, 1 if `--check` found it outdated."""
     text = typescript()
     if "--check" not in sys.argv:
         TARGET.write_text(text, encoding="utf-8")
     elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        print("packages/sie-ts-sdk/src/wire.ts is stale: run scripts/generate_ts_types.py")
+        print("packages/sie-ts-sdk/src/wire.ts is outdated: run scripts/generate_ts_types.py")
         return 1
     return 0
 

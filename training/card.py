@@ -1,4 +1,4 @@
-"""The model card of `mini-en`, rendered from the scorer's constants, the idf sources and the measured quality."""
+"""The model card of `mini-en`, generated from the scorer's constants, the idf sources and the measured quality."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Measures the reference scorer over BM25's first hundred and writes the figures the model card quotes.
+"""Measure the reference scorer on BM25's first hundred documents and write the figures for the model card.
 
     python -m training.measure_reference --data ../shared/data
 
-Documents are encoded once per collection, so all queries of every set take minutes, not hours.
+Documents are encoded once per collection, so the run takes minutes, not hours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHUNK = 256
 
 
 def encode_with_progress(scorer: ReferenceScorer, texts: dict[str, str], label: str) -> dict[str, Encoded]:
-    by_length = sorted(texts, key=lambda key: len(texts[key]))  # neighbours of like length pad little
+    by_length = sorted(texts, key=lambda key: len(texts[key]))  # similar lengths need little padding
     encoded: dict[str, Encoded] = {}
     with click.progressbar(range(0, len(by_length), CHUNK), label=f"{label}: encoding") as starts:
         for start in starts:
@@ -41,21 +41,22 @@ def rerank(
     rankings = {}
     for key, query in zip(collection.queries, queries, strict=True):
         scores = {document: scorer.score_encoded(query, documents[document]) for document in found[key]}
-        rankings[key] = sorted(
-            found[key], key=lambda document: -scores[document]
-        )  # stable: ties keep BM25's order
+        # the sort is stable, so ties keep BM25's order
+        rankings[key] = sorted(found[key], key=lambda document: -scores[document])
     return rankings
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), default=OUTPUT, help="The embedded model's folder.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=OUTPUT, help="Folder of the embedded model."
+)
 @click.option("--sets", default=",".join((*REPORTED, *SELECTION)), show_default=True)
-@click.option("--limit", type=int, help="Only the first queries of each set; nothing is written then.")
+@click.option("--limit", type=int, help="Use the first queries of each set only, and write nothing.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--threads", type=int, help="CPU threads; all of them unless told.")
+@click.option("--threads", type=int, help="Number of CPU threads; default: torch's.")
 def main(data: Path, model: Path, sets: str, limit: int | None, dtype: str, threads: int | None) -> None:
-    """nDCG@10 of BM25 and of the reference scorer on each set."""
+    """Measure nDCG@10 of BM25 and of the reference scorer on each set."""
     if threads:
         torch.set_num_threads(threads)
     scorer = ReferenceScorer(model, getattr(torch, dtype))

@@ -1,9 +1,9 @@
-"""What the embedded model computes, in plain transformers: the definition the server is measured against.
+"""The embedded model in plain transformers: the reference for the server's scores.
 
     score(q, d) = dense_weight · cos(mean(q), mean(d)) + maxsim_weight · Σᵢ wᵢ · maxⱼ cos(qᵢ, dⱼ) / Σᵢ wᵢ
 
 qᵢ and dⱼ are last-layer token vectors, the template's [CLS] and [SEP] included; wᵢ is the query token's entry in
-`scorer.token_weights`, 0 for template tokens. A query without any weight has no MaxSim part.
+`scorer.token_weights`, 0 for template tokens. The MaxSim part of a query without weights is 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class Encoded:
-    """One text as the scorer sees it; both kinds of vector have unit length."""
+    """An encoded text; all vectors have unit length."""
 
     tokens: torch.Tensor  # [tokens, dim]
     mean: torch.Tensor  # [dim]
@@ -33,7 +33,7 @@ class Encoded:
 
 
 class ReferenceScorer:
-    """`score` for a query and its documents; `encode` and `score_encoded` when documents come back often."""
+    """Scores documents with `score`, or with `encode` and `score_encoded` if they are used repeatedly."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         self.settings: dict[str, Any] = json.loads((folder / "sie_scorer.json").read_bytes())
@@ -85,5 +85,5 @@ class ReferenceScorer:
 
 
 def split_last(items: list[int], count: int) -> tuple[list[int], list[int]]:
-    """The last `count` items, and the rest."""
+    """Return the last `count` items, and the rest."""
     return items[-count:], items[:-count]

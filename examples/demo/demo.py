@@ -1,4 +1,4 @@
-"""Keyword search first, then the reranker: both orders side by side.
+"""Keyword search and reranking side by side.
 
     make demo                                 # or: .venv/bin/python examples/demo/demo.py --top 8
 

@@ -32,7 +32,7 @@ Question: {question}"""
 
 
 class Span(NamedTuple):
-    """Characters [start, end) of a file, and the heading of the article they belong to."""
+    """Characters [start, end) of a file, and the heading of their article."""
 
     file: str
     start: int
@@ -72,10 +72,8 @@ def best_windows(client: SIEClient, question: str, files: dict[str, str]) -> lis
     windows = []
     for entry in entries[:ARTICLES]:
         article = candidates[int(str(entry["item_id"]))]
-        chunk = entry.get("chunk") or {
-            "start": 0,
-            "end": article.end - article.start,
-        }  # it fits into one window
+        whole = {"start": 0, "end": article.end - article.start}
+        chunk = entry.get("chunk") or whole  # a short article has no windows
         start, end = article.start + chunk["start"], article.start + chunk["end"]
         windows.append(article._replace(start=start, end=end))
     return windows

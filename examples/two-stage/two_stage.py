@@ -87,9 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Vector search, then reranking.")
     parser.add_argument("query")
     parser.add_argument("--url", help="default: SIE_BASE_URL, else http://localhost:8080")
-    parser.add_argument(
-        "--database", default=":memory:", help="file that keeps the vectors; default: in memory"
-    )
+    parser.add_argument("--database", default=":memory:", help="a file keeps the vectors for later runs")
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--top", type=int, default=5)
     args = parser.parse_args()

@@ -82,9 +82,9 @@ async function rerank(client: SIEClient, query: string, hits: Hit[]): Promise<Hi
   return scores.map(({ itemId, score }) => ({ ...(byId.get(itemId as string) as Hit), score }));
 }
 
-/** A vector as sqlite-vec stores it: 32-bit floats. */
+/** Convert a vector to 32-bit floats, the format of sqlite-vec. */
 function bytes(vector: ArrayLike<number> | null | undefined): Buffer {
-  if (!vector) throw new Error(`${ENCODER} gave no dense vector`);
+  if (!vector) throw new Error(`${ENCODER} returned no dense vector`);
   return Buffer.from(Float32Array.from(vector).buffer);
 }
 

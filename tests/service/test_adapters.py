@@ -32,8 +32,9 @@ from support.checkpoints import cross_encoders
 from support.checkpoints.colbert import make_pylate
 from support.families.adapters import make_adapter, under
 from support.servers import inprocess, processes
-from support.servers.inprocess import ask, asking, in_order, post, until
+from support.servers.inprocess import ask, asking, in_order, post
 from support.servers.processes import Server
+from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]
 NAMES = ["laws", "stars", "cooking"]

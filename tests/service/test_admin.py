@@ -253,15 +253,23 @@ def test_what_goes_wrong_is_one_line(tmp_path: Path, local: Server) -> None:
     [
         (200, b"<html>hello</html>", ["answered 200", "--url"]),
         (404, b'{"error": "not here"}', ["answered 404", "--url"]),
-        (301, b"", ["answered 301 and sends elsewhere, to https://elsewhere.example/"]),
+        (301, b"", ["answered 301 and redirects to https://elsewhere.example/"]),
         (None, b"", ["no answer from http://127.0.0.1"]),
         (
             200,
             b'{"object": "list", "data": [{"id": "gpt"}]}',
-            ["answered 200", "not how a SIE server", "--url"],
+            ["answered 200", "not an answer of a SIE server", "--url"],
         ),
-        (200, b'{"models": [{"id": "gpt"}], "memory_bytes": "1"}', ["answered 200", "not how a SIE server"]),
-        (200, b'{"models": 5, "memory_bytes": {}}', ["answered 200", "not how a SIE server", "--url"]),
+        (
+            200,
+            b'{"models": [{"id": "gpt"}], "memory_bytes": "1"}',
+            ["answered 200", "not an answer of a SIE server"],
+        ),
+        (
+            200,
+            b'{"models": 5, "memory_bytes": {}}',
+            ["answered 200", "not an answer of a SIE server", "--url"],
+        ),
     ],
 )
 def test_something_else_on_the_port(

@@ -34,7 +34,8 @@ from sie_server.serving.loading import loader
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.servers import inprocess, processes
-from support.servers.inprocess import scores, until
+from support.servers.inprocess import scores
+from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
 MIB = 2**20

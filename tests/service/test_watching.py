@@ -17,7 +17,8 @@ from sie_server.serving.operators import watcher
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.servers import inprocess, processes
-from support.servers.inprocess import scores, until
+from support.servers.inprocess import scores
+from support.waiting import until
 
 MIB = 2**20
 serving = partial(inprocess.serving, batch_tokens=8, models_dir_poll_s=0.05)

@@ -1,4 +1,4 @@
-/** Reading 200 answers: checked as far as the types promise, then camelCase. Everything here throws ProtocolError. */
+/** Readers of 200 answers: they check the fields of the types and convert keys to camelCase. All throw ProtocolError. */
 
 import type { Warn } from "./calls.js";
 import { CodecError, decodeBody, type NdArray, toArray } from "./codec.js";
@@ -11,7 +11,7 @@ import type { EncodeResult, ModelInfo, ScoreResult, Vector } from "./types.js";
 type Map = Record<string, unknown>;
 type Kind = "string" | "number" | "boolean" | "list" | "map";
 
-/** The answer of /v1/score. */
+/** Read the answer of /v1/score. */
 export function readScore(reply: Reply): ScoreResult {
   const reader = new Reader(reply);
   const body = reader.msgpack();
@@ -25,24 +25,24 @@ export function readScore(reply: Reply): ScoreResult {
   return { ...(camelKeys(body) as ScoreResult), ...reader.requestId };
 }
 
-/** The answer of /v1/encode: one result for each of `count` items. */
+/** Read the answer of /v1/encode: one result for each of `count` items. */
 export function readEncode(reply: Reply, count: number, warn: Warn): EncodeResult[] {
   const reader = new Reader(reply);
   const body = reader.msgpack();
   const items = reader.get(body, "items", "list") as unknown[];
   if (items.length !== count) throw reader.broken(`${items.length} results for ${count} items`);
-  // the results are bare vectors and have no place for them
+  // the results are vectors and have no field for warnings
   for (const warning of Array.isArray(body["warnings"]) ? body["warnings"] : []) warn(`encode: ${warning}`);
   return items.map((item, index) => readVectors(reader, item, `items[${index}].`));
 }
 
-/** The answer of /v1/models/{model}. */
+/** Read the answer of /v1/models/{model}. */
 export function readModel(reply: Reply): ModelInfo {
   const reader = new Reader(reply);
   return readInfo(reader, reader.json(), "");
 }
 
-/** The answer of /v1/models. */
+/** Read the answer of /v1/models. */
 export function readModels(reply: Reply): ModelInfo[] {
   const reader = new Reader(reply);
   const models = reader.get(reader.json(), "models", "list") as unknown[];
@@ -55,10 +55,11 @@ function readInfo(reader: Reader, model: unknown, where: string): ModelInfo {
   reader.get(model, "inputs", "list", where);
   reader.get(model, "outputs", "list", where);
   const { dims, ...rest } = model as Map;
-  return { ...(camelKeys(rest) as ModelInfo), dims: (dims ?? {}) as ModelInfo["dims"] }; // its keys are no names of ours
+  // the keys of `dims` are names of outputs and are not converted
+  return { ...(camelKeys(rest) as ModelInfo), dims: (dims ?? {}) as ModelInfo["dims"] };
 }
 
-/** Each `{dims, dtype, values}` becomes its values. */
+/** Replace each `{dims, dtype, values}` by its values. */
 function readVectors(reader: Reader, item: unknown, where: string): EncodeResult {
   const { dense, sparse, multivector, ...rest } = reader.map(item, where);
   const result: EncodeResult = { ...(camelKeys(rest) as EncodeResult), ...reader.requestId };
@@ -83,7 +84,7 @@ function rowsOf({ shape, values }: NdArray): Vector[] {
   return Array.from({ length: rows }, (_, row) => values.subarray(row * width, (row + 1) * width));
 }
 
-/** One answer, and how to complain about it. */
+/** Reads the fields of an answer and reports those that are missing or malformed. */
 class Reader {
   readonly requestId: { requestId?: string };
 
@@ -105,7 +106,7 @@ class Reader {
     return value;
   }
 
-  /** `value[key]`, of one kind. */
+  /** Return `value[key]` if it has the given kind. */
   get(value: unknown, key: string, kind: Kind, where = ""): unknown {
     const map = this.map(value, where);
     if (!(key in map)) throw this.broken(`the answer has no \`${where}${key}\``);
@@ -113,7 +114,7 @@ class Reader {
     return map[key];
   }
 
-  /** `value[key]`, an array of `dimensions` dimensions. */
+  /** Return `value[key]` as an array of `dimensions` dimensions. */
   array(value: unknown, key: string, dimensions: number, where: string): NdArray {
     try {
       const array = toArray(this.get(value, key, "map", where));

@@ -1,4 +1,4 @@
-/** The endpoints: for each, the request to send and how to read its answer. Pure. */
+/** The endpoints: the request of each, and the reader of its answer. Pure functions. */
 
 import { readEncode, readModel, readModels, readScore } from "./answers.js";
 import { asArray, CodecError, encodeBody, isVector } from "./codec.js";
@@ -8,14 +8,14 @@ import type { Reply, Request } from "./flow.js";
 import { snake, snakeKeys } from "./names.js";
 import type { EncodeOptions, EncodeResult, Item, ModelInfo, ScoreOptions, ScoreResult, WaitOptions } from "./types.js";
 
-/** A request, the reader of its 200 answer (throws ProtocolError), and how long it may take. */
+/** A request, the reader of its 200 answer (throws ProtocolError), and its time limits. */
 export interface Call<Result> {
   request: Request;
   read(reply: Reply): Result;
   wait: WaitOptions;
 }
 
-/** Tells of what a result has no place for. */
+/** Receives warnings that a result has no field for. */
 export type Warn = (message: string) => void;
 
 const MSGPACK = "application/msgpack";
@@ -24,7 +24,7 @@ const WAIT = ["timeout", "deadline", "signal"];
 const SCORE = [...WAIT, "instruction", "options"];
 const ENCODE = [...SCORE, "outputTypes", "outputDtype", "isQuery"];
 
-/** POST /v1/score/{model}. Throws RequestError for what can be told before sending. */
+/** POST /v1/score/{model}. Throws RequestError for errors that are found before sending. */
 export function score(model: string, query: Item, items: readonly Item[], options: ScoreOptions = {}): Call<ScoreResult> {
   checkOptions(options, SCORE);
   const body = {
@@ -73,7 +73,7 @@ export function getModel(model: string, wait: WaitOptions = {}): Call<ModelInfo>
   return { request: { method: "GET", path: `/v1/models/${modelPath(model)}`, accept: JSON_TYPE }, read: readModel, wait };
 }
 
-/** Throws RequestError for an option that is not known: a typing error must not pass in silence. */
+/** Throw RequestError for an unknown option, so that typing errors are not ignored. */
 export function checkOptions(options: object, known: readonly string[]): void {
   if (!isMap(options)) throw refused(`options is ${kindOf(options)}; pass an object`);
   for (const name of Object.keys(options))
@@ -84,7 +84,7 @@ export function checkOptions(options: object, known: readonly string[]): void {
 function hint(name: string, known: readonly string[]): string {
   const serverOption = known.includes("options") && !name.includes("_");
   if (known.some((other) => snake(other) === name)) return "; names are camelCase here";
-  return serverOption ? `; options of the server go into options: { ${name}: … }` : "";
+  return serverOption ? `; pass options of the server as options: { ${name}: … }` : "";
 }
 
 function post(verb: string, model: string, body: unknown): Request {
@@ -97,19 +97,19 @@ function post(verb: string, model: string, body: unknown): Request {
   }
 }
 
-/** Slashes stay, as in `org/name`; `:` names an adapter. */
+/** Return the id percent-encoded, except for slashes (`org/name`) and colons (`model:adapter`). */
 function modelPath(model: string): string {
   if (typeof model !== "string") throw refused(`model is ${kindOf(model)}; pass its id, a string`);
   const parts = model.split("/");
-  if (parts.some((part) => ["", ".", ".."].includes(part)))
-    throw refused(`${JSON.stringify(model)} is not a model id`); // it would reach another route
+  // the path would be that of another route
+  if (parts.some((part) => ["", ".", ".."].includes(part))) throw refused(`${JSON.stringify(model)} is not a model id`);
   return parts.map((part) => encodeURIComponent(wellFormed(part, "model")).replaceAll("%3A", ":")).join("/");
 }
 
 function wireItems(items: unknown): unknown[] {
   if (!Array.isArray(items)) throw refused(`items is ${kindOf(items)}; pass a list: [{ text: "…" }, …]`);
   if (items.length === 0) throw refused('items is empty; pass at least one { text: "…" }');
-  return Array.from(items, (item, index) => wireItem(item, `items[${index}]`)); // finds holes, too
+  return Array.from(items, (item, index) => wireItem(item, `items[${index}]`)); // includes holes, unlike map
 }
 
 function wireItem(item: unknown, where: string): unknown {
@@ -120,9 +120,9 @@ function wireItem(item: unknown, where: string): unknown {
   return { ...item, multivector: vectors.map((row) => (isVector(row) ? asArray(row) : row)) };
 }
 
-/** Half a surrogate pair has no place in UTF-8, and would be replaced without a word. */
+/** Throw RequestError for half of a surrogate pair, which UTF-8 cannot encode and an encoder would replace. */
 function wellFormed(text: string, where: string): string {
-  if (/\p{Surrogate}/u.test(text)) throw refused(`${where} holds half of a surrogate pair, which UTF-8 cannot carry`);
+  if (/\p{Surrogate}/u.test(text)) throw refused(`${where} contains half of a surrogate pair, which UTF-8 cannot encode`);
   return text;
 }
 

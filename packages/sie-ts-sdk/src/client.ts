@@ -1,4 +1,4 @@
-/** `SIEClient`: what to send is in `calls`, when to send it again in `flow`; here the steps are carried out. */
+/** `SIEClient`: `calls` builds the requests, `flow` decides when to retry them, and the client carries out the steps. */
 
 import * as calls from "./calls.js";
 import { RequestError } from "./errors.js";
@@ -10,13 +10,13 @@ import { VERSION } from "./version.js";
 
 const CLOCK: Clock = { monotonic: () => performance.now(), wall: () => Date.now(), random: () => Math.random() };
 
-/** A client of one server; any number of calls may run at once. Every call rejects with a SIEError. */
+/** A client of a server. Calls may run concurrently; they reject with a SIEError. */
 export class SIEClient {
   readonly #settings: Settings;
   readonly #closing = new AbortController();
   #warnedOfSkew = false;
 
-  /** Arguments beat SIE_BASE_URL, SIE_API_KEY and SIE_TIMEOUT, which beat the defaults. Nothing is sent yet. */
+  /** Arguments override SIE_BASE_URL, SIE_API_KEY and SIE_TIMEOUT, which override the defaults. Nothing is sent yet. */
   constructor(baseUrl?: string, options: ClientOptions = {}) {
     this.#settings = resolve(baseUrl, options);
   }
@@ -26,7 +26,7 @@ export class SIEClient {
     return this.#run(calls.score(model, query, items, options));
   }
 
-  /** Vectors: one result for one item, a list for a list. */
+  /** Return vectors: one result for an item, a list for a list. */
   encode(model: string, item: Item, options?: EncodeOptions): Promise<EncodeResult>;
   encode(model: string, items: readonly Item[], options?: EncodeOptions): Promise<EncodeResult[]>;
   async encode(
@@ -38,17 +38,17 @@ export class SIEClient {
     return Array.isArray(items) ? results : (results[0] as EncodeResult);
   }
 
-  /** All models the server can serve. */
+  /** Return all models that the server can serve. */
   async listModels(options?: WaitOptions): Promise<ModelInfo[]> {
     return this.#run(calls.listModels(options));
   }
 
-  /** One model; asking does not load it. */
+  /** Return a model's description without loading it. */
   async getModel(model: string, options?: WaitOptions): Promise<ModelInfo> {
     return this.#run(calls.getModel(model, options));
   }
 
-  /** End all calls that are under way. The client cannot be used afterwards. */
+  /** End all running calls. The client cannot be used afterwards. */
   async close(): Promise<void> {
     this.#closing.abort(new RequestError("the client is closed"));
   }
@@ -70,7 +70,7 @@ export class SIEClient {
   async #drive<Result>(call: calls.Call<Result>, signal: AbortSignal): Promise<Result> {
     const { baseUrl, timeout, deadline } = this.#settings;
     const ownTimeout = milliseconds("timeout", call.wait.timeout);
-    // as in the settings: who allows a longer attempt for this call means the whole call
+    // as in the settings: a timeout above the deadline extends the deadline
     const ownDeadline = milliseconds("deadline", call.wait.deadline) ?? Math.max(deadline, ownTimeout ?? 0);
     const flow = exchange(call.request, { timeout: ownTimeout ?? timeout, deadline: ownDeadline, url: baseUrl }, CLOCK);
     let outcome: Outcome;
@@ -84,10 +84,10 @@ export class SIEClient {
     }
   }
 
-  /** Tells once when client and server are more than one minor version apart; refuses nothing. */
+  /** Warn once if client and server are more than one minor version apart. */
   #lookAtVersion(server: string | undefined): void {
     if (server === undefined || this.#warnedOfSkew || !skewed(VERSION, server)) return;
     this.#warnedOfSkew = true;
-    this.#settings.warn(`version ${VERSION} talks to a server of version ${server}; some features may differ`);
+    this.#settings.warn(`version ${VERSION} is connected to a server of version ${server}; some features may differ`);
   }
 }

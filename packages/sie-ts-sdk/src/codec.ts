@@ -1,9 +1,9 @@
 /**
- * Bytes on the wire: msgpack, and the array maps in it ↔ typed arrays.
+ * Encoding of bodies as msgpack, and of typed arrays as msgpack maps.
  *
- * An answer carries an array as `{b"nd": true, b"type": "<f4", b"kind": b"", b"shape": [n, …], b"data": bytes}`; the keys
- * are msgpack *bin*, so no map with text keys can be mistaken for one. Objects cannot have such keys: decoded, each gets
- * the prefix `BIN`. For the same reason arrays are sent as extension 78 that holds the map with text keys.
+ * In an answer, an array is `{b"nd": true, b"type": "<f4", b"kind": b"", b"shape": [n, …], b"data": bytes}`; the keys
+ * are msgpack *bin*, so no map with text keys can be mistaken for an array. Objects cannot have such keys, so decoded ones
+ * get the prefix `BIN`. For the same reason arrays are sent as extension 78, which contains the map with text keys.
  */
 
 import { decode, encode, ExtData, ExtensionCodec } from "@msgpack/msgpack";
@@ -15,7 +15,7 @@ const MAX_DIMS = 8;
 const BIN = "\u0000bin:";
 const HOST_ORDER = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1 ? "<" : ">";
 
-/** The numbers a typed array holds, in numpy's letters. */
+/** The type codes of numpy for the kinds of typed arrays. */
 const TYPES = {
   f4: Float32Array,
   f8: Float64Array,
@@ -41,14 +41,14 @@ export interface NdArray {
 const extensions = new ExtensionCodec();
 extensions.register({
   type: EXT_ARRAY,
-  // bytes stay bytes; a Uint8Array that is a vector is wrapped by `asArray`
+  // a Uint8Array is sent as bytes; `asArray` wraps one that is a vector
   encode: (value) => (isVector(value) && !(value instanceof Uint8Array) ? packArray(value) : null),
   decode: () => {
     throw new CodecError(`msgpack extension type ${EXT_ARRAY} is not part of an answer`);
   },
 });
 
-/** Value → msgpack. Keys whose value is undefined are left out. Throws CodecError. */
+/** Encode a value as msgpack, without keys whose value is undefined. Throws CodecError. */
 export function encodeBody(value: unknown): Uint8Array<ArrayBuffer> {
   try {
     return encode(value, { extensionCodec: extensions, ignoreUndefined: true });
@@ -57,7 +57,7 @@ export function encodeBody(value: unknown): Uint8Array<ArrayBuffer> {
   }
 }
 
-/** msgpack → value; a trailing byte is an error. Throws CodecError. */
+/** Decode msgpack; a trailing byte is an error. Throws CodecError. */
 export function decodeBody(data: Uint8Array): unknown {
   try {
     return decode(data, { extensionCodec: extensions, mapKeyConverter: keyOf });
@@ -66,7 +66,7 @@ export function decodeBody(data: Uint8Array): unknown {
   }
 }
 
-/** A vector as it is sent; needed for Uint8Array only, which would else travel as bytes. */
+/** Wrap a vector for sending; only needed for Uint8Array, which would otherwise be sent as bytes. */
 export function asArray(vector: Vector): ExtData {
   return new ExtData(EXT_ARRAY, packArray(vector));
 }
@@ -76,12 +76,12 @@ export function isVector(value: unknown): value is Vector {
   return Object.values(TYPES).some((type) => value instanceof type);
 }
 
-/** A decoded array map → typed array with memory of its own. Half floats become Float32Array. Throws CodecError. */
+/** Convert a decoded array map to a typed array with its own memory, half floats to Float32Array. Throws CodecError. */
 export function toArray(value: unknown): NdArray {
   if (!isMap(value) || value[`${BIN}nd`] !== true) throw new CodecError("expected an array map");
   const { [`${BIN}type`]: code, [`${BIN}kind`]: kind, [`${BIN}shape`]: shape, [`${BIN}data`]: data } = value;
   if (kind !== undefined && kind !== "" && !(kind instanceof Uint8Array && kind.length === 0))
-    throw new CodecError("array map: only plain arrays are read, `kind` must be empty");
+    throw new CodecError("array map: only plain arrays are supported, `kind` must be empty");
   if (!Array.isArray(shape) || shape.length > MAX_DIMS || !shape.every((size) => Number.isInteger(size) && size >= 0))
     throw new CodecError(`array map: shape ${JSON.stringify(shape)} is not a list of at most ${MAX_DIMS} sizes`);
   if (!(data instanceof Uint8Array)) throw new CodecError("array map: data is not bytes");
@@ -91,7 +91,7 @@ export function toArray(value: unknown): NdArray {
   const width = Number(letters[1]);
   const expected = shape.reduce((product: number, size: number) => product * size, width);
   if (data.length !== expected)
-    throw new CodecError(`array map: ${data.length} bytes of data where ${code} [${shape}] takes ${expected}`);
+    throw new CodecError(`array map: expected ${expected} bytes of data for ${code} [${shape}], got ${data.length}`);
   const bytes = inHostOrder(data, width, order);
   return { shape, values: letters === "f2" ? widen(new Uint16Array(bytes)) : new TYPES[letters as keyof typeof TYPES](bytes) };
 }
@@ -109,7 +109,7 @@ function packArray(vector: Vector): Uint8Array {
   return encode({ nd: true, type, kind: "", shape: [vector.length], data });
 }
 
-/** A copy, aligned; elements are turned round when the sender counts bytes the other way. */
+/** Return an aligned copy in the byte order of this machine. */
 function inHostOrder(data: Uint8Array, width: number, order: string | undefined): ArrayBuffer {
   const bytes = new Uint8Array(data);
   if (width > 1 && order !== HOST_ORDER)
@@ -117,7 +117,7 @@ function inHostOrder(data: Uint8Array, width: number, order: string | undefined)
   return bytes.buffer;
 }
 
-/** IEEE 754 half floats, as bits → float32, exactly. */
+/** Convert the bits of IEEE 754 half floats to float32, exactly. */
 function widen(halves: Uint16Array): Float32Array {
   return Float32Array.from(halves, (bits) => {
     const sign = bits & 0x8000 ? -1 : 1;

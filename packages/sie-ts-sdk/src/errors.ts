@@ -1,27 +1,27 @@
 /**
- * Everything the client throws, in one tree; the classes are those of the Python client.
+ * The errors that the client throws; the classes are those of the Python client.
  *
  *     SIEError
  *     ├── SIEConnectionError          no answer: refused, reset, cut short
- *     │   └── SIETimeoutError         no answer in time; the server may still be at work
- *     ├── RequestError                the request cannot work as it is (other 4xx, or refused before sending)
+ *     │   └── SIETimeoutError         no answer in time; the server may still be working on it
+ *     ├── RequestError                the request is invalid (other 4xx, or rejected before sending)
  *     │   ├── AuthError               401, 403
  *     │   ├── InputTooLongError       413, or 400 INPUT_TOO_LONG
  *     │   └── ModelNotFoundError      404 MODEL_NOT_FOUND
- *     ├── RateLimitedError            429, still so at the deadline
+ *     ├── RateLimitedError            429, until the deadline
  *     ├── ServerError                 any other 5xx
  *     │   ├── InferenceError          500 INFERENCE_ERROR
  *     │   ├── ModelLoadFailedError    502 MODEL_LOAD_FAILED
- *     │   ├── ModelLoadingError       503 MODEL_LOADING, still so at the deadline
- *     │   ├── QueueFullError          503 QUEUE_FULL, still so at the deadline
+ *     │   ├── ModelLoadingError       503 MODEL_LOADING, until the deadline
+ *     │   ├── QueueFullError          503 QUEUE_FULL, until the deadline
  *     │   └── ResourceExhaustedError  503 RESOURCE_EXHAUSTED, after its retries
  *     └── ProtocolError               a response that does not follow docs/http-api.md
  *
- * `errorFor` chooses the class by table, from the status and the code the server sent. An aborted call is none of
- * these: it rejects with the reason of its AbortSignal.
+ * `errorFor` looks up the class by the status and the code of the answer. An aborted call rejects with the reason of its
+ * AbortSignal instead.
  */
 
-/** What is known about an error beside its message. */
+/** The fields of an error in addition to its message. */
 export interface ErrorFacts {
   code?: string | undefined;
   status?: number | undefined;
@@ -30,16 +30,16 @@ export interface ErrorFacts {
   details?: Readonly<Record<string, unknown>> | undefined;
 }
 
-/** Root of the tree. */
+/** Base class of the client's errors. */
 export class SIEError extends Error {
   override readonly name: string = "SIEError";
-  /** The server's code; undefined when there is none. */
+  /** The server's code; undefined if it sent none. */
   readonly code: string | undefined;
-  /** The HTTP status; undefined when no answer came. */
+  /** The HTTP status; undefined without an answer. */
   readonly status: number | undefined;
-  /** Quote it when asking about a request. */
+  /** Identifies the request in the server's logs. */
   readonly requestId: string | undefined;
-  /** True when the condition passes by itself; the client has then retried it as far as its limits allow. */
+  /** True for a transient condition; the client has already retried within its limits. */
   readonly retryable: boolean;
   /** The server's error map. */
   readonly details: Readonly<Record<string, unknown>>;
@@ -65,12 +65,12 @@ export class SIEConnectionError extends SIEError {
   override readonly name: string = "SIEConnectionError";
 }
 
-/** The server did not answer in time. Never retried: it may still be working on the first request. */
+/** The server did not answer in time. Not retried, because it may still be working on the first request. */
 export class SIETimeoutError extends SIEConnectionError {
   override readonly name = "SIETimeoutError";
 }
 
-/** The request is wrong; sending it again will not help. */
+/** The request is invalid; sending it again would fail in the same way. */
 export class RequestError extends SIEError {
   override readonly name: string = "RequestError";
 }
@@ -80,12 +80,12 @@ export class AuthError extends RequestError {
   override readonly name = "AuthError";
 }
 
-/** The input is longer than the model or the server takes. */
+/** The input is longer than the model or the server accepts. */
 export class InputTooLongError extends RequestError {
   override readonly name = "InputTooLongError";
 }
 
-/** The server does not know this model; its message suggests names that are close. */
+/** The server does not know this model; the message suggests similar names. */
 export class ModelNotFoundError extends RequestError {
   override readonly name = "ModelNotFoundError";
 }
@@ -109,7 +109,7 @@ export class InferenceError extends ServerError {
 export class ModelLoadFailedError extends ServerError {
   override readonly name = "ModelLoadFailedError";
 
-  /** What kind of failure it was on the server. */
+  /** The class of the failure on the server. */
   get errorClass(): string | undefined {
     return this.details["error_class"] as string | undefined;
   }
@@ -119,18 +119,18 @@ export class ModelLoadFailedError extends ServerError {
     return this.details["permanent"] !== false;
   }
 
-  /** How many times the server tried to load the model. */
+  /** The number of times that the server tried to load the model. */
   get attempts(): number | undefined {
     return this.details["attempts"] as number | undefined;
   }
 }
 
-/** The model was still loading when the deadline came. */
+/** The model was still loading at the deadline. */
 export class ModelLoadingError extends ServerError {
   override readonly name = "ModelLoadingError";
 }
 
-/** The server was shedding load until the deadline. */
+/** The server rejected requests because its queue was full, until the deadline. */
 export class QueueFullError extends ServerError {
   override readonly name = "QueueFullError";
 }
@@ -163,14 +163,14 @@ const BY_STATUS: Readonly<Record<number, ErrorClass>> = {
   429: RateLimitedError,
 };
 const BY_HUNDRED: Readonly<Record<number, ErrorClass>> = { 4: RequestError, 5: ServerError };
-const PASSES_BY_ITSELF: ReadonlySet<ErrorClass> = new Set<ErrorClass>([
+const TRANSIENT: ReadonlySet<ErrorClass> = new Set<ErrorClass>([
   RateLimitedError,
   ModelLoadingError,
   QueueFullError,
   ResourceExhaustedError,
 ]);
 
-/** The error for an answer that is not a 200. */
+/** Return the error for an answer other than 200. */
 export function errorFor(status: number, message: string, facts: ErrorFacts): SIEError {
   const kind =
     BY_STATUS_AND_CODE[`${status} ${facts.code}`] ??
@@ -178,5 +178,5 @@ export function errorFor(status: number, message: string, facts: ErrorFacts): SI
     BY_HUNDRED[Math.floor(status / 100)] ??
     ProtocolError;
   const loadsAgain = kind === ModelLoadFailedError && facts.details?.["permanent"] === false;
-  return new kind(message, { ...facts, status, retryable: loadsAgain || PASSES_BY_ITSELF.has(kind) });
+  return new kind(message, { ...facts, status, retryable: loadsAgain || TRANSIENT.has(kind) });
 }

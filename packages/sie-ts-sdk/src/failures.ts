@@ -1,9 +1,9 @@
-/** What an attempt that did not succeed means: the server's error body, or the way the connection failed → SIEError. */
+/** Conversion of failed attempts, error answers and connection failures, to SIEErrors. */
 
 import { errorFor, SIEConnectionError, type SIEError, SIETimeoutError } from "./errors.js";
 import type { Outcome, Reply, Request } from "./flow.js";
 
-/** The error behind an outcome that is not a 200. */
+/** Return the error for a failed attempt. */
 export function errorOf(outcome: Outcome, request: Request, url: string): SIEError {
   if (outcome === undefined) throw new TypeError("a send was answered with nothing");
   if (outcome.kind === "reply") return errorOfReply(outcome, request, url);
@@ -13,7 +13,7 @@ export function errorOf(outcome: Outcome, request: Request, url: string): SIEErr
       return new SIETimeoutError(`${where}: no answer in time (${outcome.detail})`);
     case "connect":
       return new SIEConnectionError(
-        `cannot connect to ${url}: ${outcome.detail}; is the server running there, and is baseUrl right?${corsHint()}`,
+        `cannot connect to ${url}: ${outcome.detail}; check that the server is running and that baseUrl is right${corsHint()}`,
         { retryable: true },
       );
     case "dropped":
@@ -29,9 +29,9 @@ export function requestIdOf(reply: Reply): string | undefined {
   return /^[!-~]{1,256}$/.test(value) ? value : undefined;
 }
 
-/** A browser does not tell a page why: a refused connection and a server that does not allow the page look alike. */
+/** A browser hides the reason from a page, so a refused connection and a forbidden origin look the same. */
 function corsHint(): string {
-  return "document" in globalThis ? " Does its cors_origins name this page's origin?" : "";
+  return "document" in globalThis ? ", and that its cors_origins contain this page's origin" : "";
 }
 
 function errorOfReply(reply: Reply, request: Request, url: string): SIEError {
@@ -41,7 +41,7 @@ function errorOfReply(reply: Reply, request: Request, url: string): SIEError {
   return errorFor(reply.status, message, { code, requestId: requestIdOf(reply), details: body });
 }
 
-/** The server's error map: `error`, else `detail`, else the top level; empty for anything else. */
+/** Return the server's error map: `error`, else `detail`, else the top level; empty if the body has none. */
 function errorMap(body: Uint8Array): Record<string, unknown> {
   let value: unknown;
   try {
@@ -58,7 +58,7 @@ function errorMap(body: Uint8Array): Record<string, unknown> {
   return words ? { ...value, message: typeof words === "string" ? words : JSON.stringify(words) } : value;
 }
 
-/** For answers without a message of ours: proxies, other programs on the port. */
+/** Return a message for an answer without an error map, for instance from a proxy. */
 function plainMessage(reply: Reply, request: Request, url: string): string {
   const text = new TextDecoder().decode(reply.body.subarray(0, 200)).split(/\s+/).filter(Boolean).join(" ");
   const location = reply.headers.get("location");
@@ -67,7 +67,7 @@ function plainMessage(reply: Reply, request: Request, url: string): string {
   return `${where} was answered with ${status}${location ? ` to ${location}` : ""}: ${text || "no body"}`;
 }
 
-/** Whether a decoded value is a map with text keys. */
+/** Return whether a decoded value is a map with text keys. */
 export function isMap(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value) && !ArrayBuffer.isView(value);
 }

@@ -1,18 +1,18 @@
-/** snake_case on the wire, camelCase in TypeScript. */
+/** Conversion between snake_case on the wire and camelCase in TypeScript. */
 
 import { isMap } from "./failures.js";
 
-/** A key as the wire has it. */
+/** Convert a key to snake_case. */
 export function snake(name: string): string {
   return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 }
 
-/** The keys of one map, as the wire has them. */
+/** Convert the keys of one map to snake_case. */
 export function snakeKeys(map: object): Record<string, unknown> {
   return Object.fromEntries(Object.entries(map).map(([key, value]) => [snake(key), value]));
 }
 
-/** A decoded answer with all its keys in camelCase. */
+/** Convert all keys of a decoded answer to camelCase. */
 export function camelKeys(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(camelKeys);
   if (!isMap(value)) return value;

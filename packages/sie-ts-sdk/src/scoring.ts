@@ -1,7 +1,7 @@
 /**
- * Late interaction: score documents whose token vectors you already have.
+ * Late interaction, for documents whose token vectors are already known.
  *
- * maxsim(q, d) = Σ over query tokens of the largest dot product with any document token. Vectors are used as given:
+ * maxsim(q, d) = Σ over query tokens of the largest dot product with any document token. Vectors are not normalised:
  * normalise them first if the model does not. Packed bits (binary, ubinary) must be unpacked first.
  */
 
@@ -10,7 +10,7 @@ import type { Vector } from "./types.js";
 /** One vector per token: [tokens][width]. */
 export type TokenVectors = readonly (Vector | readonly number[])[];
 
-/** Score one document. Throws RangeError when one has no tokens or the widths differ. */
+/** Score one document. Throws RangeError if query or document has no tokens, or if the widths differ. */
 export function maxsim(query: TokenVectors, document: TokenVectors): number {
   return maxsimBatch(query, [document])[0] as number;
 }
@@ -30,7 +30,7 @@ function largestDot(token: Vector | readonly number[], document: TokenVectors): 
   for (const other of document) {
     let dot = 0;
     for (let i = 0; i < token.length; i++) dot += (token[i] as number) * (other[i] as number);
-    if (dot > largest || Number.isNaN(dot)) largest = dot; // NaN stays, so that it shows
+    if (dot > largest || Number.isNaN(dot)) largest = dot; // NaN is kept, so that it is visible in the result
   }
   return largest;
 }

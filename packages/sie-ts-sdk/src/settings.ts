@@ -1,4 +1,4 @@
-/** Where the server is and how long to wait: arguments first, then the environment (Node), then defaults. */
+/** The client's settings: arguments override the environment (Node), which overrides the defaults. */
 
 import { checkOptions, type Warn } from "./calls.js";
 import { VERSION } from "./version.js";
@@ -7,25 +7,25 @@ const DEFAULT_BASE_URL = "http://localhost:8080";
 const DEFAULT_TIMEOUT = 150_000; // ms of silence in one attempt
 const DEFAULT_DEADLINE = 900_000; // ms for a call with all its retries: large models take minutes to load
 
-/** What `new SIEClient(baseUrl, options)` takes. */
+/** Options of `new SIEClient(baseUrl, options)`. */
 export interface ClientOptions {
   /** Sent as `Authorization: Bearer …`; default: the variable SIE_API_KEY. */
   apiKey?: string;
   /** Longest silence of the server in one attempt, in ms; default: SIE_TIMEOUT (in seconds), else 150 000. */
   timeout?: number;
-  /** How long a call may be retried in all, in ms; default: 900 000. */
+  /** Limit for a call with all its retries, in ms; default: 900 000. */
   deadline?: number;
   /** For routers in front of the server: X-SIE-MACHINE-PROFILE. */
   machineProfile?: string;
   /** For routers in front of the server: X-SIE-Pool. */
   pool?: string;
-  /** In place of the global `fetch`. */
+  /** Replaces the global `fetch`. */
   fetch?: typeof globalThis.fetch;
-  /** Told of what a result has no place for; default: console.warn. */
+  /** Receives warnings that a result has no field for; default: console.warn. */
   warn?: Warn;
 }
 
-/** One client's settings; times in ms. */
+/** The settings of a client; times in ms. */
 export interface Settings {
   baseUrl: string;
   timeout: number;
@@ -37,7 +37,7 @@ export interface Settings {
 
 const OPTIONS = ["apiKey", "timeout", "deadline", "machineProfile", "pool", "fetch", "warn"];
 
-/** Arguments and environment → Settings. Throws TypeError for a value that cannot work, RequestError for an unknown option. */
+/** Combine arguments and environment. Throws TypeError for an invalid value, RequestError for an unknown option. */
 export function resolve(baseUrl: string | undefined, options: ClientOptions): Settings {
   checkOptions(options, OPTIONS);
   const timeout = milliseconds("timeout", options.timeout) ?? timeoutFromEnvironment() ?? DEFAULT_TIMEOUT;
@@ -45,7 +45,7 @@ export function resolve(baseUrl: string | undefined, options: ClientOptions): Se
   return {
     baseUrl: checkedUrl(baseUrl || environment("SIE_BASE_URL") || DEFAULT_BASE_URL),
     timeout,
-    // a caller who allows a longer single attempt means the whole call, too
+    // a timeout above the default deadline extends the deadline
     deadline: milliseconds("deadline", options.deadline) ?? Math.max(DEFAULT_DEADLINE, timeout),
     headers: {
       "X-SIE-SDK-Version": VERSION,
@@ -59,7 +59,7 @@ export function resolve(baseUrl: string | undefined, options: ClientOptions): Se
   };
 }
 
-/** `value` if it is a usable number of milliseconds or absent. Throws TypeError. */
+/** Return `value`, or undefined if absent. Throws TypeError unless it is a positive, finite number. */
 export function milliseconds(name: string, value: number | null | undefined): number | undefined {
   if (value === undefined || value === null) return undefined;
   if (typeof value !== "number" || !Number.isFinite(value) || value <= 0)
@@ -67,7 +67,7 @@ export function milliseconds(name: string, value: number | null | undefined): nu
   return value;
 }
 
-/** True when two versions differ in the major or by more than one minor; false when one cannot be read. */
+/** Return whether two versions differ in the major or by more than one minor; false if one is unreadable. */
 export function skewed(ours: string, theirs: string): boolean {
   const [a, b] = [ours, theirs].map((version) => /^v?(\d+)\.(\d+)/.exec(version));
   if (!a || !b) return false;
@@ -76,8 +76,9 @@ export function skewed(ours: string, theirs: string): boolean {
 
 function header(name: string, value: string | undefined): Record<string, string> {
   if (value === undefined || value === "") return {};
+  // the message does not contain the value, which may be a key
   if (!/^[\x20-\x7e]+$/.test(value))
-    throw new TypeError(`the value for ${name} has characters that no HTTP header can carry`); // not shown: a key
+    throw new TypeError(`the value for ${name} has characters that an HTTP header cannot hold`);
   return { [name]: value };
 }
 
@@ -99,12 +100,13 @@ function checkedUrl(url: string): string {
   try {
     parts = new URL(url);
   } catch {
-    throw new TypeError(`baseUrl is ${JSON.stringify(url)}; it starts with http:// or https:// and names a host`);
+    throw new TypeError(`baseUrl is ${JSON.stringify(url)}; it must start with http:// or https:// and contain a host`);
   }
   if (!["http:", "https:"].includes(parts.protocol))
-    throw new TypeError(`baseUrl is ${JSON.stringify(url)}; it starts with http:// or https://`);
+    throw new TypeError(`baseUrl is ${JSON.stringify(url)}; it must start with http:// or https://`);
+  // the message does not contain the password
   if (parts.username || parts.password)
-    throw new TypeError("baseUrl holds a name or a password, which fetch refuses; pass a key as apiKey"); // not shown
-  if (parts.search || parts.hash) throw new TypeError(`baseUrl is ${JSON.stringify(url)}; it takes no query and no fragment`);
+    throw new TypeError("baseUrl contains a name or a password, which fetch refuses; pass a key as apiKey");
+  if (parts.search || parts.hash) throw new TypeError(`baseUrl is ${JSON.stringify(url)}; it must not contain a query or fragment`);
   return url.replace(/\/+$/, "");
 }

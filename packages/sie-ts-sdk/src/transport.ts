@@ -1,15 +1,15 @@
-/** The steps of a flow, carried out with fetch and timers. */
+/** The steps of a flow, implemented with fetch and timers. */
 
 import type { Failure, Outcome, Request } from "./flow.js";
 import type { Settings } from "./settings.js";
 
-const LONGEST_TIMER = 2 ** 31 - 1; // ms; a longer one would fire at once
+const LONGEST_TIMER = 2 ** 31 - 1; // ms; a longer timer would fire immediately
 const TIMED_OUT = new Error("timed out");
-// causes of Node's fetch; a browser gives none
+// codes of Node's fetch; browsers have none
 const NO_CONNECTION = /^(ECONNREFUSED|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_CONNECT_TIMEOUT|.*CERT.*)$/;
 const NODES_OWN_TIMEOUT = /^UND_ERR_(HEADERS|BODY)_TIMEOUT$/;
 
-/** Send a request once. `timeout`: ms of silence. Throws only the reason of `signal`, when it was aborted. */
+/** Send a request once. `timeout`: ms of silence. Throws only the reason of `signal`, if it was aborted. */
 export async function send(request: Request, timeout: number, settings: Settings, signal: AbortSignal): Promise<Outcome> {
   const silence = new Silence(timeout, signal);
   let begun = false;
@@ -28,7 +28,7 @@ export async function send(request: Request, timeout: number, settings: Settings
   }
 }
 
-/** Wait. Throws the reason of `signal` as soon as it is aborted. */
+/** Wait, and throw the reason of `signal` as soon as it is aborted. */
 export async function sleep(ms: number, signal: AbortSignal): Promise<void> {
   signal.throwIfAborted();
   await new Promise<void>((resolve, reject) => {
@@ -44,7 +44,7 @@ export async function sleep(ms: number, signal: AbortSignal): Promise<void> {
   });
 }
 
-/** A signal that is aborted after so long without a word, or with another signal. */
+/** A signal that is aborted after `timeout` ms without a call of `heard`, or together with another signal. */
 class Silence {
   private readonly controller = new AbortController();
   private readonly stop = () => this.controller.abort(this.outer.reason);
@@ -63,7 +63,7 @@ class Silence {
     return this.controller.signal;
   }
 
-  /** Something was heard: count anew. */
+  /** Restart the timer, because data arrived. */
   heard(): void {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.controller.abort(TIMED_OUT), Math.min(this.timeout, LONGEST_TIMER));
@@ -78,11 +78,11 @@ class Silence {
 function initOf(request: Request, settings: Settings, signal: AbortSignal): RequestInit {
   const headers: Record<string, string> = { ...settings.headers, Accept: request.accept };
   if (request.contentType !== undefined) headers["Content-Type"] = request.contentType;
-  // a redirect is an error: it would send texts and key to another place than the one configured
+  // redirects are errors, because following them would send texts and key to another server
   return { method: request.method, headers, body: request.body ?? null, signal, redirect: "manual", cache: "no-store" };
 }
 
-/** The body; `heard` is called for every part. */
+/** Read the body; `heard` is called for every part. */
 async function readAll(response: Response, heard: () => void): Promise<Uint8Array> {
   const parts: Uint8Array[] = [];
   const reader = response.body?.getReader();
@@ -99,13 +99,13 @@ async function readAll(response: Response, heard: () => void): Promise<Uint8Arra
   return body;
 }
 
-/** fetch's errors, in the flow's words. `begun`: the head of the answer had come. */
+/** Convert an error of fetch to a Failure. `begun`: the head of the answer had arrived. */
 function failureOf(error: unknown, begun: boolean): Failure {
   const cause = error instanceof Error ? ((error.cause as (Error & { code?: string }) | undefined) ?? error) : undefined;
   const code = (cause as { code?: string } | undefined)?.code ?? "";
   const detail = cause?.message || code || String(error);
   if (NODES_OWN_TIMEOUT.test(code)) return { kind: "timeout", detail };
   if (begun) return { kind: "broken", detail };
-  // a page is not told why; one that could not connect is by far the most frequent
+  // a browser hides the reason from a page; the most frequent one is that it could not connect
   return { kind: NO_CONNECTION.test(code) || code === "" ? "connect" : "dropped", detail };
 }

@@ -1,11 +1,11 @@
 /**
- * What callers pass in and get back: plain objects, camelCase.
+ * Types of arguments and results: plain objects with camelCase keys.
  *
- * Written by hand and checked against wire.ts, which is made from the server (test/contract.ts). Keys that a server adds
- * later are kept in results, in camelCase, too.
+ * They are written by hand and compared with wire.ts, which is generated from the server (test/contract.ts). Keys from
+ * newer servers are kept in results, also in camelCase.
  */
 
-/** Numbers of one kind. Half floats arrive as Float32Array. */
+/** A typed array of numbers. Half floats are returned as Float32Array. */
 export type Vector =
   | Float32Array
   | Float64Array
@@ -19,39 +19,39 @@ export type Vector =
 export type OutputType = "dense" | "sparse" | "multivector";
 export type OutputDtype = "float32" | "float16" | "int8" | "uint8" | "binary" | "ubinary";
 
-/** A query or a document. Null and absent mean the same; `""` is legal text; ids need not be unique. */
+/** A query or a document. Null and absent mean the same; `""` is valid text; ids need not be unique. */
 export interface Item {
   id?: string | null;
   text?: string | null;
-  /** Token vectors, [tokens][width], in place of text; late-interaction models only. */
+  /** Token vectors, [tokens][width], instead of text; late-interaction models only. */
   multivector?: readonly (Vector | readonly number[])[] | null;
   metadata?: Readonly<Record<string, unknown>> | null;
-  // Other modalities: text models refuse them with a RequestError that says so.
+  // Other modalities, which text models reject with a RequestError.
   images?: unknown;
   audio?: unknown;
   video?: unknown;
   document?: unknown;
 }
 
-/** Options of the server for one request; one that it does not know comes back in `warnings`. */
+/** Options of the server for one request; unknown ones are reported in `warnings`. */
 export interface ServerOptions {
   profile?: string | null;
   instruction?: string | null;
-  /** Tokens a model reads per text or pair. */
+  /** The number of tokens that a model reads per text or pair. */
   maxSeqLength?: number | null;
   /** Score: return only the best n entries. */
   topN?: number | null;
-  /** LoRA adapter to read with; the same as MODEL:ADAPTER in place of the model's id. */
+  /** LoRA adapter; the same as MODEL:ADAPTER instead of the model's id. */
   lora?: string | null;
-  /** Another name of `lora`. */
+  /** An alias of `lora`. */
   loraId?: string | null;
   /** Encode: the texts are queries. */
   isQuery?: boolean | null;
-  /** Encode: cut vectors to their first dimensions (Matryoshka). */
+  /** Encode: truncate vectors to their first dimensions (Matryoshka). */
   dimensions?: number | null;
   /** Score: raw logits, or their sigmoid; the checkpoint's activation if absent. */
   normalize?: "none" | "sigmoid" | null;
-  /** Score, bge-m3: which similarity. */
+  /** Score, bge-m3: the similarity. */
   scoreMode?: "dense" | "sparse" | "multivector" | "weighted" | null;
   /** Score, bge-m3: weights of dense, sparse, multivector. */
   scoreWeights?: number[] | null;
@@ -59,22 +59,22 @@ export interface ServerOptions {
   cutoffLayer?: number | null;
   /** Score, bge-reranker-v2.5-gemma2-lightweight: only 1 is served. */
   compressRatio?: number | null;
-  /** Score: each entry carries its text. */
+  /** Score: add the text to each entry. */
   returnDocuments?: boolean | null;
-  /** Score: each entry carries its raw logit. */
+  /** Score: add the raw logit to each entry. */
   returnLogits?: boolean | null;
-  /** Score: cut what is too long (default), score it in overlapping windows, or refuse it. */
+  /** Score: truncate long documents (default), score them in overlapping windows, or reject them. */
   longDocument?: "truncate" | "chunk" | "refuse" | null;
-  /** Score: tokens that neighbouring windows share. */
+  /** Score: the number of tokens that neighbouring windows share. */
   chunkOverlap?: number | null;
-  /** Score: tokens of each document that are read at most. */
+  /** Score: the largest number of tokens that are read of each document. */
   maxDocumentTokens?: number | null;
-  /** Score: how windows make a document's score. */
+  /** Score: how the scores of windows are combined. */
   aggregate?: "max" | "mean" | null;
   readonly [later: string]: unknown;
 }
 
-/** How long one call may take, in milliseconds; the client's own settings if absent. */
+/** Time limits of one call in milliseconds; the client's settings if absent. */
 export interface WaitOptions {
   /** Longest silence of the server in one attempt. */
   timeout?: number;
@@ -84,29 +84,29 @@ export interface WaitOptions {
   signal?: AbortSignal;
 }
 
-/** What `score` takes besides model, query and items. */
+/** Options of `score`. */
 export interface ScoreOptions extends WaitOptions {
-  /** Beats `options.instruction`, which beats the profile's. */
+  /** Overrides `options.instruction`, which overrides the profile's. */
   instruction?: string;
   options?: ServerOptions;
 }
 
-/** What `encode` takes besides model and items. */
+/** Options of `encode`. */
 export interface EncodeOptions extends ScoreOptions {
   /** Kinds of vector; the model's default if absent. */
   outputTypes?: readonly OutputType[];
   /** The number format of the vectors. */
   outputDtype?: OutputDtype;
-  /** Encode as a query rather than a document. */
+  /** Encode as a query instead of a document. */
   isQuery?: boolean;
 }
 
-/** What a request cost. */
+/** The number of tokens that a request used. */
 export interface Usage {
   inputTokens: number;
 }
 
-/** Characters [start, end) of the text, and which window of `count` they are. */
+/** A window of a text: characters [start, end), and its index among `count` windows. */
 export interface ChunkSpan {
   start: number;
   end: number;
@@ -114,15 +114,15 @@ export interface ChunkSpan {
   count: number;
 }
 
-/** One document's place in the ranking. */
+/** A document's score and rank. */
 export interface ScoreEntry {
   /** The item's id, else `item-{index}`. */
   itemId: string;
-  /** Higher is more relevant; the scale is the model's. */
+  /** Higher is more relevant; the scale depends on the model. */
   score: number;
   /** 0 is most relevant. */
   rank: number;
-  /** True when the text was cut to the model's window. */
+  /** True when the text was truncated to the model's window. */
   truncated?: boolean;
   /** The raw value, with `returnLogits`. */
   logit?: number;
@@ -139,9 +139,9 @@ export interface ScoreResult {
   scores: ScoreEntry[];
   usage: Usage;
   scoreType: "logit" | "probability" | "maxsim" | "cosine" | "dot";
-  /** Unknown options, cut texts. */
+  /** Unknown options, truncated texts. */
   warnings?: string[];
-  /** From X-SIE-Request-ID: quote it when asking about a request. */
+  /** X-SIE-Request-ID, which identifies the request in the server's logs. */
   requestId?: string;
 }
 
@@ -151,7 +151,7 @@ export interface SparseVector {
   values: Vector;
 }
 
-/** One item's vectors, of the kinds asked for. */
+/** The requested vectors of an item. */
 export interface EncodeResult {
   id?: string;
   /** [width]; packed bits for binary and ubinary. */
@@ -161,12 +161,12 @@ export interface EncodeResult {
   multivector?: Vector[];
   /** Rows of `multivector`. */
   numTokens?: number;
-  /** True when the text was cut to the model's window. */
+  /** True when the text was truncated to the model's window. */
   truncated?: boolean;
   requestId?: string;
 }
 
-/** How far a load is; bytes are those of the model's tensors. */
+/** The progress of a load; bytes are those of the model's tensors. */
 export interface LoadProgress {
   phase: "fetch" | "room" | "load" | "measure" | "probe";
   seconds: number;
@@ -174,14 +174,14 @@ export interface LoadProgress {
   bytesTotal: number | null;
 }
 
-/** A LoRA adapter; one that is not loaded is on first use. */
+/** A LoRA adapter, which is loaded on first use. */
 export interface AdapterInfo {
   name: string;
   source: string;
   loaded: boolean;
 }
 
-/** What the server says about a model it can serve. Asking never loads it. */
+/** The server's description of a model. */
 export interface ModelInfo {
   name: string;
   inputs: string[];

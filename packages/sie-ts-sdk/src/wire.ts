@@ -1,4 +1,4 @@
-/** The wire's types, snake_case. Made by scripts/generate_ts_types.py from the server's OpenAPI document. */
+/** The types on the wire. Generated from the server's OpenAPI document by scripts/generate_ts_types.py. */
 
 export interface AdapterInfo {
   name: string;

@@ -1,4 +1,4 @@
-/** The hand-written types against the server's: this file only has to compile. A field more or less on one side stops it. */
+/** Compares the hand-written types with the server's at compile time: it does not compile if their fields differ. */
 
 import type * as ours from "../src/types.js";
 import type * as wire from "../src/wire.js";
@@ -10,7 +10,7 @@ type Camel<T> = T extends readonly (infer Part)[]
     ? { [Name in keyof T as CamelName<Name>]: Camel<T[Name]> }
     : T;
 type Same<A, B> = [A] extends [B] ? ([B] extends [A] ? true : false) : false;
-/** Without the index signature that lets later options through. */
+/** Without the index signature that accepts later options. */
 type Known<T> = { [Name in keyof T as string extends Name ? never : Name]: T[Name] };
 
 type Checks = [

@@ -141,7 +141,7 @@ def test_shapes_that_are_none_are_refused(shape: object) -> None:
 
 
 def test_a_shape_whose_product_is_astronomical_is_refused_without_allocating() -> None:
-    with pytest.raises(CodecError, match="takes"):
+    with pytest.raises(CodecError, match=r"expected \d+ bytes"):
         decode_body(array_map(shape=[2**62, 2**62]))
     with pytest.raises(CodecError):
         decode_body(array_map(shape=[0, 2**63 - 1, 2**63 - 1], data=b""))

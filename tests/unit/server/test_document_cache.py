@@ -21,6 +21,7 @@ from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import Item, ScoreRequest
 from support.checkpoints.colbert import make_pylate
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.servers import inprocess
 
 SIZE = 4 * 4 * 10 + ENTRY_BYTES  # bytes of `entry()`
@@ -102,8 +103,8 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cached_scores_equal_uncached_and_hits_do_no_work(directory: Path, dtype: str) -> None:
     cache = DocumentCache(2**26)
-    plain = Engine(directory, device="cpu", dtype=dtype)
-    caching = Engine(directory, device="cpu", dtype=dtype, documents=ModelDocuments(cache, "m", None))
+    plain = Engine(directory, device=DEVICE, dtype=dtype)
+    caching = Engine(directory, device=DEVICE, dtype=dtype, documents=ModelDocuments(cache, "m", None))
     rng = random.Random(8)
     documents = [random_text(rng, n) for n in (0, 1, 4, 9, 30, 120)] + ["- - .", "?!"]
     more = [random_text(rng, 12), random_text(rng, 3)]
@@ -124,7 +125,7 @@ def test_cached_scores_equal_uncached_and_hits_do_no_work(directory: Path, dtype
 
 
 def test_another_limit_is_another_document(directory: Path) -> None:
-    caching = Engine(directory, device="cpu", documents=ModelDocuments(DocumentCache(2**26), "m", None))
+    caching = Engine(directory, device=DEVICE, documents=ModelDocuments(DocumentCache(2**26), "m", None))
     text = random_text(random.Random(1), 60)
     run(caching, caching.tokenize_score(ScoreTexts("rain", [text], 48)))
     assert caching.tokenize_score(ScoreTexts("rain", [text], 48)).known
@@ -133,7 +134,7 @@ def test_another_limit_is_another_document(directory: Path) -> None:
 
 def test_a_cached_window_says_nothing_of_its_document(directory: Path) -> None:
     """Whether a document was cut depends on the request, and is not kept with its windows."""
-    engine = Engine(directory, device="cpu", documents=ModelDocuments(DocumentCache(2**26), "m", None))
+    engine = Engine(directory, device=DEVICE, documents=ModelDocuments(DocumentCache(2**26), "m", None))
     text = random_text(random.Random(1), 90)
     for most, known in ((2, 0), (100, 2), (2, 2)):
         job = engine.tokenize_score(ScoreTexts("rain", [text], 32, chunking=Chunking(0, most)))
@@ -163,7 +164,7 @@ async def test_a_text_that_the_caller_had_shortened_is_whole_for_others(director
 
 def test_a_cached_document_does_not_keep_its_batch_alive(directory: Path) -> None:
     cache = DocumentCache(2**26)
-    engine = Engine(directory, device="cpu", documents=ModelDocuments(cache, "m", None))
+    engine = Engine(directory, device=DEVICE, documents=ModelDocuments(cache, "m", None))
     run(
         engine,
         engine.tokenize_score(ScoreTexts("rain", [random_text(random.Random(i), 20) for i in range(9)], 48)),

@@ -16,6 +16,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import make_cross_encoder
+from support.device import DEVICE
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def load(directory: Path) -> Engine:
-    return Engine(directory, device="cpu", dtype="float32")
+    return Engine(directory, device=DEVICE, dtype="float32")
 
 
 def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:

@@ -1,4 +1,4 @@
-"""LangChain components that ask a SIE server: a reranker and embeddings."""
+"""LangChain components for a SIE server: a reranker and embeddings."""
 
 from sie_langchain.embeddings import SIEEmbeddings
 from sie_langchain.reranker import SIEReranker

@@ -1,4 +1,4 @@
-"""The settings that the reranker and the embeddings share."""
+"""Settings shared by the reranker and the embeddings."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from sie_sdk.texts import TextClient
 
 
 class Connected(Serializable):
-    """A component with a server behind it. Saved with `langchain_core.load.dumps`, never with the key."""
+    """Base of the components: the settings and the client. `langchain_core.load.dumps` saves it without the key."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1)
     """The model's id on the server."""
     base_url: str | None = None
-    """Where the server is; default: `SIE_BASE_URL`, else http://localhost:8080."""
+    """URL of the server; default: `SIE_BASE_URL`, else http://localhost:8080."""
     api_key: SecretStr | None = Field(default_factory=secret_from_env("SIE_API_KEY", default=None))
     """Sent as a bearer token; default: `SIE_API_KEY`."""
     timeout: float | None = None
-    """Seconds of silence of the server; default: `SIE_TIMEOUT`, else 150."""
+    """Longest silence of the server in seconds; default: `SIE_TIMEOUT`, else 150."""
     instruction: str | None = None
-    """The instruction of models that take one; embeddings use it for queries."""
+    """The instruction for models that support one; embeddings use it for queries."""
     options: dict[str, Any] | None = None
-    """Options of every request, as the server documents them."""
+    """The options of each request, as documented by the server."""
 
     _client: TextClient = PrivateAttr()
 

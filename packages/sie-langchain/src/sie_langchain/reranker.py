@@ -1,4 +1,4 @@
-"""`SIEReranker`: documents in, the most relevant first out."""
+"""`SIEReranker`: documents in order of relevance."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from sie_sdk.texts import Ranked
 
 
 class SIEReranker(Connected, BaseDocumentCompressor):
-    """Puts documents in order of relevance, for a `ContextualCompressionRetriever` or on its own.
+    """Sorts documents by relevance, for a `ContextualCompressionRetriever` or on its own.
 
-    The answer holds copies of the documents with the score in `metadata["relevance_score"]`, and with
+    Returns copies of the documents with the score in `metadata["relevance_score"]`, and with
     `options={"long_document": "chunk"}` the characters of the best window in `metadata["relevance_chunk"]`.
-    Each call is a run named `SIEReranker` for the callbacks. Raises `sie_sdk.SIEError`.
+    For callbacks, each call is a run named `SIEReranker`. Raises `sie_sdk.SIEError`.
     """
 
     top_k: int | None = Field(default=None, ge=1)
-    """How many documents to return; default: all."""
+    """Number of documents to return; default: all."""
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """The `top_k` most relevant of `documents`."""
+        """Return the `top_k` most relevant documents."""
         return self._run().invoke({"documents": documents, "query": query}, self._config(callbacks))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """`compress_documents`, without blocking the event loop."""
+        """Like `compress_documents`, without blocking the event loop."""
         return await self._run().ainvoke({"documents": documents, "query": query}, self._config(callbacks))
 
     def _run(self) -> RunnableLambda[dict[str, Any], list[Document]]:
-        """A runnable, because LangChain then reports start, end and errors to callbacks and tracers itself."""
+        """Return a runnable, for which LangChain reports start, end and errors to callbacks and tracers."""
         return RunnableLambda(self._rerank, self._arerank)
 
     def _config(self, callbacks: Callbacks) -> RunnableConfig:

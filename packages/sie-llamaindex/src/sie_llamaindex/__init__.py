@@ -1,4 +1,4 @@
-"""LlamaIndex components that ask a SIE server: a reranker and an embedding model."""
+"""LlamaIndex components for a SIE server: a reranker and an embedding model."""
 
 from sie_llamaindex.embedding import SIEEmbedding
 from sie_llamaindex.postprocessor import SIENodePostprocessor

@@ -1,4 +1,4 @@
-"""The settings that the reranker and the embedding model share."""
+"""Settings shared by the reranker and the embedding model."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from sie_sdk.texts import TextClient
 
 
 class Connected(BaseModel):
-    """A component with a server behind it. The key is never part of `to_dict`; loaded again, it is SIE_API_KEY."""
+    """Base of the components: the settings and the client. `to_dict` omits the key; loading reads SIE_API_KEY."""
 
     model_config = ConfigDict(extra="forbid")
 
     base_url: str | None = Field(
-        default=None, description="Where the server is; default: SIE_BASE_URL, else http://localhost:8080."
+        default=None, description="URL of the server; default: SIE_BASE_URL, else http://localhost:8080."
     )
     api_key: SecretStr | None = Field(
         default=None, exclude=True, description="Sent as a bearer token; default: SIE_API_KEY."
     )
     timeout: float | None = Field(
-        default=None, description="Seconds of silence of the server; default: SIE_TIMEOUT, else 150."
+        default=None, description="Longest silence of the server in seconds; default: SIE_TIMEOUT, else 150."
     )
     instruction: str | None = Field(
-        default=None, description="The instruction of models that take one; embeddings use it for queries."
+        default=None,
+        description="The instruction for models that support one; embeddings use it for queries.",
     )
     options: dict[str, Any] | None = Field(
-        default=None, description="Options of every request, as the server documents them."
+        default=None, description="The options of each request, as documented by the server."
     )
 
     _client: TextClient = PrivateAttr()

@@ -1,4 +1,4 @@
-"""`SIEEmbedding`: texts in, dense vectors out."""
+"""`SIEEmbedding`: dense vectors of texts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sie_llamaindex.connection import Connected
 class SIEEmbedding(Connected, BaseEmbedding):
     """Dense vectors of texts and queries, for an index. `model` is the model's id on the server.
 
-    Queries are read with the model's query prompt, or with `instruction` in its place; texts with the document
+    Queries are read with `instruction`, or with the model's query prompt if it is None; texts with the document
     prompt. Raises `sie_sdk.SIEError`.
     """
 
-    model_config = ConfigDict(populate_by_name=True)  # to_dict writes `model_name`, as for all of LlamaIndex
+    model_config = ConfigDict(populate_by_name=True)  # to_dict writes `model_name`, LlamaIndex's usual name
 
     model_name: str = Field(alias="model", min_length=1, description="The model's id on the server.")
-    embed_batch_size: int = Field(default=128, gt=0, le=2048, description="Texts in one request.")
+    embed_batch_size: int = Field(default=128, gt=0, le=2048, description="Number of texts in a request.")
 
     @classmethod
     def class_name(cls) -> str:

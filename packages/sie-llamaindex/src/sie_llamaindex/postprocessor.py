@@ -1,4 +1,4 @@
-"""`SIENodePostprocessor`: nodes in, the most relevant first out."""
+"""`SIENodePostprocessor`: nodes in order of relevance."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ dispatcher = get_dispatcher(__name__)
 
 
 class SIENodePostprocessor(Connected, BaseNodePostprocessor):
-    """Puts retrieved nodes in order of relevance to the query, by their text as for embedding.
+    """Sorts retrieved nodes by the relevance of their text, including metadata for embedding, to the query.
 
-    What comes out are new `NodeWithScore`s. With `options={"long_document": "chunk"}` they hold copies of the
+    Returns new `NodeWithScore`s. With `options={"long_document": "chunk"}` they contain copies of the
     nodes, with the characters of the best window in `metadata["relevance_chunk"]`. Raises `sie_sdk.SIEError`.
     """
 
     model: str = Field(min_length=1, description="The model's id on the server.")
-    top_n: int | None = Field(default=None, ge=1, description="How many nodes to return; default: all.")
+    top_n: int | None = Field(default=None, ge=1, description="Number of nodes to return; default: all.")
 
     @classmethod
     def class_name(cls) -> str:
@@ -59,7 +59,7 @@ class SIENodePostprocessor(Connected, BaseNodePostprocessor):
 
     @contextmanager
     def _reported(self, nodes: list[NodeWithScore], query: str) -> Iterator[list[NodeWithScore]]:
-        """Callbacks and instrumentation hear of the start, and of the end with what was put into the list."""
+        """Report the start, and the end with the nodes in the list, to callbacks and instrumentation."""
         top_n = self.top_n or len(nodes)
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
@@ -88,11 +88,10 @@ def _texts(nodes: list[NodeWithScore]) -> list[str]:
 def _scored(node: NodeWithScore, place: Ranked) -> NodeWithScore:
     if place.chunk is None:
         return NodeWithScore(node=node.node, score=place.score)
-    copy, key = node.node.model_copy(), "relevance_chunk"
+    key = "relevance_chunk"
+    copy = node.node.model_copy()
     copy.metadata = {**copy.metadata, key: place.chunk}
-    copy.excluded_embed_metadata_keys = [
-        *copy.excluded_embed_metadata_keys,
-        key,
-    ]  # for readers, not for models
+    # the span is meant for readers, not for models
+    copy.excluded_embed_metadata_keys = [*copy.excluded_embed_metadata_keys, key]
     copy.excluded_llm_metadata_keys = [*copy.excluded_llm_metadata_keys, key]
     return NodeWithScore(node=copy, score=place.score)

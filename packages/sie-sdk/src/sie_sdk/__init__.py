@@ -5,7 +5,7 @@
     with SIEClient("http://localhost:8080") as client:
         result = client.score("BAAI/bge-reranker-v2-m3", Item(text="query"), [Item(text="document")])
 
-Importing this package loads neither httpx nor numpy: each is imported when first needed.
+Importing this package loads neither httpx nor numpy; they are imported on first use.
 """
 
 from __future__ import annotations

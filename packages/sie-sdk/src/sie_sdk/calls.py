@@ -1,4 +1,4 @@
-"""The endpoints: for each, the request to send and how to read its answer. Pure; used by both clients."""
+"""The endpoints: the request of each, and the reader of its answer. Pure functions, used by both clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("sie_sdk")
 class Call(Generic[T]):
     """A request and the reader of its 200 answer, which raises ProtocolError.
 
-    timeout, deadline: seconds for this call only; None takes the client's.
+    timeout, deadline: seconds for this call only; None means the client's settings.
     """
 
     request: Request
@@ -40,7 +40,7 @@ def score(
     timeout: float | None = None,
     deadline: float | None = None,
 ) -> Call[ScoreResult]:
-    """POST /v1/score/{model}. Raises RequestError for what can be told before sending."""
+    """POST /v1/score/{model}. Raises RequestError for errors that are found before sending."""
     body: dict[str, Any] = {"query": _item(query, "query"), "items": _items(items)}
     body |= _present(instruction=instruction, options=None if options is None else dict(options))
     return Call(_post("score", model, body), _read_score, timeout, deadline)
@@ -59,7 +59,7 @@ def encode(
     deadline: float | None = None,
 ) -> Call[list[EncodeResult]]:
     """POST /v1/encode/{model}; one result per item, in order. Raises RequestError as `score` does."""
-    wanted = [items] if isinstance(items, Mapping) else items
+    listed = [items] if isinstance(items, Mapping) else items
     if isinstance(output_types, str):
         raise RequestError(f"output_types is a string; pass a list: [{output_types!r}]", code="INVALID_INPUT")
     params = _present(
@@ -68,7 +68,7 @@ def encode(
         instruction=instruction,
         options=dict(options or {}) | _present(is_query=is_query) or None,
     )
-    body: dict[str, Any] = {"items": _items(wanted)} | _present(params=params or None)
+    body: dict[str, Any] = {"items": _items(listed)} | _present(params=params or None)
     count = len(body["items"])
     return Call(_post("encode", model, body), lambda reply: _read_encode(reply, count), timeout, deadline)
 
@@ -95,13 +95,11 @@ def _post(verb: str, model: str, body: Mapping[str, Any]) -> Request:
 
 
 def _model_path(model: str) -> str:
-    """Slashes stay, as in `org/name`; `:` names an adapter."""
+    """Return the id percent-encoded, except for slashes (`org/name`) and colons (`model:adapter`)."""
     if not isinstance(model, str):
         raise RequestError(f"model is a {type(model).__name__}; pass its id, a string", code="INVALID_INPUT")
-    if any(part in ("", ".", "..") for part in model.split("/")):
-        raise RequestError(
-            f"{model!r} is not a model id", code="INVALID_INPUT"
-        )  # it would reach another route
+    if any(part in ("", ".", "..") for part in model.split("/")):  # the path would be that of another route
+        raise RequestError(f"{model!r} is not a model id", code="INVALID_INPUT")
     return quote(model, safe="/:", errors="replace")
 
 
@@ -123,7 +121,7 @@ def _item(item: Any, where: str) -> dict[str, Any]:
 
 
 def _present(**values: Any) -> dict[str, Any]:
-    """Without the ones that are None: on the wire, nil and absent are equal."""
+    """Return the values that are not None: on the wire, nil and absent mean the same."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -148,7 +146,7 @@ def _broken(reply: Reply, message: str) -> ProtocolError:
 
 
 def _get(reply: Reply, mapping: Any, key: str, kinds: tuple[type, ...], where: str = "") -> Any:
-    """`mapping[key]`, of one of `kinds`. A bool is not a number here."""
+    """Return `mapping[key]` if its type is one of `kinds`; a bool does not count as a number."""
     if not isinstance(mapping, dict):
         raise _broken(reply, f"`{where.rstrip('.')}` is a {type(mapping).__name__}, not a map")
     if key not in mapping:
@@ -177,12 +175,12 @@ def _read_encode(reply: Reply, count: int) -> list[EncodeResult]:
     if len(items) != count:
         raise _broken(reply, f"{len(items)} results for {count} items")
     for warning in body.get("warnings") or ():
-        log.warning("encode: %s", warning)  # the results are bare vectors and have no place for it
+        log.warning("encode: %s", warning)  # the results are vectors and have no field for it
     return [_read_vectors(reply, item, f"items[{index}].") for index, item in enumerate(items)]
 
 
 def _read_vectors(reply: Reply, item: Any, where: str) -> EncodeResult:
-    """Each `{"dims", "dtype", "values"}` becomes its values."""
+    """Replace each `{"dims", "dtype", "values"}` by its values."""
     if not isinstance(item, dict):
         raise _broken(reply, f"`{where.rstrip('.')}` is a {type(item).__name__}, not a map")
     result = item | _present(request_id=reply.request_id)

@@ -1,8 +1,7 @@
 """`SIEClient` and `SIEAsyncClient`: two short drivers of the same flow.
 
-What to send is in `calls`, when to send it again in `flow`; here the steps are carried out with httpx, which
-is imported when a client is made. The methods and their arguments are the same in both; a sync client may be
-shared by threads.
+`calls` builds the requests, `flow` decides when to retry them, and the clients carry out the steps with httpx, which is
+imported when a client is created. Both have the same methods and arguments. Threads may share a sync client.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
-CONNECT_TIMEOUT = 10.0  # seconds; a host that does not answer by then is not there
+CONNECT_TIMEOUT = 10.0  # seconds; a host that takes longer is taken to be unreachable
 
 
 class WaitParams(TypedDict, total=False):
-    """How long one call may take, in seconds; the client's own settings if absent.
+    """Time limits of one call in seconds; the client's settings if absent.
 
     timeout: silence of the server in one attempt. deadline: all attempts and the waits between them.
     """
@@ -36,10 +35,10 @@ class WaitParams(TypedDict, total=False):
 
 
 class ScoreParams(WaitParams, total=False):
-    """What `score` takes besides model, query and items.
+    """Arguments of `score` in addition to model, query and items.
 
-    instruction: beats `options["instruction"]`, which beats the profile's. options: `profile`, `lora`,
-    `top_n`, `max_seq_length` and what else the server documents.
+    instruction: overrides `options["instruction"]`, which overrides the profile's. options: `profile`, `lora`,
+    `top_n`, `max_seq_length` and the other options that the server documents.
     """
 
     instruction: str | None
@@ -47,10 +46,10 @@ class ScoreParams(WaitParams, total=False):
 
 
 class EncodeParams(ScoreParams, total=False):
-    """What `encode` takes besides model and items.
+    """Arguments of `encode` in addition to model and items.
 
     output_types: kinds of vector, the model's default if absent. output_dtype: the number format of the
-    vectors. is_query: encode as a query rather than a document.
+    vectors. is_query: encode as a query instead of a document.
     """
 
     output_types: Sequence[OutputType] | None
@@ -59,7 +58,7 @@ class EncodeParams(ScoreParams, total=False):
 
 
 class _Client:
-    """What both clients share: settings and the start of a flow."""
+    """Base of both clients: the settings and the start of a flow."""
 
     def __init__(
         self,
@@ -72,11 +71,11 @@ class _Client:
         pool: str | None = None,
         transport: Any = None,
     ) -> None:
-        """Arguments beat SIE_BASE_URL, SIE_API_KEY and SIE_TIMEOUT, which beat the defaults.
+        """Create a client; nothing is sent yet. Raises ValueError for an invalid setting.
 
-        timeout: 150 s of silence in one attempt; deadline: 900 s for a call with its retries. machine_profile
-        and pool are sent as headers for routers in front of the server. transport: an httpx transport in
-        place of the network. Raises ValueError for a setting that cannot work. Nothing is sent yet.
+        Arguments override SIE_BASE_URL, SIE_API_KEY and SIE_TIMEOUT, which override the defaults: a timeout of 150 s of
+        silence in one attempt and a deadline of 900 s for a call with its retries. machine_profile and pool are sent as
+        headers for routers in front of the server. transport: an httpx transport that replaces the network.
         """
         self._settings = resolve(
             base_url,
@@ -98,14 +97,14 @@ class _Client:
         return {
             "headers": dict(self._settings.headers),
             "transport": transport,
-            # Waiting for a free connection would count as silence of the server, so there is always one.
+            # Waiting for a free connection would count as silence of the server, so their number is not limited.
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=32),
         }
 
     def _flow(self, call: Call[T]) -> Flow:
         settings = self._settings
         timeout = seconds("timeout", call.timeout)
-        # As in the settings: who allows a longer attempt for this call means the whole call.
+        # As in the settings: a timeout above the deadline extends the deadline.
         deadline = seconds("deadline", call.deadline) or max(settings.deadline, timeout or 0.0)
         patience = Patience(timeout or settings.timeout, deadline, settings.shown_url)
         return exchange(call.request, patience, Clock())
@@ -152,16 +151,16 @@ class SIEClient(_Client):
     def encode(
         self, model: str, items: ItemLike | Sequence[ItemLike], **params: Unpack[EncodeParams]
     ) -> EncodeResult | list[EncodeResult]:
-        """Vectors: one result for one Item, a list for a list. Raises SIEError; keywords: EncodeParams."""
+        """Return vectors: one result for an Item, a list for a list. Raises SIEError; keywords: EncodeParams."""
         results = self._run(calls.encode(model, items, **params))
         return results[0] if isinstance(items, Mapping) else results
 
     def list_models(self, **wait: Unpack[WaitParams]) -> list[ModelInfo]:
-        """All models the server can serve. Raises SIEError."""
+        """Return all models that the server can serve. Raises SIEError."""
         return self._run(calls.list_models(**wait))
 
     def get_model(self, model: str, **wait: Unpack[WaitParams]) -> ModelInfo:
-        """One model; asking does not load it. Raises ModelNotFoundError and other SIEErrors."""
+        """Return a model's description without loading it. Raises ModelNotFoundError and other SIEErrors."""
         return self._run(calls.get_model(model, **wait))
 
     def close(self) -> None:
@@ -229,16 +228,16 @@ class SIEAsyncClient(_Client):
     async def encode(
         self, model: str, items: ItemLike | Sequence[ItemLike], **params: Unpack[EncodeParams]
     ) -> EncodeResult | list[EncodeResult]:
-        """Vectors: one result for one Item, a list for a list. Raises SIEError; keywords: EncodeParams."""
+        """Return vectors: one result for an Item, a list for a list. Raises SIEError; keywords: EncodeParams."""
         results = await self._run(calls.encode(model, items, **params))
         return results[0] if isinstance(items, Mapping) else results
 
     async def list_models(self, **wait: Unpack[WaitParams]) -> list[ModelInfo]:
-        """All models the server can serve. Raises SIEError."""
+        """Return all models that the server can serve. Raises SIEError."""
         return await self._run(calls.list_models(**wait))
 
     async def get_model(self, model: str, **wait: Unpack[WaitParams]) -> ModelInfo:
-        """One model; asking does not load it. Raises ModelNotFoundError and other SIEErrors."""
+        """Return a model's description without loading it. Raises ModelNotFoundError and other SIEErrors."""
         return await self._run(calls.get_model(model, **wait))
 
     async def close(self) -> None:
@@ -259,7 +258,7 @@ class SIEAsyncClient(_Client):
         return httpx.AsyncClient(**self._http_options(transport))
 
     async def _run(self, call: Call[T]) -> T:
-        import asyncio  # slow to import, and whoever runs this has done so already
+        import asyncio  # slow to import; an application with an event loop has imported it already
 
         flow = self._flow(call)
         outcome: Outcome = None
@@ -289,7 +288,7 @@ class SIEAsyncClient(_Client):
 
 
 def _failure(error: httpx.HTTPError, *, begun: bool) -> Failure:
-    """httpx's exceptions, in the flow's words. `begun`: the head of the answer had come."""
+    """Convert an httpx exception to a Failure. `begun`: the head of the answer had arrived."""
     import httpx
 
     detail = str(error) or type(error).__name__

@@ -1,10 +1,10 @@
-"""Bytes on the wire: media type ↔ value, and numpy ↔ the msgpack map that carries an array.
+"""Encoding of bodies as msgpack or JSON, and of numpy arrays as msgpack maps.
 
 An array is `{b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [n, …], b"data": bytes}`, C order; a scalar
-is `{b"nd": False, b"type": …, b"data": …}` (except float64, which is a Python float and travels as one). The
+is `{b"nd": False, b"type": …, b"data": …}` (except float64, which is a Python float and is sent as a float). The
 keys are msgpack *bin*, so no map with text keys can be mistaken for an array.
-Only numbers and booleans of known width pass: there is no dtype that could carry an object, and nothing is
-pickled. numpy is imported when the first array is met.
+Only numbers and booleans of known width are accepted; no dtype can contain objects, and nothing is pickled. numpy is
+imported for the first array.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CodecError(ValueError):
 
 
 def encode_body(value: Any, media_type: str = MSGPACK) -> bytes:
-    """Value → bytes. JSON carries arrays as plain lists and bytes as base64. Raises CodecError."""
+    """Encode a value. In JSON, arrays become lists and bytes become base64. Raises CodecError."""
     try:
         if media_type == JSON:
             return json.dumps(value, default=_to_json, ensure_ascii=False, allow_nan=False).encode()
@@ -48,50 +48,50 @@ def encode_body(value: Any, media_type: str = MSGPACK) -> bytes:
 
 
 def decode_body(data: bytes, media_type: str = MSGPACK) -> Any:
-    """Bytes → value; a trailing byte is an error. Raises CodecError."""
+    """Decode a body; a trailing byte is an error. Raises CodecError."""
     try:
         if media_type == JSON:
             return json.loads(data)
         return msgpack.unpackb(data, object_hook=_from_map, ext_hook=_refuse_ext, raw=False)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as exc:
-        # Some of msgpack's exceptions carry no words, only a telling name.
+        # Some of msgpack's exceptions have no message; their names describe the error.
         raise CodecError(str(exc) or type(exc).__name__) from exc
 
 
 def _as_numpy(value: Any) -> NDArray[Any] | np.generic | None:
-    """`value` if it is a numpy array or scalar, else None. Whoever made one has numpy loaded already."""
-    numpy = sys.modules.get("numpy")
+    """Return `value` if it is a numpy array or scalar, else None."""
+    numpy = sys.modules.get("numpy")  # a caller with an array has imported numpy already
     return value if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)) else None
 
 
 def _to_map(value: Any) -> dict[bytes, Any]:
-    """msgpack's way out for a type it does not know."""
+    """Convert an array; msgpack calls this for types that it does not know."""
     found = _as_numpy(value)
     if found is None:
         raise TypeError(
-            f"cannot send a {type(value).__module__}.{type(value).__qualname__}; a numpy array can be"
+            f"cannot send a {type(value).__module__}.{type(value).__qualname__}; convert it to a numpy array"
         )
     code = found.dtype.str
     if code not in DTYPES:
         raise TypeError(f"cannot send numpy dtype {found.dtype}; use numbers or booleans of at most 64 bits")
     if found.ndim > MAX_DIMS:
         raise TypeError(f"cannot send an array of {found.ndim} dimensions; at most {MAX_DIMS}")
-    data = found.tobytes()  # C order, whatever the strides are
+    data = found.tobytes()  # C order for any strides
     if isinstance(found, sys.modules["numpy"].generic):
         return {b"nd": False, b"type": code, b"data": data}
     return {b"nd": True, b"type": code, b"kind": b"", b"shape": list(found.shape), b"data": data}
 
 
 def _from_map(mapping: dict[Any, Any]) -> Any:
-    """msgpack's hook for every map it has read: the ones that carry an array become one."""
+    """Convert the maps that encode arrays; msgpack calls this for every map."""
     if b"nd" not in mapping:
         return mapping
     is_array = mapping[b"nd"]
     if not isinstance(is_array, bool):
         raise CodecError(f"array map: `nd` is {is_array!r}, not a boolean")
-    wanted = _ARRAY_KEYS if is_array else _SCALAR_KEYS
-    missing = wanted - mapping.keys()
-    unknown = mapping.keys() - wanted - {b"kind"}
+    expected = _ARRAY_KEYS if is_array else _SCALAR_KEYS
+    missing = expected - mapping.keys()
+    unknown = mapping.keys() - expected - {b"kind"}
     if missing or unknown:
         raise CodecError(
             f"array map: missing keys {sorted(missing)}, unknown keys {sorted(unknown, key=repr)}"
@@ -112,14 +112,16 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _array(code: Any, shape: tuple[int, ...], data: Any) -> NDArray[Any]:
-    """The array in native byte order, with memory of its own: it can be written to and outlives the body."""
+    """Return the array in native byte order, copied so that it is writable and independent of the body."""
     if not isinstance(code, str) or code not in DTYPES:
         raise CodecError(f"array map: type {code!r} is not one of {', '.join(sorted(DTYPES))}")
     if not isinstance(data, bytes):
         raise CodecError(f"array map: data is a {type(data).__name__}, not bytes")
     expected = math.prod(shape) * int(code[2:])
     if len(data) != expected:
-        raise CodecError(f"array map: {len(data)} bytes of data where {code} {list(shape)} takes {expected}")
+        raise CodecError(
+            f"array map: expected {expected} bytes of data for {code} {list(shape)}, got {len(data)}"
+        )
     import numpy as np
 
     if code == "|b1" and data.translate(None, b"\x00\x01"):

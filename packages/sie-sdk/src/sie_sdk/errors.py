@@ -1,22 +1,22 @@
-"""Everything the client raises, in one tree.
+"""The exceptions that the client raises.
 
     SIEError
     ├── SIEConnectionError          no answer: refused, reset, cut short
-    │   └── SIETimeoutError         no answer in time; the server may still be at work
-    ├── RequestError                the request cannot work as it is (other 4xx, or refused before sending)
+    │   └── SIETimeoutError         no answer in time; the server may still be working on it
+    ├── RequestError                the request is invalid (other 4xx, or rejected before sending)
     │   ├── AuthError               401, 403
     │   ├── InputTooLongError       413, or 400 INPUT_TOO_LONG
     │   └── ModelNotFoundError      404 MODEL_NOT_FOUND
-    ├── RateLimitedError            429, still so at the deadline
+    ├── RateLimitedError            429, until the deadline
     ├── ServerError                 any other 5xx
     │   ├── InferenceError          500 INFERENCE_ERROR
     │   ├── ModelLoadFailedError    502 MODEL_LOAD_FAILED
-    │   ├── ModelLoadingError       503 MODEL_LOADING, still so at the deadline
-    │   ├── QueueFullError          503 QUEUE_FULL, still so at the deadline
+    │   ├── ModelLoadingError       503 MODEL_LOADING, until the deadline
+    │   ├── QueueFullError          503 QUEUE_FULL, until the deadline
     │   └── ResourceExhaustedError  503 RESOURCE_EXHAUSTED, after its retries
     └── ProtocolError               a response that does not follow docs/http-api.md
 
-`error_for` chooses the class by table, from the status and the code the server sent.
+`error_for` looks up the class by the status and the code of the answer.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from typing import Any, ClassVar
 
 
 class SIEError(Exception):
-    """Root of the tree.
+    """Base class of the client's exceptions.
 
-    message: what went wrong, in words. code: the server's code, None when there is none. status: the HTTP
-    status, None when no answer came. request_id: quote it when asking about a request. retryable: True when
-    the condition passes by itself; the client has then already retried it as far as its limits allow.
-    details: the server's error map.
+    message: a description of the error. code: the server's code, None if it sent none. status: the HTTP status, None
+    without an answer. request_id: identifies the request in the server's logs. retryable: True for a transient
+    condition; the client has already retried within its limits. details: the server's error map.
     """
 
-    passes_by_itself: ClassVar[bool] = False
+    transient: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class SIEError(Exception):
         self.code = code
         self.status = status
         self.request_id = request_id
-        self.retryable = self.passes_by_itself if retryable is None else retryable
+        self.retryable = self.transient if retryable is None else retryable
         self.details: dict[str, Any] = dict(details or {})
 
     def __str__(self) -> str:
@@ -66,11 +65,11 @@ class SIEConnectionError(SIEError):
 
 
 class SIETimeoutError(SIEConnectionError):
-    """The server did not answer in time. Never retried: it may still be working on the first request."""
+    """The server did not answer in time. Not retried, because it may still be working on the first request."""
 
 
 class RequestError(SIEError):
-    """The request is wrong; sending it again will not help."""
+    """The request is invalid; sending it again would fail in the same way."""
 
 
 class AuthError(RequestError):
@@ -78,17 +77,17 @@ class AuthError(RequestError):
 
 
 class InputTooLongError(RequestError):
-    """The input is longer than the model or the server takes."""
+    """The input is longer than the model or the server accepts."""
 
 
 class ModelNotFoundError(RequestError):
-    """The server does not know this model; its message suggests names that are close."""
+    """The server does not know this model; the message suggests similar names."""
 
 
 class RateLimitedError(SIEError):
     """The caller is over its rate limit."""
 
-    passes_by_itself = True
+    transient = True
 
 
 class ServerError(SIEError):
@@ -104,7 +103,7 @@ class ModelLoadFailedError(ServerError):
 
     @property
     def error_class(self) -> str | None:
-        """What kind of failure it was on the server."""
+        """The class of the failure on the server."""
         return self.details.get("error_class")
 
     @property
@@ -114,26 +113,26 @@ class ModelLoadFailedError(ServerError):
 
     @property
     def attempts(self) -> int | None:
-        """How many times the server tried to load the model."""
+        """The number of times that the server tried to load the model."""
         return self.details.get("attempts")
 
 
 class ModelLoadingError(ServerError):
-    """The model was still loading when the deadline came."""
+    """The model was still loading at the deadline."""
 
-    passes_by_itself = True
+    transient = True
 
 
 class QueueFullError(ServerError):
-    """The server was shedding load until the deadline."""
+    """The server rejected requests because its queue was full, until the deadline."""
 
-    passes_by_itself = True
+    transient = True
 
 
 class ResourceExhaustedError(ServerError):
     """The device is out of memory for this request."""
 
-    passes_by_itself = True
+    transient = True
 
 
 class ProtocolError(SIEError):
@@ -160,7 +159,7 @@ _BY_STATUS: dict[int, type[SIEError]] = {
 def error_for(
     status: int, code: str | None, message: str, *, request_id: str | None, details: Mapping[str, Any]
 ) -> SIEError:
-    """The exception for an answer that is not a 200."""
+    """Return the exception for an answer other than 200."""
     kind = _BY_STATUS_AND_CODE.get((status, code)) or _BY_STATUS.get(status)
     if kind is None:
         by_hundred: dict[int, type[SIEError]] = {4: RequestError, 5: ServerError}

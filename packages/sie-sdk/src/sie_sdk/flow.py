@@ -1,9 +1,8 @@
-"""The life of a request, written once and without I/O.
+"""The protocol of a request without I/O, shared by both clients.
 
-`exchange` is a generator. It yields `Send` (put this on the wire; answer with a `Reply` or a `Failure`) and
-`Sleep` (wait; answer with None), and returns the 200 reply or raises a SIEError. Retries, backoff, deadline
-and the mapping to errors live here; the sync and async clients only carry out the steps. Clock and random
-source are arguments, so tests drive it by hand and never sleep.
+`exchange` is a generator. It yields `Send` (send this request; resume with a `Reply` or a `Failure`) and `Sleep` (wait;
+resume with None), and returns the 200 reply or raises a SIEError. It implements retries, backoff, deadline and the
+mapping to errors; the clients only carry out the steps. Clock and random source are arguments, so tests never sleep.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ log = logging.getLogger("sie_sdk")
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask for. `path` is relative to the base URL and percent-encoded."""
+    """A request. `path` is relative to the base URL and percent-encoded."""
 
     method: Literal["GET", "POST"]
     path: str
@@ -46,7 +45,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Send:
-    """Step: put the request on the wire; at most `timeout` seconds of silence."""
+    """Step: send the request, and allow at most `timeout` seconds of silence."""
 
     request: Request
     timeout: float
@@ -78,8 +77,8 @@ class Reply:
 class Failure:
     """No complete answer.
 
-    connect: no connection came about. dropped: it ended before any of the answer came. broken: it ended in
-    the middle of the answer. timeout: silence for too long after the request went out.
+    connect: no connection was established. dropped: it ended before the answer began. broken: it ended in
+    the middle of the answer. timeout: no data arrived in time after the request was sent.
     """
 
     kind: Literal["connect", "dropped", "broken", "timeout"]
@@ -93,7 +92,7 @@ Flow: TypeAlias = Generator[Step, Outcome, Reply]
 
 @dataclass(frozen=True)
 class Clock:
-    """Time and chance, injected."""
+    """The sources of time and randomness."""
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time  # epoch seconds, for Retry-After as a date
@@ -102,27 +101,27 @@ class Clock:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to go on: `timeout` for one attempt, `deadline` for all, in seconds; `url` is for messages."""
+    """Limits in seconds: `timeout` for one attempt, `deadline` for all. `url` is used in messages."""
 
     timeout: float
     deadline: float
     url: str
 
 
-# How often each passing condition is retried; None: until the deadline. What is not here raises at once.
+# Number of retries for each transient condition; None: until the deadline. All other errors are raised immediately.
 RETRIES: dict[type[SIEError], int | None] = {
     ModelLoadingError: None,
     QueueFullError: None,
     RateLimitedError: None,
     ResourceExhaustedError: 3,
-    SIEConnectionError: 2,  # three tries: a wrong URL should be told soon
+    SIEConnectionError: 2,  # three attempts, so that a wrong URL is reported soon
 }
 BACKOFF_FIRST = 0.25  # seconds
 BACKOFF_MOST = 8.0
 
 
 def exchange(request: Request, patience: Patience, clock: Clock) -> Flow:
-    """Send `request` until it is answered or patience ends. Returns the 200 reply; raises SIEError."""
+    """Send `request` until it is answered or a limit is reached. Returns the 200 reply; raises SIEError."""
     started = clock.monotonic()
     sent = 0
     failed: Counter[type[SIEError]] = Counter()
@@ -133,7 +132,7 @@ def exchange(request: Request, patience: Patience, clock: Clock) -> Flow:
         if isinstance(outcome, Reply):
             if outcome.status == 200:
                 return outcome
-            failed.pop(SIEConnectionError, None)  # the server is there: restarts later on count anew
+            failed.pop(SIEConnectionError, None)  # the server is reachable: a later restart is counted anew
         error = error_of(outcome, request, patience.url)
         kind = type(error)
         wait = _retry_wait(outcome, failed.total(), clock)
@@ -146,33 +145,30 @@ def exchange(request: Request, patience: Patience, clock: Clock) -> Flow:
             raise _gave_up(error, sent, waited)
         log.debug("%s %s: %s; trying again in %.2f s", request.method, request.path, error, wait)
         yield Sleep(wait)
-        if clock.monotonic() - started >= patience.deadline:  # the sleep took longer than asked
+        if clock.monotonic() - started >= patience.deadline:  # the sleep took longer than requested
             raise _gave_up(error, sent, clock.monotonic() - started)
 
 
 def _gave_up(error: SIEError, sent: int, waited: float) -> SIEError:
-    """The same error, saying how long was tried."""
-    error.message = (
-        f"{error.message} [gave up after {sent} {'try' if sent == 1 else 'tries'} in {waited:.1f} s]"
-    )
+    """Add the number of attempts and the time to the error's message."""
+    tries = "try" if sent == 1 else "tries"
+    error.message = f"{error.message} [gave up after {sent} {tries} in {waited:.1f} s]"
     return error
 
 
 def _retry_wait(outcome: Outcome, failures: int, clock: Clock) -> float:
-    """Seconds until the next try: what the server asked for, verbatim; else jittered exponential backoff.
+    """Return the seconds until the next attempt: the server's Retry-After, else exponential backoff with jitter.
 
-    A Retry-After of zero leaves the choice to us: taken literally it would make a hot loop against a busy
-    server.
+    A Retry-After of zero is ignored, because it would lead to a busy loop against an overloaded server.
     """
-    asked = retry_after(outcome.headers.get("retry-after"), clock) if isinstance(outcome, Reply) else None
-    if asked:
-        return asked
+    if isinstance(outcome, Reply) and (requested := retry_after(outcome.headers.get("retry-after"), clock)):
+        return requested
     most: float = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 16))
-    return most * (0.5 + 0.5 * clock.random())  # never near zero, and clients that failed together part
+    return most * (0.5 + 0.5 * clock.random())  # spreads out clients that failed together
 
 
 def retry_after(value: str | None, clock: Clock) -> float | None:
-    """A Retry-After header, in seconds or as an HTTP date → seconds from now; None if unreadable."""
+    """Convert a Retry-After header, seconds or an HTTP date, to seconds from now; None if it is invalid."""
     if value is None:
         return None
     try:
@@ -196,7 +192,7 @@ def _seconds_until(date: str, clock: Clock) -> float | None:
 
 
 def error_of(outcome: Outcome, request: Request, url: str) -> SIEError:
-    """What an attempt that did not succeed means."""
+    """Return the exception for a failed attempt."""
     if isinstance(outcome, Reply):
         return _error_of_reply(outcome, request, url)
     if not isinstance(outcome, Failure):
@@ -205,7 +201,9 @@ def error_of(outcome: Outcome, request: Request, url: str) -> SIEError:
     if outcome.kind == "timeout":
         return SIETimeoutError(f"{where}: no answer in time ({detail})")
     if outcome.kind == "connect":
-        message = f"cannot connect to {url}: {detail}; is the server running there, and is base_url right?"
+        message = (
+            f"cannot connect to {url}: {detail}; check that the server is running and that base_url is right"
+        )
         return SIEConnectionError(message, retryable=True)
     if outcome.kind == "dropped":
         return SIEConnectionError(f"{where}: the connection was dropped ({detail})", retryable=True)
@@ -226,7 +224,7 @@ def _error_of_reply(reply: Reply, request: Request, url: str) -> SIEError:
 
 
 def _error_map(body: bytes) -> dict[str, Any]:
-    """The server's error map: `error`, else `detail`, else the top level; empty for anything else."""
+    """Return the server's error map: `error`, else `detail`, else the top level; empty if the body has none."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -241,7 +239,7 @@ def _error_map(body: bytes) -> dict[str, Any]:
 
 
 def _plain_message(reply: Reply, request: Request, url: str) -> str:
-    """For answers without a message of ours: proxies, other programs on the port."""
+    """Return a message for an answer without an error map, for instance from a proxy."""
     text = " ".join(reply.body[:200].decode("utf-8", "replace").split())
     target = f" to {reply.headers['location']}" if "location" in reply.headers else ""
     where = f"{request.method} {url}{request.path}"

@@ -1,7 +1,7 @@
-"""Late interaction on numpy: score documents whose token vectors you already have.
+"""Late interaction in numpy, for documents whose token vectors are already known.
 
-maxsim(q, d) = Σ over query tokens of the largest dot product with any document token. Vectors are used as
-given: normalise them first if the model does not. Packed bits (binary, ubinary) must be unpacked first.
+maxsim(q, d) = Σ over query tokens of the largest dot product with any document token. Vectors are not normalised:
+normalise them first if the model does not. Packed bits (binary, ubinary) must be unpacked first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def maxsim_batch(query: ArrayLike, documents: Sequence[ArrayLike]) -> NDArray[An
 
 
 def _tokens(vectors: ArrayLike, name: str) -> NDArray[Any]:
-    """As a float matrix [tokens, width] that is safe to multiply: half floats and integers would overflow."""
+    """Return a float32 or float64 matrix [tokens, width], because products of half floats and integers overflow."""
     import numpy as np
 
     array = np.asarray(vectors)

@@ -1,4 +1,4 @@
-"""Where the server is and how long to wait: arguments first, then the environment, then defaults."""
+"""The client's settings: arguments override the environment, which overrides the defaults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_DEADLINE = 900.0  # seconds for a call with all its retries: large model
 
 @dataclass(frozen=True)
 class Settings:
-    """One client's frozen settings. `timeout` and `deadline` in seconds."""
+    """The settings of a client. `timeout` and `deadline` are in seconds."""
 
     base_url: str
     timeout: float
@@ -30,7 +30,7 @@ class Settings:
 
     @property
     def shown_url(self) -> str:
-        """The base URL without a password that may be in it, for messages."""
+        """The base URL without user name and password, for messages."""
         parts = urlsplit(self.base_url)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
@@ -44,7 +44,7 @@ def resolve(
     machine_profile: str | None = None,
     pool: str | None = None,
 ) -> Settings:
-    """Arguments and environment → Settings. Raises ValueError for a value that cannot work."""
+    """Combine arguments and environment. Raises ValueError for an invalid value."""
     api_key = api_key or os.environ.get("SIE_API_KEY", "").strip() or None
     timeout = seconds("timeout", timeout) or _timeout_from_environment() or DEFAULT_TIMEOUT
     headers = {"User-Agent": f"sie-sdk/{__version__}", "X-SIE-SDK-Version": __version__}
@@ -56,29 +56,26 @@ def resolve(
     for name, value in optional.items():
         if value is None:
             continue
-        if not re.fullmatch(r"[\x20-\x7e]+", value):
-            raise ValueError(
-                f"the value for {name} has characters that no HTTP header can carry"
-            )  # not shown: a key
+        if not re.fullmatch(
+            r"[\x20-\x7e]+", value
+        ):  # the message does not contain the value, which may be a key
+            raise ValueError(f"the value for {name} has characters that an HTTP header cannot hold")
         headers[name] = value
     return Settings(
         base_url=_checked_url(base_url or os.environ.get("SIE_BASE_URL", "").strip() or DEFAULT_BASE_URL),
         timeout=timeout,
-        # A caller who allows a longer single attempt means the whole call, too.
+        # A timeout above the default deadline extends the deadline.
         deadline=seconds("deadline", deadline) or max(DEFAULT_DEADLINE, timeout),
         headers=headers,
     )
 
 
 def seconds(name: str, value: float | None) -> float | None:
-    """`value` if it is a usable number of seconds or None. Raises ValueError."""
+    """Return `value` as a float, or None. Raises ValueError unless it is a positive, finite number."""
     if value is None:
         return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (math.isfinite(value) and value > 0)
-    ):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} is {value!r}, not a positive number of seconds")
     return float(value)
 
@@ -96,32 +93,32 @@ def _timeout_from_environment() -> float | None:
 def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url is {url!r}; it starts with http:// or https:// and names a host")
+        raise ValueError(f"base_url is {url!r}; it must start with http:// or https:// and contain a host")
     _ = parts.port  # raises ValueError when it is not a number in range
     if parts.query or parts.fragment:
-        raise ValueError(f"base_url is {url!r}; it takes no query and no fragment")
+        raise ValueError(f"base_url is {url!r}; it must not contain a query or fragment")
     return url.rstrip("/")
 
 
 class SkewWatch:
-    """Logs once per client when client and server are more than one minor version apart; refuses nothing."""
+    """Warns once per client if client and server are more than one minor version apart."""
 
     def __init__(self) -> None:
         self._warned = False
 
     def see(self, headers: Mapping[str, str]) -> None:
-        """Look at an answer's headers (lower-case names)."""
+        """Read the version from an answer's headers (lower-case names)."""
         server = headers.get("x-sie-server-version")
         if server is None or self._warned or not skewed(__version__, server):
             return
         self._warned = True
         log.warning(
-            "sie-sdk %s talks to a server of version %s; some features may differ", __version__, server
+            "sie-sdk %s is connected to a server of version %s; some features may differ", __version__, server
         )
 
 
 def skewed(ours: str, theirs: str) -> bool:
-    """True when two versions differ in the major or by more than one minor; False when one cannot be read."""
+    """Return whether two versions differ in the major or by more than one minor; False if one is unreadable."""
     found = [re.match(r"v?(\d+)\.(\d+)", version) for version in (ours, theirs)]
     if found[0] is None or found[1] is None:
         return False

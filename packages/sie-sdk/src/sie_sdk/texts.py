@@ -1,8 +1,8 @@
-"""Texts in, scores and vectors out: what the framework integrations share.
+"""Ranking and embedding of plain texts, shared by the framework integrations.
 
-A framework's documents may have no ids or the same one twice, so a candidate is known by its position in the list.
-A client is opened when it is first needed: one for blocking calls, one per event loop for the others, because
-connections belong to the loop they were opened in. A TextClient can be pickled; connections stay behind.
+Candidates are identified by their positions in the list, because a framework's documents may lack ids or share them.
+Clients are created on first use: one for blocking calls and one per event loop for the others, because connections
+belong to the loop in which they were opened. A TextClient can be pickled, without its connections.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sie_sdk.settings import resolve
 from sie_sdk.types import ChunkSpan, EncodeResult, Item, ScoreResult
 
 log = logging.getLogger("sie_sdk")
-BATCH = 128  # texts in one encode request: keeps its body small; the server makes its own batches
+BATCH = 128  # texts in one encode request, which keeps bodies small; the server forms its own batches
 
 
 class Ranked(NamedTuple):
-    """One text's place: its position in the list, its score, and its best window where long texts were chunked."""
+    """A ranked text: its position in the list, its score, and its best window if long texts were split."""
 
     position: int
     score: float
@@ -32,14 +32,12 @@ class Ranked(NamedTuple):
 
 
 class TextClient:
-    """Ranks and embeds plain texts. Arguments as SIEClient's; raises ValueError for one that cannot work."""
+    """Ranks and embeds plain texts. Arguments are those of SIEClient; raises ValueError for an invalid one."""
 
     def __init__(
         self, base_url: str | None = None, api_key: str | None = None, timeout: float | None = None
     ) -> None:
-        resolve(
-            base_url, api_key=api_key, timeout=timeout
-        )  # a wrong setting shows here, not at the first call
+        resolve(base_url, api_key=api_key, timeout=timeout)  # reports invalid settings early
         self._arguments = (base_url, api_key, timeout)
         self._blocking: SIEClient | None = None
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, SIEAsyncClient] = WeakKeyDictionary()
@@ -53,7 +51,10 @@ class TextClient:
         instruction: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> list[Ranked]:
-        """All `texts`, the most relevant first; none are no request. Raises SIEError, also for a missing score."""
+        """Return all `texts`, the most relevant first. An empty list sends no request.
+
+        Raises SIEError, also for a missing score.
+        """
         if not texts:
             return []
         result = self._client().score(
@@ -70,7 +71,7 @@ class TextClient:
         instruction: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> list[Ranked]:
-        """`rank`, without blocking the event loop."""
+        """Like `rank`, without blocking the event loop."""
         if not texts:
             return []
         result = await self._async_client().score(
@@ -79,7 +80,7 @@ class TextClient:
         return in_order(result, len(texts))
 
     def embed(self, model: str, texts: Sequence[str], **params: Any) -> list[list[float]]:
-        """A dense vector per text, in order. `params`: is_query, instruction, options, as SIEClient.encode's."""
+        """Return a dense vector for each text. `params`: is_query, instruction, options, as in SIEClient.encode."""
         client = self._client()
         return [
             _dense(one)
@@ -88,7 +89,7 @@ class TextClient:
         ]
 
     async def aembed(self, model: str, texts: Sequence[str], **params: Any) -> list[list[float]]:
-        """`embed`, without blocking the event loop."""
+        """Like `embed`, without blocking the event loop."""
         client = self._async_client()
         return [
             _dense(one)
@@ -132,12 +133,12 @@ class TextClient:
 
 
 def numbered(texts: Sequence[str]) -> list[Item]:
-    """Items whose ids are their positions."""
+    """Return items whose ids are their positions."""
     return [Item(id=str(index), text=text) for index, text in enumerate(texts)]
 
 
 def in_order(result: ScoreResult, count: int) -> list[Ranked]:
-    """The entries of an answer to `numbered` texts, the best first; the server's warnings are logged.
+    """Return the entries of an answer to `numbered` texts, the best first, and log the server's warnings.
 
     Raises ProtocolError unless each of the `count` texts has exactly one finite score.
     """
@@ -148,13 +149,13 @@ def in_order(result: ScoreResult, count: int) -> list[Ranked]:
     for entry in result["scores"]:
         place = entry["item_id"]
         if place not in missing:
-            raise _broken(result, f"a score for item {place!r}, which was not sent or has one already")
+            raise _broken(result, f"item {place!r} was not sent or already has a score")
         if not math.isfinite(entry["score"]):
-            raise _broken(result, f"{entry['score']} is the score of item {place!r}")
+            raise _broken(result, f"the score of item {place!r} is {entry['score']}")
         missing.remove(place)
         ranked.append(Ranked(int(place), entry["score"], entry.get("chunk")))
     if missing:
-        hint = "does an option or a profile set top_n?"
+        hint = "check whether an option or a profile sets top_n"
         raise _broken(result, f"{len(missing)} of {count} texts have no score; {hint}")
     return ranked
 

@@ -1,7 +1,7 @@
-"""What callers pass in and get back: plain dicts with known keys.
+"""Types of arguments and results: dicts with known keys.
 
-They are TypedDicts, so `Item(id="a", text="x")` is the dict `{"id": "a", "text": "x"}`, a dict literal is as
-good, and results are read as `result["scores"][0]["item_id"]`. Keys the server adds later are kept.
+They are TypedDicts: `Item(id="a", text="x")` is the dict `{"id": "a", "text": "x"}`. Dict literals are accepted,
+and results are read as `result["scores"][0]["item_id"]`. Keys from newer servers are kept.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ OutputDtype: TypeAlias = Literal["float32", "float16", "int8", "uint8", "binary"
 
 
 class Item(TypedDict, total=False):
-    """A query or a document. `None` and absent mean the same; `""` is legal text; ids need not be unique."""
+    """A query or a document. `None` and absent mean the same; `""` is valid text; ids need not be unique."""
 
     id: str | None
     text: str | None
     multivector: NDArray[Any] | Sequence[Sequence[float]] | None  # [tokens, width]
     metadata: Mapping[str, Any] | None
-    # Other modalities: text models refuse them with a RequestError that says so.
+    # Other modalities, which text models reject with a RequestError.
     images: Sequence[Any] | None
     audio: Any
     video: Any
@@ -34,13 +34,13 @@ ItemLike: TypeAlias = Item | Mapping[str, Any]
 
 
 class Usage(TypedDict):
-    """What a request cost."""
+    """The number of tokens that a request used."""
 
     input_tokens: int
 
 
 class ChunkSpan(TypedDict):
-    """Characters [start, end) of the text, and which window of `count` they are."""
+    """A window of a text: characters [start, end), and its index among `count` windows."""
 
     start: int
     end: int
@@ -55,12 +55,12 @@ class Document(TypedDict):
 
 
 class ScoreEntry(TypedDict):
-    """One document's place in the ranking."""
+    """A document's score and rank."""
 
     item_id: str | None  # the item's id, else "item-{index}"
-    score: float  # higher is more relevant; the scale is the model's
+    score: float  # higher is more relevant; the scale depends on the model
     rank: int  # 0 is most relevant
-    truncated: NotRequired[bool]  # True when the text was cut to the model's window
+    truncated: NotRequired[bool]  # True when the text was truncated to the model's window
     logit: NotRequired[float]  # the raw value, with options return_logits
     chunk: NotRequired[ChunkSpan]  # a long document's best window, with options long_document "chunk"
     document: NotRequired[Document]  # with options return_documents
@@ -74,8 +74,8 @@ class ScoreResult(TypedDict):
     scores: list[ScoreEntry]
     usage: NotRequired[Usage]
     score_type: NotRequired[str]  # logit, probability, maxsim or cosine
-    warnings: NotRequired[list[str]]  # unknown options, cut texts
-    request_id: NotRequired[str]  # from X-SIE-Request-ID: quote it when asking about a request
+    warnings: NotRequired[list[str]]  # unknown options, truncated texts
+    request_id: NotRequired[str]  # X-SIE-Request-ID, which identifies the request in the server's logs
 
 
 class SparseVector(TypedDict):
@@ -86,7 +86,7 @@ class SparseVector(TypedDict):
 
 
 class EncodeResult(TypedDict, total=False):
-    """One item's vectors, of the kinds asked for."""
+    """The requested vectors of an item."""
 
     id: str | None
     dense: NDArray[Any]  # [width]; packed bits for binary and ubinary
@@ -96,7 +96,7 @@ class EncodeResult(TypedDict, total=False):
 
 
 class ModelInfo(TypedDict):
-    """What the server says about a model it can serve. Asking never loads it."""
+    """The server's description of a model."""
 
     name: str
     loaded: bool

@@ -1,6 +1,6 @@
 /**
  * The built package in headless Chromium, without a bundler: a page that reranks, from an origin that the server allows.
- * Beside SIE_BASE_URL and SIE_API_KEY, CHROMIUM is the browser and PAGE_PORT the port of the page's origin.
+ * Variables: SIE_BASE_URL, SIE_API_KEY, CHROMIUM (the browser) and PAGE_PORT (the port of the page's origin).
  */
 
 import assert from "node:assert/strict";
@@ -23,7 +23,7 @@ const FLAGS = [
 ];
 const TYPES: Record<string, string> = { html: "text/html", js: "text/javascript", mjs: "text/javascript" };
 
-/** The package's own files, as a web server has them. */
+/** Serves the package's files. */
 const files = createServer(async (request, response) => {
   const path = new URL(request.url ?? "/", "http://localhost").pathname;
   const body = await readFile(`.${path}`).catch(() => undefined);
@@ -48,7 +48,7 @@ async function open(host: string, key = KEY): Promise<Page> {
   return page;
 }
 
-/** Press the button; what the page says then. */
+/** Press the button and return the status text of the page. */
 async function rerank(page: Page): Promise<string> {
   await page.getByRole("button").click();
   const status = page.getByRole("status");
@@ -56,10 +56,10 @@ async function rerank(page: Page): Promise<string> {
   return status.innerText();
 }
 
-/** Run in the page, where the page put `client`; functions of a test cannot refer to anything else. */
+/** Run a function in the page; it may only refer to `client`, which the page defines. */
 const inPage = (page: Page, code: string): Promise<unknown> => page.evaluate(`(async () => { ${code} })()`);
 
-test("a page reranks, and gives what Node gives", async () => {
+test("a page reranks and returns the same results as Node", async () => {
   const page = await open("localhost");
   assert.match(await rerank(page), /^request [!-~]+$/); // the header is readable across origins
   const lines = await page.locator("li").evaluateAll((found) => found.map((line) => [line.textContent, Number((line as HTMLElement).dataset["score"])]));
@@ -88,6 +88,6 @@ test("a wrong key, and a page of an origin that the server does not allow", asyn
   const stranger = await open("localhost", "another-key-that-is-wrong");
   assert.match(await rerank(stranger), /^AuthError: .*\(401, UNAUTHORIZED, request/);
   const elsewhere = await open("127.0.0.1");
-  assert.match(await rerank(elsewhere), /^SIEConnectionError: cannot connect to .*Does its cors_origins name this page's origin\?/);
+  assert.match(await rerank(elsewhere), /^SIEConnectionError: cannot connect to .*its cors_origins contain this page's origin/);
   await Promise.all([stranger.close(), elsewhere.close()]);
 });

@@ -1,6 +1,6 @@
 /**
  * The client in Node against a real server: tests/service/test_typescript.py starts one and sets SIE_BASE_URL and
- * SIE_API_KEY. Its models are tiny; answers are checked against each other, not for sense.
+ * SIE_API_KEY. Its models are tiny and random, so answers are only compared with each other.
  */
 
 import assert from "node:assert/strict";
@@ -45,7 +45,7 @@ test("options of the server, and its warnings", async () => {
   assert.ok((chunked?.chunk?.count ?? 0) > 1);
 });
 
-test("one item gives one result, a list a list, of every kind of vector", async () => {
+test("encode returns one result for an item and a list for a list, for each kind of vector", async () => {
   const outputTypes = ["dense", "sparse", "multivector"] as const;
   const one = await client.encode(ENCODER, QUERY, { outputTypes, isQuery: true });
   const [first, second] = await client.encode(ENCODER, [QUERY, ...ITEMS], { outputTypes, isQuery: true });
@@ -68,7 +68,7 @@ test("number formats", async () => {
   assert.deepEqual((await client.encode(ENCODER, QUERY, { options: { dimensions: 8 } })).dense?.length, 8);
 });
 
-test("vectors that came back can be sent: typed arrays, plain lists, and maxsim here all give the server's scores", async () => {
+test("returned vectors can be sent: typed arrays, lists and maxsim in the client lead to the server's scores", async () => {
   const outputTypes = ["multivector"] as const;
   const fromText = await client.score(COLBERT, QUERY, ITEMS);
   const query = await client.encode(COLBERT, QUERY, { outputTypes, isQuery: true });
@@ -105,7 +105,7 @@ test("errors arrive as their classes", async () => {
   const wrongKey = new sie.SIEClient(undefined, { apiKey: "not-the-key-at-all" });
   await rejects(wrongKey.listModels(), sie.AuthError, /does not know the API key/);
   await rejects(client.score(RERANKER, QUERY, ITEMS, { signal: AbortSignal.abort(new sie.SIEError("mine")) }), sie.SIEError, /mine/);
-  assert.deepEqual(said, []); // client and server are of one release
+  assert.deepEqual(said, []); // client and server have the same version
 });
 
 test("many calls at once", async () => {

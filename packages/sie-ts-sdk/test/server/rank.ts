@@ -1,4 +1,4 @@
-/** Rank the requests of a JSON file and print the results: for comparison with other clients. */
+/** Rank the requests of a JSON file and print the results, for comparison with other clients. */
 
 import { readFileSync } from "node:fs";
 import { type Item, type ServerOptions, SIEClient } from "../../src/index.js";

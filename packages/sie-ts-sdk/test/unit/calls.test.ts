@@ -27,7 +27,7 @@ test("an encode request has the keys of docs/http-api.md", () => {
   assert.deepEqual(decode(request.body as Uint8Array), { items: ITEMS, params });
 });
 
-test("what cannot work is refused before it is sent, by name", () => {
+test("invalid requests are rejected before sending, with the name of the field", () => {
   const refused = (call: () => unknown, words: RegExp) =>
     assert.throws(call, (error: Error) => error instanceof RequestError && words.test(error.message));
   refused(() => calls.score("m", any("text"), ITEMS), /query is a string; pass \{ text/);
@@ -35,7 +35,7 @@ test("what cannot work is refused before it is sent, by name", () => {
   refused(() => calls.score("m", { text: "q" }, any(Array(1))), /items\[0\] is undefined/);
   refused(() => calls.score("m", { text: "q" }, []), /items is empty/);
   refused(() => calls.score("m", { text: "q" }, any({ text: "x" })), /items is a object; pass a list/);
-  refused(() => calls.score("m", { text: "\ud800" }, ITEMS), /query\.text holds half of a surrogate pair/);
+  refused(() => calls.score("m", { text: "\ud800" }, ITEMS), /query\.text contains half of a surrogate pair/);
   refused(() => calls.score("../m", { text: "q" }, ITEMS), /is not a model id/);
   refused(() => calls.score(any(undefined), { text: "q" }, ITEMS), /model is undefined/);
   refused(() => calls.score("m", { text: "q" }, ITEMS, any({ topN: 1 })), /unknown option "topN".*options: \{ topN/);
@@ -44,11 +44,11 @@ test("what cannot work is refused before it is sent, by name", () => {
   refused(() => calls.score("m", { text: "q", metadata: { f: () => 1 } }, ITEMS), /cannot be sent/);
 });
 
-test("settings that cannot work are refused when the client is made", () => {
+test("invalid settings are rejected by the constructor", () => {
   for (const url of ["localhost:8080", "ftp://x", "nonsense", "http://u:p@x", "http://x/?a=1"])
     assert.throws(() => new SIEClient(url), TypeError, url);
   for (const timeout of [0, -1, NaN, Infinity, any("5")]) assert.throws(() => new SIEClient("http://x", { timeout }), TypeError);
-  assert.throws(() => new SIEClient("http://x", { apiKey: "schlüssel" }), /no HTTP header/);
+  assert.throws(() => new SIEClient("http://x", { apiKey: "schlüssel" }), /an HTTP header cannot hold/);
   assert.throws(() => new SIEClient("http://x", any({ timeoutMs: 5 })), /unknown option "timeoutMs"; known: apiKey/);
 });
 

@@ -1,11 +1,11 @@
-/** Arrays on the wire, byte for byte as numpy's side writes and reads them. */
+/** Encoding of arrays, byte for byte as numpy's side writes and reads them. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { decode, Encoder, ExtData } from "@msgpack/msgpack";
 import { asArray, CodecError, decodeBody, encodeBody, toArray } from "../../src/codec.js";
 
-/** An array map with *bin* keys, written by hand: the library cannot have such keys. */
+/** An array map with *bin* keys, written by hand, because the library does not support such keys. */
 function arrayMap(type: string, shape: number[], data: Uint8Array, nd = true): Uint8Array {
   const encoder = new Encoder();
   const bytes = (text: string) => encoder.encode(new TextEncoder().encode(text));
@@ -34,10 +34,10 @@ test("half floats are widened exactly", () => {
   assert.deepEqual([...read("<f2", [8], data).values], expected);
 });
 
-test("what is not such a map is refused", () => {
+test("malformed array maps are rejected", () => {
   assert.throws(() => read("<i8", [1], Array(8).fill(0)), /type "<i8" is not one of/);
   assert.throws(() => read("|O", [1], [0]), CodecError);
-  assert.throws(() => read("<f4", [2], [0, 0, 0, 0]), /4 bytes of data where <f4 \[2\] takes 8/);
+  assert.throws(() => read("<f4", [2], [0, 0, 0, 0]), /expected 8 bytes of data for <f4 \[2\], got 4/);
   assert.throws(() => read("<f4", [-1], []), /shape/);
   assert.throws(() => read("<f4", Array(9).fill(1), [0, 0, 0, 0]), /shape/);
   assert.throws(() => toArray(decodeBody(arrayMap("<f4", [1], new Uint8Array(4), false))), /expected an array map/);

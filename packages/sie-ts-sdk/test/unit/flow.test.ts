@@ -1,4 +1,4 @@
-/** The protocol driven by hand: what is sent when, how long is waited, and what is thrown. Nothing sleeps. */
+/** The flow without I/O: requests, waits and errors. No test sleeps. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -28,7 +28,7 @@ interface Run {
   error: sie.SIEError;
 }
 
-/** One flow carried out with made-up answers; the last is given again and again. Times in ms. */
+/** Run a flow with the given answers; the last one is repeated. Times in ms. */
 function run(outcomes: Outcome[], given: { deadline?: number; took?: number; oversleep?: number; chance?: number } = {}): Run {
   const { deadline = 900_000, took = 0, oversleep = 0, chance = 0.5 } = given;
   let now = 1_000_000;
@@ -55,7 +55,7 @@ function run(outcomes: Outcome[], given: { deadline?: number; took?: number; ove
   }
 }
 
-test("an answer at once is one send with the full timeout", () => {
+test("an immediate answer is one send with the full timeout", () => {
   assert.deepEqual(run([OK]), { timeouts: [150_000], sleeps: [], result: OK });
 });
 
@@ -84,7 +84,7 @@ test("the deadline holds: before a wait, after a wait that took too long, and wi
   assert.deepEqual(run([loading, loading, OK], { deadline: 20_000, took: 4000 }).timeouts, [20_000, 11_000, 2000]);
 });
 
-test("RESOURCE_EXHAUSTED is retried three times, whatever else comes in between", () => {
+test("RESOURCE_EXHAUSTED is retried three times, regardless of other errors in between", () => {
   const exhausted = refusal(503, "RESOURCE_EXHAUSTED", "1");
   const { error, sleeps } = run([exhausted]);
   assert.ok(error instanceof sie.ResourceExhaustedError && error.message.includes("4 tries"));
@@ -94,7 +94,7 @@ test("RESOURCE_EXHAUSTED is retried three times, whatever else comes in between"
   assert.equal(run([exhausted, exhausted, loading, exhausted, exhausted, OK]).timeouts.length, 5);
 });
 
-test("a connection is tried three times; a server that answered in between counts anew", () => {
+test("a connection is tried three times, counted anew after an answer", () => {
   for (const kind of ["connect", "dropped"] as const) {
     const { error, timeouts } = run([{ kind, detail: "why" }]);
     assert.equal(error.constructor, sie.SIEConnectionError);
@@ -124,7 +124,7 @@ for (const [answer, kind] of [
   [refusal(204), sie.ProtocolError],
   [refusal(307), sie.ProtocolError],
 ] as const) {
-  test(`${answer.status} ${new TextDecoder().decode(answer.body).slice(-20)} is thrown at once as ${kind.name}`, () => {
+  test(`${answer.status} ${new TextDecoder().decode(answer.body).slice(-20)} is thrown immediately as ${kind.name}`, () => {
     const { error, sleeps } = run([answer]);
     assert.equal(error.constructor, kind);
     assert.equal(error.name, kind.name);

@@ -1,4 +1,4 @@
-/** A misbehaving server on the loopback interface: the real client, real sockets. */
+/** The real client with real sockets and a misbehaving server on the loopback interface. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -13,7 +13,7 @@ const ITEMS = [{ text: "x" }];
 
 type Behaviour = (write: (bytes: string | Uint8Array) => void, hangUp: () => void) => void;
 
-/** A server whose n-th connection behaves as the n-th function says, the last again and again. */
+/** A server that handles the n-th connection with the n-th function; the last one is repeated. */
 async function behaving(...behaviours: Behaviour[]): Promise<{ url: string; heads: string[]; server: Server }> {
   const heads: string[] = [];
   const server = createServer((socket) => {
@@ -49,7 +49,7 @@ async function trying(behaviours: Behaviour[], use: (client: SIEClient, heads: s
   }
 }
 
-test("headers; a loading model is asked again", () =>
+test("headers; a request to a loading model is retried", () =>
   trying([http("503 -", LOADING, "Retry-After: 0.05\r\n"), http("200 OK", SCORES, "X-SIE-Request-ID: r1\r\n")], async (client, heads) => {
     const result = await client.score("org/m", { text: "q" }, ITEMS);
     assert.equal(result.requestId, "r1");
@@ -65,7 +65,7 @@ test("the deadline of one call", () =>
     await assert.rejects(client.score("m", { text: "q" }, ITEMS, { deadline: 500 }), ModelLoadingError);
   }));
 
-test("a connection dropped before an answer is tried again, one that breaks off in it is not", async () => {
+test("a connection dropped before an answer is retried, one dropped in the middle is not", async () => {
   await trying([(_, hangUp) => hangUp(), http("200 OK", SCORES)], async (client, heads) => {
     assert.equal((await client.score("m", { text: "q" }, ITEMS)).model, "m");
     assert.equal(heads.length, 2);
@@ -80,7 +80,7 @@ test("a connection dropped before an answer is tried again, one that breaks off 
   });
 });
 
-test("silence, before the answer and in the middle of it, is a timeout and not tried again; slowness is not", async () => {
+test("silence before or in the middle of an answer is a timeout and not retried; slowness is not a timeout", async () => {
   const halfway: Behaviour = (write) => write("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc");
   for (const silent of [() => {}, halfway])
     await trying([silent], async (client, heads) => {
@@ -96,25 +96,25 @@ test("silence, before the answer and in the middle of it, is a timeout and not t
   await trying([slow], async (client) => assert.ok(await client.score("m", { text: "q" }, ITEMS)), { timeout: 700 });
 });
 
-test("nobody listens", async () => {
+test("no server listens", async () => {
   const { url, server } = await behaving(() => {});
   server.close();
   await once(server, "close");
   const client = new SIEClient(url);
   await assert.rejects(client.listModels(), (error: Error) => {
     assert.ok(error instanceof SIEConnectionError && error.retryable);
-    assert.match(error.message, /cannot connect to .*ECONNREFUSED.*is baseUrl right\? \[gave up after 3 tries/);
+    assert.match(error.message, /cannot connect to .*ECONNREFUSED.*baseUrl is right \[gave up after 3 tries/);
     return true;
   });
 });
 
-test("a redirect is not followed: it would carry texts and key to another place", () =>
+test("redirects are not followed, because they would send texts and key to another server", () =>
   trying([http("307 -", "", "Location: http://127.0.0.1:9/\r\n")], async (client, heads) => {
     await assert.rejects(client.listModels(), (error: Error) => error instanceof ProtocolError && /status 307 to http/.test(error.message));
     assert.equal(heads.length, 1);
   }));
 
-test("a signal ends a call at once, in an attempt, in a wait, and before it", async () => {
+test("a signal ends a call immediately: before an attempt, during it and during a wait", async () => {
   const reason = new Error("enough");
   for (const behaviour of [() => {}, http("503 -", LOADING, "Retry-After: 60\r\n")])
     await trying([behaviour], async (client) => {
@@ -127,7 +127,7 @@ test("a signal ends a call at once, in an attempt, in a wait, and before it", as
     });
 });
 
-test("close ends what is under way, and what comes later", () =>
+test("close ends running and later calls", () =>
   trying([() => {}], async (client) => {
     const pending = client.listModels();
     setTimeout(() => client.close(), 50);
@@ -135,11 +135,11 @@ test("close ends what is under way, and what comes later", () =>
     await assert.rejects(client.listModels(), /the client is closed/);
   }));
 
-test("a server of a version far away is told of once", async () => {
+test("a server of a distant version is reported once", async () => {
   const said: string[] = [];
   const far = http("200 OK", '{"models": []}', "X-SIE-Server-Version: 7.0.0\r\n");
   await trying([far], async (client) => {
     assert.deepEqual([await client.listModels(), await client.listModels()], [[], []]);
-    assert.deepEqual(said, ["version 0.1.0 talks to a server of version 7.0.0; some features may differ"]);
+    assert.deepEqual(said, ["version 0.1.0 is connected to a server of version 7.0.0; some features may differ"]);
   }, { warn: (message: string) => said.push(message) });
 });

@@ -1,6 +1,6 @@
 """`sie-server admin`: load, unload and swap models of a running server, over HTTP.
 
-Python's own HTTP client is enough for this. It follows no redirect, so a key goes nowhere but where it was meant to go.
+The standard library's HTTP client does not follow redirects, so the key is sent to the configured server only.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ class Remote:
     """A running server."""
 
     def __init__(self, url: str) -> None:
-        """Raises UsageError for a URL or a key that cannot work."""
+        """Raises UsageError for an invalid URL or key."""
         parts = urlsplit(url)
         try:
             port = parts.port
         except ValueError:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or port == -1:
-            raise click.UsageError("--url (SIE_BASE_URL) is not like http://HOST:PORT")
+            raise click.UsageError("--url (SIE_BASE_URL) does not have the form http://HOST:PORT")
         key = os.environ.get("SIE_ADMIN_KEY") or os.environ.get("SIE_API_KEY") or ""
         if not re.fullmatch(r"[\x21-\x7e]*", key):
             raise click.UsageError(
-                "the key in SIE_ADMIN_KEY or SIE_API_KEY has characters no header can carry"
+                "the key in SIE_ADMIN_KEY or SIE_API_KEY has characters that a header cannot hold"
             )
-        self._https, self._host, self._port = parts.scheme == "https", parts.hostname, port
-        self._shown, self._path = (
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
-            parts.path.rstrip("/"),
-        )
+        self._https = parts.scheme == "https"
+        self._host = parts.hostname
+        self._port = port
+        self._path = parts.path.rstrip("/")
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without user name and password
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def ask(self, path: str, body: Json | None = None, timeout: float | None = None) -> Json:
-        """POST the body, or GET without one; the answer of a 200.
+        """POST the body, or GET if it is None, and return the answer.
 
         Raises:
-            ClickException: no answer, or another one; says which.
+            ClickException: the server did not answer, or its answer is not a 200 with a JSON object.
         """
         kind = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=timeout)
@@ -75,20 +75,19 @@ class Remote:
         except (OSError, http.client.HTTPException) as error:
             raise click.ClickException(
                 f"no answer from {self._shown}: {error or type(error).__name__}; "
-                "is the server running there? --url or SIE_BASE_URL names another"
+                "check that the server is running, or set --url or SIE_BASE_URL"
             ) from None
         finally:
             connection.close()
         if answer.status != 200 or value is None:
-            target = (
-                f" and sends elsewhere, to {answer.headers['location']}" if answer.headers["location"] else ""
-            )
+            location = answer.headers["location"]
+            target = f" and redirects to {location}" if location else ""
             raise click.ClickException(_complaint(answer.status, value, self._at(path), target))
         return value
 
     @contextmanager
     def understood(self, path: str) -> Iterator[None]:
-        """Around the reading of an answer: one of another shape is another server's, and said to be so."""
+        """Report an answer whose fields cannot be read as the answer of another program."""
         try:
             yield
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
@@ -101,9 +100,11 @@ class Remote:
 def _complaint(status: int, value: Json | None, where: str, target: str = "") -> str:
     error = (value or {}).get("error")
     if not isinstance(error, dict) or "message" not in error:
-        return f"{where} answered {status}{target}, which is not how a SIE server answers; is --url right?"
-    hint = "; `sie-server admin` sends the key in SIE_ADMIN_KEY, else that in SIE_API_KEY"
-    return f"{error['message']}{hint if status in (401, 403) else ''} ({status} {error.get('code')})"
+        return f"{where} answered {status}{target}, which is not an answer of a SIE server; check --url"
+    hint = ""
+    if status in (401, 403):
+        hint = "; `sie-server admin` sends the key in SIE_ADMIN_KEY, or else in SIE_API_KEY"
+    return f"{error['message']}{hint} ({status} {error.get('code')})"
 
 
 def _object(content: bytes) -> Json | None:
@@ -118,12 +119,12 @@ def _object(content: bytes) -> Json | None:
 def admin() -> None:
     """Load, unload and swap models of a running server.
 
-    The key comes from SIE_ADMIN_KEY, else from SIE_API_KEY.
+    The key is read from SIE_ADMIN_KEY, or else from SIE_API_KEY.
     """
 
 
 def _remote(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options every command has."""
+    """Add the options that all commands have."""
     command = click.option("--json", "as_json", is_flag=True, help="Print the server's answer")(command)
     return click.option(
         "--url",
@@ -131,20 +132,22 @@ def _remote(command: Callable[..., Any]) -> Callable[..., Any]:
         envvar="SIE_BASE_URL",
         default="http://127.0.0.1:8080",
         callback=lambda _context, _option, url: Remote(url),
-        help="Where the server is  [SIE_BASE_URL; default: http://127.0.0.1:8080]",
+        help="URL of the server  [SIE_BASE_URL; default: http://127.0.0.1:8080]",
     )(command)
 
 
 @admin.command()
 @click.argument("model")
 @click.option(
-    "--source", help="Hub id, or a directory of the server's; needed when the model is not known yet"
+    "--source", help="Hub id, or directory on the server; required for a model that the server does not know"
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id")
-@click.option("--pin/--no-pin", default=None, help="Never unload it by itself; --no-pin: do so again")
+@click.option(
+    "--pin/--no-pin", default=None, help="Exempt the model from automatic unloading; --no-pin ends this"
+)
 @_remote
 def load(remote: Remote, as_json: bool, **body: Any) -> None:
-    """Load a model now rather than on first use."""
+    """Load a model now instead of on first use."""
     _do(remote, "load", body, as_json)
 
 
@@ -152,7 +155,7 @@ def load(remote: Remote, as_json: bool, **body: Any) -> None:
 @click.argument("model")
 @_remote
 def unload(remote: Remote, as_json: bool, **body: Any) -> None:
-    """Let running requests finish and free a model's memory; the next request loads it again."""
+    """Free a model's memory after its running requests; the next request loads it again."""
     _do(remote, "unload", body, as_json)
 
 
@@ -172,7 +175,7 @@ def swap(remote: Remote, as_json: bool, **body: Any) -> None:
 @click.argument("source")
 @_remote
 def load_adapter(remote: Remote, as_json: bool, **body: Any) -> None:
-    """Load a LoRA ADAPTER for MODEL from SOURCE, a hub id or a directory of the server's."""
+    """Load a LoRA ADAPTER for MODEL from SOURCE, a hub id or a directory on the server."""
     _do(remote, "adapters/load", body, as_json)
 
 
@@ -181,15 +184,15 @@ def load_adapter(remote: Remote, as_json: bool, **body: Any) -> None:
 @click.argument("adapter")
 @_remote
 def unload_adapter(remote: Remote, as_json: bool, **body: Any) -> None:
-    """Free a LoRA ADAPTER of MODEL."""
+    """Free the memory of a LoRA ADAPTER of MODEL."""
     _do(remote, "adapters/unload", body, as_json)
 
 
 @admin.command()
-@click.option("--all", "everything", is_flag=True, help="Also those nobody has asked for yet")
+@click.option("--all", "everything", is_flag=True, help="Include models that have not been requested yet")
 @_remote
 def models(remote: Remote, as_json: bool, everything: bool) -> None:
-    """List the server's models and where they stand."""
+    """List the server's models and their states."""
     answer = remote.ask("/v1/models", timeout=60)
     with remote.understood("/v1/models"):
         infos = answer["models"]
@@ -203,23 +206,24 @@ def models(remote: Remote, as_json: bool, everything: bool) -> None:
         table.add_row(*row)
     output.print(table)
     if len(shown) < len(infos):
-        errors.print(f"{len(infos) - len(shown)} more are known and not loaded; --all lists them")
+        errors.print(f"{len(infos) - len(shown)} more models are known and not loaded; --all lists them")
 
 
 def _row(info: Json) -> list[str]:
     state = f"{info['state']}: {info['last_error']}" if info["last_error"] else str(info["state"])
-    pinned, size = "yes" if info["pinned"] else "", f"{info['memory_bytes'] / 2**20:.0f}"
+    pinned = "yes" if info["pinned"] else ""
+    size = f"{info['memory_bytes'] / 2**20:.0f}"
     progress = how_far(info["progress"]) if info["progress"] else ""
     return [str(info["name"]), state, progress, pinned, size, str(info["source"] or "")]
 
 
 def how_far(progress: Json) -> str:
-    """What a load is at, and the part of the bytes that it has read, once their number is known."""
+    """Return the phase of a load, and the percentage of bytes read once the total is known."""
     done, total = progress["bytes_done"], progress["bytes_total"]
-    return f"{_doing(progress)}{f' {done / total:.0%}' if total else ''}"
+    return f"{_phase(progress)} {done / total:.0%}" if total else _phase(progress)
 
 
-def _doing(progress: Json) -> str:
+def _phase(progress: Json) -> str:
     return str(PHASES.get(progress["phase"], progress["phase"]))
 
 
@@ -233,7 +237,8 @@ def _do(remote: Remote, action: str, body: Json, as_json: bool) -> None:
 
 
 def _summary(answer: Json) -> str:
-    size, revision = answer["memory_bytes"] / 2**20, f" at {answer['revision']}" if answer["revision"] else ""
+    size = answer["memory_bytes"] / 2**20
+    revision = f" at {answer['revision']}" if answer["revision"] else ""
     pinned = ", pinned" if answer["pinned"] else ""
     loaded = [adapter["name"] for adapter in answer["adapters"] if adapter["loaded"]]
     adapters = f", adapters {' '.join(loaded)}" if loaded else ""
@@ -244,8 +249,8 @@ def _summary(answer: Json) -> str:
 
 
 def _watched(remote: Remote, model: str, work: Callable[[], Json]) -> Json:
-    """The result of the work, with a bar meanwhile when somebody sees it. Ctrl-C stops watching, not the server."""
-    name = TextColumn("{task.description}", markup=False)  # an id may have brackets
+    """Do the work while showing a progress bar on a terminal. Ctrl-C stops the display, not the server's work."""
+    name = TextColumn("{task.description}", markup=False)  # an id may contain brackets
     columns = (name, BarColumn(), DownloadColumn(), TimeElapsedColumn())
     path = f"/v1/models/{quote(model, safe='/:')}"
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
@@ -253,16 +258,17 @@ def _watched(remote: Remote, model: str, work: Callable[[], Json]) -> Json:
         while not wait([running], timeout=POLL_S).done:
             if bar.disable:
                 continue
-            with suppress(click.ClickException), remote.understood(path):  # the work itself will tell
+            # an error here shows in the result of the work as well
+            with suppress(click.ClickException), remote.understood(path):
                 if now := remote.ask(path, timeout=10).get("progress"):
                     done, total = int(now["bytes_done"]), now["bytes_total"]
-                    text = f"{model}: {_doing(now)}"
+                    text = f"{model}: {_phase(now)}"
                     bar.update(task, description=text, completed=done, total=total and int(total))
         return running.result()
 
 
 def _in_background(work: Callable[[], Json]) -> Future[Json]:
-    """Run it in a thread that does not keep the process from ending."""
+    """Run `work` in a daemon thread, which does not delay the end of the process."""
     result: Future[Json] = Future()
 
     def run() -> None:

@@ -1,7 +1,9 @@
-"""The command line: `serve` runs the server, `score` reranks without one, `models` lists what can be served,
-`admin` (cli/admin.py) tells a running server what to load.
+"""The commands of `sie-server`.
 
-Flags come from the fields of `ServerConfig`. Nothing heavy is imported before a command needs it.
+`serve` runs the server, `score` reranks without one, `verify` compares a model with its reference, `models` lists the
+models that can be served, and `admin` (cli/admin.py) controls a running server.
+
+The flags are generated from the fields of `ServerConfig`. Slow imports are deferred until a command needs them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from rich.table import Table
 
 from sie_server import __version__
 from sie_server.catalog import configured_adapters, known_models
+from sie_server.catalog.entries import ModelConfig
 from sie_server.cli.admin import admin
 from sie_server.cli.console import errors, output
 from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, is_secret, load_config
@@ -29,34 +32,31 @@ from sie_server.keys import read_keys
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 Command = Callable[..., Any]
-ENGINE_FIELDS = ("device", "dtype", "offline", "threads")  # of use without a server, too
+ENGINE_FIELDS = ("device", "dtype", "offline", "threads")  # also apply without a server
 
 
 def config_options(*fields: str) -> Callable[[Command], Command]:
-    """A flag per configuration field that is no secret, all of them when none is named."""
+    """Add a flag for each of the named configuration fields (default: all) that is not a secret."""
 
     def decorate(command: Command) -> Command:
         for field in reversed(msgspec.structs.fields(ServerConfig)):
             if (not fields or field.name in fields) and not is_secret(field):
                 command = _option(field)(command)
         return click.option(
-            "--config", "config_file", envvar="SIE_CONFIG", help="TOML file with any of these keys"
+            "--config", "config_file", envvar="SIE_CONFIG", help="TOML file with the same settings"
         )(command)
 
     return decorate
 
 
 def _option(field: msgspec.structs.FieldInfo) -> Callable[[Command], Command]:
-    kind, meta = field.type, next((m for m in get_args(field.type) if isinstance(m, msgspec.Meta)), None)
-    kind = get_args(kind)[0] if meta else kind
+    meta = next((m for m in get_args(field.type) if isinstance(m, msgspec.Meta)), None)
+    kind = get_args(field.type)[0] if meta else field.type
     shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
     flag = f"--{field.name.replace('_', '-')}"
-    text = (meta.description or "") if meta else ""
-    text += (
-        f"  [SIE_{field.name.upper()}; default: {shown}]"
-        if shown is not None
-        else f"  [SIE_{field.name.upper()}]"
-    )
+    default = "" if shown is None else f"; default: {shown}"
+    description = meta.description if meta else ""
+    text = f"{description or ''}  [SIE_{field.name.upper()}{default}]"
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", field.name, default=None, help=text)
     if get_origin(kind) is tuple:
@@ -86,9 +86,9 @@ cli.add_command(admin)
 @cli.command()
 @config_options()
 def serve(config_file: str | None, **flags: Any) -> None:
-    """Answer score and encode requests over HTTP until told to stop."""
+    """Answer score and encode requests over HTTP until stopped."""
     config = _config(config_file, flags)
-    # what is wrong is told before anything heavy is imported; what is ignored, later and in the log
+    # Configuration errors are reported before the slow imports; ignored files are logged later.
     known = known_models(config.model, config.models_dir, report=False)
     configured_adapters(config.adapter, known)
     read_keys(config)
@@ -99,11 +99,11 @@ def serve(config_file: str | None, **flags: Any) -> None:
 
 
 @cli.command()
-@click.option("--query", "-q", required=True, help="What the texts should be relevant to")
+@click.option("--query", "-q", required=True, help="The query that texts are ranked for")
 @click.argument("file", type=click.File("r", encoding="utf-8"), default="-", metavar="[FILE.jsonl|-]")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="ID, ID=DIRECTORY or ID=HUB_ID")
-@click.option("--top-n", type=click.IntRange(1), help="Show only the best N")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as the server would send it")
+@click.option("--top-n", type=click.IntRange(1), help="Show only the N best texts")
+@click.option("--json", "as_json", is_flag=True, help="Print the server's JSON answer")
 @config_options(*ENGINE_FIELDS)
 def score(
     query: str,
@@ -114,14 +114,14 @@ def score(
     config_file: str | None,
     **flags: Any,
 ) -> None:
-    """Rerank texts without a server: one JSON object per line, {"id": …, "text": …}; `id` is optional."""
+    """Rerank texts without a server. The input has one JSON object per line, {"id": …, "text": …}; `id` is optional."""
     config = msgspec.structs.replace(_config(config_file, flags), model=(model,))
     try:
         items = [_read_item(line, i) for i, line in enumerate(file, 1) if line.strip()]
     except UnicodeDecodeError as error:
         raise click.ClickException(f"the input is not UTF-8: {error.reason}") from None
     if not items:
-        raise click.ClickException("no texts: the input has no lines")
+        raise click.ClickException("the input contains no texts")
     _log_to_stderr("error")
     request = ScoreRequest(Item(text=query), items, options={"top_n": top_n} if top_n else None)
     with errors.status(f"scoring {len(items)} texts with {model.partition('=')[0]} …"):
@@ -168,10 +168,10 @@ def _print_scores(response: ScoreResponse, items: list[Item]) -> None:
 @cli.command()
 @click.argument("model", metavar="ID|ID=DIRECTORY|ID=HUB_ID")
 @click.option("--pairs", type=click.IntRange(2), default=40, show_default=True, help="Texts to compare")
-@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference allowed")
-@click.option("--offline", is_flag=True, help="Never ask the model hub")
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest allowed difference")
+@click.option("--offline", is_flag=True, help="Do not use the model hub")
 def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
-    """Compare a model's raw scores with those of the reference library; exit status 1 when they differ."""
+    """Compare a model's raw scores with those of the reference library. The exit status is 1 if they differ."""
     known = known_models((model,), None)[model.partition("=")[0]]
     from sie_server.engine.storage.source import fetch
     from sie_server.verify.verify import verify as compare
@@ -184,38 +184,38 @@ def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
     click.echo(f"Kendall tau  {report.kendall_tau:.6f}")
     click.echo(f"token ids    {report.first_token_difference or 'equal'}")
     if not report.equal(tolerance):
-        raise click.ClickException("the two differ")
+        raise click.ClickException("the scores or token ids differ")
 
 
 @cli.command()
-@click.option("--models-dir", help="Directory whose subdirectories with a config.json become models")
+@click.option("--models-dir", help="Directory of models: subdirectories with a config.json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
 def models(models_dir: str | None, as_json: bool) -> None:
     """List the models that can be served without further configuration."""
     known = known_models((), models_dir)
-    rows = [
-        {
-            "id": name,
-            "source": "embedded"
-            if model.entry and model.entry.source.startswith("embedded:")
-            else model.source,
-            "outputs": model.entry.outputs if model.entry else None,
-            "max_seq_length": model.entry.max_seq_length if model.entry else None,
-            "license": model.entry.license if model.entry else None,
-            "description": model.entry.description if model.entry else None,
-        }
-        for name, model in sorted(known.items())
-    ]
+    rows = [_model_row(name, model) for name, model in sorted(known.items())]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = Table("id", "gives", "tokens", "licence", "description")
+    table = Table("id", "outputs", "tokens", "licence", "description")
     for row in rows:
-        gives = ", ".join(row["outputs"] or ["?"])  # type: ignore[arg-type]
-        table.add_row(
-            str(row["id"]), gives, *(str(row[k] or "?") for k in ("max_seq_length", "license", "description"))
-        )
+        outputs = ", ".join(row["outputs"] or ["?"])
+        details = [str(row[key] or "?") for key in ("max_seq_length", "license", "description")]
+        table.add_row(row["id"], outputs, *details)
     output.print(table)
+
+
+def _model_row(name: str, model: ModelConfig) -> dict[str, Any]:
+    entry = model.entry
+    embedded = entry is not None and entry.source.startswith("embedded:")
+    return {
+        "id": name,
+        "source": "embedded" if embedded else model.source,
+        "outputs": entry.outputs if entry else None,
+        "max_seq_length": entry.max_seq_length if entry else None,
+        "license": entry.license if entry else None,
+        "description": entry.description if entry else None,
+    }
 
 
 def _log_to_stderr(level: str) -> None:
@@ -230,7 +230,7 @@ def _log_to_stderr(level: str) -> None:
 
 
 def main() -> None:
-    """Entry point: an error the user can act on is one line, and exit status 1 (2 for a wrong command line)."""
+    """Run the command line; an error that the user can mend is one line, with exit status 1, or 2 for wrong usage."""
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -238,7 +238,7 @@ def main() -> None:
     except click.ClickException as error:
         helps = isinstance(error, click.exceptions.NoArgsIsHelpError)  # a group without a command
         if isinstance(error, click.UsageError) and not helps:
-            error.ctx = None  # otherwise click puts two lines about usage before the error
+            error.ctx = None  # otherwise click prints two usage lines before the error
         error.show()
         sys.exit(error.exit_code)
     except click.exceptions.Exit as done:

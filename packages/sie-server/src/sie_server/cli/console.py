@@ -1,4 +1,4 @@
-"""Where the command line writes: texts as they are, what is not the answer on stderr."""
+"""Consoles for the command line: results go to stdout, everything else to stderr; texts are printed unchanged."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 An adapter maps each layer to the change it makes there. Sequences of one adapter lie next to each other in a batch, so
 a change is one product over a slice of the rows. The layer's own weights are never written. `models.layers.adapted`
-tells a layer which rows of the current batch to change.
+selects the rows of the current batch that a layer changes.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
-# oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. Products of any length
-# would push each other and the model's own out; so there are few lengths.
+# oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. With arbitrary numbers they
+# would evict each other and those of the model, so only multiples of this one are used.
 WINDOW = 128
 
 
 @dataclass(frozen=True)
 class Target:
-    """A module of the checkpoint, by whose name an adapter means it, and the layer it has become part of."""
+    """A module of the checkpoint, which adapters refer to by name, and the layer that contains it."""
 
     layer: Any  # a `layers.Linear` or `layers.LayerNorm`
     shape: tuple[int, ...]  # of the module's weight: [outputs, inputs], or [size] of a norm
-    outputs: slice  # of the layer, those that are the module's
-    rows: list[int] | None = None  # of the module, those that the layer has kept; None: all
+    outputs: slice  # the layer's outputs that belong to the module
+    rows: list[int] | None = None  # the module's rows that the layer has kept; None: all
 
     @property
     def linear(self) -> bool:
@@ -34,15 +34,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Delta:
-    """What an adapter adds to a linear layer: x · A · B for each pair, and a shift of the bias."""
+    """The change of a linear layer: x · A · B for each pair, and a shift of the bias."""
 
-    products: tuple[
-        tuple[Tensor | None, Tensor], ...
-    ]  # A [inputs, rank], or None: x itself; B [rank, outputs]
+    # A [inputs, rank], or None: x itself; B [rank, outputs]
+    products: tuple[tuple[Tensor | None, Tensor], ...]
     shift: Tensor | None  # [outputs]
 
     def add(self, x: Tensor, y: Tensor, rows: slice) -> None:
-        """To those rows of `y` [rows, outputs], in place."""
+        """Add the change to `rows` of `y` [rows, outputs], in place."""
         for a, b in self.products:
             if a is None:
                 y[rows].addmm_(x[rows], b)
@@ -50,7 +49,8 @@ class Delta:
             near = _window(rows, len(x))
             low = x[near] @ a
             before, end = rows.start - near.start, rows.stop - near.start
-            if before:  # the window's other rows: adding 0 leaves them as they are
+            # adding 0 leaves the other rows of the window as they are
+            if before:
                 low[:before].zero_()
             if end < len(low):
                 low[end:].zero_()
@@ -65,7 +65,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Norm:
-    """The weights a layer norm has under an adapter instead of its own."""
+    """The weights that replace those of a layer norm."""
 
     weight: Tensor
     bias: Tensor | None
@@ -76,18 +76,18 @@ class Norm:
 
 
 def _window(rows: slice, total: int) -> slice:
-    """`rows` and some of their neighbours, a multiple of `WINDOW` where there are as many."""
+    """Extend `rows` to a multiple of `WINDOW`, or to all rows if there are fewer."""
     size = min(-(-(rows.stop - rows.start) // WINDOW) * WINDOW, total)
     start = min(rows.start, total - size)
     return slice(start, start + size)
 
 
-Changes = Mapping[Any, Delta | Norm]  # layer → what is other there
+Changes = Mapping[Any, Delta | Norm]  # layer → its change
 
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a batch that is under one adapter."""
+    """The part of a batch with one adapter."""
 
     changes: Changes
     rows: slice

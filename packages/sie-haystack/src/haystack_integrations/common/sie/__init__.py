@@ -1,4 +1,4 @@
-"""What SIE's Haystack components share."""
+"""Code shared by SIE's Haystack components."""
 
 from haystack_integrations.common.sie.connection import API_KEY, Connected, text_of
 

@@ -1,4 +1,4 @@
-"""Settings, connections and serialisation of SIE's components, and a document's text."""
+"""Settings, connections and serialisation of the components, and the text of a document."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ API_KEY = Secret.from_env_var("SIE_API_KEY", strict=False)
 
 
 class Connected:
-    """A component with a server behind it. Every parameter of `__init__` is kept under its own name."""
+    """Base of the components. Each parameter of `__init__` is kept in an attribute of the same name."""
 
     base_url: str | None
     api_key: Secret | None
@@ -36,14 +36,14 @@ class Connected:
             await self._text_client.aclose()
 
     def to_dict(self) -> dict[str, Any]:
-        """The component as a dictionary; the key as the place it comes from."""
+        """Returns the component as a dictionary, with the source of the key instead of the key."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         saved: dict[str, Any] = default_to_dict(self, **{name: getattr(self, name) for name in names})
         return saved
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The component that `to_dict` wrote."""
+        """Creates a component from the dictionary of `to_dict`."""
         loaded: Self = default_from_dict(cls, data)
         return loaded
 
@@ -55,8 +55,8 @@ class Connected:
 
 
 def text_of(document: Document, meta_fields: list[str], separator: str) -> str:
-    """The values of `meta_fields` that the document has, then its content. Raises ValueError where that is nothing."""
+    """Return the values of `meta_fields` and the content, joined. Raises ValueError if the document has none."""
     parts = [str(document.meta[name]) for name in meta_fields if document.meta.get(name) is not None]
     if document.content is None and not parts:
-        raise ValueError(f"document {document.id} has no text: its content is None; SIE reads text only")
+        raise ValueError(f"document {document.id} has no text: its content is None; SIE only reads text")
     return separator.join([*parts, document.content or ""])

@@ -66,7 +66,7 @@ class Parts:
 
 
 def plain_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
-    """Build the tokenizer of kinds that need nothing special."""
+    """Build the default tokenizer."""
     return TextTokenizer(directory, token_types=spec.backbone.token_types)
 
 

@@ -16,7 +16,7 @@ from sie_server.engine.job import Chunk, Chunking, Job, ScoreTexts, build_job
 from sie_server.engine.kinds.base import Kind, Parts
 from sie_server.engine.kinds.pairs import LogitReader, classifier_reader
 from sie_server.engine.storage.weights import CheckpointWeights
-from sie_server.engine.text.chunks import Chunks, most_tokens, overlap_of, slices, without_spaces
+from sie_server.engine.text.chunks import Chunks, most_tokens, overlap_of, windows_of, without_spaces
 from sie_server.engine.text.prefix import share_prefix
 from sie_server.engine.text.prompt_tokenizer import Frame, PromptTokenizer
 from sie_server.errors import InvalidInput
@@ -67,7 +67,7 @@ def _split_ids(frame: Frame, tokenizer: PromptTokenizer, documents: list[str], c
         own = [(max(0, start - literal), end - literal) for start, end in spans[before:]]
         room = frame.room - before
         overlap = overlap_of(chunking, room)
-        for window, chunk in slices(number, documents[number], ids[before:], own, room, overlap):
+        for window, chunk in windows_of(number, documents[number], ids[before:], own, room, overlap):
             result.add(np.concatenate((ids[:before], window)), chunk, more)
     return result
 

@@ -93,7 +93,7 @@ class Pattern:
         try:
             return self.patterns.timed(match, name)
         except TimeoutError:
-            why = f"and the others of the file take more than {LIMIT_S:g} s to match: simplify it"
+            why = f"takes more than {LIMIT_S:g} s to match, together with the file's other patterns: simplify it"
             raise self.patterns.refused(self.field, self.text, why) from None
 
 

@@ -44,11 +44,8 @@ def _local(source: str) -> Path:
     try:
         directory = Path(source).expanduser()
         empty = not any(directory.iterdir())
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # RuntimeError: the home directory of an unknown user
+    # RuntimeError: the home directory of an unknown user
+    except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise failed(f"{source} is not a readable directory: {reason}", type(error).__name__) from error
     if empty:

@@ -54,12 +54,12 @@ def split(
         own = sum(end <= len(prompt) for _, end in spans[: len(alone)])
         head, ids = whole[:own], whole[own:]
         spans = [_behind(prompt, span) for span in spans[own:]]
-        for window, chunk in slices(document, documents[document], ids, spans, room, overlap):
+        for window, chunk in windows_of(document, documents[document], ids, spans, room, overlap):
             result.add(np.concatenate((head, window)), chunk, more)
     return result
 
 
-def slices(
+def windows_of(
     document: int, text: str, ids: Ids, spans: Sequence[tuple[int, int]], room: int, overlap: int
 ) -> Iterator[tuple[Ids, Chunk]]:
     """Yield the windows of a document as slices of its ids."""

@@ -58,7 +58,7 @@ class Form:
 
     @property
     def outside(self) -> int:
-        """Return the number of fixed tokens before the first and after the last of query and document."""
+        """Number of fixed tokens before the first and after the last of query and document."""
         first, last = sorted((self.place("query"), self.place("document")))
         return sum(
             len(part)

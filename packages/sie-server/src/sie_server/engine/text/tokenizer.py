@@ -36,6 +36,7 @@ class Template:
 
     @property
     def size(self) -> int:
+        """Number of special tokens."""
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
@@ -65,7 +66,7 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Return the number of tokens; ids are below it."""
+        """Number of tokens; all ids are below it."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def check_end(self, directory: Path) -> None:

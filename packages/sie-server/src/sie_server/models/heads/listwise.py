@@ -15,7 +15,7 @@ PROJECTED = 512  # width of the vectors that are compared; a constant of the ref
 
 
 class Projector:
-    """Hidden state of a read-out token → the vector that is compared; two matrices without bias, in fp32."""
+    """Linear → ReLU → linear without biases: hidden states of read-out tokens → the vectors that are compared."""
 
     def __init__(self, hidden_size: int, weights: Weights) -> None:
         part, inner = weights.at("projector"), hidden_size // 2
@@ -23,5 +23,5 @@ class Projector:
         self.outer = part.take("2.weight", PROJECTED, inner, dtype=torch.float32)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] → [rows, PROJECTED] fp32."""
+        """Return [rows, PROJECTED] fp32 from [rows, hidden]."""
         return F.linear(F.relu(F.linear(hidden.float(), self.inner)), self.outer)

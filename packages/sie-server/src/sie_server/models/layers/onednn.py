@@ -29,7 +29,7 @@ FUSED = {
     "silu": ("swish", ""),
     "tanh": ("tanh", ""),
 }
-TOLERANCE = 2**-6  # absolute and relative; four steps of bf16, which has 8 bits of precision
+TOLERANCE = 2**-6  # absolute and relative; two steps of bf16, which has 8 bits of precision
 
 
 def pack(weight: Tensor) -> Tensor | None:

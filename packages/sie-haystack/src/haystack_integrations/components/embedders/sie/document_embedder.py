@@ -1,4 +1,4 @@
-"""`SIEDocumentEmbedder`: documents in, the same with dense vectors out."""
+"""`SIEDocumentEmbedder`: dense vectors of documents."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from haystack_integrations.common.sie import API_KEY, Connected, text_of
 
 @component
 class SIEDocumentEmbedder(Connected):
-    """Embeds documents: they are read with the model's document prompt, or with `instruction` in its place.
+    """Embeds documents, read with `instruction`, or with the model's document prompt if it is None.
 
-    The documents that come out are copies with `embedding` set.
+    Returns copies of the documents with `embedding` set.
 
     ```python
     from haystack import Document
@@ -42,15 +42,15 @@ class SIEDocumentEmbedder(Connected):
         """Creates the component; nothing is sent yet.
 
         :param model: The model's id on the server.
-        :param base_url: Where the server is; default: `SIE_BASE_URL`, else http://localhost:8080.
+        :param base_url: URL of the server; default: `SIE_BASE_URL`, else http://localhost:8080.
         :param api_key: Sent as a bearer token.
-        :param prefix: Put before each text.
-        :param suffix: Put behind each text.
-        :param meta_fields_to_embed: Meta fields whose values are put before the content.
-        :param embedding_separator: What stands between these and the content.
-        :param instruction: In place of the model's document prompt.
-        :param options: Options of every request, as the server documents them.
-        :param timeout: Seconds of silence of the server; default: `SIE_TIMEOUT`, else 150.
+        :param prefix: String before each text.
+        :param suffix: String after each text.
+        :param meta_fields_to_embed: Meta fields whose values precede the content.
+        :param embedding_separator: Separator of these values and the content.
+        :param instruction: Replaces the model's document prompt.
+        :param options: The options of each request, as documented by the server.
+        :param timeout: Longest silence of the server in seconds; default: `SIE_TIMEOUT`, else 150.
         """
         self.model = model
         self.base_url = base_url
@@ -67,23 +67,23 @@ class SIEDocumentEmbedder(Connected):
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """Embeds documents.
 
-        :param documents: The documents; none are no request.
+        :param documents: The documents; an empty list sends no request.
         :returns: `documents` in the same order, and `meta`, which names the model.
-        :raises TypeError: for anything but a list of documents.
-        :raises sie_sdk.SIEError: when the server has no vectors for them.
+        :raises TypeError: if `documents` is not a list of documents.
+        :raises sie_sdk.SIEError: if the server returns no vectors.
         """
         vectors = self._client().embed(self.model, self._texts(documents), **self._params())
         return {"documents": _embedded(documents, vectors), "meta": {"model": self.model}}
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
-        """`run`, without blocking the event loop."""
+        """Like `run`, without blocking the event loop."""
         vectors = await self._client().aembed(self.model, self._texts(documents), **self._params())
         return {"documents": _embedded(documents, vectors), "meta": {"model": self.model}}
 
     def _texts(self, documents: list[Document]) -> list[str]:
         if not isinstance(documents, list) or not all(isinstance(one, Document) for one in documents):
-            raise TypeError("SIEDocumentEmbedder takes a list of documents; SIETextEmbedder is for a string")
+            raise TypeError("SIEDocumentEmbedder takes a list of documents; use SIETextEmbedder for a string")
         fields, separator = self.meta_fields_to_embed, self.embedding_separator
         return [f"{self.prefix}{text_of(one, fields, separator)}{self.suffix}" for one in documents]
 

@@ -1,4 +1,4 @@
-"""`SIETextEmbedder`: a query in, its dense vector out."""
+"""`SIETextEmbedder`: the dense vector of a query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from haystack_integrations.common.sie import API_KEY, Connected
 
 @component
 class SIETextEmbedder(Connected):
-    """Embeds a query: it is read with the model's query prompt, or with `instruction` in its place.
+    """Embeds a query, read with `instruction`, or with the model's query prompt if it is None.
 
     ```python
     from haystack_integrations.components.embedders.sie import SIETextEmbedder
@@ -36,13 +36,13 @@ class SIETextEmbedder(Connected):
         """Creates the component; nothing is sent yet.
 
         :param model: The model's id on the server.
-        :param base_url: Where the server is; default: `SIE_BASE_URL`, else http://localhost:8080.
+        :param base_url: URL of the server; default: `SIE_BASE_URL`, else http://localhost:8080.
         :param api_key: Sent as a bearer token.
-        :param prefix: Put before the text.
-        :param suffix: Put behind it.
-        :param instruction: In place of the model's query prompt.
-        :param options: Options of every request, as the server documents them.
-        :param timeout: Seconds of silence of the server; default: `SIE_TIMEOUT`, else 150.
+        :param prefix: String before the text.
+        :param suffix: String after the text.
+        :param instruction: Replaces the model's query prompt.
+        :param options: The options of each request, as documented by the server.
+        :param timeout: Longest silence of the server in seconds; default: `SIE_TIMEOUT`, else 150.
         """
         self.model = model
         self.base_url = base_url
@@ -59,21 +59,21 @@ class SIETextEmbedder(Connected):
 
         :param text: The query.
         :returns: `embedding` and `meta`, which names the model.
-        :raises TypeError: for anything but a string.
-        :raises sie_sdk.SIEError: when the server has no vector for it.
+        :raises TypeError: if `text` is not a string.
+        :raises sie_sdk.SIEError: if the server returns no vector.
         """
         [vector] = self._client().embed(self.model, [self._read(text)], **self._params())
         return {"embedding": vector, "meta": {"model": self.model}}
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     async def run_async(self, text: str) -> dict[str, Any]:
-        """`run`, without blocking the event loop."""
+        """Like `run`, without blocking the event loop."""
         [vector] = await self._client().aembed(self.model, [self._read(text)], **self._params())
         return {"embedding": vector, "meta": {"model": self.model}}
 
     def _read(self, text: str) -> str:
         if not isinstance(text, str):
-            raise TypeError("SIETextEmbedder takes a string; SIEDocumentEmbedder is for documents")
+            raise TypeError("SIETextEmbedder takes a string; use SIEDocumentEmbedder for documents")
         return f"{self.prefix}{text}{self.suffix}"
 
     def _params(self) -> dict[str, Any]:

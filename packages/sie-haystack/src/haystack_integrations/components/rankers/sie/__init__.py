@@ -1,4 +1,4 @@
-"""A Haystack ranker that asks a SIE server."""
+"""A Haystack ranker for a SIE server."""
 
 from haystack_integrations.components.rankers.sie.ranker import SIERanker
 

@@ -1,4 +1,4 @@
-"""`SIERanker`: documents in, the most relevant first out."""
+"""`SIERanker`: documents in order of relevance."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sie_sdk.texts import Ranked
 
 @component
 class SIERanker(Connected):
-    """Puts documents in order of relevance to the query.
+    """Sorts documents by relevance to the query.
 
-    The documents that come out are copies with `score` set; with `options={"long_document": "chunk"}` they have the
-    characters of the best window (of the text that was ranked) in `meta["relevance_chunk"]`.
+    Returns copies of the documents with `score` set; with `options={"long_document": "chunk"}`, the characters of the
+    best window of the ranked text are in `meta["relevance_chunk"]`.
 
     ```python
     from haystack import Document
@@ -44,15 +44,15 @@ class SIERanker(Connected):
         """Creates the component; nothing is sent yet.
 
         :param model: The model's id on the server.
-        :param base_url: Where the server is; default: `SIE_BASE_URL`, else http://localhost:8080.
+        :param base_url: URL of the server; default: `SIE_BASE_URL`, else http://localhost:8080.
         :param api_key: Sent as a bearer token.
-        :param top_k: How many documents to return; default: all.
-        :param score_threshold: Documents that score lower are left out. What a score means depends on the model.
-        :param meta_fields_to_embed: Meta fields whose values are put before the content.
-        :param embedding_separator: What stands between these and the content.
-        :param instruction: The instruction of models that take one.
-        :param options: Options of every request, as the server documents them.
-        :param timeout: Seconds of silence of the server; default: `SIE_TIMEOUT`, else 150.
+        :param top_k: Number of documents to return; default: all.
+        :param score_threshold: Documents with lower scores are omitted. The scale of scores depends on the model.
+        :param meta_fields_to_embed: Meta fields whose values precede the content.
+        :param embedding_separator: Separator of these values and the content.
+        :param instruction: The instruction for models that support one.
+        :param options: The options of each request, as documented by the server.
+        :param timeout: Longest silence of the server in seconds; default: `SIE_TIMEOUT`, else 150.
         """
         self.model = model
         self.base_url = base_url
@@ -75,12 +75,12 @@ class SIERanker(Connected):
     ) -> dict[str, list[Document]]:
         """Ranks documents.
 
-        :param query: What they should be relevant to.
-        :param documents: The candidates; none are no request.
-        :param top_k: In place of the component's.
-        :param score_threshold: In place of the component's.
+        :param query: The query.
+        :param documents: The candidates; an empty list sends no request.
+        :param top_k: Overrides the component's.
+        :param score_threshold: Overrides the component's.
         :returns: `documents`, the most relevant first.
-        :raises sie_sdk.SIEError: when the server has no scores for them.
+        :raises sie_sdk.SIEError: if the server returns no scores.
         """
         ranked = self._client().rank(self.model, query, self._texts(documents), **self._params())
         return {"documents": self._best(documents, ranked, top_k, score_threshold)}
@@ -93,7 +93,7 @@ class SIERanker(Connected):
         top_k: int | None = None,
         score_threshold: float | None = None,
     ) -> dict[str, list[Document]]:
-        """`run`, without blocking the event loop."""
+        """Like `run`, without blocking the event loop."""
         ranked = await self._client().arank(self.model, query, self._texts(documents), **self._params())
         return {"documents": self._best(documents, ranked, top_k, score_threshold)}
 
@@ -115,7 +115,7 @@ class SIERanker(Connected):
 
 def _checked(top_k: int | None) -> int | None:
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it is at least 1, or None for all documents")
+        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all documents")
     return top_k
 
 

@@ -1,1 +1,1 @@
-"""Decoder families; tokens see those before them, unless the model was trained to see all."""
+"""Decoder families: causal attention, unless the model was trained with bidirectional attention."""

@@ -1,1 +1,1 @@
-"""Encoder families; tokens see the whole of their sequence."""
+"""Encoder families: bidirectional attention."""
