@@ -1,7 +1,7 @@
 """Every example of docs/http-api.md, run against a real server; the shown output must be what comes back.
 
 The examples run once, in the order of the page, because the admin routes change the server. An example is a fenced
-block of bash or Python, and its output is the block after it. Times and sizes may differ, and scores in the last digits.
+block of bash or Python, and its output is the block after it. Times and sizes may differ, scores in the last digits.
 """
 
 from __future__ import annotations
