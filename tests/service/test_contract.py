@@ -338,7 +338,7 @@ def test_a_models_entry(server: Server) -> None:
 
 
 def test_asking_about_a_model_never_loads_it(server: Server) -> None:
-    name = "BAAI/bge-reranker-v2-m3"  # in the catalog; nothing else here asks for it
+    name = "BAAI/bge-reranker-v2-m3"  # in the catalog; no other test here requests it
     for _ in range(2):
         info = server.get(f"/v1/models/{name}").json()
         assert (info["loaded"], info["state"], info["outputs"]) == (False, "available", ["score"])

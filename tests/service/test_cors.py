@@ -1,4 +1,4 @@
-"""What a browser asks of a server before a page of another origin may use it (CORS), on a real server with keys."""
+"""CORS preflights and responses of a real server with keys."""
 
 from __future__ import annotations
 

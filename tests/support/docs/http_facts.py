@@ -1,4 +1,4 @@
-"""What the code of the HTTP API consists of, as docs/http-api.md writes it: routes, fields, headers, errors, metrics.
+"""Routes, fields, headers, errors and metrics of the code, in the words of docs/http-api.md.
 
 Everything is cached: the code does not change while tests run.
 """

@@ -1,4 +1,4 @@
-"""API keys: what is taken, what is refused, and that no key shows itself. The gate: who counts as this machine."""
+"""API keys: valid and invalid ones, and that none is ever shown. The gate: which callers count as local."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_configuration_does_not_show_its_keys(tmp_path: Path) -> None:
 
 
 def test_every_key_is_compared_whichever_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaving at the first match would tell by time which key it was."""
+    """A return at the first match would reveal by its time which key it was."""
     compared: list[bytes] = []
 
     def count(ours: bytes, sent: bytes) -> bool:
@@ -132,7 +132,7 @@ def test_every_key_is_compared_whichever_is_right(monkeypatch: pytest.MonkeyPatc
 
 
 def asgi(path: str, peer: str | None = "127.0.0.1", **headers: str) -> dict[str, Any]:
-    """What the gate sees of a request."""
+    """The part of a request that the gate reads."""
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
     return {"type": "http", "path": path, "headers": raw, "client": peer and (peer, 5000)}
 
@@ -184,7 +184,7 @@ def test_open_routes_stay_open() -> None:
         ("fe80::1%eth0", {"host": "localhost"}, False),
         ("testclient", {"host": "localhost"}, False),
         ("", {"host": "localhost"}, False),
-        (None, {"host": "localhost"}, False),  # a Unix socket tells nothing about who asks
+        (None, {"host": "localhost"}, False),  # a Unix socket has no address
         ("127.0.0.1", {"host": "evil.example:8080"}, False),  # DNS rebinding
         ("127.0.0.1", {"host": "localhost.evil.example"}, False),
         ("127.0.0.1", {"host": "evil@localhost"}, False),
