@@ -34,7 +34,7 @@ from sie_server.serving.loading import loader
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.servers import inprocess, processes
-from support.servers.inprocess import scores
+from support.servers.inprocess import Looks, scores
 from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
@@ -267,7 +267,7 @@ async def test_a_pin_holds_from_the_first_moment(made: Path, monkeypatch: pytest
 
 
 async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
-    made: Path, tmp_path: Path
+    made: Path, tmp_path: Path, looks: Looks
 ) -> None:
     def write(source: str) -> None:
         entry = {"id": "m", "source": str(made / source), "license": "mit", "description": source,
@@ -281,7 +281,10 @@ async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
             unloading = asyncio.create_task(service.admin.unload("m"))
             await asyncio.sleep(0.05)
             write("b")
-            await asyncio.sleep(0.3)  # the change waits as well
+            await looks.wait()
+            assert looks.begun == ["m"] and service.registry.info("m").source == str(
+                made / "a"
+            )  # it waits as well
             load = asyncio.create_task(service.admin.load("m"))
             await asyncio.sleep(0.05)
         await unloading
@@ -565,7 +568,7 @@ async def test_ids_and_revisions_of_admin_callers(made: Path) -> None:
 # ── the models directory ──
 
 
-async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> None:
+async def test_files_added_changed_and_removed(made: Path, tmp_path: Path, looks: Looks) -> None:
     def write(weights: str) -> None:
         entry = {"id": "m", "source": str(made / weights), "license": "mit", "description": "",
                  "outputs": ["score"], "max_seq_length": 64}  # fmt: skip
@@ -582,7 +585,7 @@ async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> No
             write("cut")
             await until(lambda: service.registry.info("m").last_error)
             (tmp_path / "m.yaml").write_text("id: [")
-            await asyncio.sleep(0.2)
+            await looks.wait()
             assert await ask(service) == second
         assert set(answers) == {first, second}
         (tmp_path / "m.yaml").unlink()
@@ -591,7 +594,7 @@ async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> No
             await ask(service)
 
 
-async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path) -> None:
+async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path, looks: Looks) -> None:
     """An admin's load of a new id fails while the directory gets a model of that id: it is known all the same."""
     async with serving(
         models_dir=str(tmp_path), source_roots=(str(made),), models_dir_poll_s=0.05
@@ -600,7 +603,8 @@ async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path
             loading = asyncio.create_task(service.admin.load("m", str(made / "cut")))
             await until(lambda: "m" in service.registry)
             shutil.copytree(made / "a", tmp_path / "m")
-            await asyncio.sleep(0.5)  # the watcher has seen it, and waits
+            await looks.wait()
+            assert looks.begun == ["m"]  # and waits for the load
         with pytest.raises(ModelLoadFailed):
             await loading
         assert len(await ask(service)) == 3
