@@ -19,6 +19,7 @@ from bench.workload import QUERY, Shape
 from torch.nn import functional as F
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.serving.queue import Ticket, TokenQueue
 
 Logits = npt.NDArray[np.float64]
@@ -37,7 +38,7 @@ class Contender:
 def ours(engine: Engine, documents: list[str]) -> Logits:
     """Score as the server does on an idle machine, without HTTP: tokenise, form batches, run them."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as the server sets it
-    job = engine.tokenize_score(QUERY, documents, engine.max_seq_length)
+    job = engine.tokenize_score(ScoreTexts(QUERY, documents, engine.max_seq_length))
     del os.environ["TOKENIZERS_PARALLELISM"]
     queue = TokenQueue(max_tokens=job.tokens)
     queue.admit(Ticket(engine, job))

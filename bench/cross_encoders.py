@@ -28,6 +28,7 @@ from rich.console import Console
 
 from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 
 OUT = Path(__file__).resolve().parent / "out"
 PAUSE = 0.05  # seconds between two runs, so that the threads of the first stop spinning
@@ -82,7 +83,7 @@ def measure(
     times = alternate(runs, rounds, limit)
     if profile:
         stages.show(console, shape.name, lambda: contenders.ours(engine, documents))
-    work = engine.tokenize_score(QUERY, documents, engine.max_seq_length).work
+    work = engine.tokenize_score(ScoreTexts(QUERY, documents, engine.max_seq_length)).work
     lengths = [len(w.tokens) for w in work]
     found = agreement(directory, documents, engine, rivals[-1])
     return Report(shape, lengths, engine.batch_tokens, times, products.flops, found)

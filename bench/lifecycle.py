@@ -43,7 +43,7 @@ def resident_mib() -> float:
 
 async def cycle(service: Service, model: str, requests: int, texts: list[str]) -> None:
     """Load the model, answer `requests` requests, AT_ONCE of them concurrently, and unload it."""
-    await service.load(model)
+    await service.admin.load(model)
     waiting = iter(range(requests))
 
     async def client() -> None:
@@ -53,7 +53,7 @@ async def cycle(service: Service, model: str, requests: int, texts: list[str]) -
             await service.score(model, ScoreRequest(Item(text=QUERY), items), RequestTiming())
 
     await asyncio.gather(*(client() for _ in range(AT_ONCE)))
-    answer = await service.unload(model)
+    answer = await service.admin.unload(model)
     assert answer.memory_bytes == 0, answer
 
 

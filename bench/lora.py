@@ -28,7 +28,7 @@ from bench.machine import describe
 from bench.workload import QUERY, SHAPES, Shape, natural_texts, write_checkpoint
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Work
+from sie_server.engine.job import ScoreTexts, Work
 from sie_server.engine.lora.adapter import Adapter
 
 TARGETS = {"all linear": ["query", "key", "value", "dense"], "query, value": ["query", "value"]}
@@ -107,7 +107,9 @@ def batches(
 ) -> list[list[Work]]:
     """Distribute the texts over the adapters, and return batches with sequences of each."""
     jobs = [
-        engine.tokenize_score(QUERY, texts[i :: len(adapters)], engine.max_seq_length, adapter=adapter)
+        engine.tokenize_score(
+            ScoreTexts(QUERY, texts[i :: len(adapters)], engine.max_seq_length), adapter=adapter
+        )
         for i, adapter in enumerate(adapters)
     ]
     dealt = list(chain.from_iterable(zip(*(job.work for job in jobs), strict=False)))

@@ -17,10 +17,12 @@ def describe() -> dict[str, Any]:
     """Describe the machine, for comparisons with figures from others."""
     import torch
 
+    from sie_server.engine.device import usable_cores
+
     flags = _cpuinfo("flags").split()
     return {
         "cpu": _cpuinfo("model name"),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "amx_bf16": "amx_bf16" in flags,
         "avx512_bf16": "avx512_bf16" in flags,
         "torch": torch.__version__,
@@ -80,4 +82,5 @@ class Patience:
 
 def _busy() -> float:
     times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
+    names = ("user", "nice", "system", "irq", "softirq", "steal")  # the last three are reported only on Linux
+    return float(sum(getattr(times, name, 0.0) for name in names))

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import make_decoder
 
@@ -86,7 +86,7 @@ def write_template(directory: Path, filler: int) -> None:
 
 def start_of(engine: Engine) -> list[int]:
     """Return the common prefix of two prompts."""
-    job = engine.tokenize_score(QUERY, ["rain", "stars"], LIMIT)
+    job = engine.tokenize_score(ScoreTexts(QUERY, ["rain", "stars"], LIMIT))
     return [] if job.prefix is None else job.prefix.ids.tolist()
 
 
@@ -96,7 +96,7 @@ def report(engines: dict[str, Engine], texts: list[str], args: argparse.Namespac
     jobs: dict[str, Job] = {}
     for _ in range(args.rounds + 1):  # the first round warms up
         for name, engine in engines.items():
-            job = engine.tokenize_score(QUERY, texts, LIMIT)
+            job = engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT))
             seconds = run(engine, job, args.batch_tokens)
             if name in jobs:
                 best[name] = min(best[name], seconds)

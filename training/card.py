@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Collection → title and licence as its source states it. The build fails for a collection without an entry.
+# collection → description, and the licence its source states; a collection without an entry stops the build
 SOURCES = {
     "arxiv-title-abstract": ("arXiv abstracts", "arXiv metadata, reuse permitted by arXiv's metadata policy"),
     "covidfaq": (
@@ -34,7 +34,7 @@ pipeline_tag: text-ranking
 ---
 # sie/mini-en
 
-The reranker that comes with the server, so that it ranks from the first second without a download. It is a sentence
+The reranker that is included in the server, so that it can rank without a download. It consists of a sentence
 encoder (`sentence-transformers/all-MiniLM-L6-v2`: BERT, 6 layers, 384 dimensions, 22.6 million weights, stored in
 bf16) and a table with one weight per word piece. **Nothing was trained for it.** It is pointwise and deterministic: a
 document's score depends on the query and that document alone.
@@ -43,15 +43,15 @@ document's score depends on the query and that document alone.
 
     score(q, d) = {dense_weight} · cos(mean(q), mean(d)) + {maxsim_weight} · Σᵢ wᵢ · maxⱼ cos(qᵢ, dⱼ) / Σᵢ wᵢ
 
-- qᵢ and dⱼ are last-layer token vectors. Query and document are encoded apart, each as `[CLS] text [SEP]`.
+- qᵢ and dⱼ are last-layer token vectors. Query and document are encoded separately, each as `[CLS] text [SEP]`.
 - mean(·) is the mean over all tokens, `[CLS]` and `[SEP]` included; j runs over all document tokens, these two
   included.
 - wᵢ is `scorer.token_weights[id]` (fp32) = {weight}, and 0 for `[PAD]`, `[CLS]`, `[SEP]` and `[MASK]`.
 - idf = log(1 + (N − df + 0.5) / (df + 0.5)) per word piece over the N = {documents} distinct documents below.
-- If no query token has weight (an empty query) the second term is 0.
+- If no query token has a weight above 0 (an empty query), the second term is 0.
 
 Scores lie between −{bound} and {bound}; they order the documents of one query and are not probabilities.
-`sie_scorer.json` holds the constants:
+`sie_scorer.json` contains the constants:
 
 | key | value | meaning |
 |---|---|---|
@@ -63,10 +63,10 @@ Scores lie between −{bound} and {bound}; they order the documents of one query
 
 ## Limits
 
-English. Texts are truncated to {max_seq_length} tokens, or to the request's limit, at most {max_supported_seq_length}.
-A model of this size does not judge whether a passage answers a question; it matches meaning and words. On within-story
-questions (fairytaleqa), where the question repeats the words of its section, it gains little over BM25. For more
-quality, serve a cross-encoder from the catalog.
+The model is English. Texts are truncated to {max_seq_length} tokens; a request may set another limit of at most
+{max_supported_seq_length}. A model of this size does not judge whether a passage answers a question; it matches
+meaning and words. On within-story questions (fairytaleqa), where the question repeats the words of its section, it
+improves little on BM25. For higher quality, serve a cross-encoder from the catalog.
 
 ## Sources
 
@@ -78,22 +78,22 @@ collections; their texts are not part of the model. "New documents" are those no
 |---|---|---|
 {sources}
 
-How to build it again: `training/README.md` in the source repository.
+`training/README.md` in the source repository describes how to build the model.
 """
 
 MEANING = {
     "type": "the scorer that reads this file",
     "dense_weight": "factor of the cosine of the mean vectors",
     "maxsim_weight": "factor of the weighted MaxSim",
-    "pooling": "how token vectors become one vector",
+    "pooling": "how token vectors are combined into one vector",
     "pooling_includes_special_tokens": "`[CLS]` and `[SEP]` count in the mean",
     "document_special_tokens_in_maxsim": "a query token may match the document's `[CLS]` or `[SEP]`",
     "token_weights": "name of the weight table in `model.safetensors`",
     "query_reduction": "query tokens' best matches are averaged by weight: Σ w·max / Σ w",
     "normalize": "token vectors and mean vectors are scaled to length 1 before they are compared",
     "query_max_seq_length": "tokens of a query, template included",
-    "max_seq_length": "tokens of a document, template included; a request may set another limit",
-    "max_supported_seq_length": "the largest limit that a request may set",
+    "max_seq_length": "tokens of a document, template included, unless the request says otherwise",
+    "max_supported_seq_length": "the maximum for a request",
     "language": "",
     "license": "",
 }
@@ -128,7 +128,11 @@ def render(
     added: Mapping[str, int],
     quality: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Return the card. Raises KeyError for a constant without a meaning or a collection without a licence."""
+    """Return the card's text.
+
+    Raises:
+        KeyError: a constant without a meaning, or a collection without a licence.
+    """
     return CARD.format(
         **{key: scorer[key] for key in ("dense_weight", "maxsim_weight", "max_seq_length")},
         max_supported_seq_length=scorer["max_supported_seq_length"],

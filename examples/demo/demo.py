@@ -3,7 +3,7 @@
     make demo                                 # or: .venv/bin/python examples/demo/demo.py --top 8
 
 The passages were written to mislead keyword search. The demo starts a server with the embedded reranker, sends requests
-with the client, and stops the server.
+through the client, and stops the server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sie_sdk import Item, SIEClient
 
 HERE = Path(__file__).parent
 MODEL = "sie/mini-en"
-CANDIDATES = 20  # number of documents that the first stage passes to the reranker
+CANDIDATES = 20  # of the first stage, for the reranker
 P = ParamSpec("P")
 
 
@@ -41,7 +41,7 @@ class Hit(NamedTuple):
 
 @dataclass
 class Outcome:
-    """The results of one ranking method over all queries."""
+    """The quality and speed of one order over all queries."""
 
     name: str
     orders: list[list[bool]] = field(default_factory=list)  # per query: is the passage at this rank relevant?
@@ -107,7 +107,7 @@ def movement(before: int, after: int) -> Text:
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """Create a table. Columns whose names start with < contain texts and may shrink, the others contain numbers."""
+    """Return an empty table. Columns named `<…` contain text and may shrink; the others contain numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in columns:
         if name.startswith("<"):
@@ -121,7 +121,7 @@ def comparison(
     query: dict[str, Any], before: Sequence[Hit], after: Sequence[Hit], titles: dict[str, str], top: int
 ) -> Table:
     def title(hit: Hit) -> Text:
-        relevant = hit.id in query["relevant"]  # the star is also visible without colours
+        relevant = hit.id in query["relevant"]  # the star is visible without colours, too
         mark, style = ("★ ", "bold green") if relevant else ("  ", "")
         return Text(mark + titles[hit.id], style=style, no_wrap=True, overflow="ellipsis")
 

@@ -1,4 +1,4 @@
-"""A server for the duration of the demo: a subprocess on a free port."""
+"""The demo's server: a subprocess on a free port, stopped when the demo ends."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> No
 
 
 def stop(server: subprocess.Popen[bytes]) -> int:
-    """Terminate the server, and kill it if it does not end in time."""
+    """Stop the server gracefully; kill it after `STOP_LIMIT`."""
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
     try:
@@ -60,7 +60,7 @@ def stop(server: subprocess.Popen[bytes]) -> int:
 
 @contextmanager
 def running_server(console: Console) -> Iterator[str]:
-    """Yield the URL of a ready server."""
+    """Start a server, yield its address when it is ready, and stop it afterwards."""
     port = free_port()
     url, started = f"http://127.0.0.1:{port}", time.monotonic()
     command = [sys.executable, "-m", "sie_server", "serve", "--port", str(port)]
@@ -69,7 +69,7 @@ def running_server(console: Console) -> Iterator[str]:
         with log.open("wb") as sink:
             server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
         try:
-            if not console.is_terminal:  # the spinner is not drawn there
+            if not console.is_terminal:  # the spinner needs a terminal
                 console.print("Starting the server …")
             with console.status("Starting the server …"):
                 wait_until_ready(server, url, log)

@@ -1,12 +1,12 @@
-"""Answer questions about a long regulation with verifiable citations.
+"""Answer questions from a long regulation, with citations that a program can check.
 
     pip install ./packages/sie-sdk ./packages/sie-server
     sie-server serve &
     python examples/regulatory-rag/cite.py "How soon must a fire be reported?"
 
-The candidates are whole articles of any length. The server reads each in overlapping windows and returns the best one
-(`long_document: chunk`); a second call ranks the sentences of these windows. Each citation is a span of characters of a
-file, and the prompt for a language model contains only such spans.
+The candidates are whole articles of any length. The server reads each article in overlapping windows and returns
+the best one (`long_document: chunk`). A second call ranks the sentences of these windows. Every citation is a span of
+characters of a file, and the prompt for a language model quotes only such spans.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def read_files() -> dict[str, str]:
 
 
 def articles(file: str, text: str) -> list[Span]:
-    """Split a text at the headings `Article N. Title`."""
+    """Split a text at its headings `Article N. Title`."""
     found = list(re.finditer(r"^Article .*$", text, re.MULTILINE))
     ends = [match.start() for match in found[1:]] + [len(text)]
     return [Span(file, match.start(), end, match[0]) for match, end in zip(found, ends, strict=True)]
 
 
 def sentences(text: str, window: Span) -> Iterator[Span]:
-    """Yield the whole sentences that overlap with the window."""
+    """Yield the whole sentences that overlap the window."""
     for match in re.finditer(r"\S[^\n]*?\w{3}[.:;](?=\s|$)", text):
         start, end = match.span()
         if start < window.end and end > window.start and not match[0].startswith("Article "):
@@ -60,7 +60,7 @@ def sentences(text: str, window: Span) -> Iterator[Span]:
 
 
 def rank(client: SIEClient, question: str, texts: list[str], options: dict[str, Any]) -> list[ScoreEntry]:
-    """Return the entries of the texts, the most relevant first; their ids are the positions of the texts."""
+    """Score the texts and return their entries, most relevant first. An entry's id is the position of its text."""
     items = [Item(id=str(position), text=text) for position, text in enumerate(texts)]
     return client.score(RERANKER, Item(text=question), items, options=options)["scores"]
 

@@ -1,10 +1,10 @@
-"""Two stages: vector search in a database finds candidates, and the reranker sorts them.
+"""Two stages: vector search finds candidates, the reranker sorts them.
 
     pip install ./packages/sie-sdk './packages/sie-server[offline-encoder]' -r examples/two-stage/requirements.txt
     sie-server serve &
     python examples/two-stage/two_stage.py "feeling awake at night after a long flight"
 
-No model hub is needed: the encoder is all-MiniLM-L6-v2 from a package, the reranker is part of the server.
+The models need no model hub: the encoder is all-MiniLM-L6-v2 from a package, the reranker is part of the server.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ where vector match ? and k = ? order by distance
 
 
 class Hit(NamedTuple):
-    """A passage with the score of a stage; higher is more relevant."""
+    """A passage and its score in one stage; higher is more relevant."""
 
     id: str
     title: str
@@ -44,7 +44,7 @@ class Hit(NamedTuple):
 
 
 def open_database(path: str) -> apsw.Connection:
-    """Open an SQLite database with vectors in a file, or in memory (`:memory:`)."""
+    """Open a SQLite database with vectors: one file (or `:memory:`), no server."""
     database = apsw.Connection(path)
     database.enable_load_extension(True)
     sqlite_vec.load(database)
@@ -55,7 +55,7 @@ def open_database(path: str) -> apsw.Connection:
 
 
 def add(database: apsw.Connection, client: SIEClient, passages: Sequence[dict[str, Any]]) -> None:
-    """Encode the passages that are not in the database, and store them with their vectors."""
+    """Encode new passages and store them with their vectors."""
     known = {row[0] for row in database.execute("select id from passages")}
     new = [passage for passage in passages if passage["id"] not in known]
     if not new:
@@ -70,13 +70,13 @@ def add(database: apsw.Connection, client: SIEClient, passages: Sequence[dict[st
 
 
 def search(database: apsw.Connection, client: SIEClient, query: str, count: int) -> list[Hit]:
-    """Stage 1: return the nearest passages with their cosines."""
+    """Return the nearest passages with their cosines (stage 1)."""
     vector = client.encode(ENCODER, Item(text=query), is_query=True)["dense"]
     return [Hit(*row) for row in database.execute(NEAREST, (vector, count))]
 
 
 def rerank(client: SIEClient, query: str, hits: Sequence[Hit]) -> list[Hit]:
-    """Stage 2: return the passages in the reranker's order, with its scores."""
+    """Return the passages in the reranker's order, with its scores (stage 2)."""
     by_id = {hit.id: hit for hit in hits}
     items = [Item(id=hit.id, text=f"{hit.title}. {hit.text}") for hit in hits]
     entries = client.score(RERANKER, Item(text=query), items)["scores"]

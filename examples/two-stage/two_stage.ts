@@ -1,6 +1,6 @@
 /**
- * Two stages: vector search in a database finds candidates, and the reranker sorts them. The same as two_stage.py; the
- * two programs can share a database.
+ * Two stages: vector search finds candidates, the reranker sorts them. This is two_stage.py in TypeScript; each program
+ * can read the database of the other.
  *
  *     sie-server serve &
  *     npm start -- "feeling awake at night after a long flight"
@@ -32,12 +32,12 @@ interface Passage {
   text: string;
 }
 
-/** A passage with the score of a stage; higher is more relevant. */
+/** A passage and its score in one stage; higher is more relevant. */
 interface Hit extends Passage {
   score: number;
 }
 
-/** Open an SQLite database with vectors in a file, or in memory (`:memory:`). */
+/** Open a SQLite database with vectors: one file (or `:memory:`), no server. */
 function openDatabase(path: string): Database.Database {
   const database = new Database(path);
   load(database);
@@ -45,7 +45,7 @@ function openDatabase(path: string): Database.Database {
   return database;
 }
 
-/** Encode the passages that are not in the database, and store them with their vectors. */
+/** Encode new passages and store them with their vectors. */
 async function add(database: Database.Database, client: SIEClient, passages: Passage[]): Promise<void> {
   const known = new Set(database.prepare("select id from passages").pluck().all());
   const added = passages.filter((passage) => !known.has(passage.id));
@@ -63,7 +63,7 @@ async function add(database: Database.Database, client: SIEClient, passages: Pas
   store();
 }
 
-/** Stage 1: return the nearest passages with their cosines. */
+/** Return the nearest passages with their cosines (stage 1). */
 async function search(
   database: Database.Database,
   client: SIEClient,
@@ -74,7 +74,7 @@ async function search(
   return database.prepare(NEAREST).all(bytes(dense), BigInt(count)) as Hit[];
 }
 
-/** Stage 2: return the passages in the reranker's order, with its scores. */
+/** Return the passages in the reranker's order, with its scores (stage 2). */
 async function rerank(client: SIEClient, query: string, hits: Hit[]): Promise<Hit[]> {
   const byId = new Map(hits.map((hit) => [hit.id, hit]));
   const items = hits.map((hit) => ({ id: hit.id, text: `${hit.title}. ${hit.text}` }));
@@ -92,7 +92,7 @@ const { positionals, values } = parseArgs({
   allowPositionals: true,
   options: {
     url: { type: "string" }, // default: SIE_BASE_URL, else http://localhost:8080
-    database: { type: "string", default: ":memory:" }, // a file keeps the vectors for later runs
+    database: { type: "string", default: ":memory:" }, // a file keeps the vectors
     candidates: { type: "string", default: "20" },
     top: { type: "string", default: "5" },
   },

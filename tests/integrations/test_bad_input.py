@@ -117,7 +117,7 @@ def test_how_many(server: Server, path: str) -> None:
 def test_unknown_fields(server: Server, path: str) -> None:
     body = {**BODIES[path], "rerank_harder": True, "x\r\nX-Evil: 1\u00e9": 1}
     if path in ("/v2/rerank", "/v1/ranking"):
-        refused(server, path, {**BODIES[path], "rerank_harder": True}, "rerank_harder", "known are")
+        refused(server, path, {**BODIES[path], "rerank_harder": True}, "rerank_harder", "known fields: ")
         return
     answer = server.post(path, body)
     assert answer.status_code == 200 and "x-evil" not in answer.headers
@@ -201,7 +201,7 @@ def test_other_values_that_are_refused(server: Server) -> None:
 
 def test_a_model_that_cannot_score(server: Server) -> None:
     for path in RERANK:
-        refused(server, path, {**BODIES[path], "model": "toy/encoder"}, "does not give 'score'")
+        refused(server, path, {**BODIES[path], "model": "toy/encoder"}, "has no output 'score'")
     refused(server, "/embed", {"inputs": "rain", "model": PROBABILITY}, "dense")
 
 
@@ -254,7 +254,7 @@ def test_what_the_clients_make_of_errors(server: Server, guarded: Server) -> Non
         client = voyageai.Client(KEY, base_url=f"{server.base_url}/v1")
         client.rerank(QUERY, [LONG], model=PROBABILITY, truncation=False)
     with pytest.raises(
-        litellm.exceptions.APIConnectionError, match="not known to this server"
+        litellm.exceptions.APIConnectionError, match="does not know the API key"
     ):  # its name for it
         model = f"hosted_vllm/{PROBABILITY}"
         litellm.rerank(**{**ask, "model": model}, api_base=guarded.base_url, api_key="wrong")

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY
+from sie_server.engine.job import QUERY, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.families.adapters import Pairs, write_adapter
 from support.families.every import EVERY, Made
 
@@ -54,7 +55,7 @@ def results(engine: Engine, limit: int, adapter: Adapter | None = None) -> list[
     """Scores; for a model without, the first numbers of its vectors."""
     outputs = engine.spec.outputs
     if "score" in outputs:
-        job = engine.tokenize_score("how do stars burn", DOCUMENTS, limit, adapter=adapter)
+        job = engine.tokenize_score(ScoreTexts("how do stars burn", DOCUMENTS, limit), adapter=adapter)
     else:
         job = engine.tokenize_encode(DOCUMENTS, (outputs[0],), limit, adapter=adapter)
     for work, result in zip(job.work, engine.run(job.work), strict=True):
@@ -76,7 +77,7 @@ def test_an_adapter_equals_its_merged_weights(name: str, tmp_path: Path) -> None
     family, made = EVERY[name], EVERY[name].make(tmp_path / "made")
 
     def load(directory: Path) -> Engine:
-        return Engine(directory, device="cpu", dtype="float32", template=made.template)
+        return Engine(directory, device=DEVICE, dtype="float32", template=made.template)
 
     engine = load(made.served)
     pairs = pairs_for(made.served, engine)

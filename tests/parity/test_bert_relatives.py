@@ -21,9 +21,11 @@ import torch
 import transformers
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.families.adapters import Pairs, under, write_adapter
 from support.families.relatives import (
     LAYERS,
@@ -53,7 +55,7 @@ def make(root: Path, relative: Relative) -> Case:
     published, library = make_relative(root, relative)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(library).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(published)
-    return Case(published, model, tokenizer, Engine(published, device="cpu", dtype="float32"))
+    return Case(published, model, tokenizer, Engine(published, device=DEVICE, dtype="float32"))
 
 
 def documents() -> list[str]:
@@ -64,7 +66,7 @@ def documents() -> list[str]:
 
 
 def logits(engine: Engine, texts: list[str], adapter: Adapter | None = None) -> list[float]:
-    job = engine.tokenize_score("rain data", texts, LIMIT, adapter=adapter)
+    job = engine.tokenize_score(ScoreTexts("rain data", texts, LIMIT), adapter=adapter)
     return run_job(engine, job)
 
 
@@ -87,7 +89,7 @@ def test_token_ids_equal_the_reference(case: Case) -> None:
     expected = [
         row[mask].tolist() for row, mask in zip(inputs.input_ids, inputs.attention_mask.bool(), strict=True)
     ]
-    job = case.engine.tokenize_score("rain data", documents(), LIMIT)
+    job = case.engine.tokenize_score(ScoreTexts("rain data", documents(), LIMIT))
     ours = {work.index: work.tokens.ids.tolist() for work in job.work}
     assert [ours[i] for i in range(len(expected))] == expected
     assert any(job.truncated)
@@ -149,7 +151,7 @@ def test_scaling_changes_scores(tmp_path: Path) -> None:
     case = make(tmp_path, RELATIVES["new"])
     scaled = np.array(logits(case.engine, documents()))
     edit(case.directory, {"rope_scaling": None})
-    plain = logits(Engine(case.directory, device="cpu", dtype="float32"), documents())
+    plain = logits(Engine(case.directory, device=DEVICE, dtype="float32"), documents())
     assert np.abs(scaled - plain).max() > 0.01
 
 
@@ -178,4 +180,4 @@ def test_what_cannot_be_served_is_named(
     directory = make(tmp_path, RELATIVES[relative]).directory
     edit(directory, change)
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")

@@ -23,11 +23,11 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, JinaEmbeddingsV3Model
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
-from sie_server.engine.text.chunks import Chunking
+from sie_server.engine.job import Chunking, Job, ScoreTexts
 from sie_server.models.spec import LateInteractionSpec
 from support.checkpoints.colbert import BASES, make_jina, make_pylate, make_stanford
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 
 TOLERANCE = 1e-4
 Vectors = list[npt.NDArray[np.float32]]
@@ -133,7 +133,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         make_jina(directory, settings)
     else:
         make_stanford(directory, family, settings)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     rng = random.Random(4)
     queries = ["", "rain", "  rain falls - 3.14  "] + [random_text(rng, n) for n in (3, 6, 9, 40)]
     # from nothing to far beyond the limit, with punctuation
@@ -279,7 +279,7 @@ def test_scores_are_the_sum_of_best_matches(case: Case) -> None:
     for query in case.queries:
         vectors = reference.read(query, is_query=True)[1]
         expected = [float((vectors @ d.T).max(1).sum()) for d in documents]
-        ours = scored(case.engine, case.engine.tokenize_score(query, case.documents, case.limit))
+        ours = scored(case.engine, case.engine.tokenize_score(ScoreTexts(query, case.documents, case.limit)))
         np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)
         assert len(set(np.round(ours, 3))) > 5
 
@@ -293,7 +293,7 @@ def test_every_window_of_a_long_document_scores_as_by_hand(case: Case) -> None:
         *(f"\n  {text} \t" for text in case.documents[-8:]),
         "Rain - " * 70,
     ]
-    job = engine.tokenize_chunks(query, documents, 30, Chunking(5, 100))
+    job = engine.tokenize_score(ScoreTexts(query, documents, 30, chunking=Chunking(5, 100)))
     results, vectors = scored(engine, job), reference.read(query, is_query=True)[1]
     assert job.chunks is not None
     for number, text in enumerate(documents):
@@ -307,25 +307,27 @@ def test_every_window_of_a_long_document_scores_as_by_hand(case: Case) -> None:
 
 def test_alone_equals_batched_permuted_and_mixed(case: Case) -> None:
     query, documents, engine = case.queries[4], case.documents, case.engine
-    batched = scored(engine, engine.tokenize_score(query, documents, case.limit))
-    alone = [scored(engine, engine.tokenize_score(query, [d], case.limit))[0] for d in documents]
+    batched = scored(engine, engine.tokenize_score(ScoreTexts(query, documents, case.limit)))
+    alone = [scored(engine, engine.tokenize_score(ScoreTexts(query, [d], case.limit)))[0] for d in documents]
     np.testing.assert_allclose(alone, batched, atol=1e-5, rtol=0)
     order = random.Random(1).sample(range(len(documents)), len(documents))
-    permuted = scored(engine, engine.tokenize_score(query, [documents[i] for i in order], case.limit))
+    permuted = scored(
+        engine, engine.tokenize_score(ScoreTexts(query, [documents[i] for i in order], case.limit))
+    )
     np.testing.assert_allclose(permuted, [batched[i] for i in order], atol=1e-5, rtol=0)
-    jobs = [engine.tokenize_score(q, documents, case.limit) for q in (query, "stars", "")]
+    jobs = [engine.tokenize_score(ScoreTexts(q, documents, case.limit)) for q in (query, "stars", "")]
     works = [work for trio in zip(*(job.work for job in jobs), strict=True) for work in trio]
     for work, result in zip(works, engine.run(works), strict=True):
         if work.index >= 0:
             work.job.put(work.index, result)
     np.testing.assert_allclose(jobs[0].results, batched, atol=1e-5, rtol=0)
-    other = scored(engine, engine.tokenize_score("", documents, case.limit))
+    other = scored(engine, engine.tokenize_score(ScoreTexts("", documents, case.limit)))
     np.testing.assert_allclose(jobs[2].results, other, atol=1e-5, rtol=0)
 
 
 def test_given_vectors_score_as_their_texts(case: Case) -> None:
     engine, query, documents = case.engine, case.queries[3], case.documents
-    expected = scored(engine, engine.tokenize_score(query, documents, case.limit))
+    expected = scored(engine, engine.tokenize_score(ScoreTexts(query, documents, case.limit)))
     [query_vectors] = encoded(engine, [query], case.limit, is_query=True)
     vectors = encoded(engine, documents, case.limit, is_query=False)
     for q, d in ((query_vectors, vectors), (query, vectors), (query_vectors, documents)):
@@ -335,7 +337,7 @@ def test_given_vectors_score_as_their_texts(case: Case) -> None:
 
 def test_a_longer_limit_moves_only_documents(case: Case) -> None:
     longest = case.documents[10]
-    job = case.engine.tokenize_score(case.queries[-1], [longest], 90)
+    job = case.engine.tokenize_score(ScoreTexts(case.queries[-1], [longest], 90))
     lengths = {work.index: len(work.tokens) for work in job.work}
     assert lengths == {-1: case.spec.query_length, 0: 90}
     assert job.query_truncated
@@ -345,16 +347,17 @@ def test_a_longer_limit_moves_only_documents(case: Case) -> None:
 def test_bf16_ranks_as_fp32(case: Case) -> None:
     from scipy.stats import kendalltau
 
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     job, exact = (
-        e.tokenize_score(case.queries[4], case.documents, case.limit) for e in (coarse, case.engine)
+        e.tokenize_score(ScoreTexts(case.queries[4], case.documents, case.limit))
+        for e in (coarse, case.engine)
     )
     assert kendalltau(scored(coarse, job), scored(case.engine, exact)).statistic >= 0.8
 
 
 def test_what_is_not_finite_in_one_text_stays_there(tmp_path: Path) -> None:
     """LFM2's convolution looks at rows before a text's first; they are another's, and count as 0 whatever they hold."""
-    engine = Engine(make_pylate(tmp_path / "model", "lfm2"), device="cpu", dtype="float32")
+    engine = Engine(make_pylate(tmp_path / "model", "lfm2"), device=DEVICE, dtype="float32")
     bad, good = (
         engine.tokenize_encode([text], ("multivector",), 64)
         for text in ("rain falls tomorrow harbour", "stars burn hydrogen")

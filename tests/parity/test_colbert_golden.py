@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
+from support.device import DEVICE
 
 GOLDEN = Path(__file__).parent / "golden" / "colbert"
 
@@ -18,7 +20,7 @@ def test_pylate_agrees(name: str) -> None:
     texts = json.loads((GOLDEN / "texts.json").read_text(encoding="utf-8"))
     with np.load(GOLDEN / name / "golden.npz") as file:
         golden = dict(file)
-    engine = Engine(GOLDEN / name, device="cpu", dtype="float32")
+    engine = Engine(GOLDEN / name, device=DEVICE, dtype="float32")
     limit = engine.max_seq_length
     for kind, values in (("query", texts["queries"]), ("document", texts["documents"])):
         job = engine.tokenize_encode(values, ("multivector",), limit, is_query=kind == "query")
@@ -28,7 +30,7 @@ def test_pylate_agrees(name: str) -> None:
             assert result["multivector"].shape == expected.shape
             np.testing.assert_allclose(result["multivector"], expected, atol=1e-4, rtol=0)
     for query, expected in zip(texts["queries"], golden["scores"], strict=True):
-        job = engine.tokenize_score(query, texts["documents"], limit)
+        job = engine.tokenize_score(ScoreTexts(query, texts["documents"], limit))
         for work, result in zip(job.work, engine.run(job.work), strict=True):
             if work.index >= 0:
                 job.put(work.index, result)

@@ -15,8 +15,9 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
+from support.device import DEVICE
 from support.requests.jobs import read_pairs, run_job
 
 MAX_LENGTH = 96
@@ -48,7 +49,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         random_text(rng, rng.randint(1, 90)) for _ in range(PAIRS - 100)
     ]
     ids, logits = reference(directory, query, documents)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     yield Case(directory, engine, query, documents, ids, logits)
 
 
@@ -63,7 +64,7 @@ def reference(directory: Path, query: str, documents: list[str]) -> tuple[list[l
 
 
 def logits_of(engine: Engine, query: str, documents: list[str]) -> list[float]:
-    job = engine.tokenize_score(query, documents, MAX_LENGTH)
+    job = engine.tokenize_score(ScoreTexts(query, documents, MAX_LENGTH))
     return in_order(job, engine.run(job.work))
 
 
@@ -73,7 +74,7 @@ def in_order(job: Job, results: list[Any]) -> list[float]:
 
 
 def test_token_ids_equal_the_reference(case: Case) -> None:
-    job = case.engine.tokenize_score(case.query, case.documents, MAX_LENGTH)
+    job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents, MAX_LENGTH))
     ours = in_order(job, [work.tokens.ids.tolist() for work in job.work])
     assert ours == case.ids
     longest = max(map(len, case.ids))
@@ -105,7 +106,10 @@ def test_alone_equals_batched_equals_permuted(case: Case) -> None:
 
 
 def test_requests_mixed_in_one_batch_keep_their_scores(case: Case) -> None:
-    jobs = [case.engine.tokenize_score(q, case.documents[:20], MAX_LENGTH) for q in (case.query, "rain", "")]
+    jobs = [
+        case.engine.tokenize_score(ScoreTexts(q, case.documents[:20], MAX_LENGTH))
+        for q in (case.query, "rain", "")
+    ]
     works = [work for trio in zip(*(job.work for job in jobs), strict=True) for work in trio]
     results = dict(zip(map(id, works), case.engine.run(works), strict=True))
     for job, query in zip(jobs, (case.query, "rain", ""), strict=True):
@@ -131,7 +135,7 @@ def test_scores_equal_sentence_transformers(case: Case) -> None:
 def test_bf16_ranks_as_fp32(case: Case) -> None:
     from scipy.stats import kendalltau
 
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     exact = logits_of(case.engine, case.query, case.documents)
     assert kendalltau(logits_of(coarse, case.query, case.documents), exact).statistic >= 0.9
 
@@ -145,7 +149,7 @@ def test_activation_comes_from_the_checkpoint(tmp_path: Path, name: str, place: 
     config = json.loads((directory / "config.json").read_text())
     config[place] = {"activation_fn": name} if place == "sentence_transformers" else name
     (directory / "config.json").write_text(json.dumps(config))
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.head.activation == name.rsplit(".", 1)[-1].lower()  # type: ignore[union-attr]
     model = CrossEncoder(str(directory), device="cpu")
     assert type(model.activation_fn).__name__.lower() == engine.spec.head.activation  # type: ignore[union-attr]
@@ -155,7 +159,7 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
     """The last layer computed for the read-out token only equals the same layer computed for all."""
     from sie_server.models.batch import pack
 
-    job = case.engine.tokenize_score(case.query, case.documents[:30], MAX_LENGTH)
+    job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents[:30], MAX_LENGTH))
     batch = pack(
         [work.tokens for work in job.work],
         pad_id=0,
@@ -180,7 +184,7 @@ def test_a_padding_token_inside_a_text_counts_as_the_reference_counts_it(case: C
 
 
 def test_the_same_text_twice_is_computed_once_and_ties(case: Case) -> None:
-    job = case.engine.tokenize_score(case.query, case.documents[5:9] * 3, MAX_LENGTH)
+    job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents[5:9] * 3, MAX_LENGTH))
     assert len(job.work) == 4
     run_job(case.engine, job)
     assert job.results[:4] == job.results[4:8] == job.results[8:]

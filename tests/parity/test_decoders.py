@@ -12,8 +12,10 @@ import torch
 
 from sie_server.engine import forward
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.models.families.decoders import gemma2
 from support.checkpoints.decoders import DECODERS, make_decoder
+from support.device import DEVICE
 from support.families.decoder_cases import LIMIT, TOLERANCE, Case, ids_of, in_order, make_case
 
 
@@ -25,13 +27,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def logits_of(
     engine: Engine, query: str, documents: list[str], instruction: str | None = None
 ) -> list[float]:
-    job = engine.tokenize_score(query, documents, LIMIT, instruction)
+    job = engine.tokenize_score(ScoreTexts(query, documents, LIMIT, instruction))
     return in_order(job, engine.run(job.work))
 
 
 @pytest.mark.parametrize("query", ["how do stars burn hydrogen?", "", "rain\n", "{document} and {query}"])
 def test_token_ids_equal_the_reference(case: Case, query: str) -> None:
-    job = case.engine.tokenize_score(query, case.documents, LIMIT)
+    job = case.engine.tokenize_score(ScoreTexts(query, case.documents, LIMIT))
     seen_cut = 0
     for ids, document, cut in zip(ids_of(job), case.documents, job.truncated, strict=True):
         assert len(ids) <= LIMIT
@@ -43,7 +45,7 @@ def test_token_ids_equal_the_reference(case: Case, query: str) -> None:
 
 
 def test_logits_equal_transformers(case: Case) -> None:
-    job = case.engine.tokenize_score(case.query, case.documents, LIMIT)
+    job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents, LIMIT))
     expected = np.array([case.reference(ids) for ids in ids_of(job)])
     ours = np.array(in_order(job, case.engine.run(job.work)))
     assert expected.std() > 0.05  # a checkpoint whose logits are all alike would prove nothing
@@ -63,9 +65,9 @@ def test_alone_equals_batched_equals_permuted(case: Case) -> None:
 
 
 def test_sharing_the_prefix_changes_no_score(case: Case) -> None:
-    apart = Engine(case.directory, device="cpu", dtype="float32", template=case.template, share_prefix=False)
-    shared = case.engine.tokenize_score(case.query, case.documents, LIMIT)
-    whole = apart.tokenize_score(case.query, case.documents, LIMIT)
+    apart = Engine(case.directory, device=DEVICE, dtype="float32", template=case.template, share_prefix=False)
+    shared = case.engine.tokenize_score(ScoreTexts(case.query, case.documents, LIMIT))
+    whole = apart.tokenize_score(ScoreTexts(case.query, case.documents, LIMIT))
     assert ids_of(shared) == ids_of(whole)
     assert whole.prefix is None
     np.testing.assert_allclose(
@@ -75,7 +77,9 @@ def test_sharing_the_prefix_changes_no_score(case: Case) -> None:
         rtol=0,
     )
     some = case.documents[:20]
-    shared, whole = (engine.tokenize_score(case.query, some, LIMIT) for engine in (case.engine, apart))
+    shared, whole = (
+        engine.tokenize_score(ScoreTexts(case.query, some, LIMIT)) for engine in (case.engine, apart)
+    )
     assert shared.prefix is not None
     assert shared.tokens < whole.tokens == shared.input_tokens == whole.input_tokens
 
@@ -83,7 +87,7 @@ def test_sharing_the_prefix_changes_no_score(case: Case) -> None:
 def test_requests_mixed_over_several_batches_keep_their_scores(case: Case) -> None:
     """Works of three requests, interleaved, in batches that cut each request: prefixes are kept between them."""
     queries = [case.query, "rain", ""]
-    jobs = [case.engine.tokenize_score(q, case.documents[:20], LIMIT) for q in queries]
+    jobs = [case.engine.tokenize_score(ScoreTexts(q, case.documents[:20], LIMIT)) for q in queries]
     works = [work for trio in zip(*(job.work for job in jobs), strict=True) for work in trio]
     kept = None
     for start in range(0, len(works), 7):
@@ -104,7 +108,9 @@ def test_a_caller_who_hangs_up_in_the_middle_of_a_pass_costs_the_others_nothing(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its job lets go of the shared start; the pass, which others are in as well, goes on with it."""
-    stays, leaves = (case.engine.tokenize_score(q, case.documents[:9], LIMIT) for q in (case.query, "rain"))
+    stays, leaves = (
+        case.engine.tokenize_score(ScoreTexts(q, case.documents[:9], LIMIT)) for q in (case.query, "rain")
+    )
     assert stays.prefix and leaves.prefix
     passes, compute = [], forward.compute_prefixes
 
@@ -125,7 +131,7 @@ def test_an_instruction_is_read_where_the_model_takes_one(case: Case) -> None:
         assert case.template == "bge-reranker-gemma"
         return
     told = "prefer short passages"
-    job = case.engine.tokenize_score(case.query, case.documents[:12], LIMIT, told)
+    job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents[:12], LIMIT, told))
     expected = [case.reference_ids(case.query, d, told) for d in case.documents[:12]]
     assert ids_of(job) == expected
     ours = in_order(job, case.engine.run(job.work))
@@ -136,14 +142,14 @@ def test_an_instruction_is_read_where_the_model_takes_one(case: Case) -> None:
 def test_bf16_ranks_as_fp32(case: Case) -> None:
     from scipy.stats import kendalltau
 
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16", template=case.template)
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16", template=case.template)
     exact = logits_of(case.engine, case.query, case.documents)
     assert kendalltau(logits_of(coarse, case.query, case.documents), exact).statistic >= 0.85
 
 
 def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
     """The last layer computed for the read-out token only equals the same layer computed for all."""
-    job = case.engine.tokenize_score(case.query, case.documents[:9], LIMIT)
+    job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents[:9], LIMIT))
     case.engine.run(job.work)  # computes the prefix
     batch = case.engine._forward._pack([work.tokens for work in job.work], [None] * len(job.work))
     with torch.inference_mode():
@@ -174,5 +180,5 @@ def test_capped_attention_in_blocks_of_rows(one_row: bool, monkeypatch: pytest.M
 
 def test_gemma2_reads_no_more_than_its_window(tmp_path: Path) -> None:
     directory = make_decoder(tmp_path, "gemma2", sliding_window=96)
-    engine = Engine(directory, device="cpu", dtype="float32", template="bge-reranker-gemma")
+    engine = Engine(directory, device=DEVICE, dtype="float32", template="bge-reranker-gemma")
     assert engine.spec.backbone.max_length == engine.max_seq_length == 96

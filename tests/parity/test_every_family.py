@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.job import QUERY, Job, ScoreTexts, Sparse
 from sie_server.verify.references import Answers
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.families.every import EVERY, Family
 
 QUERY_TEXT = "how do stars burn hydrogen"
@@ -45,7 +46,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family = EVERY[request.param]
     made = family.make(tmp_path_factory.mktemp("family"))
     engine = Engine(
-        made.served, device="cpu", dtype="float32", template=made.template, max_seq_length=family.limit
+        made.served, device=DEVICE, dtype="float32", template=made.template, max_seq_length=family.limit
     )
     rng = random.Random(5)
     documents = [random_text(rng, n) for n in lengths(family)]
@@ -57,7 +58,7 @@ def answers(case: Case, documents: list[str], at_once: bool = True) -> list[Any]
     """One score, or one array of vectors, per document."""
     engine, limit = case.engine, case.family.limit
     if "score" in engine.spec.outputs and not _by_vectors(case):
-        job = engine.tokenize_score(QUERY_TEXT, documents, limit)
+        job = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, limit))
     else:
         name = "dense" if "dense" in engine.spec.outputs else engine.spec.outputs[-1]
         job = engine.tokenize_encode(documents, (name,), limit)
@@ -104,7 +105,7 @@ def ids_of(job: Job) -> list[list[int]]:
 
 def test_token_ids_are_the_references(case: Case) -> None:
     if "score" in case.engine.spec.outputs and not _by_vectors(case):
-        job = case.engine.tokenize_score(QUERY_TEXT, case.documents, case.family.limit)
+        job = case.engine.tokenize_score(ScoreTexts(QUERY_TEXT, case.documents, case.family.limit))
     else:
         job = case.engine.tokenize_encode(case.documents, ("dense",), case.family.limit)
     assert ids_of(job) == case.theirs.ids

@@ -16,8 +16,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from sie_server.errors import ModelLoadFailed
+from support.device import DEVICE
 from support.servers.inprocess import ask, asking, in_order, post
 
 GOLDEN = Path(__file__).parent / "golden" / "layerwise"
@@ -33,10 +34,12 @@ class Case:
         self.golden = json.loads((self.directory / "golden.json").read_text(encoding="utf-8"))
         self.queries, self.documents = self.golden["queries"], self.golden["documents"]
         self.layers = [int(layer) for layer in self.golden["scores"]]
-        self.engine = Engine(self.directory, device="cpu", dtype="float32", template=self.template, **options)
+        self.engine = Engine(
+            self.directory, device=DEVICE, dtype="float32", template=self.template, **options
+        )
 
     def job(self, query: str, layer: int | None) -> Job:
-        job = self.engine.tokenize_score(query, self.documents, 400)
+        job = self.engine.tokenize_score(ScoreTexts(query, self.documents, 400))
         job.cutoff_layer = layer
         return job
 
@@ -57,9 +60,11 @@ def run(engine: Engine, *jobs: Job) -> None:
 
 
 def test_token_ids_equal_the_reference(case: Case) -> None:
-    engine = Engine(case.directory, device="cpu", dtype="float32", template=case.template, share_prefix=False)
+    engine = Engine(
+        case.directory, device=DEVICE, dtype="float32", template=case.template, share_prefix=False
+    )
     for number, query in enumerate(case.queries):
-        job = engine.tokenize_score(query, case.documents, 400)
+        job = engine.tokenize_score(ScoreTexts(query, case.documents, 400))
         ids = [work.tokens.ids.tolist() for work in sorted(job.work, key=lambda work: work.index)]
         assert ids == case.golden["ids"][number * len(ids) : (number + 1) * len(ids)]
 
@@ -102,10 +107,10 @@ def test_the_last_layer_is_the_default(case: Case) -> None:
 
 
 def test_layers_above_the_cutoff_are_not_computed(case: Case) -> None:
-    engine = Engine(case.directory, device="cpu", dtype="float32", template=case.template)
+    engine = Engine(case.directory, device=DEVICE, dtype="float32", template=case.template)
     layer = case.layers[1]
     engine._forward.backbone.layers[layer:] = [None] * (len(engine._forward.backbone.layers) - layer)  # type: ignore[attr-defined]
-    job = engine.tokenize_score(case.queries[2], case.documents, 400)
+    job = engine.tokenize_score(ScoreTexts(case.queries[2], case.documents, 400))
     job.cutoff_layer = layer
     run(engine, job)
     assert job.prefix is not None and len(job.prefix.layers) == layer
@@ -177,12 +182,12 @@ def test_wrong_layers_are_named(client: TestClient, name: str, options: dict[str
 @pytest.mark.parametrize(
     ("name", "fields", "template", "message"),
     [
-        ("minicpm", {"head_type": "raw"}, None, "{'head_type': 'raw'} is not served"),
-        ("minicpm", {"head_multi": False}, None, "{'head_multi': False} is not served"),
+        ("minicpm", {"head_type": "raw"}, None, "{'head_type': 'raw'} is not supported"),
+        ("minicpm", {"head_multi": False}, None, "{'head_multi': False} is not supported"),
         ("minicpm", {"start_layer": 1}, None, "lm_head.5.linear_head.weight"),
         ("minicpm", {"start_layer": 3}, None, "lm_head.4.linear_head.weight"),
-        ("gemma2", {"layer_wise": False}, None, "layer_wise other than true"),
-        ("gemma2", {}, "bge-reranker-gemma", "with a head of its own"),
+        ("gemma2", {"layer_wise": False}, None, "layer_wise is not true"),
+        ("gemma2", {}, "bge-reranker-gemma", "has its own head"),
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(
@@ -193,4 +198,4 @@ def test_a_checkpoint_of_another_kind_is_refused(
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelLoadFailed, match=message.replace("{", "\\{").replace("}", "\\}")):
-        Engine(directory, device="cpu", template=template or TEMPLATES[name])
+        Engine(directory, device=DEVICE, template=template or TEMPLATES[name])

@@ -21,12 +21,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from sie_server.engine.kinds.listwise import form_blocks
 from sie_server.errors import ModelLoadFailed
-from sie_server.serving.requests.scoring import per_document
+from sie_server.serving.requests.ranking import per_document
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.listwise import make_listwise
+from support.device import DEVICE
 from support.servers.inprocess import ask, asking, in_order, post
 
 TOLERANCE = 1e-5
@@ -120,11 +121,11 @@ class Reference:
 class Case:
     def __init__(self, directory: Path, release: str) -> None:
         self.directory, self.release, self.lengths = directory, release, LENGTHS[release]
-        self.engine = Engine(directory, device="cpu", dtype="float32")
+        self.engine = Engine(directory, device=DEVICE, dtype="float32")
         self.reference = Reference(directory)
 
     def job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
-        return self.engine.tokenize_score(query, documents, limit, instruction)
+        return self.engine.tokenize_score(ScoreTexts(query, documents, limit, instruction))
 
     def scores(self, job: Job) -> list[float]:
         for work in job.work:
@@ -214,9 +215,9 @@ def test_requests_batched_together_score_as_alone(case: Case) -> None:
 
 def test_it_can_be_calibrated_and_ranks_alike_in_bf16(case: Case) -> None:
     """Sequences without a token to read out are no error: the batch size is measured with them."""
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     calibrate(coarse, 0.05)
-    job = coarse.tokenize_score(QUERY, DOCUMENTS, 300)
+    job = coarse.tokenize_score(ScoreTexts(QUERY, DOCUMENTS, 300))
     [result] = coarse.run(job.work)
     job.put(0, result)
     exact = case.scores(case.job(QUERY, DOCUMENTS, 300))
@@ -253,7 +254,7 @@ def test_blocks(lengths: list[int], room: int, longest: int, sizes: list[int]) -
 @pytest.mark.parametrize(
     ("release", "fields", "message"),
     [
-        ("v3", {"layer_types": ["full_attention"] * 3}, "3 entries for 4 layers"),
+        ("v3", {"layer_types": ["full_attention"] * 3}, "3 entries; expected 4"),
         ("v3.5", {"layer_types": ["chunked_attention"] * 4}, "chunked_attention"),
         ("v3.5", {"use_sliding_window": False}, "use_sliding_window"),
     ],
@@ -265,7 +266,7 @@ def test_layers_that_are_not_served_are_refused(
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelLoadFailed, match=message):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 # ── over HTTP ──

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, ScoreTexts
 from sie_server.engine.lora import patterns
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.lora.config import read_lora_config
@@ -28,6 +28,7 @@ from support.checkpoints.colbert import make_pylate, make_stanford
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
 from support.checkpoints.decoders import DECODERS, make_decoder
 from support.checkpoints.encoders import make_encoder, make_splade
+from support.device import DEVICE
 from support.families.adapters import make_adapter, under, write_adapter
 from support.requests.jobs import read_pairs
 
@@ -66,7 +67,7 @@ def make_case(directory: Path, family: str) -> Case:
     make_cross_encoder(directory, family, max_length=LIMIT)
     rng = random.Random(4)
     documents = [random_text(rng, n) for n in [*range(20), 60, 90, 130]]
-    return Case(family, directory, Engine(directory, device="cpu", dtype="float32"), documents)
+    return Case(family, directory, Engine(directory, device=DEVICE, dtype="float32"), documents)
 
 
 def classifier(directory: Path) -> Any:
@@ -98,7 +99,7 @@ def results(engine: Engine, *jobs: Job) -> list[list[Any]]:
 
 
 def logits(engine: Engine, documents: list[str], adapter: Adapter | None = None) -> torch.Tensor:
-    [scores] = results(engine, engine.tokenize_score(QUERY, documents, LIMIT, adapter=adapter))
+    [scores] = results(engine, engine.tokenize_score(ScoreTexts(QUERY, documents, LIMIT), adapter=adapter))
     return torch.tensor(scores)
 
 
@@ -135,7 +136,7 @@ def four_adapters(case: Case, root: Path) -> list[Adapter | None]:
 def test_a_mixed_batch_equals_each_alone(case: Case, tmp_path: Path) -> None:
     adapters = four_adapters(case, tmp_path)
     alone = [logits(case.engine, case.documents, adapter) for adapter in adapters]
-    jobs = [case.engine.tokenize_score(QUERY, case.documents, LIMIT, adapter=a) for a in adapters]
+    jobs = [case.engine.tokenize_score(ScoreTexts(QUERY, case.documents, LIMIT), adapter=a) for a in adapters]
     for together, expected in zip(results(case.engine, *jobs), alone, strict=True):
         assert_close(together, expected)
     for one, other in pairwise(alone):
@@ -146,13 +147,13 @@ def test_a_mixed_batch_equals_each_alone(case: Case, tmp_path: Path) -> None:
 def test_base_weights_stay_as_they_are(tmp_path: Path, dtype: str) -> None:
     """Bit by bit over 100 mixed requests, also in the layout that oneDNN multiplies."""
     case = make_case(tmp_path / "model", "bert")
-    case.engine = Engine(case.directory, device="cpu", dtype=dtype)
+    case.engine = Engine(case.directory, device=DEVICE, dtype=dtype)
     before_logits, documents = logits(case.engine, case.documents), case.documents[:3]
     adapters = four_adapters(case, tmp_path)
     before = fingerprint(case.engine)
     for i in range(100):
         a, b = adapters[i % 5], adapters[(i * 3 + 1) % 5]
-        jobs = [case.engine.tokenize_score(QUERY, documents, LIMIT, adapter=x) for x in (a, b)]
+        jobs = [case.engine.tokenize_score(ScoreTexts(QUERY, documents, LIMIT), adapter=x) for x in (a, b)]
         results(case.engine, *jobs)
     assert fingerprint(case.engine) == before
     assert torch.equal(logits(case.engine, case.documents), before_logits)
@@ -177,7 +178,7 @@ def test_bf16_ranks_as_fp32(case: Case, tmp_path: Path) -> None:
     from scipy.stats import kendalltau
 
     directory = adapter_of(case, tmp_path, target_modules="all-linear", r=2, lora_alpha=1)
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     exact = logits(case.engine, case.documents, case.engine.attach(directory))
     logits(
         coarse, case.documents[:1]
@@ -203,14 +204,14 @@ def test_decoders_equal_peft_with_a_shared_start(family: str, tmp_path: Path) ->
             ]
         )
     ]
-    engine = Engine(directory, device="cpu", dtype="float32", template=template)
+    engine = Engine(directory, device=DEVICE, dtype="float32", template=template)
     adapters = [None, *(engine.attach(path) for path in made)]
     rng = random.Random(2)
     documents = [random_text(rng, n) for n in (1, 3, 8, 15, 30)]
-    jobs = [engine.tokenize_score(QUERY, documents, 400, adapter=adapter) for adapter in adapters]
+    jobs = [engine.tokenize_score(ScoreTexts(QUERY, documents, 400), adapter=adapter) for adapter in adapters]
     assert all(job.prefix for job in jobs)
     ours = results(engine, *jobs)
-    whole = engine.tokenize_plain(QUERY, documents, 400)
+    whole = engine.tokenize_plain(ScoreTexts(QUERY, documents, 400))
     sequences = {work.index: torch.from_numpy(work.tokens.ids).long()[None] for work in whole.work}
     answers = engine._tokenizer.answers  # type: ignore[attr-defined]  # a causal reranker's
     for path, scores in zip([None, *made], ours, strict=True):
@@ -229,9 +230,9 @@ def test_a_retrained_output_matrix_is_read_at_its_answers(tmp_path: Path) -> Non
     path = make_adapter(
         load(directory), tmp_path / "adapter", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]
     )
-    engine = Engine(directory, device="cpu", dtype="float32", template="mxbai-rerank-v2")
-    job = engine.tokenize_score(QUERY, ["rain", "stars burn"], 400, adapter=engine.attach(path))
-    whole = engine.tokenize_plain(QUERY, ["rain", "stars burn"], 400)
+    engine = Engine(directory, device=DEVICE, dtype="float32", template="mxbai-rerank-v2")
+    job = engine.tokenize_score(ScoreTexts(QUERY, ["rain", "stars burn"], 400), adapter=engine.attach(path))
+    whole = engine.tokenize_plain(ScoreTexts(QUERY, ["rain", "stars burn"], 400))
     model = under(load(directory).eval(), path)
     [scores] = results(engine, job)
     for work in whole.work:
@@ -255,7 +256,7 @@ def test_embeddings_equal_peft_in_sentence_transformers(tmp_path: Path) -> None:
     directory = make_encoder(tmp_path / "model")
     model = transformers.AutoModel.from_pretrained(directory)  # with a pooler, which nobody reads
     path = make_adapter(model, tmp_path / "adapter", r=3, target_modules="all-linear")
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["stars", "rain falls over the quiet harbour", "why do lawyers argue"]
     library = SentenceTransformer(str(directory), device="cpu")
     base = library.encode(texts)
@@ -273,7 +274,7 @@ def test_sparse_vectors_equal_peft(tmp_path: Path) -> None:
     path = make_adapter(
         load(directory), tmp_path / "adapter", r=3, target_modules=["query", "dense"], scale=0.1
     )
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["stars", "rain falls over the quiet harbour"]
     _, ours = vectors(engine, texts, "sparse", None, engine.attach(path))
     model, tokenizer = (
@@ -294,7 +295,7 @@ def test_colbert_vectors_equal_peft(tmp_path: Path, family: str) -> None:
     directory = make_pylate(tmp_path / "model", family)
     load = transformers.AutoModel.from_pretrained
     path = make_adapter(load(directory), tmp_path / "adapter", r=3, target_modules="all-linear")
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["stars", "rain falls over the quiet harbour"]
     plain, ours = vectors(engine, texts, "multivector", None, engine.attach(path))
     job = engine.tokenize_encode(texts, ("multivector",), LIMIT)
@@ -319,7 +320,7 @@ def test_the_projection_of_a_stanford_checkpoint_can_be_changed(tmp_path: Path) 
     for file in directory.iterdir():
         (merged / file.name).write_bytes(file.read_bytes())
     save_file(load | {"linear.weight": load["linear.weight"] + 3 * b @ a}, merged / "model.safetensors")
-    engine, other = (Engine(d, device="cpu", dtype="float32") for d in (directory, merged))
+    engine, other = (Engine(d, device=DEVICE, dtype="float32") for d in (directory, merged))
     texts = ["stars", "rain falls, over the quiet harbour"]
     [ours], [expected] = (
         vectors(engine, texts, "multivector", engine.attach(path)),
@@ -334,25 +335,25 @@ def test_cached_documents_belong_to_their_adapter(tmp_path: Path) -> None:
     load = transformers.AutoModel.from_pretrained
     path = make_adapter(load(directory), tmp_path / "adapter", r=3, target_modules="all-linear")
     cache = DocumentCache(1 << 20)
-    engine = Engine(directory, device="cpu", dtype="float32", documents=ModelDocuments(cache, "m", None))
-    plain = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32", documents=ModelDocuments(cache, "m", None))
+    plain = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["rain falls over the quiet harbour", "stars"]
     first, second = engine.attach(path), plain.attach(path)
-    [base] = results(engine, engine.tokenize_score(QUERY, texts, LIMIT))
-    job = engine.tokenize_score(QUERY, texts, LIMIT, adapter=first)
+    [base] = results(engine, engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT)))
+    job = engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=first)
     assert not job.known  # those of the base model are others
     [changed] = results(engine, job)
-    [expected] = results(plain, plain.tokenize_score(QUERY, texts, LIMIT, adapter=second))
+    [expected] = results(plain, plain.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=second))
     assert_close(changed, expected)
     assert max(abs(a - b) for a, b in zip(base, changed, strict=True)) > 0.05
-    again = engine.tokenize_score(QUERY, texts, LIMIT, adapter=first)
+    again = engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=first)
     assert len(again.known) == 2
     results(engine, again)
     engine.score_known(again)
     assert_close(again.results, changed)
     engine.detach(first)
-    assert len(engine.tokenize_score(QUERY, texts, LIMIT).known) == 2
-    assert not engine.tokenize_score(QUERY, texts, LIMIT, adapter=first).known
+    assert len(engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT)).known) == 2
+    assert not engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=first).known
     assert engine.documents
     engine.documents.forget()
     assert cache.nbytes == 0
@@ -394,7 +395,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "unknown field": ({"from_the_future": 1}, None, "from_the_future is 1"),
     "unknown bias": ({"bias": "some"}, None, "bias is 'some'"),
     "rank": ({"r": 8}, None, "has shape"),
-    "no rank": ({"r": 0}, None, "a whole number above 0"),
+    "no rank": ({"r": 0}, None, "an integer above 0"),
     "pattern": (
         {"rank_pattern": {"(": 2}},
         None,
@@ -418,9 +419,9 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "a count of 11 digits": (
         {"target_modules": "a{99999999999}"},
         None,
-        "in target_modules is not served: braces",
+        "in target_modules is not supported: braces",
     ),
-    "a count that fills the memory": ({"target_modules": "(||){99999}"}, None, "characters once its counts"),
+    "a count that fills the memory": ({"target_modules": "(||){99999}"}, None, "characters with its counts"),
     "nested counts": ({"exclude_modules": "((a{99}){99}){99}"}, None, "in exclude_modules is longer than"),
     "nested too deeply": (
         {"target_modules": "(" * 2000 + ")" * 2000},
@@ -431,10 +432,14 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "layers that are a word": ({"layers_to_transform": "0"}, None, "layers_to_transform is '0'"),
     "targets by number": ({"target_modules": [1]}, None, "target_modules is [1]"),
     "alpha that is no number": ({"lora_alpha": float("nan")}, None, "lora_alpha is nan"),
-    "endless alpha": ({"lora_alpha": float("inf")}, None, "lora_alpha is inf; an alpha is a finite number"),
-    "alpha of 400 digits": ({"lora_alpha": 10**400}, None, "an alpha is a finite number"),
+    "endless alpha": (
+        {"lora_alpha": float("inf")},
+        None,
+        "lora_alpha is inf; an alpha must be a finite number",
+    ),
+    "alpha of 400 digits": ({"lora_alpha": 10**400}, None, "an alpha must be a finite number"),
     "alpha of a pattern": ({"alpha_pattern": {"query": float("nan")}}, None, "alpha_pattern is nan"),
-    "alpha too large for B": ({"lora_alpha": 1e300}, None, "lora_alpha or alpha_pattern make lora_B of"),
+    "alpha too large for B": ({"lora_alpha": 1e300}, None, "lora_alpha or alpha_pattern scale lora_B of"),
     "other base": ({"base_model_name_or_path": "someone/else"}, None, "trained on 'someone/else'"),
     "target without tensors": ({"target_modules": ["query", "key"]}, None, "lacks lora_A of"),
     "tensors without target": ({"target_modules": ["value"]}, None, "not one of its target_modules"),
@@ -454,7 +459,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "retrained embedding": (
         {"modules_to_save": ["word_embeddings"]},
         put("base_model.model.bert.embeddings.word_embeddings.weight", 9, 48),
-        "cannot be exchanged per sequence",
+        "cannot be replaced per sequence",
     ),
     "unannounced head": (
         {},
@@ -467,17 +472,17 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
         "lacks bias of 'classifier'",
     ),
     "magnitude": ({}, put(f"{QUERY_0}.lora_magnitude_vector", 48), "lora_magnitude_vector"),
-    "another's name": ({}, put("model.query.lora_A.weight", 4, 48), "not named as PEFT names it"),
+    "another's name": ({}, put("model.query.lora_A.weight", 4, 48), "does not have a PEFT name"),
     "whole numbers": (
         {},
         lambda tensors: tensors.update({f"{QUERY_0}.lora_A.weight": torch.ones(4, 48, dtype=torch.int32)}),
-        f"{QUERY_0}.lora_A.weight' holds torch.int32 values",
+        f"{QUERY_0}.lora_A.weight' has dtype torch.int32",
     ),
     "no rows": ({}, put(f"{QUERY_0}.lora_A.weight", 0, 48), "query.lora_A.weight' has shape [0, 48]"),
     "not finite": (
         {},
         lambda tensors: tensors[f"{QUERY_0}.lora_A.weight"].fill_(float("nan")),
-        "finite numbers",
+        "not finite",
     ),
     "other weights": ({}, put(f"{QUERY_0}.base_layer.weight", 48, 48), "trained on another base"),
     "nothing": ({"target_modules": []}, lambda tensors: tensors.clear(), "changes nothing"),
@@ -597,7 +602,7 @@ def test_a_bin_whose_names_are_none_is_refused(bert: Case, tmp_path: Path, name:
     directory = adapter_of(bert, tmp_path)
     (directory / "adapter_model.safetensors").unlink()
     torch.save({name: torch.ones(1)}, directory / "adapter_model.bin")
-    with pytest.raises(ModelLoadFailed, match="name → tensor table"):
+    with pytest.raises(ModelLoadFailed, match="table of names and tensors"):
         bert.engine.attach(directory)
 
 
@@ -627,8 +632,8 @@ def test_older_adapters_are_pickle_free_bins(bert: Case, tmp_path: Path) -> None
 
 def test_models_through_transformers_take_no_adapters(tmp_path: Path) -> None:
     directory = write_electra(tmp_path / "model")
-    with pytest.raises(ModelLoadFailed, match="runs through transformers, where adapters are not applied"):
-        Engine(directory, device="cpu").attach(tmp_path)
+    with pytest.raises(ModelLoadFailed, match="runs through transformers, which cannot apply adapters"):
+        Engine(directory, device=DEVICE).attach(tmp_path)
 
 
 def write_electra(directory: Path) -> Path:

@@ -18,9 +18,11 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.modular import LIMIT, MODELS, SIZE, make_encoder, make_reranker, shaken
+from support.device import DEVICE
 from support.requests.jobs import run_job
 
 
@@ -34,14 +36,14 @@ def results(engine: Engine, job: Any) -> list[Any]:
 
 
 def logits(engine: Engine, texts: list[str]) -> list[float]:
-    return results(engine, engine.tokenize_score("rain data", texts, LIMIT))
+    return results(engine, engine.tokenize_score(ScoreTexts("rain data", texts, LIMIT)))
 
 
 @pytest.mark.parametrize("family", sorted(MODELS))
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_modular_reranker_equals_cross_encoder(tmp_path: Path, family: str, pooling: str) -> None:
     directory, model = make_reranker(tmp_path, family, pooling)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.outputs == ["score"]
     assert engine.max_seq_length == LIMIT  # stands only in tokenizer_config.json
     expected = model.predict([("rain data", d) for d in documents()], show_progress_bar=False)
@@ -56,7 +58,7 @@ def test_modular_reranker_equals_cross_encoder(tmp_path: Path, family: str, pool
 @pytest.mark.parametrize("activation", [torch.nn.Identity(), torch.nn.Sigmoid()])
 def test_activation_comes_from_the_library_configuration(tmp_path: Path, activation: torch.nn.Module) -> None:
     directory, _ = make_reranker(tmp_path, activation=activation)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.head.activation == type(activation).__name__.lower()  # type: ignore[union-attr]
     reloaded = CrossEncoder(str(directory), device="cpu")
     assert type(reloaded.activation_fn) is type(activation)
@@ -72,7 +74,7 @@ def test_embedder_equals_sentence_transformers(
     modules += [shaken(Dense(SIZE, 20)), Normalize()] if project else [Normalize()]
     model = SentenceTransformer(modules=modules, device="cpu")
     model.save_pretrained(str(tmp_path / "embedder"))
-    engine = Engine(tmp_path / "embedder", device="cpu", dtype="float32")
+    engine = Engine(tmp_path / "embedder", device=DEVICE, dtype="float32")
     assert engine.spec.outputs == ["dense"]
     assert engine.spec.dims == {"dense": 20 if project else SIZE}
     job = engine.tokenize_encode(documents(), ("dense",), engine.max_seq_length)
@@ -90,14 +92,14 @@ def edit(path: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "named"),
     [
-        ("modules.json", lambda c: c[:4], "no module in modules.json gives 'scores'"),
-        ("modules.json", lambda c: [*c, c[3] | {"idx": 5}], "LayerNorm takes 48 numbers"),
+        ("modules.json", lambda c: c[:4], "does not output 'scores'"),
+        ("modules.json", lambda c: [*c, c[3] | {"idx": 5}], "LayerNorm expects vectors of width 48, got 1"),
         ("modules.json", lambda c: [*c[:2], c[2] | {"path": "../encoder"}, *c[3:]], "outside the checkpoint"),
-        ("modules.json", lambda c: [c[0], c[1] | {"path": "/etc"}, *c[2:]], "'/etc', outside the checkpoint"),
+        ("modules.json", lambda c: [c[0], c[1] | {"path": "/etc"}, *c[2:]], "'/etc', which is outside"),
         ("modules.json", lambda c: [*c, c[2] | {"type": "my.code.Module"}], "my.code.Module"),
         ("2_Dense/config.json", lambda c: c | {"activation_function": "os.system"}, "os.system"),
         ("2_Dense/config.json", lambda c: c | {"bias": True}, "linear.bias"),
-        ("2_Dense/config.json", lambda c: c | {"out_features": 47}, "takes 48 numbers"),
+        ("2_Dense/config.json", lambda c: c | {"out_features": 47}, "expects vectors of width 48, got 47"),
         ("2_Dense/config.json", lambda c: c | {"module_input_name": "token_embeddings"}, "token_embeddings"),
         ("2_Dense/config.json", lambda c: c | {"use_residual": True}, "use_residual"),
         ("3_LayerNorm/config.json", lambda c: {}, "lacks 'dimension'"),
@@ -113,14 +115,14 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, file: str, change: Any, 
     directory, _ = make_reranker(tmp_path)
     edit(directory / file, change)
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
     directory, _ = make_reranker(tmp_path)
     (directory / "4_Dense" / "model.safetensors").unlink()
     with pytest.raises(ModelLoadFailed, match="4_Dense"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_a_weight_nobody_asked_for_is_named(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_a_weight_nobody_asked_for_is_named(tmp_path: Path) -> None:
     path = directory / "2_Dense" / "model.safetensors"
     save_file(load_file(path) | {"residual.weight": torch.ones(SIZE, SIZE)}, path)
     with pytest.raises(ModelLoadFailed, match=r"residual\.weight"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_a_projection_after_normalisation_is_refused(tmp_path: Path) -> None:
@@ -136,4 +138,4 @@ def test_a_projection_after_normalisation_is_refused(tmp_path: Path) -> None:
     model = SentenceTransformer(modules=[encoder, pooling, Normalize(), Dense(SIZE, 20)], device="cpu")
     model.save_pretrained(str(tmp_path / "embedder"))
     with pytest.raises(ModelLoadFailed, match="after Normalize"):
-        Engine(tmp_path / "embedder", device="cpu", dtype="float32")
+        Engine(tmp_path / "embedder", device=DEVICE, dtype="float32")

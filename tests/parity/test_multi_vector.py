@@ -17,11 +17,12 @@ from sentence_transformers import MultiVectorEncoder
 from tokenizers import Tokenizer
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.text.chunks import Chunking
+from sie_server.engine.job import Chunking, ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.spec import LateInteractionSpec
 from support.checkpoints.colbert import make_pylate, make_stanford
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 
 Vectors = list[npt.NDArray[np.float32]]
 MARKED = {"query": "[Q] ", "document": "[D] "}
@@ -85,7 +86,7 @@ def save(root: Path, saved: Saved) -> Path:
 @pytest.fixture(scope="module", params=sorted(CASES))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     directory = save(tmp_path_factory.mktemp("multi"), CASES[request.param])
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert isinstance(engine.spec.head, LateInteractionSpec)
     yield Case(directory, MultiVectorEncoder(str(directory), device="cpu"), engine, engine.spec.head)
 
@@ -116,7 +117,7 @@ def test_scores_equal_the_library(case: Case) -> None:
         ds = case.reference.encode_document(documents, show_progress_bar=False)
         # one pair at a time: batches of documents are padded
         expected = [float(case.reference.similarity([q], [d])) for d in ds]
-        job = case.engine.tokenize_score(query, documents, case.engine.max_seq_length)
+        job = case.engine.tokenize_score(ScoreTexts(query, documents, case.engine.max_seq_length))
         for work, result in zip(job.work, case.engine.run(job.work), strict=True):
             if work.index >= 0:
                 job.put(work.index, result)
@@ -129,7 +130,7 @@ def test_windows_of_a_document_are_its_own_tokens_behind_the_prompt(case: Case) 
     tokenizer.no_truncation()
     tokenizer.no_padding()
     documents = ["", "  rain", " " + random_text(random.Random(7), 80) + " \n", "naïve café " * 20]
-    job = case.engine.tokenize_plain("rain", documents, 30, chunking=Chunking(0, 100))
+    job = case.engine.tokenize_plain(ScoreTexts("rain", documents, 30, chunking=Chunking(0, 100)))
     sequences = {i: w.tokens.ids.tolist() for w in job.work for i in (w.index, *job.copies.get(w.index, ()))}
     assert job.chunks is not None
     for number, text in enumerate(documents):
@@ -157,8 +158,8 @@ def test_stanfords_checkpoint_saved_again_scores_the_same(tmp_path: Path) -> Non
     MultiVectorEncoder(str(source), device="cpu").save_pretrained(str(tmp_path / "b"))
     results = []
     for directory in (source, tmp_path / "b"):
-        engine = Engine(directory, device="cpu", dtype="float32")
-        job = engine.tokenize_score("rain falls", texts(4, 60), 40)
+        engine = Engine(directory, device=DEVICE, dtype="float32")
+        job = engine.tokenize_score(ScoreTexts("rain falls", texts(4, 60), 40))
         for work, result in zip(job.work, engine.run(job.work), strict=True):
             if work.index >= 0:
                 job.put(work.index, result)
@@ -207,7 +208,7 @@ def test_what_cannot_be_served_is_named(
     directory = save(tmp_path, CASES["fixed"])
     edit(directory / file, change)
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 @pytest.mark.parametrize("left_out", [2, 3])
@@ -217,4 +218,4 @@ def test_other_modules_are_named(tmp_path: Path, left_out: int) -> None:
     modules[left_out]["type"] = "sentence_transformers.x.TokenPooling"
     (directory / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ModelLoadFailed, match="TokenPooling"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")

@@ -92,7 +92,7 @@ def test_bad_input_names_the_field(client: TestClient, body: dict[str, Any], pat
 
 def test_token_ids_get_a_reason(client: TestClient) -> None:
     message = post(client, ROUTE, {"model": "org/plain", "input": [[101, 102]]}, 400)["detail"]["message"]
-    assert "token ids are not taken" in message
+    assert "token ids are not supported" in message
 
 
 def test_an_unknown_model_is_a_404(client: TestClient) -> None:

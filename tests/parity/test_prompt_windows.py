@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Chunk, Job
-from sie_server.engine.text.chunks import Chunking
+from sie_server.engine.job import Chunk, Chunking, Job, ScoreTexts
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import DECODERS, make_decoder
+from support.device import DEVICE
 from support.families.decoder_cases import LIMIT, REFERENCES, TOLERANCE, Case, ids_of, make_case
 from support.requests.jobs import run_job
 from support.servers.inprocess import ask, asking, in_order, post
@@ -36,7 +36,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def job(case: Case) -> Job:
-    job = case.engine.tokenize_chunks(case.query, DOCUMENTS, LIMIT, Chunking(OVERLAP, 1000))
+    job = case.engine.tokenize_score(
+        ScoreTexts(case.query, DOCUMENTS, LIMIT, chunking=Chunking(OVERLAP, 1000))
+    )
     for start in range(0, len(job.work), 5):
         part = job.work[start : start + 5]
         for work, result in zip(part, case.engine.run(part), strict=True):
@@ -111,15 +113,19 @@ def test_windows_cover_the_document_and_overlap(case: Case, job: Job) -> None:
 
 def test_short_documents_are_read_as_without_splitting(case: Case) -> None:
     short = [text for text in case.documents if len(text) < 300]
-    chunked = case.engine.tokenize_chunks(case.query, short, LIMIT, Chunking(None, 8))
-    assert ids_of(chunked) == ids_of(case.engine.tokenize_score(case.query, short, LIMIT))
+    chunked = case.engine.tokenize_score(ScoreTexts(case.query, short, LIMIT, chunking=Chunking(None, 8)))
+    assert ids_of(chunked) == ids_of(case.engine.tokenize_score(ScoreTexts(case.query, short, LIMIT)))
 
 
 def test_an_instruction_stands_in_every_window(case: Case) -> None:
     if not case.engine.spec.takes_instruction:
         return
-    told = case.engine.tokenize_chunks(case.query, DOCUMENTS, LIMIT, Chunking(OVERLAP, 4), "be strict")
-    plain = case.engine.tokenize_chunks(case.query, DOCUMENTS, LIMIT, Chunking(OVERLAP, 4))
+    told = case.engine.tokenize_score(
+        ScoreTexts(case.query, DOCUMENTS, LIMIT, "be strict", chunking=Chunking(OVERLAP, 4))
+    )
+    plain = case.engine.tokenize_score(
+        ScoreTexts(case.query, DOCUMENTS, LIMIT, chunking=Chunking(OVERLAP, 4))
+    )
     text = case.engine.decode([*ids_of(told)[-1]])
     assert "be strict" in text and len(told.work) > len(DOCUMENTS)
     assert ids_of(told) != ids_of(plain)
@@ -136,14 +142,14 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     directory = make_decoder(tmp_path_factory.mktemp("windows"), request.param)
     (directory / "sie_reranker.yaml").write_text(f"template: {DECODERS[request.param][3]}")
     with asking({"toy": Path(directory)}, max_chunks=4) as client:
-        yield client, Engine(directory, device="cpu", dtype="float32")
+        yield client, Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_the_best_window_is_the_answer(served: tuple[Any, Engine]) -> None:
     client, engine = served
     options = {"max_seq_length": 200, "chunk_overlap": 7, "normalize": "none", "long_document": "chunk"}
     answer = ask(client, "toy", "stars", DOCUMENTS, **options)
-    job = engine.tokenize_chunks("stars", DOCUMENTS, 200, Chunking(7, 4))
+    job = engine.tokenize_score(ScoreTexts("stars", DOCUMENTS, 200, chunking=Chunking(7, 4)))
     run_job(engine, job)
     for number, (score, span) in enumerate(zip(in_order(answer), in_order(answer, "chunk"), strict=True)):
         logits = [logit for _, _, logit in windows_of(job, number)]
@@ -163,7 +169,7 @@ def test_inspect_shows_whole_windows(served: tuple[Any, Engine]) -> None:
     options = {"max_seq_length": 200, "chunk_overlap": 7, "long_document": "chunk"}
     body = {"query": {"text": "stars"}, "items": [{"text": text} for text in DOCUMENTS], "options": options}
     shown = post(client, "/v1/inspect/toy", body)["items"]
-    job = engine.tokenize_chunks("stars", DOCUMENTS, 200, Chunking(7, 4))
+    job = engine.tokenize_score(ScoreTexts("stars", DOCUMENTS, 200, chunking=Chunking(7, 4)))
     for number in range(len(DOCUMENTS)):
         whole = [item["token_ids"] for item in shown if item["item_id"] == f"item-{number}"]
         assert whole == [ids for _, ids, _ in windows_of(job, number)]
@@ -173,7 +179,7 @@ def test_an_instruction_reaches_the_windows_of_a_request(served: tuple[Any, Engi
     client, engine = served
     options = {"max_seq_length": 250, "chunk_overlap": 7, "normalize": "none", "long_document": "chunk"}
     answer = ask(client, "toy", "stars", DOCUMENTS, instruction="be strict", **options)
-    job = engine.tokenize_chunks("stars", DOCUMENTS, 250, Chunking(7, 4), "be strict")
+    job = engine.tokenize_score(ScoreTexts("stars", DOCUMENTS, 250, "be strict", chunking=Chunking(7, 4)))
     run_job(engine, job)
     best = [max(logit for _, _, logit in windows_of(job, n)) for n in range(len(DOCUMENTS))]
     np.testing.assert_allclose(in_order(answer), best, atol=1e-4, rtol=0)

@@ -14,10 +14,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import end_with
 from support.checkpoints.rankers import MAKERS, Made, edit_config, make_nemotron, make_qwen3_vl
+from support.device import DEVICE
 from support.servers.inprocess import ask, asking, in_order, post
 
 LIMIT = 220
@@ -38,12 +40,12 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def engine(made: Made) -> Engine:
-    return Engine(made.directory, device="cpu", dtype="float32", template=made.template)
+    return Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)
 
 
 def scored(engine: Engine, documents: list[str], query: str = QUERY) -> tuple[list[list[int]], list[float]]:
     """Token ids and raw logits, in the order of `documents`."""
-    job = engine.tokenize_score(query, documents, LIMIT)
+    job = engine.tokenize_score(ScoreTexts(query, documents, LIMIT))
     before = job.prefix.ids.tolist() if job.prefix else []
     ids: list[list[int]] = [[] for _ in documents]
     for work, result in zip(job.work, engine.run(job.work), strict=True):
@@ -82,7 +84,7 @@ def test_alone_equals_batched_equals_permuted(engine: Engine) -> None:
 
 
 def test_only_causal_models_share_the_start_of_their_prompts(made: Made, engine: Engine) -> None:
-    job = engine.tokenize_score(QUERY, [text + " rain" for text in DOCUMENTS[:8]], LIMIT)
+    job = engine.tokenize_score(ScoreTexts(QUERY, [text + " rain" for text in DOCUMENTS[:8]], LIMIT))
     assert (job.prefix is not None) == (made.template == "qwen3-vl-reranker")  # m0 puts the document first
 
 
@@ -105,7 +107,7 @@ def test_scores_and_images_over_the_wire(made: Made) -> None:
 def test_untied_output_matrix(tmp_path: Path) -> None:
     made = make_qwen3_vl(tmp_path, tied=False)
     ids, logits = scored(
-        Engine(made.directory, device="cpu", dtype="float32", template=made.template), DOCUMENTS[:6]
+        Engine(made.directory, device=DEVICE, dtype="float32", template=made.template), DOCUMENTS[:6]
     )
     with torch.inference_mode():
         np.testing.assert_allclose(logits, [made.logit(row) for row in ids], atol=1e-3, rtol=0)
@@ -115,7 +117,7 @@ def test_the_last_token_of_the_tokenizer_is_kept(tmp_path: Path) -> None:
     """A post-processor that also appends a token: the document is cut in front of it."""
     made = make_nemotron(tmp_path)
     end_with(made.directory, "<|endoftext|>")
-    engine = Engine(made.directory, device="cpu", dtype="float32", template=made.template)
+    engine = Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)
     ids, _ = scored(engine, DOCUMENTS)
     last = transformers.PreTrainedTokenizerFast.from_pretrained(made.directory)("a")["input_ids"][-1]
     assert {row[-1] for row in ids} == {last} and max(map(len, ids)) == LIMIT
@@ -135,13 +137,13 @@ def test_fields_that_cannot_be_served(
     made = MAKERS[kind](tmp_path)
     edit_config(made.directory, **change)
     with pytest.raises(ModelLoadFailed, match=complaint):
-        Engine(made.directory, device="cpu", dtype="float32", template=made.template)
+        Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)
 
 
 @pytest.mark.parametrize(
     ("kind", "template", "complaint"),
     [
-        ("nemotron", "qwen3-reranker", "head of its own"),
+        ("nemotron", "qwen3-reranker", "has its own head"),
         ("qwen3-vl", "nemotron-rerank", "no `positive`"),
     ],
 )
@@ -150,7 +152,7 @@ def test_a_template_for_another_head_is_refused(
 ) -> None:
     made = MAKERS[kind](tmp_path)
     with pytest.raises(ModelLoadFailed, match=complaint):
-        Engine(made.directory, device="cpu", dtype="float32", template=template)
+        Engine(made.directory, device=DEVICE, dtype="float32", template=template)
 
 
 def test_other_towers_are_not_ignored(tmp_path: Path) -> None:
@@ -158,4 +160,4 @@ def test_other_towers_are_not_ignored(tmp_path: Path) -> None:
     path = made.directory / "model.safetensors"
     save_file({**load_file(path), "model.audio.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ModelLoadFailed, match="audio"):
-        Engine(made.directory, device="cpu", dtype="float32", template=made.template)
+        Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)

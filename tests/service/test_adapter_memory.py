@@ -17,7 +17,8 @@ from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.families.adapters import make_adapter
 from support.servers import inprocess
-from support.servers.inprocess import scores, until
+from support.servers.inprocess import scores
+from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
 NAMES = ["one", "two", "three", "four"]
@@ -121,12 +122,12 @@ async def test_idle_adapters_of_a_pinned_model_give_way_to_a_model(
 ) -> None:
     model, one = sizes
     async with within(made, ceil(2 * model + 2 * one)) as service:
-        await service.load(MODEL, pin=True)
+        await service.admin.load(MODEL, pin=True)
         for name in NAMES[:3]:
             await ask(service, name)
         assert await ask(service, model=OTHER) and loaded(service) == ["three", "two"]
         await ask(service, "one")
-        await service.swap(MODEL, str(made / OTHER))  # for which there is room once idle ones have gone
+        await service.admin.swap(MODEL, str(made / OTHER))  # for which there is room once idle ones have gone
         assert service.registry.info(MODEL).source == str(made / OTHER)
 
 
@@ -164,7 +165,7 @@ async def test_room_that_a_failed_adapter_leaves_is_used_at_once(
     async with within(made, ceil(2 * model + 0.5 * one), load_wait_s=20) as service:
         monkeypatch.setattr(service._loader, "attach", fail)
         async with service.registry.lease(MODEL):
-            adapter = asyncio.create_task(service.load_adapter(MODEL, "one", str(made / "lora/one")))
+            adapter = asyncio.create_task(service.admin.load_adapter(MODEL, "one", str(made / "lora/one")))
             await until(lambda: held(service) > model + 0.5 * one)
             other = asyncio.create_task(ask(service, model=OTHER))
             await asyncio.sleep(0.1)
@@ -193,7 +194,7 @@ async def test_what_running_requests_use_stays_and_is_named(made: Path, sizes: t
 async def test_one_that_never_fits(made: Path, sizes: tuple[float, float]) -> None:
     async with within(made, int(sizes[0] + sizes[1])) as service:
         base = await ask(service)
-        with pytest.raises(ModelLoadFailed, match=r"needs .* beside the .* of its model") as no:
+        with pytest.raises(ModelLoadFailed, match=r"needs .* in addition to the .* of its model") as no:
             await ask(service, "one")
         assert no.value.details["error_class"] == "MemoryBudget" and no.value.details["permanent"]
         assert await ask(service) == base
@@ -217,7 +218,7 @@ async def test_a_swap_carries_what_finds_room_the_last_used_first(
     async with within(made, ceil(2 * model + 3 * one)) as service:
         await ask(service, "two")
         await ask(service, "one")
-        await service.swap(MODEL, str(made / OTHER))
+        await service.admin.swap(MODEL, str(made / OTHER))
         assert loaded(service) == ["one"]
         await ask(service, "two")
         assert loaded(service) == ["one", "two"]

@@ -26,14 +26,15 @@ from sie_server.catalog import ModelConfig, catalog
 from sie_server.engine.lora import patterns
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import AdapterNotFound, Conflict, ModelLoadFailed, ModelLoading, SIEError
-from sie_server.serving.lifecycle.loader import READERS, Loader, base_names
+from sie_server.serving.loading.loader import READERS, Loader, base_names
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.checkpoints.colbert import make_pylate
 from support.families.adapters import make_adapter, under
 from support.servers import inprocess, processes
-from support.servers.inprocess import ask, asking, in_order, post, until
+from support.servers.inprocess import ask, asking, in_order, post
 from support.servers.processes import Server
+from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]
 NAMES = ["laws", "stars", "cooking"]
@@ -258,7 +259,7 @@ async def test_the_least_recently_used_gives_way(made: Path) -> None:
         loaded = [a.name for a in service.registry.info(MODEL).adapters if a.loaded]
         assert sorted(loaded) == sorted(NAMES[1:])
         assert metric(service, "sie_adapter_evictions_total") >= 9
-        plain = (await service.unload(MODEL)).memory_bytes
+        plain = (await service.admin.unload(MODEL)).memory_bytes
         assert plain == 0
 
 
@@ -285,7 +286,7 @@ async def test_traffic_while_five_adapters_come_and_go(made: Path) -> None:
     async with serving(made) as service:
         wanted = {"": await raw(service)}
         for name in NAMES:
-            await service.load_adapter(MODEL, name, str(made / "lora" / name))
+            await service.admin.load_adapter(MODEL, name, str(made / "lora" / name))
             wanted[name] = await raw(service, f"{MODEL}:{name}")
         over, answered, gone = False, 0, 0
 
@@ -307,11 +308,11 @@ async def test_traffic_while_five_adapters_come_and_go(made: Path) -> None:
                 break
             names = [f"extra-{turn}-{i}" for i in range(5)]
             for i, name in enumerate(names):
-                await service.load_adapter(MODEL, name, str(made / "lora" / NAMES[i % 3]))
-            await service.unload_adapter(MODEL, NAMES[turn % 3])
+                await service.admin.load_adapter(MODEL, name, str(made / "lora" / NAMES[i % 3]))
+            await service.admin.unload_adapter(MODEL, NAMES[turn % 3])
             for name in names:
-                await service.unload_adapter(MODEL, name)
-            await service.load_adapter(MODEL, NAMES[turn % 3], str(made / "lora" / NAMES[turn % 3]))
+                await service.admin.unload_adapter(MODEL, name)
+            await service.admin.load_adapter(MODEL, NAMES[turn % 3], str(made / "lora" / NAMES[turn % 3]))
         over = True
         await asyncio.gather(*clients)
 
@@ -320,7 +321,7 @@ async def test_a_swap_takes_adapters_along_and_mixes_nothing(made: Path) -> None
     async with serving(made, adapter=flags(made, "laws")) as service:
         old = await raw(service, f"{MODEL}:laws")
         asking = [asyncio.create_task(raw(service, f"{MODEL}:laws")) for _ in range(30)]
-        answer = await service.swap(MODEL, str(made / "toy/other"))
+        answer = await service.admin.swap(MODEL, str(made / "toy/other"))
         assert [(a.name, a.loaded) for a in answer.adapters] == [("laws", True)]
         new = await raw(service, f"{MODEL}:laws")
         assert new != old and new != await raw(service)
@@ -342,7 +343,7 @@ async def test_a_swap_follows_a_catalog_entry_whose_adapter_is_another(made: Pat
         await until(lambda: service.registry.info("m").source == str(made / "toy/other"))
         found = await raw(service, "m:law")
         with_one = service.registry.info("m").memory_bytes
-        await service.unload("m")
+        await service.admin.unload("m")
         assert found == await raw(service, "m:law")
         assert service.registry.info("m").memory_bytes == with_one
         with pytest.raises(AdapterNotFound):
@@ -381,18 +382,18 @@ async def test_an_operators_load_takes_files_that_were_replaced(made: Path, tmp_
     async with serving(made, adapter=(f"{MODEL}:x={source}",), source_roots=roots) as service:
         laws = await raw(service, f"{MODEL}:x")
         held = service.registry.slot(MODEL).serving.attached["x"]  # type: ignore[union-attr]
-        await service.load_adapter(MODEL, "x", str(source))
+        await service.admin.load_adapter(MODEL, "x", str(source))
         assert service.registry.slot(MODEL).serving.attached["x"] is held  # type: ignore[union-attr]
         shutil.copy(made / "lora/stars/adapter_model.safetensors", source)
         assert await raw(service, f"{MODEL}:x") == laws
-        await service.load_adapter(MODEL, "x", str(source))
+        await service.admin.load_adapter(MODEL, "x", str(source))
         assert (
             await raw(service, f"{MODEL}:x") == await raw(service, await loaded_stars(service, made)) != laws
         )
 
 
 async def loaded_stars(service: Service, made: Path) -> str:
-    await service.load_adapter(MODEL, "stars-again", str(made / "lora/stars"))
+    await service.admin.load_adapter(MODEL, "stars-again", str(made / "lora/stars"))
     return f"{MODEL}:stars-again"
 
 
@@ -409,12 +410,12 @@ async def test_adapters_come_and_go_while_a_swap_takes_them_along(
         for name in ("stars", "laws"):
             await raw(service, f"{MODEL}:{name}")
         monkeypatch.setattr(Loader, "attach", slow)
-        swap = asyncio.create_task(service.swap(MODEL, str(made / "toy/other")))
+        swap = asyncio.create_task(service.admin.swap(MODEL, str(made / "toy/other")))
         slot = service.registry.slot(MODEL)
         await until(lambda: len(slot.versions) == 2 and slot.versions[1].attached)
-        late = asyncio.create_task(service.load_adapter(MODEL, "cooking", str(made / "lora/cooking")))
+        late = asyncio.create_task(service.admin.load_adapter(MODEL, "cooking", str(made / "lora/cooking")))
         await asyncio.sleep(0.05)
-        await service.unload_adapter(MODEL, "stars")
+        await service.admin.unload_adapter(MODEL, "stars")
         await late
         answer = await swap
         assert {a.name: a.loaded for a in answer.adapters} == {"laws": True, "stars": False, "cooking": True}
@@ -430,13 +431,13 @@ async def test_documents_are_cached_by_adapter_and_gone_with_it(made: Path, tmp_
         assert documents
         await raw(service, "colbert")
         own = documents.nbytes
-        await service.load_adapter("colbert", "x", str(tmp_path / "lora"))
+        await service.admin.load_adapter("colbert", "x", str(tmp_path / "lora"))
         assert documents.nbytes == own > 0  # nothing is left of the texts that it was tried with
         await raw(service, "colbert:x")
         assert documents.nbytes == 2 * own
-        await service.unload_adapter("colbert", "x")
+        await service.admin.unload_adapter("colbert", "x")
         assert documents.nbytes == own
-        await service.unload("colbert")
+        await service.admin.unload("colbert")
         assert documents.nbytes == 0
 
 
@@ -468,17 +469,17 @@ async def test_a_model_is_freed_with_its_adapters_and_at_once(made: Path) -> Non
         assert held.adapter is not None
         layer = weakref.ref(next(iter(held.adapter.changes)))  # one of the base model's
         del held
-        await service.unload(MODEL)
+        await service.admin.unload(MODEL)
         assert layer() is None and version.engine is None
 
 
 async def test_an_adapter_that_takes_long_is_waited_for_by_who_loads_it(made: Path) -> None:
     async with serving(made, adapter=flags(made, "laws"), load_wait_s=0.2) as service:
-        await service.load(MODEL)
+        await service.admin.load(MODEL)
         gate = threading.Event()
         for _ in range(READERS):  # all threads that read
             service._loader._reading.submit(gate.wait, 60)
-        loading = asyncio.create_task(service.load_adapter(MODEL, "laws", str(made / "lora/laws")))
+        loading = asyncio.create_task(service.admin.load_adapter(MODEL, "laws", str(made / "lora/laws")))
         await asyncio.sleep(0.1)
         with pytest.raises(ModelLoading, match="loading"):  # a request waits no longer than it was told
             await raw(service, f"{MODEL}:laws")
@@ -502,7 +503,7 @@ async def test_a_cold_model_is_waited_for_as_by_load(made: Path) -> None:
     """The call answers when it is done: for a model as for its adapter, longer than a request would wait."""
     async with serving(made, load_wait_s=0.1) as service:
         with no_download_ends(service):
-            loading = asyncio.create_task(service.load_adapter(MODEL, "laws", str(made / "lora/laws")))
+            loading = asyncio.create_task(service.admin.load_adapter(MODEL, "laws", str(made / "lora/laws")))
             await asyncio.sleep(0.3)
             assert not loading.done()
         answer = await loading
@@ -513,9 +514,9 @@ async def test_a_model_can_be_unloaded_while_an_adapter_is_downloaded(made: Path
     async with serving(made) as service:
         base = await raw(service)
         with no_download_ends(service):
-            loading = asyncio.create_task(service.load_adapter(MODEL, "laws", str(made / "lora/laws")))
+            loading = asyncio.create_task(service.admin.load_adapter(MODEL, "laws", str(made / "lora/laws")))
             await asyncio.sleep(0.05)
-            assert (await asyncio.wait_for(service.unload(MODEL), 10)).state == "available"
+            assert (await asyncio.wait_for(service.admin.unload(MODEL), 10)).state == "available"
         assert [a.loaded for a in (await loading).adapters] == [True]
         assert await raw(service) == base
 
@@ -537,14 +538,14 @@ async def test_a_failed_load_leaves_alone_what_took_its_name(made: Path) -> None
     async with serving(made) as service:
         base, before = await raw(service), service.registry.info(MODEL).memory_bytes
         async with adding(service, "x", made / "lora/wide") as failing:
-            await service.unload_adapter(MODEL, "x")
-            good = asyncio.create_task(service.load_adapter(MODEL, "x", str(made / "lora/laws")))
+            await service.admin.unload_adapter(MODEL, "x")
+            good = asyncio.create_task(service.admin.load_adapter(MODEL, "x", str(made / "lora/laws")))
             await asyncio.sleep(0.02)
         assert [a.loaded for a in (await good).adapters] == [True]
         with pytest.raises(ModelLoadFailed, match="shape"):
             await failing
         assert await raw(service, f"{MODEL}:x") != base
-        await service.unload_adapter(MODEL, "x")
+        await service.admin.unload_adapter(MODEL, "x")
         assert service.registry.info(MODEL).memory_bytes == before
 
 
@@ -553,7 +554,7 @@ async def test_what_was_unloaded_while_it_was_loading_is_not_reported_loaded(mad
         await raw(service)
         before = service.registry.info(MODEL).memory_bytes
         async with adding(service, "x", made / "lora/laws") as loading:
-            await service.unload_adapter(MODEL, "x")
+            await service.admin.unload_adapter(MODEL, "x")
         with pytest.raises(Conflict, match="unloaded or replaced while it was loading"):
             await loading
         assert service.registry.info(MODEL).memory_bytes == before
@@ -601,32 +602,34 @@ async def test_an_operators_load_tries_again_what_has_failed(made: Path, tmp_pat
             ModelLoadFailed, match="truncated"
         ):  # requests are answered from memory for a while
             await raw(service, f"{MODEL}:laws")
-        assert [a.loaded for a in (await service.load_adapter(MODEL, "laws", str(source))).adapters] == [True]
+        assert [
+            a.loaded for a in (await service.admin.load_adapter(MODEL, "laws", str(source))).adapters
+        ] == [True]
         await raw(service, f"{MODEL}:laws")
 
 
 async def test_one_directory_written_in_two_ways(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     async with serving(made, model=(f"near={MODEL}",), adapter=("near:laws=lora/laws",)) as service:
-        answer = await service.load_adapter("near", "laws", str(made / "lora/laws"))
+        answer = await service.admin.load_adapter("near", "laws", str(made / "lora/laws"))
         assert [a.loaded for a in answer.adapters] == [True]
-        assert (await service.load("near", str(made / MODEL))).state == "loaded"
+        assert (await service.admin.load("near", str(made / MODEL))).state == "loaded"
         for _ in range(2):  # unloading does not change what was configured, so it is not what helps
             with pytest.raises(Conflict, match="another name, or change the configuration"):
-                await service.load_adapter("near", "laws", str(made / "lora/stars"))
-            await service.unload_adapter("near", "laws")
+                await service.admin.load_adapter("near", "laws", str(made / "lora/stars"))
+            await service.admin.unload_adapter("near", "laws")
 
 
 async def test_a_name_that_never_worked_is_not_known(made: Path) -> None:
     async with serving(made) as service:
         with pytest.raises(ModelLoadFailed, match="shape"):
-            await service.load_adapter(MODEL, "wide", str(made / "lora/wide"))
+            await service.admin.load_adapter(MODEL, "wide", str(made / "lora/wide"))
         with pytest.raises(AdapterNotFound):
             await raw(service, f"{MODEL}:wide")
-        await service.load_adapter(MODEL, "laws", str(made / "lora/laws"))
+        await service.admin.load_adapter(MODEL, "laws", str(made / "lora/laws"))
         with pytest.raises(SIEError, match="unload it first"):
-            await service.load_adapter(MODEL, "laws", str(made / "lora/stars"))
-        await service.unload_adapter(MODEL, "laws")
+            await service.admin.load_adapter(MODEL, "laws", str(made / "lora/stars"))
+        await service.admin.unload_adapter(MODEL, "laws")
         with pytest.raises(AdapterNotFound):
             await raw(service, f"{MODEL}:laws")
 

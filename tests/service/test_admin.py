@@ -134,7 +134,7 @@ def test_the_openapi_document_shows_the_routes(local: Server) -> None:
 
 def test_what_an_admin_did_is_logged_with_who(local: Server) -> None:
     admin(local, "load", model="toy/encoder")
-    assert "127.0.0.1 asked /v1/admin/load" in local.log and "toy/encoder" in local.log
+    assert "127.0.0.1 requested /v1/admin/load" in local.log and "toy/encoder" in local.log
 
 
 # ── the command ──
@@ -303,12 +303,16 @@ def test_keys_come_from_the_environment(tmp_path: Path, models: Path) -> None:
     with processes.running(tmp_path, "--models-dir", str(models), "--batch-tokens", "512", env=env) as server:
         load = ["load", "toy/bert"]
         complaint(command(tmp_path, server, *load), "401 UNAUTHORIZED", "SIE_ADMIN_KEY")
-        complaint(command(tmp_path, server, *load, SIE_API_KEY="x" * 20), "401 UNAUTHORIZED", "not known")
+        complaint(
+            command(tmp_path, server, *load, SIE_API_KEY="x" * 20),
+            "401 UNAUTHORIZED",
+            "does not know the API key",
+        )
         complaint(
             command(tmp_path, server, *load, SIE_API_KEY=INFER), "403 FORBIDDEN", "'web'", "SIE_ADMIN_KEY"
         )
         assert command(tmp_path, server, "models", SIE_API_KEY=INFER).returncode == 0
         done = command(tmp_path, server, *load, SIE_API_KEY=INFER, SIE_ADMIN_KEY=ADMIN)
         assert done.returncode == 0 and "loaded" in done.stdout
-        assert "ops asked /v1/admin/load" in server.log
+        assert "ops requested /v1/admin/load" in server.log
         assert INFER not in server.log and ADMIN not in server.log

@@ -1,4 +1,4 @@
-"""The wire contract, byte by byte, as a real server keeps it."""
+"""docs/http-api.md, byte by byte, against a real server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def decode(answer: httpx.Response) -> Any:
 
 
 def array(packed: dict[bytes, Any]) -> np.ndarray[Any, Any]:
-    """A numpy array from its msgpack map, whose keys must be exactly the contract's."""
+    """A numpy array from its array map, whose keys must be exactly those of docs/http-api.md#arrays."""
     assert list(packed) == [b"nd", b"type", b"kind", b"shape", b"data"]
     assert packed[b"nd"] is True and packed[b"kind"] == b"" and isinstance(packed[b"type"], str)
     return np.frombuffer(packed[b"data"], packed[b"type"]).reshape(packed[b"shape"])

@@ -72,7 +72,7 @@ def test_only_what_is_needed_is_downloaded_and_only_once(tmp_path: Path, theirs:
         with processes.running(tmp_path, *flags, *more, env=env) as server:
             assert server.scores(MODEL, QUERY, TEXTS) == scores
             assert server.scores(f"{MODEL}:laws", QUERY, TEXTS) == under
-            assert ("is served as it is in the hub's cache" in server.log) == (not more and not env)
+            assert ("from the hub's cache" in server.log) == (not more and not env)
     assert theirs.sent == []
 
 
@@ -114,7 +114,7 @@ def test_what_the_hub_refuses_is_said_and_known_files_go_on(tmp_path: Path, thei
         assert load(server, model="my/model", source=MODEL, revision=commit)["revision"] == commit
         body = {"model": "my/model", "adapter": "laws", "source": "org/absent"}
         message = server.post("/v1/admin/adapters/load", body).json()["error"]["message"]
-        assert "Name a local directory instead (--model ID=" in message and "--adapter MODEL:NAME=" in message
+        assert "Use a local directory instead (--model ID=" in message and "--adapter MODEL:NAME=" in message
 
 
 def test_a_swap_to_the_same_id_takes_what_is_new_there(tmp_path: Path, theirs: Hub, stored: Path) -> None:

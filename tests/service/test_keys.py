@@ -137,7 +137,7 @@ def test_inspect_and_embeddings_are_counted_like_the_rest(guarded: Server) -> No
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [("", "at least 16"), ("tooshort", "at least 16"), (f"ops:boss:{ADMIN}", "scopes are infer and admin")],
+    [("", "at least 16"), ("tooshort", "at least 16"), (f"ops:boss:{ADMIN}", "scopes infer and admin")],
 )
 def test_a_server_with_unusable_keys_does_not_start(tmp_path: Path, value: str, words: str) -> None:
     result = processes.command_line(tmp_path, "serve", env={"SIE_API_KEYS": value}, within=30)

@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from sie_sdk import Item, SIEClient
 from sie_server import __version__
 from support.servers import processes
-from support.servers.processes import Server, eventually
+from support.servers.processes import Server
+from support.waiting import eventually
 
 MINI = "sie/mini-en"
 WORDS = "rain falls tomorrow over the quiet harbour and nobody reads contracts about proteins "
@@ -93,7 +94,7 @@ def test_a_port_in_use(folder: Path) -> None:
         (["--batch-tokens", "-1"], {}, None, ["--batch-tokens", ">= 0"]),
         (["--model", "=x"], {}, None, ["--model", "ID=DIRECTORY"]),
         (["--models-dir", "/no/such/place"], {}, None, ["--models-dir", "/no/such/place"]),
-        (["--adapter", "toy:x=y"], {}, None, ["--adapter", "'toy' is no model"]),
+        (["--adapter", "toy:x=y"], {}, None, ["--adapter", "unknown model 'toy'"]),
         (["--adapter", "toy"], {}, None, ["--adapter", "MODEL:NAME=DIRECTORY"]),
         ([], {"SIE_PORT": "many"}, None, ["SIE_PORT", "int"]),
         ([], {"SIE_OFFLINE": "perhaps"}, None, ["SIE_OFFLINE", "bool"]),
@@ -195,15 +196,15 @@ BROKEN: dict[str, tuple[str, Edit, list[str]]] = {
     "truncated weights": ("toy/bert", truncate("model.safetensors", 20_000), ["model.safetensors", "truncated"]),
     "empty weights": ("toy/bert", truncate("model.safetensors", 0), ["model.safetensors"]),
     "no weights": ("toy/bert", remove("model.safetensors"), ["no weights", "model.safetensors"]),
-    "unknown architecture": ("toy/bert", config(architectures=["PhiForCausalLM"]), ["'PhiForCausalLM'", "Served"]),
+    "unknown architecture": ("toy/bert", config(architectures=["PhiForCausalLM"]), ["'PhiForCausalLM'", "Supported"]),
     "left-over weights": ("toy/bert", weights(lambda w: w.update(extra=torch.zeros(2))), ["1 weights", "extra"]),
     "missing weights": ("toy/bert", weights(lambda w: w.pop("bert.pooler.dense.bias")), ["'bert.pooler.dense.bias'"]),
     "wrong shape": ("toy/bert", config(intermediate_size=100), ["[96, 48]", "[100, 48]"]),
     "a head that was never trained": ("toy/encoder", config(**HEAD), ["lacks the weight", "bert."]),
     "an encoder without a head": ("toy/encoder", remove("modules.json"), ["without a head"]),
-    "labels that are a number": ("toy/bert", config(id2label=5), ["config.json", "unexpected kind"]),
+    "labels that are a number": ("toy/bert", config(id2label=5), ["config.json", "unexpected type"]),
     "a word for a number of labels": ("toy/bert", config(num_labels="1"), ["'1' labels"]),
-    "settings that are a number": ("toy/bert", config(sentence_transformers=5), ["config.json", "unexpected kind"]),
+    "settings that are a number": ("toy/bert", config(sentence_transformers=5), ["config.json", "unexpected type"]),
     "nesting without end": ("toy/bert", write("config.json", "[" * 100_000), ["config.json cannot be read"]),
     "an index that is a list": ("toy/bert", listed_as("[]"), ["is not a weight index"]),
     "an index of numbers": ("toy/bert", listed_as('{"weight_map": {"a": 5}}'), ["is not a weight index"]),
@@ -419,7 +420,7 @@ def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Pa
         assert (answer.status_code, answer.json()["code"]) == (503, "MODEL_LOADING")
         assert server.score(MINI, "when does rain fall", ["rain falls"])["scores"]
         assert server.signal_and_wait(within=60) == 0
-    assert "it is given up" in server.log
+    assert "abandoning a download or load" in server.log
 
 
 # ── callers that go away, and too many of them ──

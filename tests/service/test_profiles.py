@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from sie_server.errors import InvalidInput
-from sie_server.serving.requests.options import instruction_of, parse_options
+from sie_server.serving.requests.options import parse_options
 from sie_server.wire import Profile
 from support.checkpoints.decoders import make_decoder
 from support.checkpoints.encoders import make_bge_m3
@@ -63,12 +63,12 @@ PROFILES = {"laws": Profile(instruction="find laws", top_n=3, is_query=True, max
 
 
 def test_a_profiles_options_are_those_of_the_route() -> None:
-    score = parse_options({"profile": "laws", "top_n": 1}, "$.options", "score", PROFILES)
+    score = parse_options({"profile": "laws", "top_n": 1}, "$", "score", PROFILES)
     assert (score.known.top_n, score.known.max_seq_length, score.known.is_query) == (1, 64, None)
-    encode = parse_options({"profile": "laws"}, "$.params.options", "encode", PROFILES)
+    encode = parse_options({"profile": "laws"}, "$.params", "encode", PROFILES)
     assert (encode.known.top_n, encode.known.is_query) == (None, True)
     assert not score.warnings and not encode.warnings
-    default = parse_options({}, "$.options", "score", {"default": Profile(top_n=2)})
+    default = parse_options({}, "$", "score", {"default": Profile(top_n=2)})
     assert default.known.top_n == 2
 
 
@@ -84,9 +84,9 @@ def test_a_profiles_options_are_those_of_the_route() -> None:
 def test_where_an_instruction_comes_from(
     request_field: str | None, option: str | None, expected: str, at: str | None
 ) -> None:
-    options = parse_options({"profile": "laws", "instruction": option}, "$.options", "score", PROFILES)
-    found = instruction_of(request_field, options, "$")
-    assert (found.text, found.at) == (expected, at)
+    raw = {"profile": "laws", "instruction": option}
+    found = parse_options(raw, "$", "score", PROFILES, instruction=request_field).instruction
+    assert (found.text, found.path) == (expected, at)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 1}, {"top_n": 0}, {"profile": "other"}])
@@ -94,4 +94,4 @@ def test_a_wrong_profile_is_not_a_profile(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, Profile)
     with pytest.raises(InvalidInput):
-        parse_options({"profile": "none"}, "$.options", "score", {})
+        parse_options({"profile": "none"}, "$", "score", {})

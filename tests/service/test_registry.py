@@ -30,11 +30,12 @@ from sie_server.errors import (
     ResourceExhausted,
     SIEError,
 )
-from sie_server.serving.lifecycle import loader
+from sie_server.serving.loading import loader
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.servers import inprocess, processes
-from support.servers.inprocess import scores, until
+from support.servers.inprocess import scores
+from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
 MIB = 2**20
@@ -143,7 +144,7 @@ async def test_a_load_outlives_those_who_wait(made: Path) -> None:
 
 async def test_what_was_set_aside_is_what_it_holds(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
-        answer = await service.load("a")
+        answer = await service.admin.load("a")
         assert answer.memory_bytes == pytest.approx(size_of(made / "a") * MIB, rel=0.02)
         assert metric(service, "sie_model_memory_bytes", model="a") == answer.memory_bytes
         assert (answer.state, answer.source, answer.pinned) == ("loaded", str(made / "a"), False)
@@ -177,7 +178,7 @@ async def test_a_failed_load_cools_down_and_concerns_nobody_else(made: Path) -> 
                 await ask(service, "cut")
         assert metric(service, "sie_model_load_failures_total", model="cut") == 1
         with pytest.raises(ModelLoadFailed):
-            await service.load("cut")  # an operator need not wait
+            await service.admin.load("cut")  # an operator need not wait
         assert metric(service, "sie_model_load_failures_total", model="cut") == 2
         assert service.registry.info("cut").memory_bytes == 0
         await ask(service, "a")
@@ -255,13 +256,13 @@ async def test_a_pin_holds_from_the_first_moment(made: Path, monkeypatch: pytest
         async with serving(
             models_dir=str(made), memory_budget_mb=round(size_of(made / "a")) + 1, load_wait_s=1.0
         ) as service:
-            other = asyncio.create_task(service.load("b"))
-            pinned = await service.load("a", pin=True)
+            other = asyncio.create_task(service.admin.load("b"))
+            pinned = await service.admin.load("a", pin=True)
             assert (pinned.state, pinned.pinned) == ("loaded", True)
             await asyncio.gather(other, return_exceptions=True)
             assert service.registry.info("a").loaded
             with pytest.raises(ModelLoadFailed):
-                await service.load("cut", pin=True)
+                await service.admin.load("cut", pin=True)
             assert not service.registry.info("cut").pinned
 
 
@@ -277,11 +278,11 @@ async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
     async with serving(models_dir=str(tmp_path), models_dir_poll_s=0.02) as service:
         await ask(service)
         async with service.registry.lease("m"):
-            unloading = asyncio.create_task(service.unload("m"))
+            unloading = asyncio.create_task(service.admin.unload("m"))
             await asyncio.sleep(0.05)
             write("b")
             await asyncio.sleep(0.3)  # the change waits as well
-            load = asyncio.create_task(service.load("m"))
+            load = asyncio.create_task(service.admin.load("m"))
             await asyncio.sleep(0.05)
         await unloading
         await load
@@ -294,8 +295,8 @@ async def test_attempts_are_counted_anew_after_a_load_that_worked(made: Path, tm
     shutil.copytree(made / "a", tmp_path / "m")
     async with serving(model=(f"m={tmp_path / 'm'}",)) as service:
         for _ in range(3):
-            await service.load("m")
-            await service.unload("m")
+            await service.admin.load("m")
+            await service.admin.unload("m")
         shutil.copy(made / "cut/model.safetensors", tmp_path / "m")
         with pytest.raises(ModelLoadFailed) as failure:
             await ask(service)
@@ -305,21 +306,23 @@ async def test_attempts_are_counted_anew_after_a_load_that_worked(made: Path, tm
 async def test_embedded_weights_can_be_named_as_the_server_shows_them(made: Path) -> None:
     async with serving(source_roots=(str(made),)) as service:
         shown = service.registry.info("sie/mini-en").source
-        assert shown == "embedded:mini-en" and (await service.load("sie/mini-en", shown)).source == shown
+        assert (
+            shown == "embedded:mini-en" and (await service.admin.load("sie/mini-en", shown)).source == shown
+        )
         with pytest.raises(InvalidInput, match="neither an absolute path nor a hub id"):
-            await service.load("my/model", "embedded:../mini-en")
+            await service.admin.load("my/model", "embedded:../mini-en")
 
 
 async def test_pins_are_kept_and_named(made: Path) -> None:
     async with serving(models_dir=str(made), memory_budget_mb=budget(made, 2)) as service:
-        await service.load("a", pin=True)
+        await service.admin.load("a", pin=True)
         for name in "bcb":
             await ask(service, name)
         assert service.registry.info("a").pinned and service.registry.info("a").loaded
-        await service.load("b", pin=True)
+        await service.admin.load("b", pin=True)
         with pytest.raises(ResourceExhausted, match=r"MiB of .*memory_budget_mb.*a .*pinned"):
             await ask(service, "c")
-        await service.load("a", pin=False)
+        await service.admin.load("a", pin=False)
         await ask(service, "c")
         assert not service.registry.info("a").loaded
 
@@ -334,16 +337,16 @@ async def test_what_is_in_use_is_waited_for_and_then_named(made: Path) -> None:
     settings = {"memory_budget_mb": budget(made, 1), "load_wait_s": 0.4}
     async with serving(models_dir=str(made), **settings) as service:
         async with service.registry.lease("a"):
-            assert [held.in_use for held in service.registry.slot("a").held()] == [True]
+            assert [a.in_use for a in service.registry.slot("a").allocations()] == [True]
             with pytest.raises(ResourceExhausted, match=r"in use: a ") as caught:
                 await ask(service, "b")
             assert (caught.value.retry_after_s or 0) >= 1
-        assert (await service.load("b")).state == "loaded"
+        assert (await service.admin.load("b")).state == "loaded"
 
 
 async def test_idle_models_are_unloaded_and_pinned_ones_are_not(made: Path) -> None:
     async with serving(models_dir=str(made), idle_unload_s=0.3) as service:
-        await service.load("a", pin=True)
+        await service.admin.load("a", pin=True)
         before = await ask(service, "b")
         await until(lambda: service.registry.info("b").state == "available")
         assert service.registry.info("a").loaded
@@ -358,14 +361,14 @@ async def test_running_out_of_memory_while_loading(made: Path, tmp_path: Path) -
     processes.edit_weights(wide, lambda w: w.update({name: t.bfloat16() for name, t in w.items()}))
     async with serving(models_dir=str(made), source_roots=(str(tmp_path),)) as service:
         before = await ask(service, "a")
-        need = await service.load("wide", str(wide))
-        await service.unload("wide")
+        need = await service.admin.load("wide", str(wide))
+        await service.admin.unload("wide")
         taken = psutil.Process().memory_info().vms
         limits = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (taken + need.memory_bytes * 3 // 4, limits[1]))
         try:
             with pytest.raises(ResourceExhausted, match="out of memory while loading"):
-                await service.swap("a", str(wide))
+                await service.admin.swap("a", str(wide))
             assert await ask(service, "a") == before
         finally:
             resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -381,7 +384,7 @@ async def test_unloading_waits_for_requests_and_frees_the_engine(made: Path) -> 
     async with serving(models_dir=str(made)) as service:
         async with service.registry.lease("a") as (engine, _):
             gone = weakref.ref(engine)
-            unloading = asyncio.create_task(service.unload("a"))
+            unloading = asyncio.create_task(service.admin.unload("a"))
             await until(lambda: service.registry.info("a").state == "unloading")
             new = asyncio.create_task(ask(service, "a"))
             await asyncio.sleep(0.05)
@@ -392,8 +395,8 @@ async def test_unloading_waits_for_requests_and_frees_the_engine(made: Path) -> 
         assert len(await new) == 3  # it came while the model was unloading, and has it loaded again
         gc.collect()
         assert gone() is None
-        assert (await service.unload("a")).state == "available"
-        assert (await service.unload("a")).state == "available"
+        assert (await service.admin.unload("a")).state == "available"
+        assert (await service.admin.unload("a")).state == "available"
 
 
 async def test_unloading_waits_for_a_pass_whose_caller_has_gone(made: Path) -> None:
@@ -420,7 +423,7 @@ async def test_unloading_waits_for_a_pass_whose_caller_has_gone(made: Path) -> N
         await asyncio.to_thread(started.wait, 30)
         caller.cancel()
         await asyncio.wait([caller])
-        unloading = asyncio.create_task(service.unload("a"))
+        unloading = asyncio.create_task(service.admin.unload("a"))
         await asyncio.sleep(0.1)
         assert not unloading.done() and engines[0]() is not None
         gate.set()
@@ -440,7 +443,7 @@ async def test_swapping_under_load_mixes_nothing(made: Path, batch_tokens: int, 
     async with serving(model=(f"m={made / 'a'}",), **config) as service:
         await service.operations.preload()
         versions = {"a": await ask(service)}
-        await service.swap("m", str(made / "b"))
+        await service.admin.swap("m", str(made / "b"))
         versions["b"] = await ask(service)
         # random models over a tokenizer whose training is not the same every time: some texts differ by little
         assert all(abs(a - b) > 10 * max(tolerance, 1e-4) for a, b in zip(*versions.values(), strict=True))
@@ -451,7 +454,7 @@ async def test_swapping_under_load_mixes_nothing(made: Path, batch_tokens: int, 
         async with clients(service, 16, ["m"]) as answers:
             for turn in range(20):
                 name = "ab"[turn % 2]
-                assert (await service.swap("m", str(made / name))).source == str(made / name)
+                assert (await service.admin.swap("m", str(made / name))).source == str(made / name)
                 assert same(await ask(service), versions[name])
         failed = [answer for answer in answers if isinstance(answer, SIEError)]
         assert not failed
@@ -477,7 +480,7 @@ async def test_a_swap_that_fails_leaves_the_old_version(made: Path, name: str, w
         before = await ask(service, "a")
         async with clients(service, 4, ["a"]) as answers:
             with pytest.raises(ModelLoadFailed, match=words):
-                await service.swap("a", str(made / name))
+                await service.admin.swap("a", str(made / name))
             await asyncio.sleep(0.05)
         assert set(answers) == {before}
         info = service.registry.info("a")
@@ -489,9 +492,13 @@ async def test_two_swaps_at_once(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
         before = await ask(service, "a")
         with no_load_ends(service):
-            first = asyncio.create_task(service.swap("a", str(made / "b")))
+            first = asyncio.create_task(service.admin.swap("a", str(made / "b")))
             await until(lambda: service.registry.info("a").progress)
-            for other in (service.swap("a", str(made / "c")), service.unload("a"), service.load("a")):
+            for other in (
+                service.admin.swap("a", str(made / "c")),
+                service.admin.unload("a"),
+                service.admin.load("a"),
+            ):
                 with pytest.raises(Conflict, match="being swapped"):
                     await other
             assert await ask(service, "a") == before
@@ -503,7 +510,7 @@ async def test_a_swap_that_has_no_room(made: Path) -> None:
     async with serving(models_dir=str(made), **settings) as service:
         before = await ask(service, "a")
         with pytest.raises(ResourceExhausted, match="memory_budget_mb"):
-            await service.swap("a", str(made / "b"))
+            await service.admin.swap("a", str(made / "b"))
         assert await ask(service, "a") == before
         assert service.registry.info("a").source == str(made / "a")
 
@@ -511,18 +518,20 @@ async def test_a_swap_that_has_no_room(made: Path) -> None:
 async def test_swap_and_load_of_what_is_not_there(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
         with pytest.raises(ModelNotFound):
-            await service.swap("unknown", str(made / "a"))
+            await service.admin.swap("unknown", str(made / "a"))
         with pytest.raises(ModelNotFound):
-            await service.load("unknown")
-        assert (await service.swap("a", str(made / "b"))).source == str(made / "b")  # not loaded: just loaded
-        await service.load("new", str(made / "c"))
+            await service.admin.load("unknown")
+        assert (await service.admin.swap("a", str(made / "b"))).source == str(
+            made / "b"
+        )  # not loaded: just loaded
+        await service.admin.load("new", str(made / "c"))
         assert await ask(service, "new") == await ask(service, "c")
         with pytest.raises(Conflict, match="swap"):
-            await service.load("new", str(made / "a"))
+            await service.admin.load("new", str(made / "a"))
         with pytest.raises(ModelLoadFailed, match="truncated"):
-            await service.load("broken", str(made / "cut"))
+            await service.admin.load("broken", str(made / "cut"))
         with pytest.raises(ModelLoadFailed, match="File name too long"):
-            await service.load("broken", str(made / ("x" * 300)))
+            await service.admin.load("broken", str(made / ("x" * 300)))
         assert "broken" not in service.registry
 
 
@@ -538,19 +547,19 @@ async def test_sources_outside_of_the_roots(made: Path, tmp_path: Path, source: 
     (root / "out").symlink_to(made)
     async with serving(source_roots=(str(root),)) as service:
         with pytest.raises(InvalidInput, match=r"\$\.source"):
-            await service.load("new", source.replace("{made}", str(root)))
+            await service.admin.load("new", source.replace("{made}", str(root)))
         with pytest.raises(InvalidInput, match=r"\$\.source"):
-            await service.swap("sie/mini-en", source.replace("{made}", str(root)))
+            await service.admin.swap("sie/mini-en", source.replace("{made}", str(root)))
 
 
 async def test_ids_and_revisions_of_admin_callers(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
         for name in ("../a", "/a", "a\nb", "x" * 300):
             with pytest.raises(InvalidInput, match=r"\$\.model"):
-                await service.load(name, str(made / "a"))
+                await service.admin.load(name, str(made / "a"))
         for source, revision in ((str(made / "a"), "v1"), ("org/name", "../../x"), ("org/name", "a\nb")):
             with pytest.raises(InvalidInput, match=r"\$\.revision"):
-                await service.load("new", source, revision)
+                await service.admin.load("new", source, revision)
 
 
 # ── the models directory ──
@@ -588,7 +597,7 @@ async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path
         models_dir=str(tmp_path), source_roots=(str(made),), models_dir_poll_s=0.05
     ) as service:
         with no_load_ends(service):
-            loading = asyncio.create_task(service.load("m", str(made / "cut")))
+            loading = asyncio.create_task(service.admin.load("m", str(made / "cut")))
             await until(lambda: "m" in service.registry)
             shutil.copytree(made / "a", tmp_path / "m")
             await asyncio.sleep(0.5)  # the watcher has seen it, and waits
@@ -603,15 +612,15 @@ async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path
 
 async def test_a_removed_model_is_counted_until_all_its_versions_are_free(made: Path) -> None:
     async with serving(models_dir=str(made)) as service:
-        await service.load("a")
+        await service.admin.load("a")
         async with service.registry.lease("a"):
-            await service.swap("a", str(made / "b"))
+            await service.admin.swap("a", str(made / "b"))
             removing = asyncio.create_task(service.operations.remove("a"))
-            await until(lambda: len(service.registry.tasks.held()) == 1)
+            await until(lambda: len(service.registry.table.allocations()) == 1)
             await asyncio.sleep(0.1)
             assert not removing.done()
         await removing
-        assert service.registry.tasks.held() == []
+        assert service.registry.table.allocations() == []
 
 
 async def test_overwritten_files_reach_a_loaded_model_only_as_a_whole(made: Path, tmp_path: Path) -> None:

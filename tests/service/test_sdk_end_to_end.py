@@ -195,7 +195,7 @@ def test_errors_arrive_as_their_classes(client: SIEClient) -> None:
     assert wrong.value.code == "INVALID_INPUT" and wrong.value.status == 400
     with pytest.raises(errors.RequestError, match=r"\$\.instruction"):
         client.score(RERANKER, QUERY, ITEMS, instruction="Find what helps")
-    with pytest.raises(errors.RequestError, match="does not give 'score'"):
+    with pytest.raises(errors.RequestError, match="has no output 'score'"):
         client.score(ENCODER, QUERY, ITEMS)
     with pytest.raises(errors.RequestError, match="multivector"):
         client.score(RERANKER, QUERY, [Item(text="a", multivector=np.ones((2, 4), np.float32))])

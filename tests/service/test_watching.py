@@ -17,7 +17,8 @@ from sie_server.serving.operators import watcher
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.servers import inprocess, processes
-from support.servers.inprocess import scores, until
+from support.servers.inprocess import scores
+from support.waiting import until
 
 MIB = 2**20
 serving = partial(inprocess.serving, batch_tokens=8, models_dir_poll_s=0.05)
@@ -91,10 +92,10 @@ async def test_the_next_load_takes_what_could_not_be_swapped_in(made: Path, tmp_
         write(tmp_path, "m", made / "encoder")  # has other outputs
         await until(lambda: service.registry.info("m").last_error)
         assert await ask(service) == first and service.registry.info("m").source == str(made / "a")
-        await service.unload("m")
+        await service.admin.unload("m")
         info = service.registry.info("m")
         assert info.source == str(made / "encoder") and "unload 'm' first" in (info.last_error or "")
-        assert (await service.load("m")).source == str(made / "encoder")
+        assert (await service.admin.load("m")).source == str(made / "encoder")
 
 
 async def test_a_change_for_which_there_was_no_room_is_tried_again(
@@ -106,7 +107,7 @@ async def test_a_change_for_which_there_was_no_room_is_tried_again(
     size = (made / "a/model.safetensors").stat().st_size / MIB
     settings = {"memory_budget_mb": round(2 * size + 0.5), "load_wait_s": 0.1}
     async with serving(models_dir=str(tmp_path), **settings) as service:
-        await service.load("m")
+        await service.admin.load("m")
         async with service.registry.lease("other"):
             write(tmp_path, "m", made / "b")
             await until(lambda: "memory_budget_mb" in (service.registry.info("m").last_error or ""))
@@ -121,14 +122,14 @@ async def test_an_admin_has_the_last_word_over_a_change_that_failed(
     monkeypatch.setattr(watcher, "RETRY_S", 0.2)
     write(tmp_path, "m", made / "a")
     async with serving(models_dir=str(tmp_path), source_roots=(str(made),)) as service:
-        await service.load("m")
+        await service.admin.load("m")
         write(tmp_path, "m", "org/not-there")
         await until(lambda: service.registry.info("m").last_error)
         failures = count(service, "sie_model_load_failures_total", "m")
         await until(lambda: count(service, "sie_model_load_failures_total", "m") > failures)
         while True:
             try:  # a try may be running just now
-                await service.swap("m", str(made / "b"))
+                await service.admin.swap("m", str(made / "b"))
                 break
             except Conflict:
                 await asyncio.sleep(0.01)
@@ -144,12 +145,12 @@ async def test_other_words_about_a_model_leave_the_weights_that_an_admin_chose(
     write(tmp_path, "m", made / "a")
     async with serving(models_dir=str(tmp_path), source_roots=(str(made),)) as service:
         first = await ask(service)
-        await service.swap("m", str(made / "b"))
+        await service.admin.swap("m", str(made / "b"))
         second = await ask(service)
         write(tmp_path, "m", made / "a", description="in other words")
         await until(lambda: service.registry.info("m").description)
         assert await ask(service) == second != first
-        await service.unload("m")
+        await service.admin.unload("m")
         write(tmp_path, "m", made / "a", description="once more")
         await until(lambda: service.registry.info("m").description == "once more")
         assert await ask(service) == second
@@ -195,9 +196,9 @@ async def test_nothing_stops_the_watching(made: Path, caplog: pytest.LogCaptureF
 async def test_what_is_loaded_at_the_start_may_be_at_work_already(made: Path) -> None:
     named = (f"m={made / 'a'}", f"n={made / 'encoder'}", "gone")
     async with serving(model=named, models_dir=str(made), source_roots=(str(made),)) as service:
-        await service.load("m")
-        swapping = asyncio.create_task(service.swap("m", str(made / "b")))
-        other = asyncio.create_task(service.load("n", str(made / "a")))
+        await service.admin.load("m")
+        swapping = asyncio.create_task(service.admin.swap("m", str(made / "b")))
+        other = asyncio.create_task(service.admin.load("n", str(made / "a")))
         await asyncio.sleep(0)
         with pytest.raises(ModelLoadFailed, match="gone"):
             await service.operations.preload()
@@ -207,6 +208,6 @@ async def test_what_is_loaded_at_the_start_may_be_at_work_already(made: Path) ->
 
 async def test_a_conflict_names_an_embedded_model_as_users_know_it(made: Path) -> None:
     async with serving(source_roots=(str(made),)) as service:
-        await service.load("sie/mini-en")
+        await service.admin.load("sie/mini-en")
         with pytest.raises(Conflict, match="loaded from 'embedded:mini-en'"):
-            await service.load("sie/mini-en", str(made / "a"))
+            await service.admin.load("sie/mini-en", str(made / "a"))

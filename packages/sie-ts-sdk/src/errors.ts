@@ -15,7 +15,7 @@
  *     │   ├── ModelLoadingError       503 MODEL_LOADING, until the deadline
  *     │   ├── QueueFullError          503 QUEUE_FULL, until the deadline
  *     │   └── ResourceExhaustedError  503 RESOURCE_EXHAUSTED, after its retries
- *     └── ProtocolError               the answer violates the contract
+ *     └── ProtocolError               a response that does not follow docs/http-api.md
  *
  * `errorFor` looks up the class by the status and the code of the answer. An aborted call rejects with the reason of its
  * AbortSignal instead.
@@ -140,7 +140,7 @@ export class ResourceExhaustedError extends ServerError {
   override readonly name = "ResourceExhaustedError";
 }
 
-/** The answer violates the contract; the message names the missing or malformed part. */
+/** The response does not follow docs/http-api.md. The message names the missing or malformed field. */
 export class ProtocolError extends SIEError {
   override readonly name = "ProtocolError";
 }

@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import AddedToken
 
+from support.checkpoints.cache import cached
 from support.checkpoints.decoders import byte_level_tokenizer
 
 # windows far shorter than any prompt, between layers that see everything; the last one does, as in v3.5
@@ -22,6 +23,7 @@ HYBRID = {
 RELEASES: dict[str, dict[str, Any]] = {"v3": {"use_sliding_window": False}, "v3.5": HYBRID}
 
 
+@cached
 def make_listwise(
     directory: Path,
     release: str = "v3",

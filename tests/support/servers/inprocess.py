@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,11 @@ from sie_server.config import ServerConfig
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
 from sie_server.wire import Item, ScoreRequest
+from support.device import DEVICE
+from support.waiting import until
 
-FP32 = ServerConfig(device="cpu", dtype="float32", offline=True, threads=1, batch_tokens=2048, model=())
+__all__ = ["FP32", "ask", "asking", "in_order", "post", "scores", "serving", "until"]
+FP32 = ServerConfig(device=DEVICE, dtype="float32", offline=True, threads=1, batch_tokens=2048, model=())
 
 
 @contextmanager
@@ -67,11 +68,3 @@ async def scores(service: Service, model: str, query: str, texts: list[str]) -> 
     answer = await service.score(model, request, RequestTiming())
     by_id = {entry.item_id: entry.score for entry in answer.scores}
     return tuple(by_id[f"item-{i}"] for i in range(len(texts)))
-
-
-async def until(holds: Callable[[], Any], within: float = 20) -> None:
-    """Wait until it holds."""
-    end = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from support.checkpoints import cross_encoders
+from support.checkpoints.cache import cached
+from support.device import DEVICE
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 START_S = 120.0  # generous: the machine may be shared
@@ -135,11 +137,16 @@ def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iter
 
 
 def environment(folder: Path, more: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment with a hub that nobody answers for, on the CPU, else without settings of ours."""
+    """This process's environment without its SIE_ settings, with a hub that does not answer, and settings for tests.
+
+    The batch size is not measured when a model loads, which takes 1.5 s a model.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIE_", "HF_", "TRANSFORMERS_"))}
     return {
         **kept,
-        "SIE_DEVICE": "cpu",
+        "SIE_DEVICE": DEVICE,
+        "SIE_THREADS": "1",
+        "SIE_BATCH_TOKENS": "2048",
         "HF_ENDPOINT": NOBODY,
         "HF_HOME": str(folder / "hub"),
         **(more or {}),
@@ -181,19 +188,10 @@ def command_line(
     )
 
 
-def eventually(holds: Callable[[], bool], within: float = 60) -> bool:
-    """Whether it holds at some time from now on."""
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return holds()
-
-
 # ── checkpoints ──
 
 
+@cached
 def make_encoder(directory: Path, *, pooling: str = "mean") -> Path:
     """A random BertModel in the sentence-transformers layout: it gives dense vectors and cannot score."""
     cross_encoders.make_cross_encoder(directory, "bert", seed=3)  # for its tokenizer

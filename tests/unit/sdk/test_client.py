@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -386,21 +385,19 @@ def test_a_loading_model_is_invisible_to_the_caller(connect: Connect, answer: An
     assert len(wire.requests) == 4
 
 
-def test_the_drivers_really_wait(connect: Connect, answer: Answer) -> None:
-    wire = Recorder(refusal(503, "QUEUE_FULL", 0.2), answer(SCORED))
-    started = time.perf_counter()
+def test_the_drivers_really_wait(connect: Connect, answer: Answer, pauses: list[float]) -> None:
+    wire = Recorder(refusal(503, "QUEUE_FULL", 20), answer(SCORED))
     connect(wire).score("org/name", QUERY, ITEMS)
-    assert 0.19 < time.perf_counter() - started < 2
+    assert len(pauses) == 1 and 20 <= pauses[0] < 40
 
 
-def test_the_deadline_of_one_call_beats_the_clients(connect: Connect) -> None:
+def test_the_deadline_of_one_call_beats_the_clients(connect: Connect, pauses: list[float]) -> None:
     wire = Recorder(refusal(503, "MODEL_LOADING", 5))
-    started = time.perf_counter()
     with pytest.raises(errors.ModelLoadingError, match="gave up after 1 try"):
         connect(wire, deadline=600).score("org/name", QUERY, ITEMS, deadline=1)
     with pytest.raises(errors.ModelLoadingError):
         connect(wire, deadline=1).list_models()
-    assert time.perf_counter() - started < 2
+    assert pauses == []
     assert len(wire.requests) == 2
 
 

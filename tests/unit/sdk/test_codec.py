@@ -1,4 +1,4 @@
-"""The array map of the wire contract, section 4, byte for byte."""
+"""The array map (docs/http-api.md#arrays), byte for byte."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Run:
 
 
 def refusal(status: int, code: str | None = None, retry_after: str | None = None, **more: Any) -> Reply:
-    """An answer as section 8 of the contract has it."""
+    """An error response (docs/http-api.md#errors)."""
     error = {"code": code, "message": f"about {code}", **more}
     headers = {"x-sie-request-id": "req-1"} | ({} if retry_after is None else {"retry-after": retry_after})
     return Reply(status, headers, json.dumps({"detail": error, "error": error, "code": code}).encode())

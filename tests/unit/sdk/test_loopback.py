@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import time
+import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -64,10 +64,8 @@ def test_escapes_arrive_as_they_were_sent(connect: Connect, loopback: Start) -> 
 
 def test_silence_is_a_timeout_and_is_not_retried(connect: Connect, loopback: Start) -> None:
     server = loopback(lambda handler, number: server.leave.wait(10))
-    started = time.perf_counter()
     with pytest.raises(SIETimeoutError, match=server.url):
         ask(connect(None, server.url), timeout=0.3)
-    assert 0.25 < time.perf_counter() - started < 3
     assert len(server.seen) == 1
 
 
@@ -85,14 +83,13 @@ def test_silence_in_the_middle_of_the_answer_is_a_timeout(connect: Connect, loop
     assert len(server.seen) == 1
 
 
-def test_a_refused_connection_fails_soon_and_names_the_url(connect: Connect) -> None:
+def test_a_refused_connection_fails_soon_and_names_the_url(connect: Connect, pauses: list[float]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: refused for as long as it is open
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        started = time.perf_counter()
         with pytest.raises(SIEConnectionError, match=f"cannot connect to {url}.*3 tries") as caught:
             ask(connect(None, url))
-    assert time.perf_counter() - started < 3
+    assert len(pauses) == 2 and sum(pauses) < 2
     assert type(caught.value) is SIEConnectionError
 
 
@@ -120,7 +117,7 @@ def test_a_connection_the_server_closed_while_idle_is_no_error(connect: Connect,
     client = connect(None, server.url)
     for _ in range(3):
         assert ask(client) == SCORED
-        time.sleep(0.05)
+        assert server.closed.acquire(timeout=10)
 
 
 def test_an_answer_that_breaks_off_is_not_retried(connect: Connect, loopback: Start) -> None:
@@ -155,16 +152,15 @@ def test_a_redirect_is_not_followed_with_the_key(connect: Connect, loopback: Sta
 
 
 def test_many_calls_at_once_share_one_async_client(loopback: Start) -> None:
-    server = loopback(lambda handler, number: (time.sleep(0.1), scored(handler, number)))
+    all_there = threading.Barrier(20, timeout=10)  # broken when calls go one after the other
+    server = loopback(lambda handler, number: (all_there.wait(), scored(handler, number)))
 
     async def burst() -> list[Any]:
         async with SIEAsyncClient(server.url) as client:
             calls = (client.score("org/name", Item(text="q"), [Item(text="a")]) for _ in range(20))
             return await asyncio.gather(*calls)
 
-    started = time.perf_counter()
     assert asyncio.run(burst()) == [SCORED] * 20
-    assert time.perf_counter() - started < 1.5  # 2 s if they went one after the other
 
 
 def test_a_cancelled_call_leaves_the_client_usable(loopback: Start) -> None:

@@ -17,22 +17,18 @@ import sie_sdk
 
 ROOT = Path(__file__).parents[3] / "packages" / "sie-sdk"
 PROBE = """
-import sys, time
-start = time.perf_counter()
+import sys
+before = len(sys.modules)
 import sie_sdk
-took = time.perf_counter() - start
-print(took, *sorted({"torch", "sie_server", "numpy", "httpx", "asyncio"} & sys.modules.keys()))
+print(len(sys.modules) - before, *sorted({"torch", "sie_server", "numpy", "httpx", "asyncio"} & sys.modules.keys()))
 """
 
 
 def test_import_is_fast_and_loads_nothing_heavy() -> None:
-    runs = [
-        subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
-        for _ in range(3)
-    ]
-    fields = [run.stdout.split() for run in runs]
-    assert min(float(took) for took, *_ in fields) < 0.2
-    assert [loaded for _, *loaded in fields] == [[]] * 3
+    run = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    modules, *heavy = run.stdout.split()
+    assert heavy == []
+    assert int(modules) < 200  # 86 with Python 3.11, in 0.05 s
 
 
 def test_a_text_only_call_needs_no_numpy() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import time
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from sie_sdk.errors import AuthError, ProtocolError
 from sie_sdk.texts import Ranked, TextClient, in_order, numbered
+from support.waiting import until
 
 
 def result(*entries: tuple[str | None, float], **more: Any) -> Any:
@@ -29,10 +30,10 @@ def test_positions_are_ids() -> None:
     ("entries", "words"),
     [
         ([("0", 0.9)], "1 of 2 texts have no score"),
-        ([("0", 0.9), ("0", 0.8)], "'0' was not sent or already has a score"),
-        ([("0", 0.9), ("2", 0.8)], "'2' was not sent"),
-        ([("0", 0.9), (None, 0.8)], "None was not sent"),
-        ([("0", 0.9), ("1", float("nan"))], "the score of item '1' is nan"),
+        ([("0", 0.9), ("0", 0.8)], "'0', which was not sent or has one already"),
+        ([("0", 0.9), ("2", 0.8)], "'2', which was not sent"),
+        ([("0", 0.9), (None, 0.8)], "None, which was not sent"),
+        ([("0", 0.9), ("1", float("nan"))], "nan is the score of item '1'"),
     ],
 )
 def test_anything_but_one_score_each_is_an_error(entries: list[tuple[str | None, float]], words: str) -> None:
@@ -84,19 +85,21 @@ async def test_no_texts_are_no_request() -> None:
 
 
 async def test_waiting_does_not_block_the_event_loop(loopback: Callable[..., Any]) -> None:
+    proceed = threading.Semaphore(0)
+
     def slow(handler: Any, _: int) -> None:
-        time.sleep(0.3)
+        proceed.acquire(timeout=10)
         handler.send_response(401)
         handler.send_header("content-length", "0")
         handler.end_headers()
 
-    client = TextClient(loopback(slow).url)
-    for call in (client.arank("m", "q", ["a"]), client.aembed("m", ["a"])):
-        waiting, ticks = asyncio.ensure_future(call), 0
-        while not waiting.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
+    server = loopback(slow)
+    client = TextClient(server.url)
+    for number, call in enumerate((client.arank("m", "q", ["a"]), client.aembed("m", ["a"])), 1):
+        waiting = asyncio.ensure_future(call)
+        await until(lambda: len(server.seen) == number)  # noqa: B023
+        assert not waiting.done()  # a call that blocked the loop would be over
+        proceed.release()
         with pytest.raises(AuthError):
             await waiting
-        assert ticks > 5
     await client.aclose()

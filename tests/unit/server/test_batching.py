@@ -10,7 +10,7 @@ import pytest
 from sie_server.engine.job import Job, build_job
 from sie_server.errors import QueueFull
 from sie_server.models.batch import Tokens
-from sie_server.serving.queue import TURN_BATCHES, Batch, Ticket, TokenQueue
+from sie_server.serving.queue import SLICE_BATCHES, Batch, Ticket, TokenQueue
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ def job_of(*lengths: int) -> Job:
     return build_job(("score",), sequences, [False] * len(lengths))
 
 
-def queue_of(*tickets: Ticket, max_tokens: int = 10_000) -> TokenQueue:
+def queue_of(*tickets: Ticket, max_tokens: int = 10_000) -> TokenQueue[Ticket]:
     queue = TokenQueue(max_tokens)
     for ticket in tickets:
         queue.admit(ticket)
@@ -78,7 +78,7 @@ def test_models_never_share_a_batch() -> None:
     batches = drain(
         queue_of(Ticket(first, job_of(10)), Ticket(second, job_of(10)), Ticket(first, job_of(10)))
     )
-    assert [(batch.model, len(batch.works)) for batch in batches] == [(first, 2), (second, 1)]
+    assert [(batch.tickets[0].model, len(batch.works)) for batch in batches] == [(first, 2), (second, 1)]
 
 
 def test_a_small_request_passes_a_bulk_request() -> None:
@@ -103,7 +103,7 @@ def test_a_bulk_request_goes_back_in_line_after_every_turn() -> None:
         waited = 0
         while not small.exhausted:
             waited += sum(sizes(queue.take()))
-        assert waited <= (TURN_BATCHES + 1) * model.batch_tokens
+        assert waited <= (SLICE_BATCHES + 1) * model.batch_tokens
     assert not bulk.exhausted
 
 

@@ -20,12 +20,13 @@ from sie_server.models.batch import Tokens, pack
 from sie_server.models.layers.attention import attention
 from sie_server.models.spec import LateInteractionSpec
 from support.checkpoints.colbert import make_pylate, make_stanford
+from support.device import DEVICE
 
 METADATA = {"dim": 16, "query_maxlen": 20, "doc_maxlen": 40}
 
 
 def load(directory: Path) -> Engine:
-    return Engine(directory, device="cpu", dtype="float32")
+    return Engine(directory, device=DEVICE, dtype="float32")
 
 
 def head(directory: Path) -> LateInteractionSpec:
@@ -58,7 +59,7 @@ def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
             "default prompt",
         ),
         ("1_Dense/config.json", {"activation_function": "my.Tanh"}, "my.Tanh"),
-        ("1_Dense/config.json", {"in_features": 47}, "in_features is 47.*48 wide"),
+        ("1_Dense/config.json", {"in_features": 47}, "in_features is 47.*width 48"),
         ("1_Dense/config.json", {"out_features": 23}, r"linear\.weight.*\[24, 48\].*\[23, 48\]"),
         ("1_Dense/config.json", {"bias": True}, r"linear\.bias"),
         ("tokenizer_config.json", {"padding_side": "left"}, "padding_side"),

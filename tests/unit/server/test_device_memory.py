@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from sie_server.engine.calibration import calibration
 from sie_server.engine.engine import BATCH_SIZES, Engine
-from sie_server.engine.job import Work
+from sie_server.engine.job import ScoreTexts, Work
 from sie_server.engine.storage.footprint import automatic_budget, needed_bytes
 from sie_server.engine.storage.tally import Tally
 from support.checkpoints.colbert import make_pylate
 from support.checkpoints.cross_encoders import make_cross_encoder
+from support.device import DEVICE
 
 MAKE: dict[str, Callable[[Path], Path]] = {
     "cross-encoder": lambda path: make_cross_encoder(path, "bert"),
@@ -33,7 +34,7 @@ def test_the_need_is_what_is_taken(tmp_path: Path, kind: str, dtype: str, off: f
     """Off by a pooler that is not served and a head that stays fp32, which weigh something in a toy only."""
     directory, tally = MAKE[kind](tmp_path / "model"), Tally()
     need = needed_bytes(directory, device="cpu", dtype=dtype, template=None)
-    engine = Engine(directory, device="cpu", dtype=dtype, tally=tally)
+    engine = Engine(directory, device=DEVICE, dtype=dtype, tally=tally)
     assert need == pytest.approx(engine.memory_bytes, rel=off)
     assert tally.nbytes == engine.memory_bytes
 
@@ -50,8 +51,8 @@ def test_a_loaded_model_keeps_nothing_of_the_file(tmp_path: Path, name: str) -> 
     if name.endswith(".bin"):
         torch.save(load_file(directory / "model.safetensors"), directory / name)
         (directory / "model.safetensors").unlink()
-    engine = Engine(directory, device="cpu", dtype="float32")
-    works = engine.tokenize_score("rain", ["stars burn", "rain falls"], 64).work
+    engine = Engine(directory, device=DEVICE, dtype="float32")
+    works = engine.tokenize_score(ScoreTexts("rain", ["stars burn", "rain falls"], 64)).work
     before = engine.run(works)
     size = (directory / name).stat().st_size
     with (directory / name).open("r+b") as file:  # in place, as `cp` does; a mapped file would change with it
@@ -105,7 +106,7 @@ def test_what_is_free_on_top_of_a_threads_heap_goes_back() -> None:
 
 
 def test_measuring_goes_in_steps_of_one_pass(tmp_path: Path) -> None:
-    engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device="cpu", dtype="float32")
+    engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device=DEVICE, dtype="float32")
     passes = sum(1 for _ in calibration(engine, 0.2))
     assert passes >= len(BATCH_SIZES["cpu"])
     assert engine.batch_tokens in BATCH_SIZES["cpu"]
@@ -117,7 +118,7 @@ def test_batches_that_do_not_fit_are_not_chosen(
     tmp_path: Path, fits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that is nearly full still serves."""
-    engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device="cpu", dtype="float32")
+    engine = Engine(make_cross_encoder(tmp_path / "model", "bert"), device=DEVICE, dtype="float32")
     run, most = Engine.run, BATCH_SIZES["cpu"][fits]
 
     def run_what_fits(self: Engine, works: list[Work]) -> list[Any]:

@@ -15,13 +15,13 @@ from msgspec import UNSET
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.document_cache import ENTRY_BYTES, CachedDocument, DocumentCache, ModelDocuments
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY, Job
-from sie_server.engine.text.chunks import Chunking
+from sie_server.engine.job import QUERY, Chunking, Job, ScoreTexts
 from sie_server.models.heads.late_interaction import DocumentVectors
 from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import Item, ScoreRequest
 from support.checkpoints.colbert import make_pylate
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.servers import inprocess
 
 SIZE = 4 * 4 * 10 + ENTRY_BYTES  # bytes of `entry()`
@@ -103,41 +103,41 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cached_scores_equal_uncached_and_hits_do_no_work(directory: Path, dtype: str) -> None:
     cache = DocumentCache(2**26)
-    plain = Engine(directory, device="cpu", dtype=dtype)
-    caching = Engine(directory, device="cpu", dtype=dtype, documents=ModelDocuments(cache, "m", None))
+    plain = Engine(directory, device=DEVICE, dtype=dtype)
+    caching = Engine(directory, device=DEVICE, dtype=dtype, documents=ModelDocuments(cache, "m", None))
     rng = random.Random(8)
     documents = [random_text(rng, n) for n in (0, 1, 4, 9, 30, 120)] + ["- - .", "?!"]
     more = [random_text(rng, 12), random_text(rng, 3)]
     for step, (query, batch) in enumerate(
         [("rain", documents), ("stars burn", documents + more), ("", more)]
     ):
-        expected = run(plain, plain.tokenize_score(query, batch, 48))
-        job = caching.tokenize_score(query, batch, 48)
+        expected = run(plain, plain.tokenize_score(ScoreTexts(query, batch, 48)))
+        job = caching.tokenize_score(ScoreTexts(query, batch, 48))
         assert len(job.work) == 1 + (len(documents), len(more), 0)[step]
-        assert job.truncated == plain.tokenize_score(query, batch, 48).truncated
+        assert job.truncated == plain.tokenize_score(ScoreTexts(query, batch, 48)).truncated
         # in bf16 the forward pass itself moves with the batch; vectors from the cache are those of the first
         tolerance = 1e-6 if dtype == "float32" else 2e-2
         np.testing.assert_allclose(run(caching, job), expected, atol=tolerance, rtol=0)
     assert cache.misses == len(documents) + len(more)
     # the same vectors twice: now the score must not move at all, whatever the number format
-    twice = [run(caching, caching.tokenize_score("rain", documents, 48)) for _ in range(2)]
+    twice = [run(caching, caching.tokenize_score(ScoreTexts("rain", documents, 48))) for _ in range(2)]
     assert twice[0] == twice[1]
 
 
 def test_another_limit_is_another_document(directory: Path) -> None:
-    caching = Engine(directory, device="cpu", documents=ModelDocuments(DocumentCache(2**26), "m", None))
+    caching = Engine(directory, device=DEVICE, documents=ModelDocuments(DocumentCache(2**26), "m", None))
     text = random_text(random.Random(1), 60)
-    run(caching, caching.tokenize_score("rain", [text], 48))
-    assert caching.tokenize_score("rain", [text], 48).known
-    assert caching.tokenize_score("rain", [text], 32).known == []
+    run(caching, caching.tokenize_score(ScoreTexts("rain", [text], 48)))
+    assert caching.tokenize_score(ScoreTexts("rain", [text], 48)).known
+    assert caching.tokenize_score(ScoreTexts("rain", [text], 32)).known == []
 
 
 def test_a_cached_window_says_nothing_of_its_document(directory: Path) -> None:
     """Whether a document was cut depends on the request, and is not kept with its windows."""
-    engine = Engine(directory, device="cpu", documents=ModelDocuments(DocumentCache(2**26), "m", None))
+    engine = Engine(directory, device=DEVICE, documents=ModelDocuments(DocumentCache(2**26), "m", None))
     text = random_text(random.Random(1), 90)
     for most, known in ((2, 0), (100, 2), (2, 2)):
-        job = engine.tokenize_chunks("rain", [text], 32, Chunking(0, most))
+        job = engine.tokenize_score(ScoreTexts("rain", [text], 32, chunking=Chunking(0, most)))
         assert len(job.known) == known
         assert job.truncated == [most == 2] * len(job.truncated)
         assert all(isinstance(score, float) for score in run(engine, job))
@@ -151,7 +151,7 @@ async def test_a_text_that_the_caller_had_shortened_is_whole_for_others(director
             request = ScoreRequest(Item(text="when does rain fall"), [Item(text=text)], options=options)
             return (await service.score("m", request, RequestTiming())).scores[0].truncated
 
-        await service.load("m")
+        await service.admin.load("m")
         async with service.registry.lease("m") as (engine, _):
             [short], [cut] = engine.shorten([long], 5)
         assert cut
@@ -164,7 +164,10 @@ async def test_a_text_that_the_caller_had_shortened_is_whole_for_others(director
 
 def test_a_cached_document_does_not_keep_its_batch_alive(directory: Path) -> None:
     cache = DocumentCache(2**26)
-    engine = Engine(directory, device="cpu", documents=ModelDocuments(cache, "m", None))
-    run(engine, engine.tokenize_score("rain", [random_text(random.Random(i), 20) for i in range(9)], 48))
+    engine = Engine(directory, device=DEVICE, documents=ModelDocuments(cache, "m", None))
+    run(
+        engine,
+        engine.tokenize_score(ScoreTexts("rain", [random_text(random.Random(i), 20) for i in range(9)], 48)),
+    )
     for kept in cache._entries.values():
         assert kept.vectors.tokens.untyped_storage().nbytes() == kept.vectors.tokens.nbytes

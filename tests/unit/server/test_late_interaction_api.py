@@ -163,7 +163,7 @@ def test_models_of_another_kind_take_no_vectors(client: TestClient) -> None:
         {"items": [{"text": "a"}], "params": {"output_types": ["dense"]}},
         status=400,
     )
-    assert "gives score, multivector" in said
+    assert "it has score, multivector" in said
 
 
 def counters(client: TestClient) -> dict[str, float]:

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import make_cross_encoder
+from support.device import DEVICE
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def load(directory: Path) -> Engine:
-    return Engine(directory, device="cpu", dtype="float32")
+    return Engine(directory, device=DEVICE, dtype="float32")
 
 
 def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -119,7 +121,7 @@ def test_no_weights_at_all(checkpoint: Path) -> None:
 
 def scores(directory: Path) -> list[float]:
     engine = load(directory)
-    return engine.run(engine.tokenize_score("rain", ["stars burn", "rain falls"], 64).work)
+    return engine.run(engine.tokenize_score(ScoreTexts("rain", ["stars burn", "rain falls"], 64)).work)
 
 
 def test_a_plain_bin_file_gives_the_same_scores(checkpoint: Path) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from sie_server.engine.storage.footprint import cgroup_limits
-from sie_server.serving.lifecycle.eviction import Held, Plan, idle_for, make_room
+from sie_server.serving.lifecycle.eviction import Allocation, Plan, idle_for, make_room
 
 
-def held(name: str, nbytes: int, last_use: float = 0.0, **more: Any) -> Held:
-    return Held(name, nbytes, last_use, **more)
+def allocation(name: str, nbytes: int, last_use: float = 0.0, **more: Any) -> Allocation:
+    return Allocation(name, nbytes, last_use, **more)
 
 
-A, B, C = held("a", 40, 3), held("b", 40, 1), held("c", 20, 2)
+A, B, C = allocation("a", 40, 3), allocation("b", 40, 1), allocation("c", 20, 2)
 
 
 @pytest.mark.parametrize(
@@ -27,43 +27,54 @@ A, B, C = held("a", 40, 3), held("b", 40, 1), held("c", 20, 2)
         ([A, B, C], 40, ["b"]),
         ([A, B, C], 60, ["b", "c"]),
         ([A, B, C], 100, ["b", "c", "a"]),
-        ([held("small", 5, 0), A, B, C], 35, ["b"]),  # the oldest alone is not enough, and then not needed
+        (
+            [allocation("small", 5, 0), A, B, C],
+            35,
+            ["b"],
+        ),  # the oldest alone is not enough, and then not needed
     ],
 )
 def test_the_least_recently_used_go_and_no_more_than_needed(
-    holding: list[Held], need: int, evicted: list[str]
+    holding: list[Allocation], need: int, evicted: list[str]
 ) -> None:
     plan = make_room(holding, 100, need)
     assert plan == Plan(True, evicted)
     assert sum(h.nbytes for h in holding if h.name not in plan.evict) + need <= 100
 
 
-@pytest.mark.parametrize("kept", ["in_use", "pinned", "passing"])
+@pytest.mark.parametrize("kept", ["in_use", "pinned", "in_transition"])
 def test_what_must_stay_stays(kept: str) -> None:
-    stays = held("stays", 40, 0, **{kept: True})
+    stays = allocation("stays", 40, 0, **{kept: True})
     assert make_room([stays, A], 100, 60) == Plan(True, ["a"])
     plan = make_room([stays, A], 100, 61)
     assert not plan.fits and not plan.evict
 
 
 def test_waiting_helps_where_something_in_use_could_go() -> None:
-    first, second = held("first", 40, loaded=1, in_use=True), held("second", 40, loaded=2, in_use=True)
+    first, second = (
+        allocation("first", 40, serving_since=1, in_use=True),
+        allocation("second", 40, serving_since=2, in_use=True),
+    )
     assert make_room([second, first], 100, 60) == Plan(False, drain=["first"])
     assert make_room([second, first], 100, 100) == Plan(False, drain=["first", "second"])
     assert make_room([second, first, C], 100, 60) == Plan(
         False, drain=["first"]
     )  # c goes, too, when it is time
-    assert make_room([held("loading", 90, passing=True)], 100, 60) == Plan(False)
+    assert make_room([allocation("loading", 90, in_transition=True)], 100, 60) == Plan(False)
 
 
 def test_what_never_fits() -> None:
     assert make_room([], 100, 101) == Plan(False, possible=False)
-    assert make_room([A, held("pin", 50, pinned=True)], 100, 60) == Plan(False, possible=False)
+    assert make_room([A, allocation("pin", 50, pinned=True)], 100, 60) == Plan(False, possible=False)
 
 
 def test_parts_of_what_is_held_go_after_all_that_is_idle() -> None:
-    model = held("model", 80, pinned=True)
-    old, new, used = held("old", 20, 1), held("new", 20, 2), held("used", 20, 0, in_use=True)
+    model = allocation("model", 80, pinned=True)
+    old, new, used = (
+        allocation("old", 20, 1),
+        allocation("new", 20, 2),
+        allocation("used", 20, 0, in_use=True),
+    )
     assert make_room([model, C], 100, 20, [old, new]) == Plan(True, ["c"])
     assert make_room([model, C], 100, 40, [new, old]) == Plan(True, ["c"], ["old"])
     assert make_room([model], 100, 50, [new, old]) == Plan(True, [], ["old", "new"])
@@ -73,20 +84,20 @@ def test_parts_of_what_is_held_go_after_all_that_is_idle() -> None:
 
 def test_parts_in_use_make_nobody_stay_whose_turn_is_over() -> None:
     """A busy model that uses its parts without a pause is told to go like any other."""
-    busy = held("busy", 80, loaded=1, in_use=True)
-    parts = [held("busy:used", 30, in_use=True), held("busy:idle", 10)]
+    busy = allocation("busy", 80, serving_since=1, in_use=True)
+    parts = [allocation("busy:used", 30, in_use=True), allocation("busy:idle", 10)]
     assert make_room([busy], 100, 30, parts) == Plan(True, [], ["busy:idle"])
     assert make_room([busy], 100, 60, parts) == Plan(False, drain=["busy"])
 
 
 def test_idle_for_a_while() -> None:
     holding = [
-        held("old", 1, last_use=10),
-        held("fresh", 1, last_use=90),
-        held("new", 1, last_use=10, loaded=90),
-        held("used", 1, in_use=True),
-        held("pinned", 1, pinned=True),
-        held("loading", 1, passing=True),
+        allocation("old", 1, last_use=10),
+        allocation("fresh", 1, last_use=90),
+        allocation("new", 1, last_use=10, serving_since=90),
+        allocation("used", 1, in_use=True),
+        allocation("pinned", 1, pinned=True),
+        allocation("loading", 1, in_transition=True),
     ]
     assert idle_for(holding, 100, 60) == ["old"]
     assert idle_for(holding, 69, 60) == []

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sie_server.catalog import catalog, known_models
 from sie_server.config import ServerConfig
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Work
+from sie_server.engine.job import ScoreTexts, Work
 from sie_server.engine.text.prefix import share_prefix
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.errors import InvalidInput, ModelLoadFailed
@@ -34,6 +34,7 @@ from sie_server.templates import (
 from sie_server.wire import Item, ScoreRequest
 from support.checkpoints.cross_encoders import make_cross_encoder, random_text
 from support.checkpoints.decoders import byte_level_tokenizer, gemma_tokenizer, make_decoder
+from support.device import DEVICE
 
 TEMPLATES = sorted(template_names())
 WHOLE = {"name": "t", "source": "s", "positive": "yes", "pieces": ["{query}", "{document}", " ok"]}
@@ -62,7 +63,7 @@ def test_every_template_is_used_and_every_catalog_entry_names_one_that_exists() 
     [
         ({"pieces": ["{document}", " ok"]}, r"template 't': pieces lacks the placeholder \{query\}"),
         ({"pieces": ["{query} ok"]}, r"template 't': pieces lacks the placeholder \{document\}"),
-        ({"pieces": ["{query} {query} {document}"]}, r"has more than once \{query\}"),
+        ({"pieces": ["{query} {query} {document}"]}, r"has the placeholder \{query\} more than once"),
         ({"pieces": ["{instruction} {query} {document}"]}, r"no default_instruction"),
         ({"default_instruction": "x"}, r"lacks the placeholder \{instruction\}"),
         ({"instruction_pieces": ["{query} {document}"]}, r"instruction_pieces lacks .* \{instruction\}"),
@@ -82,10 +83,10 @@ def test_a_template_that_cannot_work_is_refused_by_name(change: dict[str, Any], 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("template: nothing", "no template 'nothing'; there are .*zerank"),
-        ("template: zerank\npositive: x", "one or the others"),
-        ("", "holds no fields"),
-        ("- a", "holds no fields"),
+        ("template: nothing", "no template 'nothing'; known templates: .*zerank"),
+        ("template: zerank\npositive: x", "remove `template` or the others"),
+        ("", "has no fields"),
+        ("- a", "has no fields"),
         ("a: [", "cannot be read"),
         ("pieces: ['{query}']\npositive: x", "lacks the placeholder {document}"),
     ],
@@ -198,13 +199,13 @@ def test_a_shared_start_is_found_and_leaves_every_sequence_a_token() -> None:
 def test_a_decoder_without_a_template_says_what_would_do(tmp_path: Path) -> None:
     directory = make_decoder(tmp_path, "qwen3")
     with pytest.raises(ModelLoadFailed, match=r"sie_reranker\.yaml.*qwen3-reranker"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
     (directory / "sie_reranker.yaml").write_text("template: qwen3-reranker")
-    head = Engine(directory, device="cpu", dtype="float32").spec.head
+    head = Engine(directory, device=DEVICE, dtype="float32").spec.head
     assert head.activation == "sigmoid" and head.template.name == "qwen3-reranker"  # type: ignore[union-attr]
     (directory / "sie_reranker.yaml").write_text("pieces: ['{query}']\npositive: 'yes'")
     with pytest.raises(ModelLoadFailed, match=r"sie_reranker\.yaml.*\{document\}"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_a_known_id_keeps_its_template_in_a_directory(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_an_output_matrix_must_be_there_unless_tied(tmp_path: Path) -> None:
     matrix = weights.pop("lm_head.weight")
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelLoadFailed, match=r"lacks the weight 'lm_head\.weight'"):
-        Engine(directory, device="cpu", dtype="float32", template="mxbai-rerank-v2")
+        Engine(directory, device=DEVICE, dtype="float32", template="mxbai-rerank-v2")
     # tied, and the matrix in the file all the same, as older versions wrote it
     save_file(
         weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()},
@@ -229,7 +230,7 @@ def test_an_output_matrix_must_be_there_unless_tied(tmp_path: Path) -> None:
     )
     config = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
     (directory / "config.json").write_text(json.dumps(config))
-    engine = Engine(directory, device="cpu", dtype="float32", template="mxbai-rerank-v2")
+    engine = Engine(directory, device=DEVICE, dtype="float32", template="mxbai-rerank-v2")
     assert engine._forward.reader._head.rows.weight.shape == (2, matrix.shape[1])  # type: ignore[attr-defined]
 
 
@@ -266,11 +267,13 @@ def test_what_is_not_served_is_refused() -> None:
 
 
 async def test_a_prefix_is_freed_with_its_request(tmp_path: Path) -> None:
-    engine = Engine(make_decoder(tmp_path, "qwen3"), device="cpu", dtype="float32", template="qwen3-reranker")
+    engine = Engine(
+        make_decoder(tmp_path, "qwen3"), device=DEVICE, dtype="float32", template="qwen3-reranker"
+    )
     engine.batch_tokens = 64  # several batches
     worker = DeviceWorker(1_000_000, 1, Metrics())
     try:
-        job = engine.tokenize_score("stars", ["rain " * n for n in range(1, 12)], 900)
+        job = engine.tokenize_score(ScoreTexts("stars", ["rain " * n for n in range(1, 12)], 900))
         assert job.prefix is not None
         tokens = job.input_tokens
         seen: list[int] = []
@@ -308,8 +311,8 @@ async def test_instructions_reach_the_model_or_are_refused(tmp_path: Path) -> No
         assert all(0 < entry.score < 1 for entry in without.scores)
         assert told.scores == optioned.scores != without.scores
         assert told.usage.input_tokens != without.usage.input_tokens
-        job = Engine(decoder, device="cpu", dtype="float32", share_prefix=False).tokenize_score(
-            "stars", [i.text or "" for i in items], 900
+        job = Engine(decoder, device=DEVICE, dtype="float32", share_prefix=False).tokenize_score(
+            ScoreTexts("stars", [i.text or "" for i in items], 900)
         )
         assert without.usage.input_tokens == job.tokens
         both = await ask("d", "x y", "two")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sie_server.errors import InferenceError
-from sie_server.serving.requests.ranking import activate, rank
-from sie_server.wire import Item
+from sie_server.serving.requests.ranking import DocumentScores, activate, rank
+from sie_server.wire import Item, Options
 
 THREE = [Item(id="a"), Item(), Item(id="a")]
 
@@ -18,7 +18,7 @@ def ranked(
     raw: list[float], activation: str = "identity", top_n: int | None = None
 ) -> list[tuple[str, float, int]]:
     items = (THREE * 4)[: len(raw)]
-    entries = rank(items, raw, [False] * len(raw), activation=activation, top_n=top_n)
+    entries = rank(items, DocumentScores(raw, [False] * len(raw)), activation, Options(top_n=top_n))
     return [(e.item_id, e.score, e.rank) for e in entries]
 
 

@@ -15,6 +15,7 @@ from sie_server.errors import InferenceError, QueueFull, ResourceExhausted
 from sie_server.models.batch import Tokens
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.worker import DeviceWorker
+from support.waiting import until
 
 
 class LengthEngine:
@@ -25,10 +26,11 @@ class LengthEngine:
     def __init__(self, memory: int = 10_000, batch_tokens: int = 100) -> None:
         self.memory, self.batch_tokens = memory, batch_tokens
         self.batches: list[list[int]] = []
-        self.gate = threading.Event()
+        self.entered, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
     def run(self, works: list[Work]) -> list[Any]:
+        self.entered.set()
         self.gate.wait(10)
         lengths = [len(work.tokens) for work in works]
         self.batches.append(lengths)
@@ -54,6 +56,11 @@ async def worker() -> Any:
     await asyncio.to_thread(worker.close)
 
 
+def waiting(worker: DeviceWorker) -> int:
+    """Tokens in the queue."""
+    return worker._queue.tokens_waiting
+
+
 async def run(worker: DeviceWorker, engine: Any, job: Job) -> list[Any]:
     await worker.run(engine, job, RequestTiming())
     return job.results
@@ -66,12 +73,10 @@ async def test_results_come_back_in_the_order_of_the_request(worker: DeviceWorke
 async def test_only_the_failing_request_fails(worker: DeviceWorker) -> None:
     engine = LengthEngine()
     engine.gate.clear()
-    first = asyncio.create_task(
-        run(worker, engine, job_of(99))
-    )  # keeps the device busy while the others queue up
-    await asyncio.sleep(0.05)
+    first = asyncio.create_task(run(worker, engine, job_of(99)))
+    await until(engine.entered.is_set)  # keeps the device busy while the others queue up
     others = [asyncio.create_task(run(worker, engine, job_of(n))) for n in (5, 13, 7)]
-    await asyncio.sleep(0.05)
+    await until(lambda: waiting(worker) == 5 + 13 + 7)
     engine.gate.set()
     done = await asyncio.gather(first, *others, return_exceptions=True)
     assert sorted(engine.batches[1]) == [5, 7, 13]  # they did share a batch
@@ -111,7 +116,7 @@ async def test_a_cancelled_request_leaves_the_queue(worker: DeviceWorker) -> Non
     engine = LengthEngine(batch_tokens=10)
     engine.gate.clear()
     task = asyncio.create_task(run(worker, engine, job_of(*[10] * 50)))
-    await asyncio.sleep(0.05)
+    await until(engine.entered.is_set)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -136,10 +141,10 @@ async def test_calls_do_not_keep_batches_out(worker: DeviceWorker) -> None:
 
     first = asyncio.create_task(worker.call(lambda: gate.wait(30)))
     calls = [asyncio.create_task(worker.call(lambda: order.append("call"))) for _ in range(5)]
-    waiting = asyncio.create_task(run(worker, NotingEngine(), job_of(4)))
-    await asyncio.sleep(0.05)
+    batch = asyncio.create_task(run(worker, NotingEngine(), job_of(4)))
+    await until(lambda: len(worker._calls) >= 5 and waiting(worker) == 4)
     gate.set()
-    await asyncio.gather(first, *calls, waiting)
+    await asyncio.gather(first, *calls, batch)
     assert order.index("batch") <= 1
 
 
@@ -159,16 +164,16 @@ async def test_who_waits_when_the_worker_closes_is_told(worker: DeviceWorker) ->
     engine = LengthEngine(batch_tokens=10)
     engine.gate.clear()
     running = asyncio.create_task(run(worker, engine, job_of(10)))
-    await asyncio.sleep(0.05)
-    waiting = [
+    await until(engine.entered.is_set)
+    queued = [
         asyncio.create_task(run(worker, engine, job_of(10))),
         asyncio.create_task(worker.call(lambda: None)),
     ]
-    await asyncio.sleep(0.05)
+    await until(lambda: worker._calls and waiting(worker) == 10)
     closing = asyncio.create_task(asyncio.to_thread(worker.close))
-    await asyncio.sleep(0.05)
+    await until(lambda: worker._closed)
     engine.gate.set()
     assert await running == [10]
     await closing
-    told = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+    told = await asyncio.wait_for(asyncio.gather(*queued, return_exceptions=True), 30)
     assert [type(error) for error in told] == [QueueFull, QueueFull]

@@ -131,7 +131,7 @@ def _array(code: Any, shape: tuple[int, ...], data: Any) -> NDArray[Any]:
 
 
 def _refuse_ext(code: int, data: bytes) -> Any:
-    raise CodecError(f"msgpack extension type {code} ({len(data)} bytes) is not part of the contract")
+    raise CodecError(f"msgpack extension type {code} ({len(data)} bytes) is not part of the HTTP API")
 
 
 def _to_json(value: Any) -> Any:

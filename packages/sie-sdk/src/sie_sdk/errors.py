@@ -14,7 +14,7 @@
     │   ├── ModelLoadingError       503 MODEL_LOADING, until the deadline
     │   ├── QueueFullError          503 QUEUE_FULL, until the deadline
     │   └── ResourceExhaustedError  503 RESOURCE_EXHAUSTED, after its retries
-    └── ProtocolError               the answer violates the contract
+    └── ProtocolError               a response that does not follow docs/http-api.md
 
 `error_for` looks up the class by the status and the code of the answer.
 """
@@ -136,7 +136,7 @@ class ResourceExhaustedError(ServerError):
 
 
 class ProtocolError(SIEError):
-    """The answer violates the contract; the message names the missing or malformed part."""
+    """The response does not follow docs/http-api.md. The message names the missing or malformed field."""
 
 
 _BY_STATUS_AND_CODE: dict[tuple[int, str | None], type[SIEError]] = {

@@ -1,7 +1,7 @@
-"""Arrays that callers send: the msgpack map of the wire contract (section 4), or nested lists → numpy.
+"""Decode arrays of request bodies to numpy: msgpack array maps (docs/http-api.md#arrays) and nested lists.
 
-A map is `{b"nd": true, b"type": "<f4", b"kind": b"", b"shape": [n, …], b"data": bytes}`; only numbers and booleans of
-known width pass, their bytes are counted, and nothing is ever unpickled.
+An array map is `{b"nd": true, b"type": "<f4", b"kind": b"", b"shape": [n, …], b"data": bytes}`. Only the fixed-width
+dtypes of `DTYPES` are accepted, the byte length must match the shape, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from sie_server.errors import InvalidInput
 
 MAX_DIMS = 8
-EXT_ARRAY = 78  # a msgpack extension that holds an array map, for clients whose maps cannot have binary keys
+# msgpack extension type whose data is an array map, for clients whose maps cannot have binary keys
+EXT_ARRAY = 78
 _WIDE = ("f2", "f4", "f8", "i2", "i4", "i8", "u2", "u4", "u8")
 DTYPES = frozenset([order + code for order in "<>" for code in _WIDE] + ["|b1", "|i1", "|u1"])
 _SCALAR_KEYS = frozenset((b"nd", b"type", b"data"))
@@ -24,10 +25,10 @@ _ARRAY_KEYS = _SCALAR_KEYS | {b"shape"}
 
 
 def array_of(value: Any, path: str) -> npt.NDArray[Any]:
-    """The array at `path`, in native byte order and with memory of its own.
+    """Return the array at `path`, in native byte order and with its own memory.
 
     Raises:
-        InvalidInput: not an array, or one that is not what it says.
+        InvalidInput: the value is not an array, or its parts contradict each other.
     """
     if isinstance(value, msgspec.msgpack.Ext):
         value = _unpack(value, path)
@@ -42,18 +43,18 @@ def _from_list(value: list[Any], path: str) -> npt.NDArray[Any]:
     if value and all(isinstance(row, msgspec.msgpack.Ext | dict) for row in value):
         rows = [array_of(row, f"{path}[{i}]") for i, row in enumerate(value)]
         if len({(row.shape, row.dtype) for row in rows}) > 1:
-            raise _wrong("the rows are not all of one length and type", path)
+            raise _wrong("the rows differ in length or type", path)
         return np.stack(rows)
     try:
         if _types(value) <= {int, float} and (array := np.array(value)).dtype.kind in "fiu":
             return array
-    except (ValueError, OverflowError):  # numpy's word for rows of different lengths
+    except (ValueError, OverflowError):  # raised by numpy for rows of different lengths
         pass
-    raise _wrong("the rows are not all lists of numbers of one length", path)
+    raise _wrong("expected lists of numbers of equal length", path)
 
 
 def _types(value: list[Any]) -> set[type]:
-    """Of the leaves: numpy would read true as 1 and "3" as a string."""
+    """Return the types of all leaves. They are checked because numpy reads true as 1 and "3" as a string."""
     kinds = set(map(type, value))
     if list in kinds:
         return set().union(*(_types(row) for row in value if type(row) is list), kinds - {list})
@@ -62,27 +63,27 @@ def _types(value: list[Any]) -> set[type]:
 
 def _unpack(value: msgspec.msgpack.Ext, path: str) -> Any:
     if value.code != EXT_ARRAY:
-        raise _wrong(f"msgpack extension type {value.code} is not known; arrays are {EXT_ARRAY}", path)
+        raise _wrong(f"unknown msgpack extension type {value.code}; arrays have type {EXT_ARRAY}", path)
     try:
         inner = msgspec.msgpack.decode(value.data)
     except (msgspec.DecodeError, RecursionError):
         inner = None
     if not isinstance(inner, dict):
-        raise _wrong(f"the extension of type {EXT_ARRAY} does not hold an array map", path)
+        raise _wrong(f"the extension of type {EXT_ARRAY} does not contain an array map", path)
     return {key.encode() if isinstance(key, str) else key: part for key, part in inner.items()}
 
 
 def _from_map(value: dict[Any, Any], path: str) -> npt.NDArray[Any]:
     is_array = value.get(b"nd")
     if not isinstance(is_array, bool):
-        raise _wrong("the map is no array map: its binary key `nd` is not a boolean", path)
-    wanted = _ARRAY_KEYS if is_array else _SCALAR_KEYS
-    missing, unknown = wanted - value.keys(), value.keys() - wanted - {b"kind"}
+        raise _wrong("not an array map: its binary key `nd` is not a boolean", path)
+    expected = _ARRAY_KEYS if is_array else _SCALAR_KEYS
+    missing, unknown = expected - value.keys(), value.keys() - expected - {b"kind"}
     if missing or unknown:
         names = ", ".join(sorted(_key(key) for key in missing or unknown))
         raise _wrong(f"array map: {'missing' if missing else 'unknown'} keys {names}", path)
     if value.get(b"kind", b"") not in (b"", ""):
-        raise _wrong("array map: only plain arrays are read, `kind` must be empty", path)
+        raise _wrong("array map: only plain arrays are supported; `kind` must be empty", path)
     shape = _shape(value[b"shape"], path) if is_array else ()
     return _array(value[b"type"], shape, value[b"data"], path)
 
@@ -91,7 +92,7 @@ def _shape(shape: Any, path: str) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise _wrong("array map: `shape` is not a list of non-negative integers", path)
     if len(shape) > MAX_DIMS:
-        raise _wrong(f"array map: {len(shape)} dimensions; at most {MAX_DIMS}", path)
+        raise _wrong(f"array map: expected at most {MAX_DIMS} dimensions, got {len(shape)}", path)
     return tuple(shape)
 
 
@@ -100,11 +101,11 @@ def _array(code: Any, shape: tuple[int, ...], data: Any, path: str) -> npt.NDArr
         shown = repr(code)[:40]
         raise _wrong(f"array map: type {shown} is not one of {', '.join(sorted(DTYPES))}", path)
     if not isinstance(data, bytes):
-        raise _wrong(f"array map: `data` is {_name(data)}, not bytes", path)
+        raise _wrong(f"array map: expected bytes in `data`, got {_name(data)}", path)
     expected = math.prod(shape) * int(code[2:])
     if len(data) != expected:
         raise _wrong(
-            f"array map: {len(data)} bytes of data where {code} {list(shape)} takes {expected}", path
+            f"array map: expected {expected} bytes of data for {code} {list(shape)}, got {len(data)}", path
         )
     if code == "|b1" and data.translate(None, b"\x00\x01"):
         raise _wrong("array map: a boolean is neither 0 nor 1", path)

@@ -1,7 +1,7 @@
-"""One frozen configuration, layered once: defaults < file < environment < flags. An unknown key is an error.
+"""Configuration, layered once: defaults < file < environment < flags. An unknown key is an error.
 
-Flags, `SIE_*` variables, file keys and the documentation of all three come from the fields of `ServerConfig`. A field
-that holds a `Secret` has no flag: every user of a machine can read another's command lines.
+Flags, `SIE_*` variables, file keys and the documentation of all three come from the fields of `ServerConfig`. A
+`Secret` field has no flag, because every user of a machine can read its command lines.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import msgspec
 from msgspec import Meta, Struct
 
 DEFAULT_MODEL = "sie/mini-en"
-# variables of the clients, which may well be set in the same shell
+# variables of the clients, which may be set in the same shell
 CLIENT_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
 
 LISTS = {"model", "adapter", "source_roots", "cors_origins"}
 
 
 class ConfigError(Exception):
-    """A key, value or file the server cannot start with; the message is what the user sees."""
+    """A key, value or file with which the server cannot start. The user sees the message."""
 
 
 class Secret:
-    """A text that shows itself to nobody: not in a repr, not in a message, not in JSON."""
+    """A text that never appears in a repr, a message or JSON."""
 
     __slots__ = ("value",)
 
@@ -50,48 +50,47 @@ Port = Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 pic
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that can be set; each field is a `SIE_*` variable, a key of the file and, but for secrets, a flag."""
+    """All options. Each field is a `SIE_*` variable, a key of the file and, unless it is a secret, a flag."""
 
     host: Annotated[str, Meta(description="Address to listen on")] = "127.0.0.1"
     port: Port = 8080
     model: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Model to load at start: ID, or ID=DIRECTORY or ID=HUB_ID; may be given several times"
-        ),
+        Meta(description="Model to load at start: ID, ID=DIRECTORY or ID=HUB_ID; may be repeated"),
     ] = (DEFAULT_MODEL,)
     models_dir: Annotated[
         str | None,
-        Meta(description="Directory whose subdirectories with a config.json and *.yaml files become models"),
+        Meta(description="Directory of models: subdirectories with a config.json, and *.yaml files"),
     ] = None
     models_dir_poll_s: Annotated[
-        float, Meta(ge=0, description="How often models_dir is looked at for changes; 0: only at the start")
+        float,
+        Meta(ge=0, description="Seconds between scans of models_dir for changes; 0: scan only at start"),
     ] = 2.0
     adapter: Annotated[
         tuple[str, ...],
         Meta(
-            description="LoRA adapter that a model may be asked for: MODEL:NAME=DIRECTORY or MODEL:NAME=HUB_ID; "
-            "loaded on first use; may be given several times"
+            description="LoRA adapter of a model: MODEL:NAME=DIRECTORY or MODEL:NAME=HUB_ID; "
+            "loaded on first use; may be repeated"
         ),
     ] = ()
     max_adapters: Annotated[
-        int, Meta(ge=1, description="LoRA adapters kept per model; the least recently used gives way")
+        int, Meta(ge=1, description="LoRA adapters kept per model; the least recently used is evicted")
     ] = 16
     source_roots: Annotated[
         tuple[str, ...],
         Meta(
-            description="Directory from which admin callers may load, beside models_dir; may be given several times"
+            description="Directory from which admin callers may load, in addition to models_dir; may be repeated"
         ),
     ] = ()
-    device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="Where models run")] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="Device that runs the models")] = (
+        "auto"
+    )
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Meta(
-            description="Number format of the encoder; auto: bfloat16 where the hardware multiplies it fast"
-        ),
+        Meta(description="Number format of the encoder; auto: bfloat16 if the hardware multiplies it fast"),
     ] = "auto"
     offline: Annotated[
-        bool, Meta(description="Never ask the model hub; use directories and the hub's cache")
+        bool, Meta(description="Never contact the model hub; use only directories and the hub's cache")
     ] = False
     threads: Annotated[int, Meta(ge=0, description="CPU threads of the device thread; 0: one per core")] = 0
     tokenizer_threads: Annotated[int, Meta(ge=1, description="Threads that tokenise")] = 4
@@ -106,31 +105,39 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 0
     idle_unload_s: Annotated[
-        float, Meta(ge=0, description="Unload a model that nobody has asked for so long; 0: never")
+        float, Meta(ge=0, description="Unload a model after this many seconds without a request; 0: never")
     ] = 0
     document_cache_mb: Annotated[
         int,
         Meta(
             ge=0,
-            description="Memory for token vectors of documents that late-interaction models have read, in MiB; 0: none",
+            description="Memory for the document cache of late-interaction models, in MiB; 0: no cache",
         ),
     ] = 256
     max_queue_tokens: Annotated[
-        int, Meta(ge=1, description="Tokens that may wait before requests are answered with QUEUE_FULL")
+        int,
+        Meta(
+            ge=1,
+            description="Tokens that may wait in the queue; further requests are answered with QUEUE_FULL",
+        ),
     ] = 4_000_000
     max_chunks: Annotated[
-        int, Meta(ge=1, description="Windows a document is split into at most (options.long_document: chunk)")
+        int, Meta(ge=1, description="Maximum number of windows per document (options.long_document: chunk)")
     ] = 64
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MiB")] = 64
     load_wait_s: Annotated[
-        float, Meta(ge=0, description="How long a request waits for its model to load before MODEL_LOADING")
+        float,
+        Meta(
+            ge=0,
+            description="Seconds that a request waits for its model before it is answered with MODEL_LOADING",
+        ),
     ] = 20.0
-    drain_s: Annotated[float, Meta(ge=0, description="How long a shutdown waits for accepted requests")] = (
-        60.0
-    )
+    drain_s: Annotated[
+        float, Meta(ge=0, description="Seconds that a shutdown waits for accepted requests")
+    ] = 60.0
     api_keys: Annotated[
         Secret | None,
-        Meta(description="Who may call: NAME:SCOPES:KEY or just KEY, separated by commas (docs/security.md)"),
+        Meta(description="API keys: NAME:SCOPES:KEY or just KEY, separated by commas (docs/security.md)"),
     ] = None
     api_keys_file: Annotated[
         str | None, Meta(description="TOML file of API keys, in addition to `api_keys`")
@@ -138,19 +145,19 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     cors_origins: Annotated[
         tuple[str, ...],
         Meta(
-            description="Origin of web pages that may call, `https://example.com`, or `*`; may be given several times"
+            description="Origin of web pages that may call the server, `https://example.com` or `*`; may be repeated"
         ),
     ] = ()
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="Least severe message to log")
+        Literal["debug", "info", "warning", "error"], Meta(description="Lowest severity to log")
     ] = "info"
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: str | None) -> ServerConfig:
-    """Layer the sources; `flags` holds only what was given.
+    """Merge the sources into one configuration. `flags` contains only the flags on the command line.
 
     Raises:
-        ConfigError: unknown key, wrong type or unreadable file; one line that names it.
+        ConfigError: unknown key, wrong type or unreadable file, named in a one-line message.
     """
     layers = {"file": _read_file(file), "environment": _read_environment(environment), "flag": dict(flags)}
     merged: dict[str, Any] = {}
@@ -170,7 +177,7 @@ def _convert(layer: dict[str, Any], *, strict: bool) -> ServerConfig:
 
 
 def _check_layer(layer: dict[str, Any], source: str, file: str | None) -> None:
-    """Check a layer by itself, so that the message can say where the wrong value stands."""
+    """Check one layer, so that the message can name the source of a wrong value."""
     where = f"{file}: " if source == "file" else "environment: " if source == "environment" else ""
     for key in layer:
         if key not in ServerConfig.__struct_fields__:
@@ -192,7 +199,7 @@ def _spell(key: str, source: str) -> str:
 
 
 def suggest(wrong: str, known: tuple[str, ...] | list[str]) -> str:
-    """`; did you mean …?`, or nothing."""
+    """Return `; did you mean …?` with similar names, or an empty string."""
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(wrong.lower(), list(lower), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(lower[c]) for c in close)}?" if close else ""

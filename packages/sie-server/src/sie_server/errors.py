@@ -1,4 +1,4 @@
-"""Every error a caller can meet, each with its HTTP status, its code and whether trying again helps.
+"""All errors of the HTTP API: status, code and details. docs/http-api.md#errors says when each occurs.
 
     SIEError
     ├── InvalidInput 400            ├── ModelLoadFailed 502
@@ -10,7 +10,7 @@
     ├── ModelNotFound 404           ├── ClientGone 499
     └── AdapterNotFound 404
 
-One handler (`api.app`) turns them into bodies; anything else becomes a 500 without its internals.
+`api.app.on_error` writes the response. Any other exception becomes a 500 that exposes no internals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar
 
 
 class SIEError(Exception):
-    """Base of all errors with a defined answer; `details` are extra keys of the error body."""
+    """Base class of all errors that have a status and a code. `details` are extra keys of the error body."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "INTERNAL_ERROR"
@@ -32,91 +32,91 @@ class SIEError(Exception):
 
 
 class InvalidInput(SIEError):
-    """The body or an option is wrong; the message carries the path of the field, `$.items[3].text`."""
+    """The body or an option is invalid. The message contains the path of the field, `$.items[3].text`."""
 
     status, code = 400, "INVALID_INPUT"
 
 
 class InputTooLong(SIEError):
-    """The body is larger than the server takes."""
+    """The body is larger than `max_body_mb`."""
 
     status, code = 413, "INPUT_TOO_LONG"
 
 
 class Unauthorized(SIEError):
-    """No API key, or one that is not known here."""
+    """The API key is missing or unknown."""
 
     status, code = 401, "UNAUTHORIZED"
     headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class Forbidden(SIEError):
-    """The key lacks a scope, or an admin route was asked from elsewhere without keys."""
+    """The API key lacks a scope, or an admin request came from another machine and no keys are configured."""
 
     status, code = 403, "FORBIDDEN"
 
 
 class NotFound(SIEError):
-    """No such route."""
+    """The route does not exist."""
 
     status, code = 404, "NOT_FOUND"
 
 
 class MethodNotAllowed(SIEError):
-    """The route exists, under another HTTP method."""
+    """The route does not accept this HTTP method."""
 
     status, code = 405, "METHOD_NOT_ALLOWED"
 
 
 class ModelNotFound(SIEError):
-    """The id is neither configured nor in the catalog."""
+    """The model id is neither configured nor in the catalog."""
 
     status, code = 404, "MODEL_NOT_FOUND"
 
 
 class Conflict(SIEError):
-    """The model is being loaded, swapped or unloaded already, or is loaded from somewhere else."""
+    """Another load, swap or unload of the model is running, or the model is loaded from another source."""
 
     status, code = 409, "CONFLICT"
 
 
 class AdapterNotFound(SIEError):
-    """The model has no LoRA adapter of that name; the base model's scores are never given instead."""
+    """The model has no LoRA adapter of that name. The base model never answers in its place."""
 
     status, code = 404, "ADAPTER_NOT_FOUND"
 
 
 class ClientGone(SIEError):
-    """The caller hung up; nobody reads this answer."""
+    """The client disconnected, so the response is not read; the code appears in metrics only."""
 
     status, code = 499, "CLIENT_CLOSED_REQUEST"
 
 
 class InferenceError(SIEError):
-    """The model failed, or gave a score that is not a finite number."""
+    """The forward pass failed or returned a number that is not finite."""
 
     status, code = 500, "INFERENCE_ERROR"
 
 
 class ModelLoadFailed(SIEError):
-    """The checkpoint cannot be fetched or is not one we can serve; says what to do."""
+    """The checkpoint cannot be fetched or is not supported. The message contains the next step."""
 
     status, code = 502, "MODEL_LOAD_FAILED"
 
 
 class ModelLoading(SIEError):
-    """The model is on its way; longer than the request may be held."""
+    """The model or adapter is still loading after `load_wait_s`."""
 
     status, code = 503, "MODEL_LOADING"
 
 
 class QueueFull(SIEError):
-    """More tokens are waiting than the server admits, or it is shutting down."""
+    """More than `max_queue_tokens` would wait, or the server is shutting down."""
 
     status, code = 503, "QUEUE_FULL"
 
 
 class ResourceExhausted(SIEError):
-    """The device ran out of memory, or models that are in use leave none for another."""
+    """The device is out of memory, or models in use occupy the memory budget."""
 
     status, code = 503, "RESOURCE_EXHAUSTED"

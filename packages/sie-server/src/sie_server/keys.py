@@ -1,13 +1,13 @@
-"""API keys: who may call, and what for. They come from `api_keys` and from the file `api_keys_file` names.
+"""API keys and their scopes, read from `api_keys` and from the file `api_keys_file`.
 
-    SIE_API_KEYS="search:infer:KEY,ops:admin:KEY"     or just KEY, which may infer
+    SIE_API_KEYS="search:infer:KEY,ops:admin:KEY"     or only KEY, with the scope infer
 
     [[key]]
     name = "ops"
     key_sha256 = "…"     # or: key = "…"
     scopes = ["admin"]   # default: ["infer"]
 
-Only digests are kept. No message shows a key, or anything that may be one by mistake: keys are named by their place.
+Only digests are kept. Messages refer to a key by its position and never quote a value, which may be a misplaced key.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from msgspec import Struct
 from sie_server.config import ConfigError, ServerConfig
 
 Scope = Literal["infer", "admin"]
-KEY = re.compile(r"[\x21-\x7e]{16,}")  # visible ASCII: what a header can carry
+KEY = re.compile(r"[\x21-\x7e]{16,}")  # visible ASCII, which fits into a header
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One key; `name` may be logged."""
+    """An API key. Its `name` may appear in logs."""
 
     name: str
     digest: bytes = field(repr=False)  # SHA-256
     scopes: frozenset[Scope]
 
     def may(self, scope: Scope) -> bool:
-        """The scope `admin` includes everything."""
+        """Return whether the key has the scope. `admin` includes all scopes."""
         return scope in self.scopes or "admin" in self.scopes
 
 
 class KeyEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A `[[key]]` of the file."""
+    """A `[[key]]` table of the file."""
 
     name: str
     key: str | None = None
@@ -54,16 +54,16 @@ class KeyEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file."""
+    """The file `api_keys_file`."""
 
     key: list[KeyEntry] = []
 
 
 def read_keys(config: ServerConfig) -> tuple[ApiKey, ...]:
-    """All keys of a configuration; none when neither source is given.
+    """Return all keys of a configuration; none if neither source is configured.
 
     Raises:
-        ConfigError: a malformed, weak or repeated key, or a source that is given and holds none.
+        ConfigError: a key is malformed, too short or repeated, or a configured source contains none.
     """
     keys: list[ApiKey] = []
     if config.api_keys is not None:
@@ -77,7 +77,7 @@ def read_keys(config: ServerConfig) -> tuple[ApiKey, ...]:
 
 
 def find_key(keys: tuple[ApiKey, ...], sent: bytes) -> ApiKey | None:
-    """The key that was sent. The time it takes does not depend on which key, or how much of one, is right."""
+    """Return the key that was sent, in a time that does not depend on which key or prefix matches."""
     digest, found = hashlib.sha256(sent).digest(), None
     for key in keys:
         if hmac.compare_digest(key.digest, digest):
@@ -94,21 +94,23 @@ def _of_text(text: str) -> list[KeyEntry]:
             case [name, scopes, key]:
                 entries.append(KeyEntry(name, key, scopes=tuple(scopes.split("+"))))
             case _:
-                raise ConfigError(f"api_keys: key {i} is neither KEY nor NAME:SCOPES:KEY, like ops:admin:KEY")
+                raise ConfigError(
+                    f"api_keys: key {i}: expected KEY or NAME:SCOPES:KEY, such as ops:admin:KEY"
+                )
     return entries
 
 
 def _of_file(file: str) -> list[KeyEntry]:
     try:
         entries = msgspec.convert(tomllib.loads(Path(file).read_text(encoding="utf-8")), KeyFile).key
-    except msgspec.ValidationError:  # it would show an unknown name, which may be a key
+    except msgspec.ValidationError:  # its message quotes an unknown field name, which may be a key
         raise ConfigError(
-            f"{file}: it holds [[key]] tables with name, scopes (a list) and key or key_sha256, nothing else"
+            f"{file}: expected only [[key]] tables with name, scopes (a list) and key or key_sha256"
         ) from None
-    except (OSError, ValueError) as error:  # tomllib names lines and columns, not values
+    except (OSError, ValueError) as error:  # messages of tomllib contain positions, not values
         raise ConfigError(f"cannot read the API keys in {file}: {error}") from None
     if not entries:
-        raise ConfigError(f"{file} holds no API keys; it needs a [[key]] with name, key and scopes")
+        raise ConfigError(f"{file} contains no API keys; add a [[key]] with name, key and scopes")
     return entries
 
 
@@ -118,16 +120,18 @@ def _checked(entries: list[KeyEntry], source: str) -> list[ApiKey]:
 
 def _check(entry: KeyEntry, where: str) -> ApiKey:
     if not NAME.fullmatch(entry.name):
-        raise ConfigError(f"{where}: a name has 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+        raise ConfigError(f"{where}: the name must have 1 to 64 of the characters A-Z a-z 0-9 . _ -")
     scopes = frozenset(scope for scope in get_args(Scope) if scope in entry.scopes)
     if not scopes or len(scopes) < len(set(entry.scopes)):
-        raise ConfigError(f"{where}: scopes are {' and '.join(get_args(Scope))}, at least one of them")
+        raise ConfigError(
+            f"{where}: expected at least one of the scopes {' and '.join(get_args(Scope))}, and no other"
+        )
     if (entry.key is None) == (entry.key_sha256 is None):
-        raise ConfigError(f"{where}: give either key or key_sha256")
+        raise ConfigError(f"{where}: set either key or key_sha256")
     if entry.key is not None:
         if not KEY.fullmatch(entry.key):
             raise ConfigError(
-                f"{where}: a key has at least 16 characters, visible ASCII only; `openssl rand -hex 32` makes one"
+                f"{where}: a key must have at least 16 visible ASCII characters; `openssl rand -hex 32` generates one"
             )
         return ApiKey(entry.name, hashlib.sha256(entry.key.encode()).digest(), scopes)
     digest = (entry.key_sha256 or "").lower()

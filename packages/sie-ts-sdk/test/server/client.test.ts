@@ -100,10 +100,10 @@ test("errors arrive as their classes", async () => {
   await rejects(client.score("BAAI/bge-reranker-v2-m4", QUERY, ITEMS), sie.ModelNotFoundError, /did you mean 'BAAI/);
   await rejects(client.getModel("nobody/nothing"), sie.ModelNotFoundError, /nobody/);
   await rejects(client.score(RERANKER, QUERY, [{ id: "no text" }]), sie.RequestError, /\$\.items\[0\]\.text/);
-  await rejects(client.score(COLBERT, QUERY, [{ multivector: [Float32Array.of(1), Float32Array.of(1, 2)] }]), sie.RequestError, /not all of one length/);
+  await rejects(client.score(COLBERT, QUERY, [{ multivector: [Float32Array.of(1), Float32Array.of(1, 2)] }]), sie.RequestError, /differ in length or type/);
   await rejects(client.score("BAAI/bge-reranker-base", QUERY, ITEMS), sie.ModelLoadFailedError, /local directory/);
   const wrongKey = new sie.SIEClient(undefined, { apiKey: "not-the-key-at-all" });
-  await rejects(wrongKey.listModels(), sie.AuthError, /not known/);
+  await rejects(wrongKey.listModels(), sie.AuthError, /does not know the API key/);
   await rejects(client.score(RERANKER, QUERY, ITEMS, { signal: AbortSignal.abort(new sie.SIEError("mine")) }), sie.SIEError, /mine/);
   assert.deepEqual(said, []); // client and server have the same version
 });

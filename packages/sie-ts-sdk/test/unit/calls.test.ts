@@ -1,4 +1,4 @@
-/** Requests, errors before sending, and answers that violate the contract. */
+/** What is sent, what is refused before sending, and responses that do not follow docs/http-api.md. */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -13,7 +13,7 @@ const ITEMS = [{ id: "a", text: "x" }];
 const any = (value: unknown) => value as never;
 const answer = (body: Uint8Array): Reply => ({ kind: "reply", status: 200, headers: new Map([["x-sie-request-id", "r"]]), body });
 
-test("a score request has the keys of the contract", () => {
+test("a score request has the keys of docs/http-api.md", () => {
   const options = { topN: 2, returnDocuments: true, lora: "a" };
   const { request } = calls.score("org/na me:ad", { text: "q" }, ITEMS, { instruction: "find", options });
   assert.equal(request.path, "/v1/score/org/na%20me:ad");
@@ -21,7 +21,7 @@ test("a score request has the keys of the contract", () => {
   assert.deepEqual(decode(request.body as Uint8Array), sent);
 });
 
-test("an encode request has the keys of the contract", () => {
+test("an encode request has the keys of docs/http-api.md", () => {
   const { request } = calls.encode("m", ITEMS[0] as Item, { outputTypes: ["dense"], outputDtype: "int8", isQuery: true });
   const params = { output_types: ["dense"], output_dtype: "int8", is_query: true };
   assert.deepEqual(decode(request.body as Uint8Array), { items: ITEMS, params });
@@ -52,7 +52,7 @@ test("invalid settings are rejected by the constructor", () => {
   assert.throws(() => new SIEClient("http://x", any({ timeoutMs: 5 })), /unknown option "timeoutMs"; known: apiKey/);
 });
 
-test("an answer that violates the contract is a ProtocolError that names the missing part", () => {
+test("a malformed response is a ProtocolError that names what is missing", () => {
   const entry = { item_id: "a", score: 1, rank: 0 };
   const { read } = calls.score("m", { text: "q" }, ITEMS);
   assert.deepEqual(read(answer(pack({ model: "m", query_id: null, scores: [entry], later_key: [{ a_b: 1 }] }))), {

@@ -14,7 +14,7 @@ function reply(status: number, body: string, headers: Record<string, string> = {
   return { kind: "reply", status, headers: all, body: new TextEncoder().encode(body) };
 }
 
-/** An error answer as in section 8 of the contract. */
+/** An error response (docs/http-api.md#errors). */
 function refusal(status: number, code?: string, retryAfter?: string, more: object = {}): Reply {
   const error = { code, message: `about ${code}`, ...more };
   const body = JSON.stringify({ detail: error, error, code });

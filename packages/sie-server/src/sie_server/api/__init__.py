@@ -1,1 +1,1 @@
-"""HTTP: bytes → wire types → `serving.Service` → wire types → bytes."""
+"""HTTP layer: decodes requests to wire types, calls `serving.Service` and encodes its results."""

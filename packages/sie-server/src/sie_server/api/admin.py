@@ -1,8 +1,8 @@
-"""The admin routes: load, unload and swap models and adapters while the server runs. `api.edge.gate` decides who may ask.
+"""The admin routes: load, swap and unload models and adapters at run time. `api.edge.gate` authorises the caller.
 
-Bodies are JSON and say so: a web page of another origin cannot send that content type without being asked about it
-first. A field that is not known is an error, because an admin must not be misheard. What was begun goes on when the
-caller hangs up.
+Bodies must have the content type application/json, which a web page of another origin cannot send without a CORS
+preflight. Unknown fields are errors, so that a misspelled field never changes what a request does. An operation
+continues when the client disconnects.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ Body = TypeVar("Body")
 
 async def load(request: Request) -> Response:
     """POST /v1/admin/load"""
-    asked = await _asked(request, AdminLoadRequest)
-    work = service_of(request).load(asked.model, asked.source, asked.revision, asked.pin)
+    body = await _read(request, AdminLoadRequest)
+    work = service_of(request).admin.load(body.model, body.source, body.revision, body.pin)
     return await _answer(work)
 
 
 async def unload(request: Request) -> Response:
     """POST /v1/admin/unload"""
-    asked = await _asked(request, AdminUnloadRequest)
-    return await _answer(service_of(request).unload(asked.model))
+    body = await _read(request, AdminUnloadRequest)
+    return await _answer(service_of(request).admin.unload(body.model))
 
 
 async def swap(request: Request) -> Response:
     """POST /v1/admin/swap"""
-    asked = await _asked(request, AdminSwapRequest)
-    return await _answer(service_of(request).swap(asked.model, asked.source, asked.revision))
+    body = await _read(request, AdminSwapRequest)
+    return await _answer(service_of(request).admin.swap(body.model, body.source, body.revision))
 
 
 async def load_adapter(request: Request) -> Response:
     """POST /v1/admin/adapters/load"""
-    asked = await _asked(request, AdapterLoadRequest)
-    return await _answer(service_of(request).load_adapter(asked.model, asked.adapter, asked.source))
+    body = await _read(request, AdapterLoadRequest)
+    return await _answer(service_of(request).admin.load_adapter(body.model, body.adapter, body.source))
 
 
 async def unload_adapter(request: Request) -> Response:
     """POST /v1/admin/adapters/unload"""
-    asked = await _asked(request, AdapterUnloadRequest)
-    return await _answer(service_of(request).unload_adapter(asked.model, asked.adapter))
+    body = await _read(request, AdapterUnloadRequest)
+    return await _answer(service_of(request).admin.unload_adapter(body.model, body.adapter))
 
 
 ACTIONS = {
@@ -75,15 +75,15 @@ ACTIONS = {
 ROUTES = [Route(ADMIN + path, action, methods=["POST"]) for path, action in ACTIONS.items()]
 
 
-async def _asked(request: Request, kind: type[Body]) -> Body:
+async def _read(request: Request, kind: type[Body]) -> Body:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != codec.JSON:
-        raise InvalidInput(f"admin requests are JSON: send the header Content-Type: {codec.JSON}")
-    body = await read_body(request, service_of(request).config.max_body_mb * 2**20)
-    asked = codec.decode(body, codec.JSON, kind)
+        raise InvalidInput(f"admin routes accept only JSON; send the header Content-Type: {codec.JSON}")
+    content = await read_body(request, service_of(request).config.max_body_mb * 2**20)
+    body = codec.decode(content, codec.JSON, kind)
     client = request.client.host if request.client else "an unknown address"
-    log.info("%s asked %s: %r", request.state.caller or client, request.url.path, asked)
-    return asked
+    log.info("%s requested %s: %r", request.state.caller or client, request.url.path, body)
+    return body
 
 
 async def _answer(work: Coroutine[Any, Any, AdminAnswer]) -> Response:

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, lifespan, request ids, and the one handler that turns errors into bodies."""
+"""The ASGI application: routes, lifespan, request ids and the error handler."""
 
 from __future__ import annotations
 
@@ -33,24 +33,27 @@ from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
-OnStartFailure = Callable[[SIEError], None]
-SHUTTING_DOWN = QueueFull("the server is shutting down; another one will answer", retry_after_s=1)
-COUNTED = ("score", "encode", "inspect", "embeddings")  # routes with metrics
+OnFatal = Callable[[SIEError], None]
+SHUTTING_DOWN = QueueFull("the server is shutting down; try again", retry_after_s=1)
+COUNTED = ("score", "encode", "inspect", "embeddings")  # routes in the metrics, in addition to the dialects
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
 
-def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = None) -> Starlette:
-    """The server as an ASGI app. `on_start_failure` is told when a model named at start cannot be loaded.
+def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlette:
+    """Create the ASGI app.
+
+    `on_fatal` is called when a model named at start cannot be loaded, or when the device thread fails. The server
+    cannot serve after that.
 
     Raises:
-        ConfigError: API keys or origins that cannot be used.
+        ConfigError: API keys or origins are invalid.
     """
     check_origins(config.cors_origins)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.service = service = Service(config)
-        preload = asyncio.create_task(_preload(app, service, on_start_failure))
+        app.state.service = service = Service(config, on_fatal)
+        preload = asyncio.create_task(_preload(app, service, on_fatal))
         yield
         preload.cancel()
         await service.close()
@@ -76,33 +79,35 @@ def create_app(config: ServerConfig, on_start_failure: OnStartFailure | None = N
         exception_handlers={SIEError: on_error, HTTPException: on_error},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # an unknown route is a 404 with an error body
-    app.state.ready = app.state.draining = False
+    app.router.redirect_slashes = False  # an unknown route must be a 404 with an error body
+    app.state.ready = False
+    app.state.draining = False
     app.add_middleware(RequestFrame, state=app.state, gate=Gate(read_keys(config)))
     if config.cors_origins:
         app.add_middleware(Cors, origins=config.cors_origins)
     return app
 
 
-async def _preload(app: Starlette, service: Service, on_failure: OnStartFailure | None) -> None:
+async def _preload(app: Starlette, service: Service, on_fatal: OnFatal | None) -> None:
     try:
         await service.operations.preload()
         app.state.ready = True
     except SIEError as error:
-        if on_failure:
-            on_failure(error)
+        if on_fatal:
+            on_fatal(error)
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    """Any exception → the error body of the wire contract, or the dialect's; internals never leak."""
+    """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
     known = _as_known(request, error)
-    headers = {"X-SIE-Error-Code": known.code, **(getattr(error, "headers", None) or {})}  # Allow, for a 405
+    headers = {"X-SIE-Error-Code": known.code}
+    headers |= getattr(error, "headers", None) or {}  # Allow of a 405, WWW-Authenticate of a 401
     if known.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
     detail = {"code": known.code, "message": known.message, **known.details}
     dialect = getattr(request.state, "dialect", None) or dialects.owner_of(request.url.path)
     own = {"detail": detail, "error": detail, "code": known.code}
-    body = msgspec.json.encode(dialect.complain(known) if dialect else own)
+    body = msgspec.json.encode(dialect.write_error(known) if dialect else own)
     return Response(body, known.status, headers, media_type=JSON)
 
 
@@ -114,18 +119,18 @@ def _as_known(request: Request, error: Exception) -> SIEError:
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}")
     log.error("unexpected error", exc_info=error)
-    return SIEError("internal error; the server's log has the details")
+    return SIEError("internal error; see the server's log")
 
 
 def _route(path: str) -> str | None:
-    """The name a path is counted under; None for what is not counted."""
+    """Return the `route` label of a path in the metrics; None if the path is not counted."""
     if path in dialects.PATHS:
         return path.removeprefix("/")
     return next((name for name in COUNTED if f"{path}/".startswith(f"/v1/{name}/")), None)
 
 
 class RequestFrame:
-    """Around every request: who may ask, an id, version headers, metrics, and a refusal while shutting down."""
+    """Middleware around every request: authorisation, request id, version header, metrics, and 503 during shutdown."""
 
     def __init__(self, app: ASGIApp, state: object, gate: Gate) -> None:
         self._app, self._state, self._gate = app, state, gate
@@ -136,8 +141,8 @@ class RequestFrame:
             return
         request = Request(scope)
         timing = request.state.timing = RequestTiming()
-        asked_id = request.headers.get("x-sie-request-id", "")
-        request_id = asked_id if REQUEST_ID.match(asked_id) else uuid.uuid4().hex
+        sent_id = request.headers.get("x-sie-request-id", "")
+        request_id = sent_id if REQUEST_ID.match(sent_id) else uuid.uuid4().hex
         request.state.request_id = request_id
         status, started = 500, False
 
@@ -155,9 +160,9 @@ class RequestFrame:
         try:
             await self._refuse_or_run(scope, receive, send_framed)
         except (Exception, asyncio.CancelledError) as error:
-            over = isinstance(error, asyncio.CancelledError)  # a shutdown has waited long enough
+            over = isinstance(error, asyncio.CancelledError)  # a shutdown has waited for `drain_s`
             if started or (over and not self._state.draining):  # type: ignore[attr-defined]
-                raise  # too late for an error body; the connection breaks off
+                raise  # the response has started, so the connection is closed instead
             answer = await on_error(request, SHUTTING_DOWN if over else error)  # type: ignore[arg-type]
             await answer(scope, receive, send_framed)
         finally:
@@ -169,7 +174,7 @@ class RequestFrame:
         if self._state.draining and scope["method"] == "POST":  # type: ignore[attr-defined]
             await (await on_error(Request(scope), SHUTTING_DOWN))(scope, receive, send)
         else:
-            Request(scope).state.caller = self._gate.admit(scope)  # before any of the body is read
+            Request(scope).state.caller = self._gate.admit(scope)  # before the body is read
             await self._app(scope, receive, send)
 
     def _count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
@@ -179,7 +184,7 @@ class RequestFrame:
             return
         in_body = getattr(Request(scope).state, "model", None)  # embeddings and dialects
         model, _ = service.registry.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
-        # labels only for known ids: a caller must not be able to grow the metrics
+        # only known ids become labels, so that callers cannot grow the metrics
         service.metrics.done(route, model if model in service.registry else "unknown", status, timing)
         if status == ClientGone.status:
             service.metrics.cancelled.inc()

@@ -1,4 +1,4 @@
-"""Media types and bytes ↔ wire types. Requests and answers may be msgpack or JSON, independently."""
+"""Encode and decode bodies as MessagePack or JSON. See docs/http-api.md#content-negotiation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Body = TypeVar("Body")
 
 
 def request_media(content_type: str | None) -> str:
-    """msgpack when the header says so; anything else, or none, is read as JSON."""
+    """Return the media type to decode a body as: MessagePack if the header names it, else JSON."""
     return MSGPACK if any(name in (content_type or "").lower() for name in MSGPACK_TYPES) else JSON
 
 
 def response_media(accept: str | None) -> str:
-    """msgpack unless the caller prefers JSON: names it, with a higher q-value than msgpack if it names both."""
-    wanted = _qualities(accept or "*/*")
-    msgpack = max((wanted[name] for name in MSGPACK_TYPES if name in wanted), default=None)
-    json = wanted.get(JSON)
+    """Return the media type of the response: JSON if `accept` names and prefers it, else MessagePack."""
+    qualities = _qualities(accept or "*/*")
+    msgpack = max((qualities[name] for name in MSGPACK_TYPES if name in qualities), default=None)
+    json = qualities.get(JSON)
     return JSON if json and (msgpack is None or json > msgpack) else MSGPACK
 
 
@@ -41,10 +41,11 @@ def _qualities(accept: str) -> dict[str, float]:
 
 
 def decode(body: bytes, media: str, kind: type[Body]) -> Body:
-    """Read a request body.
+    """Decode a request body.
 
     Raises:
-        InvalidInput: malformed, wrongly typed (with the path of the field), not UTF-8, or nested too deeply.
+        InvalidInput: the body is malformed, has a wrong type (with the path of the field), is not UTF-8 or is nested
+            too deeply.
     """
     name = "msgpack" if media == MSGPACK else "JSON"
     try:
@@ -54,16 +55,16 @@ def decode(body: bytes, media: str, kind: type[Body]) -> Body:
     except msgspec.ValidationError as error:
         raise InvalidInput(str(error)) from None
     except msgspec.DecodeError as error:
-        hint = "" if media == MSGPACK else "; msgpack needs the header Content-Type: application/msgpack"
+        hint = "" if media == MSGPACK else "; send msgpack with the header Content-Type: application/msgpack"
         raise InvalidInput(f"the body is not valid {name}: {error}{hint}") from None
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"the body holds a string that is not valid UTF-8: {error.reason}") from None
+        raise InvalidInput(f"the body contains a string that is not valid UTF-8: {error.reason}") from None
     except RecursionError:
         raise InvalidInput("the body is nested too deeply") from None
 
 
 def encode(value: Any, media: str) -> bytes:
-    """Write an answer; arrays become msgpack maps (wire contract, section 4) or JSON lists."""
+    """Encode a response. Arrays become array maps in MessagePack and lists in JSON (docs/http-api.md#arrays)."""
     if media == MSGPACK:
         return msgspec.msgpack.encode(value, enc_hook=_array_to_map)
     return msgspec.json.encode(value, enc_hook=_array_to_list)
@@ -79,7 +80,7 @@ def _array_to_map(value: Any) -> Any:
             b"shape": array.shape,
             b"data": array.tobytes(),
         }
-    raise TypeError(f"{type(value).__name__} cannot be sent")
+    raise TypeError(f"cannot encode {type(value).__name__}")
 
 
 def _array_to_list(value: Any) -> Any:
@@ -87,4 +88,4 @@ def _array_to_list(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    raise TypeError(f"{type(value).__name__} cannot be sent")
+    raise TypeError(f"cannot encode {type(value).__name__}")

@@ -1,7 +1,7 @@
-"""`POST /v1/embeddings` in OpenAI's shape: the body ↔ an encode request for dense vectors.
+"""`POST /v1/embeddings`: OpenAI's embeddings API on top of an encode request for dense vectors.
 
-Reference: https://platform.openai.com/docs/api-reference/embeddings. Vectors are float32; `base64` is their
-little-endian bytes, which is what the official Python client asks for and decodes.
+Reference: https://platform.openai.com/docs/api-reference/embeddings. Vectors are float32. `base64` encodes their
+little-endian bytes; the official Python client requests and decodes that format.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from sie_server.wire import DenseVector, EncodeParams, EncodeRequest, EncodeResp
 
 
 class EmbeddingsRequest(Struct, frozen=True):
-    """`user` and keys that are not listed are ignored, as OpenAI ignores what it does not know."""
+    """Body of `POST /v1/embeddings`. `user` and unknown keys are ignored, as OpenAI does."""
 
     model: str
-    input: Annotated[Any, Meta(description="A text, or a list of texts")]
+    input: Annotated[Any, Meta(description="A string or a list of strings")]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     user: str | None = None
 
 
 class Embedding(Struct, frozen=True):
-    """One input's vector: a list of numbers, or base64."""
+    """The vector of one text: a list of numbers or a base64 string."""
 
     embedding: Any
     index: int
@@ -35,14 +35,14 @@ class Embedding(Struct, frozen=True):
 
 
 class EmbeddingsUsage(Struct, frozen=True):
-    """Tokens put through the model."""
+    """Number of tokens of all texts."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsResponse(Struct, frozen=True):
-    """OpenAI's list object."""
+    """OpenAI's list of vectors, in input order."""
 
     data: list[Embedding]
     model: str
@@ -51,38 +51,38 @@ class EmbeddingsResponse(Struct, frozen=True):
 
 
 def to_encode(body: EmbeddingsRequest) -> EncodeRequest:
-    """The same request in our own words.
+    """Convert to an encode request.
 
     Raises:
-        InvalidInput: no texts, or token ids instead of texts.
+        InvalidInput: the input has no texts, or token ids instead of texts.
     """
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not isinstance(texts, list) or not texts:
-        raise InvalidInput("input must be a text or a list with at least one text - at `$.input`")
+        raise InvalidInput("expected a string or a list with at least one string - at `$.input`")
     for i, text in enumerate(texts):
         if isinstance(text, int | list):
             raise InvalidInput(
-                "token ids are not taken, because they belong to one tokenizer; send text "
+                "token ids are not supported because they belong to one tokenizer; send text "
                 f"(LangChain: check_embedding_ctx_length=False) - at `$.input[{i}]`"
             )
         if not isinstance(text, str):
-            raise InvalidInput(f"input must hold texts, not {type(text).__name__} - at `$.input[{i}]`")
+            raise InvalidInput(f"expected a string, got {type(text).__name__} - at `$.input[{i}]`")
     options = None if body.dimensions is None else {"dimensions": body.dimensions}
     return EncodeRequest([Item(text=text) for text in texts], EncodeParams(["dense"], options=options))
 
 
 def from_encode(body: EmbeddingsRequest, answer: EncodeResponse) -> EmbeddingsResponse:
-    """Vectors in input order."""
+    """Convert from an encode response."""
     data = []
     for i, item in enumerate(answer.items):
-        assert item.dense is not UNSET  # nothing else was asked for
+        assert item.dense is not UNSET  # the only requested output
         data.append(Embedding(_written(item.dense, body.encoding_format), i))
     tokens = answer.usage.input_tokens
     return EmbeddingsResponse(data, body.model, EmbeddingsUsage(tokens, tokens))
 
 
-def in_these_words(error: InvalidInput) -> InvalidInput:
-    """The same complaint with the paths of this body."""
+def in_openai_terms(error: InvalidInput) -> InvalidInput:
+    """Return the error with field paths of the embeddings body."""
     paths = {
         "$.params.options.dimensions": "$.dimensions",
         "$.items[": "$.input[",

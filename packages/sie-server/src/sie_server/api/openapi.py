@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the structs that decode the requests, and a page that renders it offline."""
+"""The OpenAPI document, generated from the wire structs, and a page that renders it without network access."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REF = "#/components/schemas/{name}"
 
 
 def document() -> dict[str, Any]:
-    """OpenAPI 3.1."""
+    """Return the OpenAPI 3.1 document."""
     kinds = [
         wire.ScoreRequest,
         wire.ScoreResponse,
@@ -39,30 +39,34 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "SIE", "version": __version__, "description": "Reranking and encoding over HTTP."},
         "paths": {
-            "/v1/score/{model}": {"post": _posted("Rank candidates by relevance to a query", "Score")},
-            "/v1/encode/{model}": {"post": _posted("Turn texts into vectors", "Encode")},
+            "/v1/score/{model}": {"post": _posted("Rank documents by relevance to a query", "Score")},
+            "/v1/encode/{model}": {"post": _posted("Encode texts as vectors", "Encode")},
             "/v1/inspect/{model}": {
-                "post": _posted("Show what a score request would read", "Score", "InspectResponse")
+                "post": _posted("Show the token sequences of a score request", "Score", "InspectResponse")
             },
             "/v1/embeddings": {
-                "post": _posted("Turn texts into vectors, in OpenAI's shape", "Embeddings", own=False)
+                "post": _posted("Encode texts as vectors, in OpenAI's format", "Embeddings", own=False)
             },
-            **{path: {"post": _spoken(path)} for path in dialects.RERANK},
-            **{path: {"post": _spoken(path, "Vectors")} for path in dialects.EMBED},
-            **{path: {"get": _free("The first model, as TEI tells of itself")} for path in dialects.INFO},
-            "/v1/admin/load": {"post": _administered("Load a model now", "AdminLoad")},
-            "/v1/admin/unload": {"post": _administered("Free a model's memory", "AdminUnload")},
-            "/v1/admin/swap": {"post": _administered("Replace a model's weights as it serves", "AdminSwap")},
-            "/v1/admin/adapters/load": {"post": _administered("Load a LoRA adapter", "AdapterLoad")},
-            "/v1/admin/adapters/unload": {"post": _administered("Free a LoRA adapter", "AdapterUnload")},
-            "/v1/models": {"get": _got("All models the server knows", "ModelList")},
-            "/v1/models/{model}": {"get": _got("One model", "ModelInfo", with_model=True)},
+            **{path: {"post": _dialect(path)} for path in dialects.RERANK},
+            **{path: {"post": _dialect(path, "Vectors")} for path in dialects.EMBED},
+            **{
+                path: {"get": _foreign("Information on the first model, in TEI's format")}
+                for path in dialects.INFO
+            },
+            "/v1/admin/load": {"post": _admin("Load a model now", "AdminLoad")},
+            "/v1/admin/unload": {"post": _admin("Unload a model", "AdminUnload")},
+            "/v1/admin/swap": {"post": _admin("Replace a model's weights while it serves", "AdminSwap")},
+            "/v1/admin/adapters/load": {"post": _admin("Load a LoRA adapter", "AdapterLoad")},
+            "/v1/admin/adapters/unload": {"post": _admin("Unload a LoRA adapter", "AdapterUnload")},
+            "/v1/models": {"get": _got("List all models", "ModelList")},
+            "/v1/models/{model}": {"get": _got("Get one model", "ModelInfo", with_model=True)},
         },
         "components": {
             "schemas": components,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{}, {"key": []}],  # without keys in the configuration, none is needed
+        # a key is optional because a server without configured keys needs none
+        "security": [{}, {"key": []}],
     }
 
 
@@ -72,13 +76,13 @@ def _model_parameter() -> dict[str, Any]:
         "in": "path",
         "required": True,
         "schema": {"type": "string"},
-        "description": "Model id; its slash may be sent raw or as %2F",
+        "description": "Model id; a slash may be sent as / or %2F",
         "example": "sie/mini-en",
     }
 
 
 def _posted(summary: str, kind: str, answer: str | None = None, *, own: bool = True) -> dict[str, Any]:
-    """`own` routes name the model in the path and speak msgpack, too."""
+    """Describe a POST route. An `own` route has the model in its path and also accepts MessagePack."""
     return {
         "summary": summary,
         "parameters": [_model_parameter()] if own else [],
@@ -90,30 +94,33 @@ def _posted(summary: str, kind: str, answer: str | None = None, *, own: bool = T
     }
 
 
-def _spoken(path: str, summary: str = "Rerank") -> dict[str, Any]:
-    """A path of other vendors' clients, whose bodies are read field by field (docs/dialects.md)."""
-    spoken = dialects.PATHS[path]
-    examples = {dialect.name: {"value": dialect.example} for dialect in spoken}
+def _dialect(path: str, summary: str = "Rerank") -> dict[str, Any]:
+    """Describe a path of a dialect, whose body is read field by field (docs/dialects.md)."""
+    candidates = dialects.PATHS[path]
+    examples = {dialect.name: {"value": dialect.example} for dialect in candidates}
     if path in dialects.EMBED:
         examples = {"TEI": {"value": {"inputs": ["Stars burn hydrogen."]}}}
     body = {JSON: {"schema": {"type": "object"}, "examples": examples}}
     return {
-        **_free(f"{summary}, as clients of {' or '.join(dialect.name for dialect in spoken)} ask"),
+        **_foreign(f"{summary}, in the dialect of {' or '.join(dialect.name for dialect in candidates)}"),
         "requestBody": {"required": True, "content": body},
     }
 
 
-def _free(summary: str) -> dict[str, Any]:
-    """A route whose answers and errors have the form of another vendor's API."""
+def _foreign(summary: str) -> dict[str, Any]:
+    """Describe a route whose responses and errors have another vendor's format."""
     anything: dict[str, Any] = {"content": {JSON: {"schema": {}}}}
     errors = {status: {**error, **anything} for status, error in _errors().items()}
     answers = {"200": {"description": "OK", **anything}, **errors}
     return {"summary": summary, "parameters": [], "responses": answers}
 
 
-def _administered(summary: str, kind: str) -> dict[str, Any]:
+def _admin(summary: str, kind: str) -> dict[str, Any]:
     route = _posted(summary, kind, "AdminAnswer", own=False)
-    route["responses"]["409"] = {**_errors()["400"], "description": "The model is changing already"}
+    route["responses"]["409"] = {
+        **_errors()["400"],
+        "description": "Another operation on the model is running",
+    }
     return route
 
 
@@ -134,13 +141,13 @@ def _content(kind: str, *, own: bool) -> dict[str, Any]:
 def _errors() -> dict[str, Any]:
     content = {JSON: {"schema": {"$ref": REF.format(name="ErrorBody")}}}
     meanings = {
-        "400": "Bad input",
+        "400": "Invalid input",
         "401": "API key missing or unknown",
-        "403": "Not allowed with this API key, or from there",
-        "404": "Unknown model",
+        "403": "The API key lacks the scope, or the caller is not local",
+        "404": "Unknown model or adapter",
         "413": "Body too large",
-        "500": "Model error",
-        "502": "Model cannot be loaded",
+        "500": "The model failed",
+        "502": "The model cannot be loaded",
         "503": "Busy or loading; see Retry-After",
     }
     return {status: {"description": text, "content": content} for status, text in meanings.items()}

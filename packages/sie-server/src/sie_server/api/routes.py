@@ -1,4 +1,4 @@
-"""The routes: decode, hand to the service, encode. Steps ① and ⑨ of a request's life."""
+"""The inference, model and health routes. Steps ① and ⑨ of a request in ARCHITECTURE.md."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ async def inspect(request: Request) -> Response:
 
 
 async def embeddings(request: Request) -> Response:
-    """POST /v1/embeddings: OpenAI's shape, JSON in both directions"""
+    """POST /v1/embeddings: OpenAI's format, JSON in both directions"""
     timing: RequestTiming = request.state.timing
     service = service_of(request)
-    body = await read_body(request, service.config.max_body_mb * 2**20)
-    asked = codec.decode(body, codec.JSON, openai.EmbeddingsRequest)
-    request.state.model = asked.model  # for the metrics
+    content = await read_body(request, service.config.max_body_mb * 2**20)
+    body = codec.decode(content, codec.JSON, openai.EmbeddingsRequest)
+    request.state.model = body.model  # label in the metrics
     try:
-        answer = await unless_gone(request, service.encode(asked.model, openai.to_encode(asked), timing))
+        answer = await unless_gone(request, service.encode(body.model, openai.to_encode(body), timing))
     except InvalidInput as error:
-        raise openai.in_these_words(error) from None
-    result = openai.from_encode(asked, answer)
+        raise openai.in_openai_terms(error) from None
+    result = openai.from_encode(body, answer)
     return Response(msgspec.json.encode(result), media_type=codec.JSON, headers=timing.headers())
 
 
@@ -77,7 +77,7 @@ async def alive(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """GET /readyz: 503 until the models named at start are loaded, and again while shutting down."""
+    """GET /readyz: 503 until the models configured to load at start are loaded, and during shutdown"""
     is_ready = request.app.state.ready and not request.app.state.draining
     return PlainTextResponse("ok" if is_ready else "not ready", 200 if is_ready else 503)
 
@@ -98,7 +98,7 @@ async def docs(request: Request) -> Response:
 
 
 def service_of(request: Request) -> Service:
-    """The one service of this app."""
+    """Return the service of the app."""
     service: Service = request.app.state.service
     return service
 

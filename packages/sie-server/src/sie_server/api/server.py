@@ -1,4 +1,4 @@
-"""Running the app: bind, serve, and on SIGTERM stop accepting, finish what was taken, exit 0."""
+"""Run the app: bind, serve, and on SIGTERM stop accepting requests, finish the accepted ones and exit with status 0."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import uvicorn
 from sie_server.api.app import create_app
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
-from sie_server.serving.lifecycle.loader import LOADING_THREADS
+from sie_server.serving.loading.loader import LOADING_THREADS
 
 log = logging.getLogger("sie_server.api")
-LOOK_S = 0.2
+JOIN_S = 0.2
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
-class StartFailed(ConfigError):
-    """The server cannot start; one line for the user."""
+class ServerFailed(ConfigError):
+    """The server cannot start or cannot continue; the message is one line for the user."""
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, told by signals to drain; uvicorn's own handler would end the process by the signal, not with 0."""
+    """uvicorn with signal handlers that drain. Its own handler ends the process by the signal instead of status 0."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -43,35 +43,37 @@ class DrainingServer(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def drain(self) -> None:
-        """Refuse new work and finish the rest; a second signal does not wait."""
+        """Reject new requests and finish accepted ones. A second signal stops at once."""
         self.config.app.state.draining = True  # type: ignore[union-attr]
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
 def serve(config: ServerConfig) -> None:
-    """Serve until told to stop.
+    """Serve until a signal stops the process.
 
     Raises:
-        StartFailed: the port is taken, or a model named at start cannot be loaded.
+        ServerFailed: the port is taken, a model named at start cannot be loaded, or the device thread fails.
     """
     listener = bind(config.host, config.port)
     failures: list[SIEError] = []
 
-    def on_start_failure(error: SIEError) -> None:
+    def on_fatal(error: SIEError) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(config, on_start_failure)
+    app = create_app(config, on_fatal)
     if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
-        log.warning("no API keys are configured: whoever reaches %s may use this server", config.host)
+        log.warning(
+            "no API keys are configured: any client that can reach %s can use this server", config.host
+        )
     server = DrainingServer(
         uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # a header must not decide who counts as this machine (api.gate)
+            proxy_headers=False,  # a header must not decide which callers are local (api.edge.gate)
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, int(config.drain_s)),
         )
@@ -81,17 +83,17 @@ def serve(config: ServerConfig) -> None:
     finally:
         listener.close()
     if failures:
-        raise StartFailed(failures[0].message)
+        raise ServerFailed(failures[0].message)
     _leave_what_still_loads()
 
 
 def _leave_what_still_loads() -> None:
-    """End the process now if a download or load is running: Python would wait for its thread, however long it takes."""
+    """End the process if a download or load is still running. Python would wait for its thread without a limit."""
     busy = [thread for thread in threading.enumerate() if thread.name.startswith(LOADING_THREADS)]
     for thread in busy:
-        thread.join(LOOK_S)  # an idle one ends at once
+        thread.join(JOIN_S)  # an idle thread ends at once
     if any(thread.is_alive() for thread in busy):
-        log.warning("a download or load is not over; it is given up")
+        log.warning("abandoning a download or load that is still running")
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -99,21 +101,21 @@ def _leave_what_still_loads() -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, before any model is loaded, so that a taken port is known at once.
+    """Return a listening socket. It is bound before models load, so that a port in use is reported at once.
 
     Raises:
-        StartFailed: with the reason.
+        ServerFailed: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(2048)  # two sockets may be bound to one port, but only one can listen
+        listener.listen(2048)  # several sockets can bind one port, but only one can listen
     except OSError as error:
         listener.close()
-        raise StartFailed(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --port"
+        raise ServerFailed(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port with --port"
         ) from None
     listener.set_inheritable(True)
     return listener

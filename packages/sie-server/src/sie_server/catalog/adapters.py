@@ -1,4 +1,4 @@
-"""`--adapter`: the LoRA adapters that the operator names at start."""
+"""The LoRA adapters that the operator names at start with `--adapter`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sie_server.wire import AdapterName
 def configured_adapters(
     values: Iterable[str], models: Mapping[str, ModelConfig]
 ) -> dict[str, dict[str, str]]:
-    """Values of `--adapter`, MODEL:NAME=SOURCE → model → name → source.
+    """Parse values of `--adapter`, MODEL:NAME=SOURCE, into model → name → source.
 
     Raises:
-        ConfigError: another form, or a model nobody knows.
+        ConfigError: malformed value, or unknown model.
     """
     found: dict[str, dict[str, str]] = {}
     for value in values:
@@ -29,10 +29,10 @@ def configured_adapters(
             msgspec.convert(name, AdapterName)
         except msgspec.ValidationError:
             raise ConfigError(
-                f"--adapter {value!r}: the adapter's name {name!r} has characters other than letters, digits and ._-, "
-                "or more than 100"
+                f"--adapter {value!r}: invalid adapter name {name!r}; names may contain letters, digits and ._-, "
+                "at most 100 characters"
             ) from None
         if model not in models:
-            raise ConfigError(f"--adapter {value!r}: {model!r} is no model{suggest(model, list(models))}")
+            raise ConfigError(f"--adapter {value!r}: unknown model {model!r}{suggest(model, list(models))}")
         found.setdefault(model, {})[name] = source
     return found

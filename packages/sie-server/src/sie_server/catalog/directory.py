@@ -1,4 +1,4 @@
-"""`--models-dir`: subdirectories that are checkpoints, and `*.yaml` files of the catalog's form, as they are now."""
+"""The current models of `--models-dir`: subdirectories with checkpoints, and `*.yaml` files in the catalog's format."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ log = logging.getLogger("sie_server.catalog")
 
 
 class ModelsDirectory:
-    """Reads the directory as often as it is told to; an invalid file is reported once, and what it last said stays."""
+    """The models directory. An invalid file is reported once, and its last valid content stays in effect."""
 
     def __init__(self, models_dir: str, *, report: bool = True) -> None:
-        """Raises ConfigError when there is no such directory. `report`: log what is ignored."""
+        """Raise ConfigError if the directory does not exist. `report`: log ignored files."""
         self._root = Path(models_dir).expanduser()
         if not self._root.is_dir():
             raise ConfigError(f"--models-dir {models_dir}: no such directory")
         self._report = report
-        self._files: dict[Path, list[ModelConfig]] = {}  # as they were when last valid
-        self.problems: dict[str, str] = {}  # file or directory → what is wrong with it
+        self._files: dict[Path, list[ModelConfig]] = {}  # the last valid content
+        self.problems: dict[str, str] = {}  # file or directory → problem
 
     def scan(self) -> dict[str, ModelConfig]:
-        """Id → model.
+        """Scan the directory and return its models by id.
 
         Raises:
-            OSError: the directory cannot be read at the moment.
+            OSError: the directory cannot be read.
         """
-        next(
-            self._root.iterdir(), None
-        )  # a glob over a directory that has gone finds nothing and says nothing
+        # unlike iterdir, a glob over a missing directory finds nothing and raises nothing
+        next(self._root.iterdir(), None)
         models, problems = {}, {}
         for directory in self._checkpoints():
             name = directory.relative_to(self._root).as_posix()
@@ -54,7 +53,7 @@ class ModelsDirectory:
         return models
 
     def _read(self, path: Path, models: dict[str, ModelConfig]) -> str | None:
-        """Add a file's models; what is wrong with it, if anything is."""
+        """Add a file's models to `models` and return the file's problem, if it has one."""
         problem = None
         try:
             entry = read_entry(path)
@@ -64,9 +63,9 @@ class ModelsDirectory:
         except (OSError, ValueError, yaml.YAMLError) as error:
             problem = " ".join(str(error).split())
         except RecursionError:
-            problem = "it is nested too deeply"
-        except Exception as error:  # the YAML reader lets more through than its own errors
-            problem = f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
+            problem = "the file is nested too deeply"
+        except Exception as error:  # the YAML reader raises more than its own errors
+            problem = f"the file cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
         for model in self._files[path]:
             if models.get(model.id, model).entry is not None and model.id in models:
                 problem = f"another file has the id {model.id!r}"
@@ -75,11 +74,11 @@ class ModelsDirectory:
         return problem
 
     def _hidden(self, path: Path) -> bool:
-        """Where programs put what is not ready, such as a download or an editor's copy."""
+        """Whether a part of the path starts with a dot, as unfinished downloads and editors' copies do."""
         return any(part.startswith(".") for part in path.relative_to(self._root).parts)
 
     def _checkpoints(self) -> Iterator[Path]:
-        """`DIR/name` and `DIR/org/name`, wherever there is a config.json."""
+        """Yield `DIR/name` and `DIR/org/name` if they have a config.json."""
         root = self._root
         found = sorted(
             c.parent for pattern in ("*/config.json", "*/*/config.json") for c in root.glob(pattern)
@@ -92,10 +91,10 @@ class ModelsDirectory:
 
 
 def read_entry(path: Path) -> CatalogEntry:
-    """One catalog file.
+    """Read one catalog file.
 
     Raises:
-        OSError, ValueError, yaml.YAMLError: with what is wrong.
+        OSError, ValueError, yaml.YAMLError: with the problem.
     """
     entry = msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), CatalogEntry)
     for name in (entry.id, *entry.aliases):
@@ -105,7 +104,7 @@ def read_entry(path: Path) -> CatalogEntry:
 
 
 def stamp_of(directory: Path) -> str | None:
-    """What changes when a checkpoint's files do; None for what is no directory, such as a hub id."""
+    """Return a string that changes with a checkpoint's files; None if the path is not a directory, such as a hub id."""
     if not directory.is_dir():
         return None
     files = sorted(path for pattern in ("*", "*/*") for path in directory.glob(pattern) if path.is_file())

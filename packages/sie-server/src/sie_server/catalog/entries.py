@@ -1,4 +1,4 @@
-"""What a catalog file says, and the model it makes."""
+"""Catalog entries, as YAML files have them, and the models made from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ID_LENGTH = 200
 
 
 class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """One YAML file."""
+    """The fields of a YAML file."""
 
     id: Annotated[str, Meta(min_length=1)]
     source: Annotated[
@@ -32,34 +32,32 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     revision: str | None = None
     package: Annotated[
         str | None,
-        Meta(
-            description="PACKAGE/FOLDER: the checkpoint in an installed Python package, used before the hub"
-        ),
+        Meta(description="PACKAGE/FOLDER: a checkpoint in an installed Python package, preferred to the hub"),
     ] = None
     dims: dict[str, int] = {}
     aliases: tuple[str, ...] = ()
-    compat: bool = False  # needs the extra of that name
+    compat: bool = False  # requires the extra `compat`
     template: Annotated[
         str | None,
-        Meta(description="Name of the form a causal reranker is asked in (sie_server/templates/forms)"),
+        Meta(description="Name of the prompt template of a causal reranker (sie_server/templates/forms)"),
     ] = None
     profiles: Annotated[
         dict[str, Profile],
-        Meta(description="Name → options of a request; `default` holds for requests that name none"),
+        Meta(description="Name → options of a request; `default` applies to requests without a profile"),
     ] = {}
     adapters: Annotated[
         dict[AdapterName, str],
-        Meta(description="Name → directory or hub id of LoRA adapters that it may be asked for"),
+        Meta(description="Name → directory or hub id of the model's LoRA adapters"),
     ] = {}
     prompts: Annotated[
         dict[Literal["query", "document"], str],
-        Meta(description="What the model card puts before a text, for checkpoints whose files do not say it"),
+        Meta(description="Prompts from the model card, for checkpoints whose files do not have them"),
     ] = {}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model that can be asked for; `entry` is what the catalog says about it, if it is in there."""
+    """A model that requests can name. `entry` is its catalog entry, if it has one."""
 
     id: str
     source: str
@@ -69,45 +67,50 @@ class ModelConfig:
     preload: bool = False
     template: str | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
-    stamp: str | None = None  # changes when the files of a watched directory do
+    stamp: str | None = None  # changes with the files of a watched directory
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
-        """The options its catalog entry gives names to."""
+        """The named sets of options from the catalog entry."""
         return self.entry.profiles if self.entry else {}
 
     @property
     def weights(self) -> tuple[object, ...]:
-        """All that decides how its weights are loaded; everything else may change while they serve."""
+        """The fields that affect how the weights are loaded; all others may change while the model serves."""
         return self.source, self.revision, self.stamp, self.template, self.prompts, self.max_seq_length
 
     @property
     def shown_source(self) -> str:
-        """The source as users know it: where this package lies is of no use to them."""
+        """The source as shown to users; embedded weights appear as `embedded:NAME`, without this package's path."""
         path = Path(self.source)
         return f"embedded:{path.name}" if path.parent == EMBEDDED else self.source
 
 
 def id_problem(name: str) -> str | None:
-    """What is wrong with a model id, in words that follow it; None when it is a good one."""
+    """Return the problem of a model id as words that follow the id, or None if the id is valid."""
     if len(name) > ID_LENGTH:
         return f"is longer than {ID_LENGTH} characters"
     if not re.fullmatch(r"[\w./ @+-]+", name):
         return "has characters other than letters, digits, space and ._-/@+"
     if any(part.strip() in ("", ".", "..") for part in name.split("/")):
-        return "has an empty part or one of dots; expected NAME or ORGANISATION/NAME"
+        return "has a part that is empty or consists of dots; expected NAME or ORGANISATION/NAME"
     return None
 
 
+def profile_names(profiles: Mapping[str, Profile]) -> list[str]:
+    """Return the values of `options.profile`; every model has a `default`."""
+    return ["default", *sorted(set(profiles) - {"default"})]
+
+
 def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelConfig]:
-    """The models of one entry: its id and its aliases; directories may be given relative to `root`."""
+    """Yield a model for the id and each alias of an entry. Directories may be relative to `root`."""
     source = _installed(entry.package) or entry.source
     if source.startswith("embedded:"):
         source = str(EMBEDDED / source.removeprefix("embedded:"))
     elif root:
-        source = _under(root, source)
+        source = _resolve(root, source)
     if root:
-        entry = replace(entry, adapters={name: _under(root, at) for name, at in entry.adapters.items()})
+        entry = replace(entry, adapters={name: _resolve(root, at) for name, at in entry.adapters.items()})
     for name in (entry.id, *entry.aliases):
         yield ModelConfig(
             name,
@@ -120,16 +123,16 @@ def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelCo
         )
 
 
-def _under(root: Path, source: str) -> str:
-    """A directory that is given relative to `root`; anything else stays as it is."""
+def _resolve(root: Path, source: str) -> str:
+    """Resolve a directory relative to `root`; return any other source unchanged."""
     relative = source.startswith(("./", "../")) or (root / source).is_dir()
     return str(root / source) if relative else source
 
 
 def _installed(package: str | None) -> str | None:
-    """The folder of a checkpoint that came as a Python package; the package is looked for, never imported."""
+    """Return the folder of a checkpoint in a Python package. The package is located, never imported."""
     name, _, folder = (package or "").partition("/")
-    top, *inner = name.split(".")  # looking for a.b would import a
+    top, *inner = name.split(".")  # find_spec("a.b") would import a
     found = find_spec(top) if top else None
     if found is None or found.origin is None:
         return None

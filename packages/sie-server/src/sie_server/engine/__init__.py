@@ -1,4 +1,4 @@
-"""Everything between text and scores that is not serving: checkpoints, tokenisation, batches, read-out.
+"""The engine: checkpoints, tokenisation, batches and results; everything from texts to scores except serving.
 
-The rest of the server sees `Engine` and `Job` and nothing else of it.
+Serving uses `Engine`, `Job` and the types of a job; rooms and their order are in `pyproject.toml` (import-linter).
 """

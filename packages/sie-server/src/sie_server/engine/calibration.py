@@ -1,4 +1,4 @@
-"""Which batch size, in tokens, this machine runs a model fastest with."""
+"""Measures the batch size, in tokens, with which this machine runs a model fastest."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sie_server.models.batch import Tokens
 
 
 def calibrate(engine: Engine, seconds: float = 1.5) -> None:
-    """Set the engine's batch size by measuring for about `seconds`."""
+    """Measure for about `seconds` and set the engine's batch size and rate."""
     for _ in calibration(engine, seconds):
         pass
 
 
 def calibration(engine: Engine, seconds: float = 1.5) -> Iterator[None]:
-    """The same in steps of one pass each, so that others' batches may come between them.
+    """As `calibrate`, one forward pass per step, so that other models' batches can run between the steps.
 
-    The sizes take turns, so that a busy neighbour hits all of them alike; each is judged by its best pass.
+    The sizes alternate, so that other load affects all of them equally. Each size is rated by its fastest pass.
     """
     sizes, spent = BATCH_SIZES[engine.device.type], 0.0
-    _measure(engine, sizes[0])  # the first pass lays out weights and warms up
+    _measure(engine, sizes[0])  # the first pass also packs weights and warms up caches
     rates = dict.fromkeys(sizes, 0.0)
     while spent <= seconds:
         for size in list(rates):
@@ -41,7 +41,7 @@ def calibration(engine: Engine, seconds: float = 1.5) -> Iterator[None]:
 
 
 def _measure_if_it_fits(engine: Engine, tokens: int, smallest: int) -> float | None:
-    """As `_measure`; None where the device has too little memory, unless that is for the smallest batch."""
+    """As `_measure`, but None if the device runs out of memory; for the smallest batch that is an error."""
     try:
         return _measure(engine, tokens)
     except Exception as error:
@@ -51,7 +51,7 @@ def _measure_if_it_fits(engine: Engine, tokens: int, smallest: int) -> float | N
 
 
 def _measure(engine: Engine, tokens: int) -> float:
-    """Tokens per second of one pass."""
+    """Return the tokens per second of one pass."""
     length = min(128, engine.max_seq_length)
     outputs = [output for output in engine.spec.outputs if output != "score"]
     job = build_job(tuple((outputs or ["score"])[:1]), [], [])

@@ -1,4 +1,4 @@
-"""Which device and number format to compute in."""
+"""The device and dtype to compute in, and the cores of this process."""
 
 from __future__ import annotations
 
@@ -9,41 +9,52 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto` takes the GPU when there is one.
+def pick_device(requested: str) -> torch.device:
+    """Return the requested device; `auto` is the GPU if torch sees one.
 
     Raises:
-        ValueError: cuda was asked for and is not there.
+        ValueError: cuda is requested and not available.
     """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch sees no CUDA GPU; use --device cpu or auto")
-    return torch.device(wanted)
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was requested, but torch sees no CUDA GPU; use --device cpu or auto")
+    return torch.device(requested)
 
 
-def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto` takes bf16 where the hardware multiplies it fast, else fp32."""
-    if wanted != "auto":
-        return DTYPES[wanted]
+def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """Return the requested dtype; `auto` is bf16 if the hardware multiplies it fast, else fp32."""
+    if requested != "auto":
+        return DTYPES[requested]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if _cpu_has_fast_bf16() else torch.float32
 
 
 def _cpu_has_fast_bf16() -> bool:
-    # torch keeps these probes private; a version without them computes in fp32, which is right, only slower
+    # these probes are private to torch; without them the dtype is fp32, which is correct but slower
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use; outside Linux before Python 3.13, all cores of the machine."""
+    process_cpu_count = getattr(os, "process_cpu_count", None)  # Python 3.13
+    if process_cpu_count is not None:
+        return process_cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    if affinity is not None:
+        return len(affinity(0))
+    return os.cpu_count() or 1
+
+
 def use_cpu_threads(count: int) -> None:
-    """Threads of one product; `count` 0 means one per core this process may use."""
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    """Set how many threads torch uses for a product; 0 means one per usable core."""
+    torch.set_num_threads(count or usable_cores())
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True when a forward pass or a load failed for want of memory."""
-    # torch's, the system's, and cuBLAS's, which torch passes on as a plain RuntimeError
+    """Return whether a forward pass or a load ran out of memory."""
+    # from torch, from the system, and from cuBLAS, whose errors torch raises as a plain RuntimeError
     words = ("can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in words)

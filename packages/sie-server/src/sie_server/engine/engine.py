@@ -1,4 +1,4 @@
-"""One loaded model: text in, jobs out; works in, results out. All that serving ever sees of a model."""
+"""A loaded model as serving sees it: texts → jobs, works → results."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ import torch
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.forward import Forward
-from sie_server.engine.job import Job, Work
-from sie_server.engine.kinds.colbert import ColbertInput, Floats
+from sie_server.engine.job import Floats, Job, ScoreTexts, Work
+from sie_server.engine.kinds.base import ChunkInput, EncodeInput, Parts, TextInput
+from sie_server.engine.kinds.colbert import ColbertInput
 from sie_server.engine.kinds.embeddings import score_known
 from sie_server.engine.kinds.listwise import ListwiseTokenizer, marked
-from sie_server.engine.kinds.table import KINDS, Parts
+from sie_server.engine.kinds.table import KINDS
 from sie_server.engine.lora.adapter import Adapter, read_changes
 from sie_server.engine.lora.tensors import needed_bytes
 from sie_server.engine.storage.source import failed
 from sie_server.engine.storage.tally import Tally
 from sie_server.engine.storage.weights import CheckpointWeights
-from sie_server.engine.text.chunks import Chunking, ChunkInput
-from sie_server.engine.text.jobs import EncodeInput, TextInput
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Readout
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.registry import build_backbone
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
 
-# Tokens; smaller ones pay for calls, larger ones fall out of the caches. All of them are good, one is best.
+# Tokens. Smaller batches pay per call, larger ones fall out of the CPU caches. Calibration picks the fastest.
 BATCH_SIZES = {"cpu": (2048, 3072, 4096), "cuda": (8192, 16384, 32768)}
 
 
 class Engine:
-    """A checkpoint on a device. `tokenize_*` may be called from any thread, `run` from one at a time."""
+    """A checkpoint on a device. `tokenize_*` is thread-safe; only one thread at a time may call `run`."""
 
     def __init__(
         self,
@@ -53,14 +52,13 @@ class Engine:
     ):
         """Load a checkpoint directory.
 
-        `max_seq_length` (tokens per text or pair) replaces the checkpoint's own default. `template` names the form
-        in which a causal reranker is asked, `prompts` what an encoder wants before a text (`query`, `document`), both
-        where the directory does not say so itself; `share_prefix` is off only to measure what sharing saves.
-        `documents` is where token vectors of late-interaction models are cached;
-        `tally` is where the bytes taken so far can be seen.
+        `max_seq_length` (tokens per text or pair) replaces the checkpoint's default. `template` names the template of
+        a causal reranker, `prompts` are an encoder's texts before a `query` and a `document`; both apply only if the
+        directory does not define them. `share_prefix=False` reads every prompt whole, to measure the saving.
+        `documents` caches token vectors of late-interaction models. `tally` counts the bytes loaded so far.
 
         Raises:
-            ModelLoadFailed: the checkpoint is missing something, has something left over, or is of another kind.
+            ModelLoadFailed: the checkpoint is incomplete, has unused weights, or is not supported.
         """
         try:
             self.device = pick_device(device)
@@ -99,101 +97,84 @@ class Engine:
     def _check_vocabulary(self) -> None:
         known, rows = self._tokenizer.vocab_size, self.spec.backbone.vocab_size
         if known > rows:
-            raise UnsupportedCheckpoint(f"tokenizer.json has {known} tokens, the embedding table {rows} rows")
+            raise UnsupportedCheckpoint(
+                f"tokenizer.json has {known} tokens, but the embedding table has {rows} rows"
+            )
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of its tensors."""
+        """Bytes of the model's tensors."""
         return self._tally.nbytes
 
     def attach(self, directory: Path, base_names: Sequence[str] = ()) -> Adapter:
-        """Load a PEFT adapter, to be given to `tokenize_*`; any thread may call this while others run.
+        """Load a PEFT adapter for use with `tokenize_*`. Thread-safe.
 
-        `base_names` are the hub ids the model goes by: an adapter that names another base is refused.
+        `base_names` are the model's hub ids: an adapter trained on another base is refused.
 
         Raises:
-            ModelLoadFailed: the adapter is no LoRA, or something in it could not be applied to this model.
+            ModelLoadFailed: the adapter is not a LoRA adapter, or does not fit this model.
         """
         try:
             if self.spec.compat:
                 raise UnsupportedCheckpoint(
-                    f"{self.spec.architecture} runs through transformers, where adapters are not applied per sequence"
+                    f"{self.spec.architecture} runs through transformers, which cannot apply adapters per sequence"
                 )
             changes = read_changes(directory, self._targets, base_names)
         except UnsupportedCheckpoint as error:
             message = f"cannot load the adapter {directory}: {error}"
             raise failed(message, "UnsupportedCheckpoint") from error
-        documents = self.documents.under_adapter() if self.documents else None
+        documents = self.documents.for_adapter() if self.documents else None
         texts = self._kind.input(replace(self._parts, documents=documents))
         return Adapter(directory, changes, texts, documents)
 
     def adapter_bytes(self, directory: Path) -> int:
-        """What a PEFT adapter will take; only headers are read. 0 for a broken one, whose load will say why."""
+        """Return the bytes a PEFT adapter will take, from its headers; 0 if it is broken, which its load reports."""
         try:
             return needed_bytes(directory, self._targets)
         except UnsupportedCheckpoint:
             return 0
 
     def detach(self, adapter: Adapter) -> None:
-        """Forget what is cached under `adapter`. Jobs that have it finish with it; its memory goes with the last."""
+        """Drop the adapter's cached documents. Its jobs keep its tensors until the last one ends."""
         if adapter.documents:
             adapter.documents.forget()
 
-    def limit(self, asked: int | None) -> int:
-        """Tokens per text or pair: what was asked for, as far as the model's positions reach.
+    def limit(self, requested: int | None) -> int:
+        """Return the tokens per text or pair: the requested number, or the model's default.
 
         Raises:
             InvalidInput: more than the model can read, or too few for any text.
         """
         most, least = self.spec.backbone.max_length, 8
-        if asked is not None and not least <= asked <= most:
+        if requested is not None and not least <= requested <= most:
             raise InvalidInput(
-                f"max_seq_length is {asked}, this model takes {least} to {most} - at `$.options.max_seq_length`"
+                f"max_seq_length must be {least} to {most} for this model, got {requested} "
+                "- at `$.options.max_seq_length`"
             )
-        return asked or self.max_seq_length
+        return requested or self.max_seq_length
 
-    def tokenize_score(
-        self,
-        query: str,
-        documents: list[str],
-        max_seq_length: int,
-        instruction: str | None = None,
-        *,
-        adapter: Adapter | None = None,
-    ) -> Job:
-        """The work of ranking `documents`; results will be logits, or late-interaction scores.
+    def tokenize_score(self, texts: ScoreTexts, *, adapter: Adapter | None = None) -> Job:
+        """Build the job of a score request; its results are logits or late-interaction scores.
 
-        `instruction` only for a model whose `spec.takes_instruction`; `adapter` is one that this engine attached.
+        With `texts.chunking` there is one result per window (`Job.chunks`). `adapter` must come from `attach`.
+
+        Raises:
+            InvalidInput: this model does not split documents, the overlap is too large, or the texts do not fit.
         """
-        job = self._input_of(adapter).score_job(query, documents, max_seq_length, instruction)
-        return _under(adapter, job)
+        return _with_changes(_score_job(self._input_of(adapter), texts), adapter)
+
+    def tokenize_plain(self, texts: ScoreTexts) -> Job:
+        """As `tokenize_score`, with every sequence whole: no cached documents, no shared prefix. For inspection."""
+        return _score_job(self._plain_input, texts)
 
     def shorten(self, texts: list[str], most: int) -> tuple[list[str], list[bool]]:
-        """Each text to where its `most`-th token ends, special ones not counted, and which texts are shorter now.
+        """Truncate texts after `most` tokens, special tokens not counted, and return which are shorter now.
 
-        A token that ends within a character is read to that character's end.
+        If the last token ends inside a character, the whole character is kept.
         """
         encoded, cut = self._tokenizer.encode_with_spans(texts, most)
         ends = [spans[-1][1] if spans else 0 for _, spans in encoded]
         return [t[:e] if c else t for t, e, c in zip(texts, ends, cut, strict=True)], cut
-
-    def tokenize_plain(
-        self,
-        query: str,
-        documents: list[str],
-        max_seq_length: int,
-        instruction: str | None = None,
-        chunking: Chunking | None = None,
-    ) -> Job:
-        """As `tokenize_score` or `tokenize_chunks`, every sequence whole: nothing cached, no shared start.
-
-        To look at, not to run.
-        """
-        if chunking:
-            return _splitting(self._plain_input).chunk_job(
-                query, documents, max_seq_length, chunking, instruction
-            )
-        return self._plain_input.score_job(query, documents, max_seq_length, instruction)
 
     def tokenize_vectors(
         self,
@@ -203,31 +184,13 @@ class Engine:
         *,
         adapter: Adapter | None = None,
     ) -> Job:
-        """As `tokenize_score`, where query or documents came as token vectors [tokens, dim].
+        """As `tokenize_score`, with token vectors [tokens, dim] for the query, the documents or both.
 
         Only for models with `LateInteractionSpec`.
         """
         texts = self._input_of(adapter)
         assert isinstance(texts, ColbertInput)
-        return _under(adapter, texts.vectors_job(query, documents, max_seq_length))
-
-    def tokenize_chunks(
-        self,
-        query: str,
-        documents: list[str],
-        max_seq_length: int,
-        chunking: Chunking,
-        instruction: str | None = None,
-        *,
-        adapter: Adapter | None = None,
-    ) -> Job:
-        """As `tokenize_score` with every document whole, in overlapping windows, one result each (`Job.chunks`).
-
-        Raises:
-            InvalidInput: this kind of model does not split documents, or the overlap is too large.
-        """
-        texts = _splitting(self._input_of(adapter))
-        return _under(adapter, texts.chunk_job(query, documents, max_seq_length, chunking, instruction))
+        return _with_changes(texts.vectors_job(query, documents, max_seq_length), adapter)
 
     def tokenize_encode(
         self,
@@ -238,34 +201,34 @@ class Engine:
         is_query: bool = False,
         adapter: Adapter | None = None,
     ) -> Job:
-        """The work of turning `texts` into vectors."""
+        """Build the job of an encode request; its results are vectors."""
         encoder = self._input_of(adapter)
         assert isinstance(encoder, EncodeInput)  # the spec lists outputs other than "score"
-        return _under(adapter, encoder.encode_job(texts, outputs, max_seq_length, is_query=is_query))
+        return _with_changes(encoder.encode_job(texts, outputs, max_seq_length, is_query=is_query), adapter)
 
     def _input_of(self, adapter: Adapter | None) -> TextInput:
         return adapter.input if adapter else self._input
 
     def marked(self, work: Work) -> list[int]:
-        """Of a listwise reranker: the places where documents, and last the query, are read out."""
+        """Return a listwise block's read-out positions: the documents', then the query's."""
         assert isinstance(self._tokenizer, ListwiseTokenizer)
         return [int(place) for place in marked(work.tokens.ids, self._tokenizer.marks)]
 
     @property
     def readout(self) -> Readout:
-        """Which tokens' hidden states make a result."""
+        """The tokens whose hidden states make a result."""
         return self._forward.reader.readout
 
     def decode(self, ids: list[int]) -> str:
-        """Tokens as text, special ones included."""
+        """Return the text of the tokens, special tokens included."""
         return self._tokenizer.decode(ids)
 
     def tokens(self, ids: list[int]) -> list[str]:
-        """Tokens by name."""
+        """Return the names of the tokens."""
         return self._tokenizer.tokens(ids)
 
     def read_to(self, text: str, work: Work) -> int | None:
-        """How many characters of `text`, which was cut, are in `work`; None where its tokens are not found in a row."""
+        """Return how many characters of the truncated `text` are in `work`; None if its tokens are not found."""
         return self._tokenizer.read_to(text, work.tokens.ids.tolist())
 
     def run(self, works: list[Work]) -> list[Any]:
@@ -274,19 +237,21 @@ class Engine:
 
     @torch.inference_mode()
     def score_known(self, job: Job) -> None:
-        """Score the documents whose vectors were there already, once the query's are; as `run`, on one thread."""
+        """Score the documents in `job.known` after the query has been run. Threads: as `run`."""
         head = self.spec.head
         score_known(job, self.device, head.dense_weight if isinstance(head, EmbeddingSpec) else None)
 
 
-def _splitting(texts: TextInput) -> ChunkInput:
-    if not isinstance(texts, ChunkInput):
+def _score_job(texts_input: TextInput, texts: ScoreTexts) -> Job:
+    if texts.chunking is None:
+        return texts_input.score_job(texts)
+    if not isinstance(texts_input, ChunkInput):
         raise InvalidInput(
-            "this model does not split documents, only 'truncate' is given - at `$.options.long_document`"
+            "this model does not split documents; send 'truncate' or 'refuse' - at `$.options.long_document`"
         )
-    return texts
+    return texts_input.chunk_job(texts, texts.chunking)
 
 
-def _under(adapter: Adapter | None, job: Job) -> Job:
-    job.adapter = adapter
+def _with_changes(job: Job, adapter: Adapter | None) -> Job:
+    job.changes = adapter.changes if adapter else None
     return job

@@ -1,28 +1,27 @@
-"""Works in, results out: one forward pass of a loaded model over any mix of works. Runs on the device thread."""
+"""Works in, results out: one forward pass over works of any jobs. Runs on the device thread."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
 from sie_server.engine.job import Work
-from sie_server.engine.kinds.embeddings import Reader
-from sie_server.engine.text.prefix import compute_prefixes
-from sie_server.models.batch import PackedBatch, Tokens, pack
+from sie_server.engine.kinds.base import Reader
+from sie_server.models.batch import PackedBatch, Prefix, Tokens, pack
 from sie_server.models.families.decoders.decoder import Decoder
-from sie_server.models.layers.causal_attention import Prefix
-from sie_server.models.lora import Changes, applied
+from sie_server.models.layers.adapted import applied
+from sie_server.models.lora import Changes
 from sie_server.models.registry import Backbone
 from sie_server.models.spec import BackboneSpec
 
-CPU_ALIGN = 16  # see models.packed
+CPU_ALIGN = 16  # rows; see models.batch
 
 
 class Forward:
-    """A backbone and what reads it out."""
+    """A backbone and the reader of its hidden states."""
 
     def __init__(
         self,
@@ -37,9 +36,9 @@ class Forward:
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
-        """One result per work, in order (None for a query), of one forward pass over any mix of works.
+        """Run works of any jobs in one forward pass and return one result per work, None for a query.
 
-        Works whose jobs stop after different layers make a pass each.
+        Works of jobs with different cutoff layers are run in separate passes.
         """
         depths = list(dict.fromkeys(work.job.cutoff_layer for work in works))
         if len(depths) == 1:
@@ -53,13 +52,15 @@ class Forward:
 
     def _run(self, works: list[Work], depth: int | None) -> list[Any]:
         pack = partial(self._pack, depth=depth)
-        # taken once: a job whose caller hangs up in the middle of the pass lets go of its own
-        prefixes, under = [work.job.prefix for work in works], [work.job.changes for work in works]
+        # read once: a job releases its prefix when its caller disconnects, also in the middle of a pass
+        prefixes = [work.job.prefix for work in works]
+        changes = [work.job.changes for work in works]
         if any(prefixes):
-            assert isinstance(self.backbone, Decoder)
-            own = {id(prefix): (prefix, changes) for prefix, changes in zip(prefixes, under, strict=True)}
+            if not isinstance(self.backbone, Decoder):
+                raise RuntimeError("a prefix is shared, but this backbone is not a decoder")
+            own = {id(prefix): (prefix, change) for prefix, change in zip(prefixes, changes, strict=True)}
             compute_prefixes(self.backbone, own.values(), pack)
-        batch = pack([work.tokens for work in works], under, prefixes)
+        batch = pack([work.tokens for work in works], changes, prefixes)
         with applied(batch):
             hidden = self.backbone.forward(batch, self.reader.readout)
             return self.reader.read(hidden, batch, works)
@@ -83,3 +84,23 @@ class Forward:
             depth=depth,
             adapters=adapters,
         )
+
+
+def compute_prefixes(
+    decoder: Decoder,
+    prefixes: Iterable[tuple[Prefix | None, Changes | None]],
+    pack: Callable[[list[Tokens], list[Changes | None]], PackedBatch],
+) -> None:
+    """Run the `prefixes` that have no states yet, each with its adapter's changes, and store their states.
+
+    `pack` makes a batch of the depth that all their jobs share.
+    """
+    missing = [(prefix, changes) for prefix, changes in prefixes if prefix and not prefix.layers]
+    if not missing:
+        return
+    sequences = [Tokens(prefix.ids, len(prefix)) for prefix, _ in missing]
+    batch = pack(sequences, [changes for _, changes in missing])
+    with applied(batch):
+        states = decoder.prefix_states(batch)
+    for place, own in zip(batch.order, states, strict=True):
+        missing[place][0].layers = own

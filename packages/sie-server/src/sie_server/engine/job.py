@@ -1,123 +1,163 @@
-"""One request's share of device work: a `Job` of `Work` items, one per sequence. The nouns of engine and serving."""
+"""The data of one score or encode request: its texts, the `Job` they become, and the job's `Work`.
+
+Engine and serving share these types.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from sie_server.models.batch import Tokens
+from sie_server.models.batch import Prefix, Tokens
+from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors
+from sie_server.models.heads.sparse import ScoreMode
+from sie_server.models.lora import Changes
 
-if TYPE_CHECKING:
-    from sie_server.engine.kinds.sparse import M3Scoring, M3Vectors
-    from sie_server.engine.lora.adapter import Adapter
-    from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors
-    from sie_server.models.layers.causal_attention import Prefix
-    from sie_server.models.lora import Changes
+Floats = npt.NDArray[np.float32]
 
 
 class Sparse(NamedTuple):
-    """The entries of a vector that are not 0, by rising index."""
+    """The non-zero entries of a vector, in ascending order of their indices."""
 
     indices: npt.NDArray[np.int32]  # [entries]
-    values: npt.NDArray[np.float32]  # [entries]
+    values: Floats  # [entries]
 
 
-Vectors = dict[str, npt.NDArray[np.float32] | Sparse]  # output name → [dim], [tokens, dim] or entries
-QUERY = -1  # `Work.index` of a late-interaction query: its vectors go to the job, not to a result
+Vectors = dict[str, Floats | Sparse]  # output name → [dim], [tokens, dim] or entries
+QUERY = -1  # `Work.index` of a late-interaction query: its vectors are stored in the job, not in its results
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How to split long documents into overlapping windows."""
+
+    overlap: int | None  # tokens that neighbouring windows share; None: the default
+    most: int  # windows per document
+
+
+@dataclass(frozen=True)
+class ScoreTexts:
+    """The texts of a score request and how to read them."""
+
+    query: str
+    documents: list[str]
+    limit: int  # tokens per sequence
+    instruction: str | None = None  # only for a model whose `spec.takes_instruction` is true
+    chunking: Chunking | None = None  # None: a document over the limit is truncated
+
+
+@dataclass(frozen=True)
+class M3Scoring:
+    """Which of bge-m3's similarities make the score."""
+
+    mode: ScoreMode = "weighted"
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of dense, sparse and multivector, for `weighted`
+
+    def combine(self, dense: float, sparse: float, multivector: float) -> float:
+        """Return the score as FlagEmbedding's `compute_score` does: weighted sum over the sum of the weights."""
+        parts = (dense, sparse, multivector)
+        if self.mode != "weighted":
+            return parts[("dense", "sparse", "multivector").index(self.mode)]
+        return sum(w * p for w, p in zip(self.weights, parts, strict=True)) / sum(self.weights)
+
+
+@dataclass(frozen=True)
+class M3Vectors:
+    """The three representations of one text by bge-m3."""
+
+    dense: Tensor  # [hidden] fp32
+    lexical: dict[int, float]  # token id → weight above 0
+    tokens: Tensor  # [tokens - 1, hidden] fp32, all but [CLS]
 
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One sequence to put through the model; `index` is the place of its result."""
+    """One sequence of a job."""
 
     tokens: Tokens
-    index: int
+    index: int  # of its result in `Job.results`
     job: Job
-    key: bytes | None = None  # under which a document's vectors are to be cached
-    cut: bool = False  # the text of `key` has more tokens; kept with its vectors
+    key: bytes | None = None  # the document cache key for its vectors
+    cut: bool = False  # the document of `key` was truncated; cached with its vectors
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One window of a long document: which of `count`, and the characters [start, end) of the text it covers."""
+    """A window of a long document."""
 
     document: int
     index: int
-    count: int
-    start: int
+    count: int  # windows of the document
+    start: int  # the window covers characters [start, end) of the text
     end: int
 
 
 @dataclass(eq=False)
 class Job:
-    """What one request wants from the device, and what it got so far.
+    """The device work of one request and its results.
 
-    `results[i]` is the logit or late-interaction score (float) or the vectors (`Vectors`) of the i-th text; with
-    `chunks` or `blocks`, what the i-th of those gave.
+    `results[i]` is the logit or late-interaction score (float) or the vectors (`Vectors`) of the i-th text. With
+    `chunks` or `blocks` it is the result of the i-th chunk or block.
     """
 
-    outputs: tuple[str, ...]  # ("score",) or what encode should give
+    outputs: tuple[str, ...]  # ("score",), or the requested outputs of an encode request
     results: list[Any]
     truncated: list[bool]
     query_truncated: bool = False
-    query_limit: int | None = None  # tokens, where it is another than the documents'
+    query_limit: int | None = None  # tokens; None: the documents' limit
     query_vectors: QueryVectors | None = None
-    known: list[tuple[int, DocumentVectors]] = field(default_factory=list)  # index, vectors: no work needed
-    known_tokens: int = 0  # that were read, in an earlier request, to know them
-    is_query: bool = False  # texts to encode are queries
+    known: list[tuple[int, DocumentVectors]] = field(default_factory=list)  # index and vectors; need no work
+    known_tokens: int = 0  # tokens read by earlier requests for the vectors in `known`
+    is_query: bool = False  # the texts to encode are queries
     query_m3: M3Vectors | None = None
     m3_scoring: M3Scoring | None = None
-    chunks: list[Chunk] | None = None  # results are of these windows instead of whole documents
-    blocks: list[range] | None = None  # results are of these runs of documents, each read together
-    work: list[Work] = field(default_factory=list)  # in the order it should be done
-    copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of the same sequence
-    cutoff_layer: int | None = None  # after which the score is read; None: the last
-    adapter: Adapter | None = None  # under which its sequences are read
-    prefix: Prefix | None = None  # stands before every sequence of the job, and is not part of its tokens
+    chunks: list[Chunk] | None = None  # results are per window of a document
+    blocks: list[range] | None = None  # results are per block: documents [start, stop) read in one sequence
+    work: list[Work] = field(default_factory=list)  # in execution order
+    copies: dict[int, list[int]] = field(default_factory=dict)  # result → results of equal sequences
+    cutoff_layer: int | None = None  # the layer whose output is scored; None: the last
+    changes: Changes | None = None  # of the request's adapter; the reference keeps its tensors alive
+    prefix: Prefix | None = None  # precedes every sequence of the job and is not part of its tokens
 
     def put(self, index: int, result: Any) -> None:
-        """Note a result, also for the texts that are the same sequence."""
+        """Store a result for a text and for all texts with an equal sequence."""
         for i in (index, *self.copies.get(index, ())):
             self.results[i] = result
 
     @property
-    def changes(self) -> Changes | None:
-        """What its adapter changes of the model; None: nothing."""
-        return self.adapter.changes if self.adapter else None
-
-    @property
     def tokens(self) -> int:
-        """Tokens that go through the model, without padding; a shared prefix once."""
+        """Tokens that pass through the model, without padding; a shared prefix counts once."""
         return sum(len(w.tokens) for w in self.work) + len(self.prefix or ())
 
     @property
     def input_tokens(self) -> int:
-        """Tokens of all sequences, as the caller is told.
+        """Tokens of all sequences, as reported to the caller.
 
-        A shared prefix counts in every sequence it begins, a sequence for every text it is, a cached document as if
-        it were read now. Vectors that the caller sent cost no tokens.
+        A shared prefix counts in every sequence, a sequence counts once per text that it stands for, and a cached
+        document counts like one that is read now. Vectors from the caller cost no tokens.
         """
         prefix = len(self.prefix or ())
         read = sum((len(w.tokens) + prefix) * (1 + len(self.copies.get(w.index, ()))) for w in self.work)
         return read + self.known_tokens
 
     def release(self) -> None:
-        """Let go of what the job keeps on the device; a batch that still runs goes on with what it took.
+        """Drop the prefix states on the device. A running batch holds its own reference.
 
-        Works and job refer to each other, so without this a prefix would stay until the garbage collector comes by.
+        Work and job refer to each other, so the states would otherwise stay until the garbage collector runs.
         """
         if self.prefix:
             self.prefix = replace(self.prefix, layers=[])
 
 
 def build_job(outputs: tuple[str, ...], sequences: list[Tokens], truncated: list[bool]) -> Job:
-    """A job over `sequences`, the longest first so that slices of it are of even length.
+    """Build a job over `sequences`, longest first, so that each slice has sequences of similar length.
 
-    Equal sequences are put through the model once: the last bits of a result depend on the place in the batch, and the
-    same text twice must tie all the same.
+    Equal sequences share one work: the last bits of a result depend on its place in the batch, and equal texts must
+    tie.
     """
     job = Job(outputs, [None] * len(sequences), truncated)
     first: dict[tuple[bytes, int], int] = {}

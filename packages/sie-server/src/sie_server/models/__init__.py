@@ -1,1 +1,1 @@
-"""Model families: what a checkpoint's configuration says (`spec`), how its forward pass runs, how it is read out."""
+"""Models: their specs and checkpoints, their forward passes and their heads."""

@@ -1,36 +1,31 @@
-"""Low-rank adapters (LoRA, Hu et al., 2021, https://arxiv.org/abs/2106.09685) applied per sequence.
+"""The changes of a low-rank adapter (LoRA, Hu et al., 2021, https://arxiv.org/abs/2106.09685), as data.
 
-An adapter is a table: layer → what it changes there. Sequences of one adapter lie next to each other in a batch, so a
-change is one product over a slice of the rows; the layer's own weights are never written. A layer learns which rows are
-whose from `applied`, which holds for the forward pass of one thread: no family has to pass it on.
+An adapter maps each layer to the change it makes there. Sequences of one adapter lie next to each other in a batch, so
+a change is one product over a slice of the rows. The layer's own weights are never written. `models.layers.adapted`
+selects the rows of the current batch that a layer changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sie_server.models.batch import PackedBatch
-
-# oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. Products of any length
-# would push each other and the model's own out; so there are few lengths.
+# oneDNN compiles a kernel for each number of rows, in about a millisecond, and keeps 1,024. With arbitrary numbers they
+# would evict each other and those of the model, so only multiples of this one are used.
 WINDOW = 128
 
 
 @dataclass(frozen=True)
 class Target:
-    """A module of the checkpoint, by whose name an adapter means it, and the layer it has become part of."""
+    """A module of the checkpoint, which adapters refer to by name, and the layer that contains it."""
 
     layer: Any  # a `layers.Linear` or `layers.LayerNorm`
     shape: tuple[int, ...]  # of the module's weight: [outputs, inputs], or [size] of a norm
-    outputs: slice  # of the layer, those that are the module's
-    rows: list[int] | None = None  # of the module, those that the layer has kept; None: all
+    outputs: slice  # the layer's outputs that belong to the module
+    rows: list[int] | None = None  # the module's rows that the layer has kept; None: all
 
     @property
     def linear(self) -> bool:
@@ -39,15 +34,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Delta:
-    """What an adapter adds to a linear layer: x · A · B for each pair, and a shift of the bias."""
+    """The change of a linear layer: x · A · B for each pair, and a shift of the bias."""
 
-    products: tuple[
-        tuple[Tensor | None, Tensor], ...
-    ]  # A [inputs, rank], or None: x itself; B [rank, outputs]
+    # A [inputs, rank], or None: x itself; B [rank, outputs]
+    products: tuple[tuple[Tensor | None, Tensor], ...]
     shift: Tensor | None  # [outputs]
 
     def add(self, x: Tensor, y: Tensor, rows: slice) -> None:
-        """To those rows of `y` [rows, outputs], in place."""
+        """Add the change to `rows` of `y` [rows, outputs], in place."""
         for a, b in self.products:
             if a is None:
                 y[rows].addmm_(x[rows], b)
@@ -55,7 +49,8 @@ class Delta:
             near = _window(rows, len(x))
             low = x[near] @ a
             before, end = rows.start - near.start, rows.stop - near.start
-            if before:  # the window's other rows: adding 0 leaves them as they are
+            # adding 0 leaves the other rows of the window as they are
+            if before:
                 low[:before].zero_()
             if end < len(low):
                 low[end:].zero_()
@@ -70,7 +65,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Norm:
-    """The weights a layer norm has under an adapter instead of its own."""
+    """The weights that replace those of a layer norm."""
 
     weight: Tensor
     bias: Tensor | None
@@ -81,46 +76,19 @@ class Norm:
 
 
 def _window(rows: slice, total: int) -> slice:
-    """`rows` and some of their neighbours, a multiple of `WINDOW` where there are as many."""
+    """Extend `rows` to a multiple of `WINDOW`, or to all rows if there are fewer."""
     size = min(-(-(rows.stop - rows.start) // WINDOW) * WINDOW, total)
     start = min(rows.start, total - size)
     return slice(start, start + size)
 
 
-Changes = Mapping[Any, Delta | Norm]  # layer → what is other there
+Changes = Mapping[Any, Delta | Norm]  # layer → its change
 
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a batch that is under one adapter."""
+    """The part of a batch with one adapter."""
 
     changes: Changes
     rows: slice
     sequences: slice  # in packed order
-
-
-_batch: ContextVar[PackedBatch | None] = ContextVar("batch", default=None)
-
-
-@contextmanager
-def applied(batch: PackedBatch) -> Iterator[None]:
-    """Layers called in here by this thread apply the adapters of `batch`, whose rows or sequences they are given."""
-    before = _batch.set(batch if batch.spans else None)
-    try:
-        yield
-    finally:
-        _batch.reset(before)
-
-
-def changes_of(layer: Any, rows: int) -> list[tuple[slice, Any]]:
-    """What adapters change of `layer` for an input of `rows` rows: all rows of the batch, or one per sequence."""
-    batch = _batch.get()
-    if batch is None:
-        return []
-    spans = [span for span in batch.spans if layer in span.changes]
-    if not spans:
-        return []
-    # a slot is longer than one row, so the two never agree
-    assert rows in (batch.rows, batch.count), "a layer that adapters know by name is given other rows"
-    whole = rows == batch.rows
-    return [(span.rows if whole else span.sequences, span.changes[layer]) for span in spans]

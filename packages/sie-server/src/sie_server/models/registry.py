@@ -1,6 +1,6 @@
-"""Architecture → family: the one place that knows which parts a checkpoint is made of.
+"""Architecture → family: the reader, the backbone and the head of each supported architecture.
 
-An architecture that is not here is refused with the list of those that are; no class is guessed from a name.
+Any other architecture is refused with the list of those below; no class is guessed from a name.
 """
 
 from __future__ import annotations
@@ -70,29 +70,29 @@ from sie_server.models.spec import (
 
 
 class Backbone(Protocol):
-    """A family's forward pass."""
+    """The forward pass of a family."""
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
-        """Last hidden states: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
+        """Return the last hidden states: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class Family:
-    """How to read, build and read out one architecture."""
+    """The functions that read and build one architecture."""
 
     read: Callable[[dict[str, Any]], BackboneSpec]
-    build: Callable[[Any, Weights], Backbone]  # its own BackboneSpec, weights
-    prefix: str | None = None  # where the backbone's tensors stand in the checkpoint
-    classifier: Callable[[Any, Weights], Classifier] | None = None  # its own BackboneSpec, weights
-    listwise: bool = False  # a decoder that reads all documents of a request together
-    # the architecture that a repository means which names this one and has no modules.json
+    build: Callable[[Any, Weights], Backbone]  # takes the spec that `read` returns
+    prefix: str | None = None  # of the names of the backbone's tensors in the checkpoint
+    classifier: Callable[[Any, Weights], Classifier] | None = None  # takes the spec that `read` returns
+    listwise: bool = False  # a decoder that reads several documents in one prompt
+    # the architecture of repositories that name this one but have no modules.json
     bare: str | None = None
     prompted: bool = False  # as a reranker it reads a filled template
-    unserved: tuple[str, ...] = ()  # beginnings of tensor names: in the checkpoint, known, not served
+    unserved: tuple[str, ...] = ()  # name prefixes of tensors in the checkpoint that are known and not loaded
 
 
-# jina-reranker-v1 names an encoder's class and holds a classifier's weights
+# jina-reranker-v1 names an encoder's class but contains a classifier's weights
 JINA_EMBEDDER = Family(read_jina_bert, embedder("bert", *MLM_HEAD), bare="JinaBertForSequenceClassification")
 
 # fmt: off
@@ -107,7 +107,7 @@ CROSS_ENCODERS = {
     "XLMRobertaForSequenceClassification (XLMRobertaFlashConfig)":  # jina-reranker-v2
         Family(read_xlm_roberta_flash, BertEncoder, "roberta", roberta_classifier),
 }
-# dense, sparse or token vectors, by what else the repository holds
+# dense, sparse or token vectors, depending on the other files of the repository
 ENCODERS = {
     "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
     "BertModel": Family(read_bert, BertEncoder),
@@ -120,7 +120,7 @@ ENCODERS = {
     "RobertaModel": Family(read_roberta, BertEncoder),
     "XLMRobertaModel": Family(read_roberta, BertEncoder),
 }
-# Stanford's checkpoints all name the architecture HF_ColBERT; what follows is their model_type
+# Stanford's checkpoints all have the architecture HF_ColBERT; the suffix is their model_type
 COLBERT = {
     "HF_ColBERT/bert": Family(read_bert, BertEncoder, "bert"),
     "HF_ColBERT/roberta": Family(read_roberta, BertEncoder, "roberta"),
@@ -128,8 +128,8 @@ COLBERT = {
     "HF_ColBERT/xlm-roberta (XLMRobertaFlashConfig)":  # jina-colbert-v2
         Family(read_xlm_roberta_flash, BertEncoder, "roberta"),
 }
-# decoders that answer a filled template, with a token's logit or a head of their own; where modules.json says so,
-# embedders
+# decoders that read a filled template and score by a token's logit or their own head; embedding models where
+# modules.json says so
 PROMPTED = {
     "CostWiseGemmaForCausalLM": Family(read_cost_wise_gemma, Gemma2Decoder, "model", prompted=True),
     "Gemma2ForCausalLM": Family(read_gemma2, Gemma2Decoder, "model", prompted=True),
@@ -142,11 +142,11 @@ PROMPTED = {
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", prompted=True),
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", prompted=True),
 }
-# the text side of vision-language models; what belongs to images is not served
+# vision-language models, for text only
 VISION_LANGUAGE = {
     "JinaVLForRanking": Family(
         read_qwen2_vl, Decoder, "model", jina_m0_classifier, prompted=True,
-        unserved=("visual.", "lm_head."),  # its own code replaces the output matrix by nothing
+        unserved=("visual.", "lm_head."),  # the repository's code removes the output matrix
     ),
     "LlamaNemotronVLForSequenceClassification": Family(
         read_llama_nemotron_vl, Decoder, "model.language_model", llama_classifier, prompted=True,
@@ -157,11 +157,11 @@ VISION_LANGUAGE = {
         unserved=("model.visual.",),
     ),
 }
-# decoders that read all documents of a request together
+# decoders that read several documents in one prompt
 LISTWISE = {
     "JinaForRanking": Family(read_jina_ranking, Decoder, "model", listwise=True),
 }
-# decoders as embedders, saved as bare models
+# decoders as embedding models, saved as bare models
 DECODER_EMBEDDERS = {
     "GemmaModel": Family(read_gemma, Decoder),
     "LlamaModel": Family(read_llama, Decoder),
@@ -177,28 +177,28 @@ COMPAT = Family(compat.read, compat.CompatModel, None, compat.classifier)
 
 
 def family_of(architecture: str) -> Family:
-    """The parts of an architecture; one that is not ours but that transformers classifies with runs as `COMPAT`.
+    """Return the family of an architecture; `COMPAT` for classifiers that only transformers implements.
 
     Raises:
-        UnsupportedCheckpoint: nobody serves it.
+        UnsupportedCheckpoint: neither this version nor transformers supports the architecture.
     """
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture]
     if compat.serves(architecture):
         return COMPAT
     raise UnsupportedCheckpoint(
-        f"config.json names the architecture {architecture!r}, which this version does not serve. "
-        f"Served architectures: {known_architectures()}{compat.hint(architecture)}"
+        f"config.json names the architecture {architecture!r}, which this version does not support. "
+        f"Supported architectures: {known_architectures()}{compat.hint(architecture)}"
     )
 
 
 def known_architectures() -> str:
-    """For messages."""
+    """Return the names of all architectures, for messages."""
     return ", ".join(sorted(ARCHITECTURES))
 
 
 def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
-    """The forward pass of the checkpoint's family, filled with its weights."""
+    """Build the backbone of a checkpoint and load its weights."""
     family = family_of(spec.architecture)
     for names in family.unserved:
         weights.leave(names)
@@ -209,10 +209,10 @@ def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
 
 
 def _embedder_prefix(family: Family, weights: Weights) -> str | None:
-    """Where the tensors of an embedder stand that calls itself a language model.
+    """Return the prefix of the tensor names of an embedding model whose architecture is a language model.
 
-    Saved as one it has the usual names and an output matrix, which gives no vectors; saved as the bare model that
-    sentence-transformers loads (Qwen3-Embedding) it has neither.
+    A checkpoint saved as a language model has the prefix and an output matrix, which embeddings do not need. One saved
+    as the bare model that sentence-transformers loads (Qwen3-Embedding) has neither.
     """
     if not weights.has(f"{family.prefix}.embed_tokens.weight"):
         return None
@@ -221,7 +221,7 @@ def _embedder_prefix(family: Family, weights: Weights) -> str | None:
 
 
 def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
-    """The head of a cross-encoder."""
+    """Load the head of a cross-encoder."""
     if isinstance(spec.head, ClassifierSpec) and spec.head.modules:
         return ModularClassifier(spec.head, weights)
     build = family_of(spec.architecture).classifier
@@ -230,13 +230,13 @@ def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
 
 
 def build_token_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Classifier:
-    """The head of a causal reranker: the output matrix' rows of `tokens`."""
+    """Load the head of a causal reranker: the rows of `tokens` in the output matrix."""
     assert isinstance(spec.backbone, DecoderSpec)  # the spec was read as a decoder
     words = f"{family_of(spec.architecture).prefix}.embed_tokens.weight"
     return TokenLogits(spec.backbone, weights, tokens, words)
 
 
 def build_layer_heads(spec: ModelSpec, weights: Weights) -> Classifier:
-    """The heads of a causal reranker that can stop early."""
+    """Load the heads of a layerwise reranker."""
     assert isinstance(spec.backbone, DecoderSpec) and isinstance(spec.head, LayerwiseSpec)
     return LayerHeads(spec.head, spec.backbone, weights)

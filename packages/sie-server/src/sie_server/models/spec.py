@@ -1,4 +1,4 @@
-"""What a checkpoint is: the frozen facts that `models.checkpoints.reader` reads and everything after it works from."""
+"""The specs of a checkpoint: frozen facts that `models.checkpoints` reads and every later step uses."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ Activation = Literal["identity", "sigmoid"]
 
 
 class UnsupportedCheckpoint(Exception):
-    """The checkpoint is readable but not one we can serve; the message says why and what would do."""
+    """The checkpoint cannot be read or served; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """What every transformer has to say about itself; each family adds its own fields."""
+    """The fields that every transformer has; each family adds its own."""
 
     vocab_size: int
     hidden_size: int
-    max_length: int  # tokens; the longest sequence it has positions for
+    max_length: int  # tokens; the model has no positions for longer sequences
     pad_token_id: int
-    token_types: bool = False  # the second text of a pair is marked with token type 1
-    skip_padding_positions: bool = False  # a padding token inside a text has no position of its own
+    token_types: bool = False  # the second text of a pair has token type 1
+    skip_padding_positions: bool = False  # a padding token inside a text is not counted as a position
 
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """A linear layer and an activation in a folder of its own, as sentence-transformers saves them."""
+    """A linear layer and an activation in a separate folder, as sentence-transformers saves them."""
 
     folder: str
     inputs: int
     outputs: int
     bias: bool
     activation: str  # a name in `models.heads.modular.ACTIVATIONS`
-    scores: bool  # its output is the cross-encoder's logit
+    scores: bool  # the output is the cross-encoder's logit
 
 
 @dataclass(frozen=True)
 class NormSpec:
-    """A layer norm in a folder of its own."""
+    """A layer norm in a separate folder."""
 
     folder: str
     inputs: int
@@ -58,9 +58,10 @@ ModuleSpec = DenseSpec | NormSpec
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """A cross-encoder: one logit per pair, and the function that makes a score of it.
+    """A cross-encoder: one logit per pair, and the function that turns it into a score.
 
-    With `modules` the head is a pooling and what `modules.json` lists after it; without, it is the architecture's own.
+    With `modules` the head is a pooling followed by these modules of `modules.json`. Without them it is the
+    architecture's own classifier.
     """
 
     activation: Activation
@@ -70,27 +71,27 @@ class ClassifierSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CausalSpec(ClassifierSpec):
-    """A causal reranker: a filled template, and the logit of its answer's token, or of one minus another's."""
+    """A causal reranker: it reads a filled template; the score is the logit of a token, or the difference of two."""
 
     template: RerankTemplate
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptedClassifierSpec(CausalSpec):
-    """A reranker that reads a filled template, too, and whose logit comes from its architecture's own classifier."""
+    """A reranker that reads a filled template and whose logit comes from its architecture's own classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseSpec(CausalSpec):
-    """A causal reranker with a head of its own after each of several layers; the last is the default."""
+    """A causal reranker with a head after each of several layers; the last is the default."""
 
-    cutoff_layers: tuple[int, ...]  # layers that a score may be read after, counted from 1
-    heads: tuple[int, ...]  # which of the checkpoint's heads reads each
+    cutoff_layers: tuple[int, ...]  # layers after which a score may be read, counted from 1
+    heads: tuple[int, ...]  # the index of the checkpoint's head for each cutoff layer
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What an embedding model wants before a text: name → text, and the name of its default.
+    """The prompts that an embedding model expects before a text: name → text, and the name of its default.
 
     The names and their order are those of sentence-transformers' `encode_query` and `encode_document`
     (https://sbert.net/docs/package_reference/sentence_transformer/SentenceTransformer.html). One difference: a
@@ -103,11 +104,11 @@ class Prompts:
 
     @property
     def any(self) -> bool:
-        """True when the model was trained with a prompt; newer files name empty ones, too."""
+        """True when the model was trained with a prompt; newer files also list empty ones."""
         return any(self.texts.values())
 
     def of(self, is_query: bool | None) -> str:
-        """What stands before a query, or a document; None (not said): a document's, else the default."""
+        """Return the prompt of a query or a document; with None (unknown) a document's, else the default."""
         names = ("query",) if is_query else ("document", "passage", "corpus")
         named = next((name for name in names if name in self.texts), None)
         name = self.default if named is None and is_query is None else named
@@ -116,7 +117,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """A pooled vector, and one vector per token when `token_vectors`.
+    """An embedding model: a pooled vector, and one vector per token with `token_vectors`.
 
     With `dense_weight` the checkpoint also scores pairs, as the embedded model does:
     `dense_weight · cos(q, d) + Σᵢ wᵢ maxⱼ cos(qᵢ, dⱼ) / Σᵢ wᵢ`, w being the query tokens' weights.
@@ -131,12 +132,12 @@ class EmbeddingSpec:
 
     @property
     def vectors(self) -> list[str]:
-        """What `encode` gives."""
+        """The outputs of `encode`."""
         return ["dense", "multivector"] if self.token_vectors else ["dense"]
 
     @property
     def scores(self) -> bool:
-        """True when it can score a pair, too."""
+        """True when the model can also score pairs."""
         return self.dense_weight is not None
 
 
@@ -144,12 +145,12 @@ class EmbeddingSpec:
 class ProjectionSpec:
     """One linear layer between the hidden states and the token vectors."""
 
-    folder: str | None  # of its own weight file; None: it stands among the backbone's weights
+    folder: str | None  # the folder of its weight file; None: its weights are in the backbone's file
     inputs: int
     outputs: int
     bias: bool = False
     activation: str = "Identity"  # a name in `models.heads.modular.ACTIVATIONS`
-    residual: bool = False  # its input is added to its output, through a matrix where the widths differ
+    residual: bool = False  # the input is added to the output, through a matrix where the widths differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,48 +159,47 @@ class LateInteractionSpec:
 
     projections: tuple[ProjectionSpec, ...]
     dim: int  # width of a token vector
-    query_marker: str = ""  # the token put after the first one; empty: none
+    query_marker: str = ""  # a token inserted after the first one; empty: none
     document_marker: str = ""
-    query_prompt: str = ""  # stands before the text and is tokenised with it
+    query_prompt: str = ""  # precedes the text and is tokenised with it
     document_prompt: str = ""
-    strip: bool = True  # spaces around a text are not read
-    lower_case: bool = False  # texts are lower-cased, whatever the tokenizer does
-    query_length: int  # tokens, markers and special tokens included
-    expand_to: int  # fill queries up to so many tokens with mask tokens, whose vectors count; 0: none
-    attend_to_expansion: bool  # those mask tokens are seen by the others
-    expansion_token: str | None = None  # instead of the tokenizer's mask token
-    skip_words: tuple[str, ...]  # tokens of documents that are read but not matched
+    strip: bool = True  # spaces around a text are removed
+    lower_case: bool = False  # texts are lower-cased before the tokenizer
+    query_length: int  # tokens, including markers and special tokens
+    expand_to: int  # queries are filled up to this length with mask tokens, which are scored; 0: no expansion
+    attend_to_expansion: bool  # the other tokens attend to these mask tokens
+    expansion_token: str | None = None  # used instead of the tokenizer's mask token
+    skip_words: tuple[str, ...]  # tokens of documents that are read but not scored
 
-    # as an EmbeddingSpec has them
+    # the same attributes as those of EmbeddingSpec
     normalize = True
     scores = True
     vectors = ("multivector",)
-    prompts = Prompts()  # a caller cannot replace its own
+    prompts = Prompts()  # requests cannot replace the prompts above
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListwiseSpec:
-    """A listwise reranker: a request's documents stand in one prompt; the score is a cosine (`engine.kinds.listwise`)."""
+    """A listwise reranker: it reads several documents in one prompt; scores are cosines."""
 
     query_length: int  # tokens
-    block_length: int  # tokens that query and documents of one prompt may take
+    block_length: int  # tokens of query and documents in one prompt
 
-    # as an EmbeddingSpec has them
+    # the same attributes as those of EmbeddingSpec
     scores = True
     vectors = ()
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything the engine needs to know about a checkpoint."""
+    """All facts about a checkpoint that the engine needs."""
 
     architecture: str
     backbone: BackboneSpec
     head: ClassifierSpec | EmbeddingSpec | LateInteractionSpec | ListwiseSpec
-    max_seq_length: (
-        int  # default limit, tokens per text or pair including special tokens (listwise: per document)
-    )
-    compat: bool = False  # runs through transformers: right, but padded and slower
+    # default limit, tokens per text or pair including special tokens (listwise: per document)
+    max_seq_length: int
+    compat: bool = False  # runs through transformers: same scores, but padded and slower
 
     @property
     def scores(self) -> bool:
@@ -208,14 +208,14 @@ class ModelSpec:
 
     @property
     def takes_instruction(self) -> bool:
-        """True when a request may say how relevance is to be judged."""
+        """True when a request may have an instruction."""
         if isinstance(self.head, CausalSpec):
             return self.head.template.takes_instruction
         return isinstance(self.head, ListwiseSpec)
 
     @property
     def outputs(self) -> list[str]:
-        """What clients can ask for: score, dense, sparse, multivector."""
+        """The outputs that clients can request: score, dense, sparse, multivector."""
         outputs = ["score"] if self.scores else []
         if not isinstance(self.head, ClassifierSpec):
             outputs += self.head.vectors
@@ -223,7 +223,7 @@ class ModelSpec:
 
     @property
     def dims(self) -> dict[str, int]:
-        """Width of each vector output."""
+        """The width of each vector output."""
         width = self.head.dim if isinstance(self.head, LateInteractionSpec) else self.backbone.hidden_size
         sizes = {name: width for name in self.outputs if name != "score"}
         if "dense" in sizes and isinstance(self.head, EmbeddingSpec) and self.head.modules:
@@ -234,18 +234,25 @@ class ModelSpec:
 
 
 def inside(directory: Path, folder: str) -> Path:
-    """A folder that modules.json names; only those of the checkpoint itself are read.
+    """Return the path of a folder named in modules.json.
 
     Raises:
-        UnsupportedCheckpoint: it is somewhere else.
+        UnsupportedCheckpoint: the folder is outside the checkpoint.
     """
     path = PurePosixPath(folder)
     if path.is_absolute() or ".." in path.parts:
-        raise UnsupportedCheckpoint(f"modules.json names the folder {folder!r}, outside the checkpoint")
+        raise UnsupportedCheckpoint(
+            f"modules.json names the folder {folder!r}, which is outside the checkpoint"
+        )
     return directory / path
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file whose top-level value is a `kind`.
+
+    Raises:
+        UnsupportedCheckpoint: the file is missing or unreadable, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -253,5 +260,5 @@ def read_json(path: Path, kind: type = dict) -> Any:
     except (ValueError, OSError, RecursionError) as error:
         raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
     if not isinstance(content, kind):
-        raise UnsupportedCheckpoint(f"{path} holds a {type(content).__name__}, not a {kind.__name__}")
+        raise UnsupportedCheckpoint(f"{path} holds a {type(content).__name__}; expected a {kind.__name__}")
     return content

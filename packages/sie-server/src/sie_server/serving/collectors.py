@@ -1,4 +1,4 @@
-"""What is read when Prometheus scrapes: the document cache, and the memory of models."""
+"""Metrics that are read at scrape time: the document cache, and the memory of models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sie_server.wire import ModelInfo
 
 
 class CacheCollector(Collector):
-    """Reads the counters when asked; the cache itself knows nothing of metrics."""
+    """Reads the counters of the cache, which itself knows nothing of metrics."""
 
     def __init__(self, cache: DocumentCache) -> None:
         self._cache = cache
@@ -21,8 +21,8 @@ class CacheCollector(Collector):
         """sie_document_cache_{hits,misses,evictions}_total and sie_document_cache_bytes."""
         cache = self._cache
         counts = {
-            "hits": ("Documents whose token vectors were there already", cache.hits),
-            "misses": ("Documents that had to be read", cache.misses),
+            "hits": ("Documents whose token vectors were cached", cache.hits),
+            "misses": ("Documents that were not cached", cache.misses),
             "evictions": ("Documents dropped to stay within document_cache_mb", cache.evictions),
         }
         for name, (text, value) in counts.items():
@@ -31,7 +31,7 @@ class CacheCollector(Collector):
 
 
 class ModelCollector(Collector):
-    """Which models are loaded and what they hold; models that are forgotten are gone from here, too."""
+    """The loaded models and their memory. A removed model disappears from the metrics."""
 
     def __init__(self, infos: Callable[[], list[ModelInfo]], budget_bytes: int) -> None:
         self._infos, self._budget = infos, budget_bytes
@@ -39,11 +39,13 @@ class ModelCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """sie_model_loaded, sie_model_memory_bytes and sie_memory_budget_bytes."""
         loaded = GaugeMetricFamily("sie_model_loaded", "1 while loaded", labels=["model"])
-        held = GaugeMetricFamily("sie_model_memory_bytes", "What its tensors hold", labels=["model"])
+        memory = GaugeMetricFamily("sie_model_memory_bytes", "Bytes of its tensors", labels=["model"])
         for info in self._infos():
             if info.loaded or info.memory_bytes:
                 loaded.add_metric([info.name], float(info.loaded))
-                held.add_metric([info.name], info.memory_bytes)
+                memory.add_metric([info.name], info.memory_bytes)
         yield loaded
-        yield held
-        yield GaugeMetricFamily("sie_memory_budget_bytes", "What all models may hold", self._budget)
+        yield memory
+        yield GaugeMetricFamily(
+            "sie_memory_budget_bytes", "Memory budget of all models, in bytes", self._budget
+        )

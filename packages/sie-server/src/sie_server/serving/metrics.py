@@ -1,4 +1,4 @@
-"""What happened, for operators: Prometheus metrics, and one `Timing` per request for its headers."""
+"""Prometheus metrics, and the timing of one request for its headers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from sie_server.wire import Timing
+
 SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 @dataclass
 class RequestTiming:
-    """Where one request's time went, in milliseconds."""
+    """The time that one request spent in each stage, in milliseconds."""
 
     started: float = field(default_factory=time.perf_counter)
     tokenization_ms: float = 0.0
@@ -24,8 +26,17 @@ class RequestTiming:
     def total_ms(self) -> float:
         return (time.perf_counter() - self.started) * 1e3
 
+    def wire(self) -> Timing:
+        """The timing in the body of a response."""
+        return Timing(
+            round(self.total_ms, 2),
+            round(self.queue_ms, 2),
+            round(self.tokenization_ms, 2),
+            round(self.inference_ms, 2),
+        )
+
     def headers(self) -> dict[str, str]:
-        """The contract's timing headers."""
+        """Return the timing headers (docs/http-api.md#response-headers)."""
         return {
             "X-Queue-Time": f"{self.queue_ms:.2f}",
             "X-Tokenization-Time": f"{self.tokenization_ms:.2f}",
@@ -35,7 +46,7 @@ class RequestTiming:
 
 
 class Metrics:
-    """The server's counters; one instance per server, so that two in one process do not collide."""
+    """The metrics of one server. Each server has its own registry, so two servers in one process do not collide."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -54,8 +65,10 @@ class Metrics:
             "sie_batch_tokens", "Tokens per forward pass", buckets=TOKENS, registry=self.registry
         )
         self.queue_tokens = Gauge("sie_queue_tokens", "Tokens waiting for the device", registry=self.registry)
-        self.cancelled = Counter("sie_cancelled", "Requests whose caller hung up", registry=self.registry)
-        model = ["model"]  # ids the server knows, never a caller's words
+        self.cancelled = Counter(
+            "sie_cancelled", "Requests whose caller disconnected", registry=self.registry
+        )
+        model = ["model"]  # known ids only: a caller must not be able to grow the metrics
         self.loads = Counter("sie_model_loads", "Loads that succeeded", model, registry=self.registry)
         self.load_failures = Counter(
             "sie_model_load_failures", "Loads and swaps that failed", model, registry=self.registry
@@ -64,17 +77,20 @@ class Metrics:
             "sie_model_swaps", "Versions replaced while serving", model, registry=self.registry
         )
         self.evictions = Counter(
-            "sie_model_evictions", "Unloaded to make room for another", model, registry=self.registry
+            "sie_model_evictions", "Models unloaded to free memory for another", model, registry=self.registry
         )
 
         self.adapter_loads = Counter(
             "sie_adapter_loads", "LoRA adapters loaded", model, registry=self.registry
         )
         self.adapter_failures = Counter(
-            "sie_adapter_load_failures", "LoRA adapters that did not load", model, registry=self.registry
+            "sie_adapter_load_failures", "LoRA adapters that failed to load", model, registry=self.registry
         )
         self.adapter_evictions = Counter(
-            "sie_adapter_evictions", "LoRA adapters dropped for max_adapters", model, registry=self.registry
+            "sie_adapter_evictions",
+            "LoRA adapters dropped for max_adapters or memory",
+            model,
+            registry=self.registry,
         )
 
     def done(self, route: str, model: str, status: int, timing: RequestTiming) -> None:
@@ -90,5 +106,5 @@ class Metrics:
             self.stages.labels(stage).observe(milliseconds / 1e3)
 
     def text(self) -> bytes:
-        """The exposition format Prometheus scrapes."""
+        """The metrics in the Prometheus exposition format."""
         return generate_latest(self.registry)

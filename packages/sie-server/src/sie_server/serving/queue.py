@@ -1,25 +1,25 @@
-"""What the device does next: pure policy over waiting jobs, without clock, threads or models.
+"""Scheduling order: which work the device does next. Pure policy over waiting jobs, without a clock, threads or models.
 
-Work is counted in tokens. A job has turns of at most `TURN_BATCHES` batches, and its place is its *due*: the tokens
-handed to the device when its turn was set, plus the tokens of the turn. So equal jobs of one turn are first come, first
-served; a small job passes a bulk job, which goes back in line after every turn; and a turn is passed only by work that
-came in while the device was handed one turn's worth of tokens. Nobody starves, and nobody waits for more than a turn of
-a bulk job.
+Work is counted in tokens. A job is served in slices of at most `SLICE_BATCHES` batches. The scheduling key of a job is
+its *due*: the tokens handed to the device when its slice was set, plus the tokens of the slice. So equal jobs of one
+slice are served first come, first served. A small job overtakes a bulk job, which returns to the queue after every
+slice. Only work that arrives while the device is handed one slice of tokens can overtake a slice. No job starves, and
+no job waits for more than one slice of a bulk job.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from sie_server.engine.job import Job, Work
 from sie_server.errors import QueueFull
 
-TURN_BATCHES = 4  # a hundred passages of natural length are about one turn
+SLICE_BATCHES = 4  # a hundred passages of natural length are about one slice
 
 
 class Model(Protocol):
-    """What the policy needs to know of an engine."""
+    """The properties of an engine that the policy uses."""
 
     batch_tokens: int
     tokens_per_second: float
@@ -32,7 +32,7 @@ class Ticket:
     model: Model
     job: Job
     due: int = 0
-    turn_left: int = 0  # tokens
+    slice_left: int = 0  # tokens
     tokens_waiting: int = field(init=False)
     next_work: int = 0
 
@@ -45,22 +45,24 @@ class Ticket:
         return self.next_work >= len(self.job.work)
 
 
+T = TypeVar("T", bound=Ticket)
+
+
 @dataclass(frozen=True)
-class Batch:
-    """Works for one forward pass of one model, and the tickets they are from."""
+class Batch(Generic[T]):
+    """The work of one forward pass of one model, and the tickets it belongs to."""
 
-    model: Model
     works: list[Work]
-    tickets: list[Ticket]
+    tickets: list[T]
 
 
-class TokenQueue:
-    """Waiting tickets; admission by tokens, batches by due. Not thread-safe: the worker locks around it."""
+class TokenQueue(Generic[T]):
+    """Waiting tickets, admitted by tokens and batched by due. Not thread-safe: the worker holds a lock."""
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self._tickets: list[Ticket] = []
-        self._handed_out = 0  # tokens, since the start
+        self._tickets: list[T] = []
+        self._handed_out = 0  # tokens since the start
 
     @property
     def tokens_waiting(self) -> int:
@@ -69,13 +71,13 @@ class TokenQueue:
     def __bool__(self) -> bool:
         return bool(self._tickets)
 
-    def admit(self, ticket: Ticket) -> None:
-        """Let a job in.
+    def admit(self, ticket: T) -> None:
+        """Add a job.
 
-        A job larger than the whole queue is let into an empty one, so that size alone never refuses a request.
+        An empty queue admits a job larger than itself, so that size alone never refuses a request.
 
         Raises:
-            QueueFull: with the seconds after which so much will have been done that the job fits.
+            QueueFull: with the seconds after which the job will fit.
         """
         waiting = self.tokens_waiting
         excess = waiting + ticket.tokens_waiting - self._max_tokens
@@ -86,37 +88,37 @@ class TokenQueue:
                 f"(max_queue_tokens {self._max_tokens}); try again in {seconds:.0f} s",
                 retry_after_s=seconds,
             )
-        self._set_turn(ticket)
+        self._start_slice(ticket)
         self._tickets.append(ticket)
 
-    def _set_turn(self, ticket: Ticket) -> None:
-        ticket.turn_left = min(ticket.tokens_waiting, TURN_BATCHES * ticket.model.batch_tokens)
-        ticket.due = self._handed_out + ticket.turn_left
+    def _start_slice(self, ticket: T) -> None:
+        ticket.slice_left = min(ticket.tokens_waiting, SLICE_BATCHES * ticket.model.batch_tokens)
+        ticket.due = self._handed_out + ticket.slice_left
 
     def _seconds(self, tokens: int) -> float:
-        """How long the device needs for the next `tokens` tokens, at each model's measured rate."""
+        """Estimate the device time of the next `tokens` tokens, at the measured rate of each model."""
         waiting = self.tokens_waiting
         whole = sum(ticket.tokens_waiting / ticket.model.tokens_per_second for ticket in self._tickets)
         return max(1.0, whole * tokens / waiting)
 
-    def drop(self, ticket: Ticket) -> None:
-        """Forget what is left of a job (its caller has gone, or part of it failed)."""
+    def drop(self, ticket: T) -> None:
+        """Forget the rest of a job whose caller has gone or whose work has failed."""
         if ticket in self._tickets:
             self._tickets.remove(ticket)
 
-    def clear(self) -> list[Ticket]:
-        """Forget everything; what was waiting."""
+    def clear(self) -> list[T]:
+        """Empty the queue; return the tickets that were waiting."""
         waiting, self._tickets = self._tickets, []
         return waiting
 
-    def take(self) -> Batch | None:
-        """The next batch, or None when nothing waits; never waits for more to come."""
+    def take(self) -> Batch[T] | None:
+        """Return the next batch, or None when the queue is empty. Never waits for more work."""
         if not self._tickets:
             return None
         by_due = sorted(self._tickets, key=lambda ticket: ticket.due)
         model = by_due[0].model
         works: list[Work] = []
-        taken: list[Ticket] = []
+        taken: list[T] = []
         room = model.batch_tokens
         for ticket in by_due:
             if ticket.model is model:
@@ -130,13 +132,13 @@ class TokenQueue:
         self._handed_out += sum(len(work.tokens) for work in works)
         self._tickets = [ticket for ticket in self._tickets if not ticket.exhausted]
         for ticket in taken:
-            if ticket.turn_left <= 0:
-                self._set_turn(ticket)
-        return Batch(model, works, taken)
+            if ticket.slice_left <= 0:
+                self._start_slice(ticket)
+        return Batch(works, taken)
 
 
 def _take_from(ticket: Ticket, room: int, *, at_least_one: bool) -> list[Work]:
-    """The ticket's next works, as many as fit into `room` tokens."""
+    """Take the next work of a ticket, as much as fits into `room` tokens."""
     first, work = ticket.next_work, ticket.job.work
     while not ticket.exhausted:
         size = len(work[ticket.next_work].tokens)
@@ -144,6 +146,6 @@ def _take_from(ticket: Ticket, room: int, *, at_least_one: bool) -> list[Work]:
             break
         room -= size
         ticket.tokens_waiting -= size
-        ticket.turn_left -= size
+        ticket.slice_left -= size
         ticket.next_work += 1
     return work[first : ticket.next_work]

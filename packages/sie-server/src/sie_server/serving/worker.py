@@ -1,6 +1,6 @@
-"""The device thread: takes the next batch, runs it, delivers results to the event loop. Owns the queue.
+"""The device thread: takes the next batch, runs it, and delivers results to the event loop. Owns the queue.
 
-One thread per device, because two forward passes at once on the same cores or the same GPU only slow each other down.
+There is one thread per device, because two forward passes at once on the same cores or GPU only slow each other down.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sie_server.engine.device import out_of_memory, use_cpu_threads
@@ -21,14 +22,15 @@ from sie_server.serving.queue import Batch, Ticket, TokenQueue
 
 log = logging.getLogger("sie_server.worker")
 Result = TypeVar("Result")
+OnDeath = Callable[[SIEError], None]
 
 
 class PendingTicket(Ticket):
-    """A ticket somebody on the event loop is waiting for."""
+    """A ticket that a coroutine on the event loop waits for."""
 
     def __init__(self, engine: Engine, job: Job, timing: RequestTiming) -> None:
         super().__init__(engine, job)
-        self.timing = timing
+        self.engine, self.timing = engine, timing
         self.unfinished = len(job.work)
         self.submitted = time.perf_counter()
         self.started = False
@@ -36,22 +38,26 @@ class PendingTicket(Ticket):
 
 
 class DeviceWorker:
-    """Puts jobs through models, in batches across requests."""
+    """Runs jobs through models, in batches across requests."""
 
-    def __init__(self, max_queue_tokens: int, cpu_threads: int, metrics: Metrics) -> None:
+    def __init__(
+        self, max_queue_tokens: int, cpu_threads: int, metrics: Metrics, on_death: OnDeath | None = None
+    ) -> None:
+        """`on_death` is called once, on the event loop, if the device thread ends by an exception."""
         self._loop = asyncio.get_running_loop()
-        self._queue = TokenQueue(max_queue_tokens)
+        self._queue: TokenQueue[PendingTicket] = TokenQueue(max_queue_tokens)
+        self._pending: set[PendingTicket] = set()  # in the queue or on the device
         self._calls: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
         self._wake = threading.Condition()
         self._closed = False
-        self._metrics = metrics
+        self._metrics, self._on_death = metrics, on_death
         self._thread = threading.Thread(
             target=self._work, args=(cpu_threads,), name="sie-device", daemon=True
         )
         self._thread.start()
 
     async def run(self, engine: Engine, job: Job, timing: RequestTiming) -> None:
-        """Wait until every result of `job` is there. Cancelling the wait drops what was not begun.
+        """Wait until `job` has all its results. Cancelling the wait drops the work that has not started.
 
         Raises:
             QueueFull, InferenceError, ResourceExhausted
@@ -59,8 +65,9 @@ class DeviceWorker:
         ticket = PendingTicket(engine, job, timing)
         with self._wake:
             if self._closed:
-                raise _shutting_down()
+                raise _stopping()
             self._queue.admit(ticket)
+            self._pending.add(ticket)
             self._metrics.queue_tokens.set(self._queue.tokens_waiting)
             self._wake.notify()
         try:
@@ -70,9 +77,11 @@ class DeviceWorker:
                 self._drop(ticket)
             raise
         finally:
+            with self._wake:
+                self._pending.discard(ticket)
             job.release()
 
-    def _drop(self, ticket: Ticket) -> None:
+    def _drop(self, ticket: PendingTicket) -> None:
         self._queue.drop(ticket)
         self._metrics.queue_tokens.set(self._queue.tokens_waiting)
 
@@ -80,18 +89,18 @@ class DeviceWorker:
         """Run `function` on the device thread, between two batches.
 
         Raises:
-            QueueFull: the server is shutting down; and whatever `function` raises.
+            QueueFull: the server is shutting down. Any exception of `function`.
         """
         done: asyncio.Future[Result] = self._loop.create_future()
         with self._wake:
             if self._closed:
-                raise _shutting_down()
+                raise _stopping()
             self._calls.append((function, done))
             self._wake.notify()
         return await done
 
     async def score_known(self, engine: Engine, job: Job, timing: RequestTiming) -> None:
-        """Score the documents of `job` that need no forward pass; all arithmetic happens on the device thread.
+        """Score the documents of `job` that need no forward pass. The arithmetic runs on the device thread as well.
 
         Raises:
             QueueFull, InferenceError, ResourceExhausted
@@ -107,28 +116,50 @@ class DeviceWorker:
         timing.inference_ms += (time.perf_counter() - started) * 1e3
 
     def close(self) -> None:
-        """Finish the batch in hand and end the thread; who still waits is told that the server shuts down."""
+        """Finish the running batch and end the thread. Requests that still wait fail."""
         with self._wake:
             self._closed = True
             self._wake.notify()
         self._thread.join(timeout=30)
+        self._fail_all(_stopping())
+
+    def _fail_all(self, error: SIEError) -> None:
+        """Fail every call and every job that has no result yet."""
         with self._wake:
-            waiting = [done for _, done in self._calls] + [t.done for t in self._queue.clear()]  # type: ignore[attr-defined]  # tickets are `PendingTicket`s
+            waiting = [done for _, done in self._calls] + [ticket.done for ticket in self._pending]
             self._calls = []
+            self._queue.clear()
         for done in waiting:
-            self._loop.call_soon_threadsafe(_resolve, done, None, _shutting_down())
+            self._loop.call_soon_threadsafe(_resolve, done, None, error)
 
     # ── everything below runs on the device thread ──
 
     def _work(self, cpu_threads: int) -> None:
-        use_cpu_threads(cpu_threads)
-        while self._step():
-            pass
+        try:
+            use_cpu_threads(cpu_threads)
+            while self._step():
+                pass
+        except BaseException as error:  # panics of native libraries are no `Exception`
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        """Fail all requests: without this thread they would wait indefinitely."""
+        log.critical("the device thread has failed", exc_info=error)
+        with self._wake:
+            self._closed = True
+        failure = QueueFull(
+            f"the device thread has failed ({type(error).__name__}) and the server is stopping",
+            retry_after_s=1,
+        )
+        with suppress(RuntimeError):  # the event loop is closed
+            self._fail_all(failure)
+            if self._on_death:
+                self._loop.call_soon_threadsafe(self._on_death, failure)
 
     def _step(self) -> bool:
-        """The next call, then the next batch: neither keeps the other out. False at the end.
+        """Run the next call and the next batch; neither blocks the other. Return False when closed.
 
-        While it waits it holds on to no model.
+        The thread refers to no model while it waits.
         """
         with self._wake:
             self._wake.wait_for(lambda: self._closed or self._calls or self._queue)
@@ -146,18 +177,25 @@ class DeviceWorker:
         return True
 
     def _run_call(self, function: Callable[[], Any], done: asyncio.Future[Any]) -> None:
+        value, failure = None, None
         try:
-            self._loop.call_soon_threadsafe(_resolve, done, function(), None)
+            value = function()
         except Exception as error:
-            self._loop.call_soon_threadsafe(_resolve, done, None, error)
+            failure = error
+        except BaseException:
+            self._loop.call_soon_threadsafe(_resolve, done, None, _stopping())
+            raise
+        self._loop.call_soon_threadsafe(_resolve, done, value, failure)
 
-    def _run_batch(self, batch: Batch) -> None:
+    def _run_batch(self, batch: Batch[PendingTicket]) -> None:
+        engine = batch.tickets[0].engine
         start = time.perf_counter()
-        failures = run_isolated(batch.model, batch.works)  # type: ignore[arg-type]  # tickets carry engines
+        failures = run_isolated(engine, batch.works)
         end = time.perf_counter()
         tokens = sum(len(work.tokens) for work in batch.works)
         self._metrics.batch_tokens.observe(tokens)
-        _learn_rate(batch, tokens / (end - start))
+        if len(batch.works) > 1:  # a small batch says little about the rate of a full queue
+            engine.tokens_per_second += 0.1 * (tokens / (end - start) - engine.tokens_per_second)
         with self._wake:
             for ticket in batch.tickets:
                 if ticket.job in failures:
@@ -165,20 +203,13 @@ class DeviceWorker:
         self._loop.call_soon_threadsafe(_deliver, batch, failures, start, end)
 
 
-def _shutting_down() -> QueueFull:
+def _stopping() -> QueueFull:
     return QueueFull("the server is shutting down", retry_after_s=1)
 
 
-def _learn_rate(batch: Batch, rate: float) -> None:
-    # small batches say little about the rate of a full queue, which is what Retry-After is computed from
-    if len(batch.works) > 1:
-        batch.model.tokens_per_second += 0.1 * (rate - batch.model.tokens_per_second)
-
-
-def _deliver(batch: Batch, failures: dict[Job, SIEError], start: float, end: float) -> None:
-    """On the event loop: note the times, and wake those whose job is finished or failed."""
+def _deliver(batch: Batch[PendingTicket], failures: dict[Job, SIEError], start: float, end: float) -> None:
+    """On the event loop: record the times, and wake the callers whose job has finished or failed."""
     for ticket in batch.tickets:
-        assert isinstance(ticket, PendingTicket)
         if not ticket.started:
             ticket.started = True
             ticket.timing.queue_ms += (start - ticket.submitted) * 1e3
@@ -200,9 +231,9 @@ def _resolve(done: asyncio.Future[Any], value: Any, error: Exception | None) -> 
 
 
 def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
-    """Run works and put results into their jobs; returns the jobs that failed.
+    """Run works and put the results into their jobs; return the jobs that failed.
 
-    A failing batch is run again job by job, so that one request's failure never costs another its answer; one that
+    A batch that fails is run again job by job, so that the failure of one request never affects another. A batch that
     does not fit into memory is halved.
     """
     jobs = list(dict.fromkeys(work.job for work in works))
@@ -215,7 +246,7 @@ def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
         failure, too_large = _as_answer(error), out_of_memory(error) and len(works) > 1
         if len(jobs) == 1 and not too_large:
             log.exception("a forward pass failed")
-    # outside of the handler nothing holds on to the tensors of the failed pass any more
+    # Outside the handler nothing refers to the tensors of the failed pass.
     if len(jobs) > 1:
         parts = [[work for work in works if work.job is job] for job in jobs]
         return {job: failure for part in parts for job, failure in run_isolated(engine, part).items()}

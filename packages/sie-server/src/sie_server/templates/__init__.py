@@ -1,8 +1,8 @@
-"""Prompt templates of causal rerankers, as data: one YAML file each in this directory, validated when read.
+"""Prompt templates of causal rerankers: one YAML file each in `forms`, validated when read.
 
-A template is a list of *pieces*. Each piece is tokenised by itself, as the model's reference implementation does it,
-so where a piece ends decides which characters may become one token. `{query}`, `{document}` and `{instruction}` stand
-for the caller's texts; everything else is literal, control tokens included.
+A template is a list of *pieces*. Each piece is tokenised separately, as in the model's reference implementation, so no
+token crosses the boundary of two pieces. `{query}`, `{document}` and `{instruction}` are placeholders for the texts of
+a request; everything else is literal, including control tokens.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Pieces = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
 class TemplateError(ValueError):
-    """A template that cannot be served; the message names it and says why."""
+    """A template is invalid; the message names it and says why."""
 
 
 class RerankTemplate(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a reranker without a format of its own is asked, and where its answer is read.
+    """The prompt of a causal reranker and the tokens of its answer.
 
-    The score is the logit of `positive` at the last position, less that of `negative` if there is one; without
-    `positive` it comes from the checkpoint's own classifier.
+    The score is the logit of `positive` at the last position, minus that of `negative` if set. Without `positive` the
+    checkpoint's own classifier computes the score.
     """
 
     name: Annotated[str, Meta(min_length=1)]
-    source: Annotated[str, Meta(description="Where the form is documented")]
+    source: Annotated[str, Meta(description="Where the template is documented")]
     pieces: Pieces
     positive: Annotated[
         str | int | None,
         Meta(
-            description="Text of exactly one token, or a token id; none where the checkpoint has a head of its own"
+            description="Text of exactly one token, or a token id; unset where the checkpoint has its own head"
         ),
     ] = None
     negative: str | int | None = None
@@ -50,67 +50,69 @@ class RerankTemplate(Struct, frozen=True, forbid_unknown_fields=True):
     bos: Annotated[
         Literal["none", "required", "tokenizer"],
         Meta(
-            description="required: the tokenizer's bos token comes first; tokenizer: what its post-processor "
-            "puts first and last, if anything"
+            description="required: the tokenizer's bos token comes first; tokenizer: the tokens that its "
+            "post-processor adds at the start and the end, if any"
         ),
     ] = "none"
     score_token: Annotated[int, Meta(ge=0, description="A token id that comes last")] | None = None
-    max_seq_length: Annotated[int, Meta(ge=8, description="Default limit, tokens per pair")] | None = None
+    max_seq_length: Annotated[int, Meta(ge=8, description="Default limit in tokens per pair")] | None = None
 
     @property
     def takes_instruction(self) -> bool:
         return self.instruction_pieces is not None or self.default_instruction is not None
 
     def pieces_for(self, instruction: str | None) -> tuple[str, ...]:
-        """The form for a request with or without an instruction of its own."""
+        """Return the pieces for a request with or without an instruction."""
         return self.instruction_pieces if instruction and self.instruction_pieces else self.pieces
 
 
 def named_template(name: str) -> RerankTemplate:
-    """The template `name` of this package.
+    """Return the template `name` of this package.
 
     Raises:
-        TemplateError: there is none of that name.
+        TemplateError: the package has no such template.
     """
     path = FORMS / f"{name}.yaml"
     if name not in template_names():
-        raise TemplateError(f"there is no template {name!r}; there are {', '.join(template_names())}")
+        raise TemplateError(f"no template {name!r}; known templates: {', '.join(template_names())}")
     return parse_template({"name": name, **yaml.safe_load(path.read_text(encoding="utf-8"))})
 
 
 def template_names() -> list[str]:
-    """For messages and documentation."""
+    """Return the names of all templates, for messages and documentation."""
     return sorted(path.stem for path in FORMS.glob("*.yaml"))
 
 
 def read_template_file(path: Path) -> RerankTemplate:
-    """A `sie_reranker.yaml`: `template: NAME` for one of ours, else the fields of a template.
+    """Read a `sie_reranker.yaml`: `template: NAME` for a template of this package, else the fields of a template.
 
     Raises:
-        TemplateError: unreadable, or not a template that can be served.
+        TemplateError: the file is unreadable or not a valid template.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TemplateError(f"{path.name} cannot be read: {error}") from error
     if not isinstance(raw, dict):
-        raise TemplateError(f"{path.name} holds no fields; write `template: NAME` or a whole template")
+        raise TemplateError(f"{path.name} has no fields; write `template: NAME` or a whole template")
     if "template" in raw:
         if len(raw) > 1:
-            raise TemplateError(f"{path.name} has `template` and other fields; it takes one or the others")
+            raise TemplateError(
+                f"{path.name} has `template` and other fields; remove `template` or the others"
+            )
         return named_template(str(raw["template"]))
     return parse_template({"name": path.name, "source": path.name, **raw})
 
 
 def parse_template(raw: dict[str, Any]) -> RerankTemplate:
-    """Check the fields of a template.
+    """Return a template after checking its fields.
 
     Raises:
-        TemplateError: a missing, unknown or wrong field, or a placeholder that is missing or stands twice.
+        TemplateError: a field is missing, unknown or invalid, or a placeholder is missing or occurs twice.
     """
     name = raw.get("name")
     if raw.get("negative") is not None and raw.get("positive") is None:
-        raise TemplateError(f"template {name!r} has `negative` without `positive`")
+        raise TemplateError(f"template {name!r} has `negative` without `positive`; set both or neither")
     try:
         template = msgspec.convert(raw, RerankTemplate)
     except msgspec.ValidationError as error:
@@ -120,7 +122,7 @@ def parse_template(raw: dict[str, Any]) -> RerankTemplate:
         _check_placeholders(template, "instruction_pieces", template.instruction_pieces, True)
         if template.default_instruction is not None:
             raise TemplateError(
-                f"template {name!r} has both instruction_pieces and default_instruction; it takes one"
+                f"template {name!r} has both instruction_pieces and default_instruction; remove one of them"
             )
     return template
 
@@ -129,11 +131,17 @@ def _check_placeholders(
     template: RerankTemplate, field: str, pieces: Sequence[str], instruction: bool
 ) -> None:
     found = [match for piece in pieces for match in PLACEHOLDER.findall(piece)]
-    for wanted in ["query", "document"] + ["instruction"] * instruction:
-        if found.count(wanted) != 1:
-            how = "lacks the placeholder" if wanted not in found else "has more than once"
-            raise TemplateError(f"template {template.name!r}: {field} {how} {{{wanted}}}")
-    if not instruction and "instruction" in found:
+    required = ["query", "document"]
+    if instruction:
+        required.append("instruction")
+    elif "instruction" in found:
         raise TemplateError(
-            f"template {template.name!r}: {field} has {{instruction}} but there is no default_instruction"
+            f"template {template.name!r}: {field} has {{instruction}} but the template has no default_instruction"
         )
+    for name in required:
+        if name not in found:
+            raise TemplateError(f"template {template.name!r}: {field} lacks the placeholder {{{name}}}")
+        if found.count(name) > 1:
+            raise TemplateError(
+                f"template {template.name!r}: {field} has the placeholder {{{name}}} more than once"
+            )

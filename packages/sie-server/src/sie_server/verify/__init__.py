@@ -1,0 +1,1 @@
+"""Comparison of this engine with reference libraries (`sie-server verify`)."""

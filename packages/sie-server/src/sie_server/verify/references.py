@@ -1,7 +1,7 @@
-"""What the reference library of each kind of checkpoint makes of texts: token ids, and raw logits or vectors.
+"""The results of reference libraries, per kind of checkpoint: token ids, and raw logits or vectors.
 
-The libraries are imported here and nowhere else, when `sie-server verify` asks; both sides compute in fp32 on the CPU.
-Every text is put through alone, so that no padding can play a part.
+Only this module imports the libraries, and only for `sie-server verify`. Both sides compute in fp32 on the CPU. Every
+text is run on its own, so that padding has no effect.
 """
 
 from __future__ import annotations
@@ -23,40 +23,42 @@ from sie_server.templates import PLACEHOLDER
 
 
 class CannotVerify(SIEError):
-    """There is nothing to compare with; says why."""
+    """There is no reference to compare with; the message says why."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The reference's side. `ids[i]` are the i-th document's tokens, with the query's for models that read both."""
+    """The results of a reference library."""
 
-    reference: str
-    compared: str
-    scores: list[float]
-    ids: list[list[int]]
+    reference: str  # library and version
+    compared: str  # for example logits
+    scores: list[float]  # per document
+    ids: list[list[int]]  # per document, with the query's for models that read both in one sequence
     vectors: list[Tensor] = field(
         default_factory=list
-    )  # of the query and every document, where there are any
+    )  # of the query and every document; empty for cross-encoders
 
 
 Reference = Callable[[Path, Engine, str, list[str]], Answers]
 
 
 def reference_of(directory: Path, engine: Engine) -> Reference:
-    """The comparison for a checkpoint's kind.
+    """Return the reference for a checkpoint's kind.
 
     Raises:
-        CannotVerify: no library has this kind of model.
+        CannotVerify: no library supports this kind.
     """
     if (directory / "sie_scorer.json").exists():
-        raise CannotVerify("this model's scorer is our own; no reference library has it")
+        raise CannotVerify("this model's scorer is specific to this server; no reference library has it")
     head = engine.spec.head
     if isinstance(head, ClassifierSpec) and head.modules:
         return _modular_classifier
     if isinstance(head, CausalSpec) and (directory / "modules.json").exists():
         return _logit_score
     if type(head) not in REFERENCES:
-        raise CannotVerify(f"no reference library serves {engine.spec.architecture} without code of its own")
+        raise CannotVerify(
+            f"no reference library supports {engine.spec.architecture} without code from its repository"
+        )
     return REFERENCES[type(head)]
 
 
@@ -69,7 +71,7 @@ def _classifier(directory: Path, engine: Engine, query: str, documents: list[str
 
 
 def sequence_classifier(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
-    """transformers' model and tokenizer, only the document cut."""
+    """Run the model and tokenizer of transformers, with only the document truncated."""
     library = _library("transformers")
     model = library.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     tokenizer = library.AutoTokenizer.from_pretrained(directory)
@@ -80,7 +82,7 @@ def sequence_classifier(directory: Path, engine: Engine, query: str, documents: 
 
 
 def _pair(tokenizer: Any, engine: Engine, query: str, document: str) -> Any:
-    # in lists: an empty text by itself would count as no second text
+    # in lists: a bare empty string would count as no second text
     return tokenizer(
         [query],
         [document],
@@ -91,7 +93,7 @@ def _pair(tokenizer: Any, engine: Engine, query: str, document: str) -> Any:
 
 
 def _modular_classifier(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
-    """A head made of modules; `AutoModelForSequenceClassification` would make one up."""
+    """Run a head made of modules, which `AutoModelForSequenceClassification` would initialise at random."""
     model, name = _cross_encoder(directory, engine)
     pairs = [_pair(model.tokenizer, engine, query, text) for text in documents]
     ids = [pair.input_ids[0].tolist() for pair in pairs]
@@ -99,7 +101,7 @@ def _modular_classifier(directory: Path, engine: Engine, query: str, documents: 
 
 
 def _logit_score(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
-    """A causal reranker as sentence-transformers saves it: chat template, `LogitScore`."""
+    """Run a causal reranker saved by sentence-transformers: chat template and `LogitScore`."""
     model, name = _cross_encoder(directory, engine)
     ids = [model.preprocess([(query, text)])["input_ids"][0].tolist() for text in documents]
     return Answers(name, "logits", _predict(model, query, documents), ids)
@@ -123,11 +125,11 @@ def _predict(model: Any, query: str, documents: list[str]) -> list[float]:
 
 
 def _causal(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
-    """The template's pieces by transformers' tokenizer, and the answer's logits of the whole model."""
+    """Tokenise the template's pieces with transformers, and take the answer's logits of the whole model."""
     library = _library("transformers")
     tokenizer = library.AutoTokenizer.from_pretrained(directory)
     model = library.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    assert isinstance(engine.spec.head, CausalSpec)
+    assert isinstance(engine.spec.head, CausalSpec)  # selected by `REFERENCES`
     ours = PromptTokenizer(directory, engine.spec.head.template)
     ids = [_filled(tokenizer, ours, query, text) for text in documents]
     logits = [model(torch.tensor([one])).logits[0, -1] for one in ids]
@@ -175,11 +177,11 @@ def _sparse(directory: Path, engine: Engine, query: str, documents: list[str]) -
 
 
 def _late_interaction(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
-    """Its `MultiVectorEncoder` reads PyLate's and Stanford's layout, too."""
+    """Run `MultiVectorEncoder`, which also reads the layouts of PyLate and Stanford."""
     library = _library("sentence_transformers")
     if not hasattr(library, "MultiVectorEncoder"):
         raise CannotVerify(
-            f"sentence-transformers {library.__version__} has no MultiVectorEncoder; version 6 has"
+            f"sentence-transformers {library.__version__} has no MultiVectorEncoder; install version 6"
         )
     model = library.MultiVectorEncoder(str(directory), device="cpu").float()
     vectors = [
@@ -211,7 +213,7 @@ REFERENCES: dict[type, Reference] = {
     ClassifierSpec: _classifier,
     CausalSpec: _causal,
     EmbeddingSpec: _dense,
-    M3Spec: _dense,  # the other two outputs are FlagEmbedding's alone
+    M3Spec: _dense,  # only FlagEmbedding has the other two outputs
     SpladeSpec: _sparse,
     LateInteractionSpec: _late_interaction,
 }
@@ -223,5 +225,5 @@ def _library(name: str) -> Any:
     except ImportError:
         package = name.replace("_", "-")
         raise CannotVerify(
-            f"{package} is not installed beside the server; pip install {package}, then run this again"
+            f"{package} is not installed in the server's environment; pip install {package}, then run this again"
         ) from None

@@ -1,7 +1,7 @@
-"""Our scores against the reference library's, on this machine and these weights (`sie-server verify`).
+"""Compares this engine's scores with a reference library's, on this machine and these weights (`sie-server verify`).
 
-Raw logits or vectors are compared, in fp32 on the CPU: a sigmoid would hide differences. `verify.references` is the
-other side.
+Raw logits or vectors are compared, in fp32 on the CPU: a sigmoid would hide differences. `verify.references` computes
+the library's results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY, Job, Sparse
+from sie_server.engine.job import QUERY, Job, ScoreTexts, Sparse
 from sie_server.models.spec import CausalSpec, LateInteractionSpec
 from sie_server.verify.references import Answers, reference_of
 
@@ -31,32 +31,32 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; token ids are those of the first text where the two sides differ."""
+    """The result of a comparison."""
 
     reference: str
     compared: str
     pairs: int
     max_difference: float
     kendall_tau: float
-    first_token_difference: str | None
+    first_token_difference: str | None  # in the first text whose token ids differ
 
     def equal(self, tolerance: float) -> bool:
-        """True when ids are the same and values agree; a NaN on either side never does."""
+        """Return whether all ids are equal and all values agree; a NaN on either side never agrees."""
         return self.first_token_difference is None and self.max_difference <= tolerance
 
 
 def verify(directory: Path, pairs: int, template: str | None = None) -> Report:
-    """Load a checkpoint twice and compare; `template` as for `Engine`.
+    """Load a checkpoint with the engine and with its reference library, and compare the results.
 
     Raises:
-        CannotVerify: the library is not installed, or has no such kind of model.
-        ModelLoadFailed: we cannot load it.
+        CannotVerify: the library is not installed, or does not support this kind of model.
+        ModelLoadFailed: the engine cannot load the checkpoint.
     """
     engine = Engine(directory, device="cpu", dtype="float32", template=template, share_prefix=False)
     reference, documents = reference_of(directory, engine), sample(pairs)
     if isinstance(engine.spec.head, CausalSpec):
-        # how a filled template is cut is no library's to say
-        cut = engine.tokenize_score(QUERY_TEXT, documents, engine.max_seq_length).truncated
+        # no library defines how a filled template is truncated
+        cut = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, engine.max_seq_length)).truncated
         documents = [text for text, was_cut in zip(documents, cut, strict=True) if not was_cut]
     with torch.inference_mode():
         theirs = reference(directory, engine, QUERY_TEXT, documents)
@@ -67,7 +67,7 @@ def verify(directory: Path, pairs: int, template: str | None = None) -> Report:
         theirs.reference,
         theirs.compared,
         len(documents),
-        # max() may pass over a NaN
+        # max() may ignore a NaN
         next((d for d in differences if d != d), max(differences)),
         kendall_tau(ours.scores, theirs.scores),
         _first_difference(ours.ids, theirs.ids),
@@ -82,9 +82,9 @@ class _Ours:
 
 
 def _ours(engine: Engine, documents: list[str], theirs: Answers) -> _Ours:
-    """The same of this engine: scores where the model gives them, else products of its vectors."""
+    """Return this engine's scores; if the model has only vectors, their products."""
     if not theirs.vectors or isinstance(engine.spec.head, LateInteractionSpec):
-        job = engine.tokenize_score(QUERY_TEXT, documents, engine.max_seq_length)
+        job = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, engine.max_seq_length))
         scores = [float(value) for value in _results(engine, job)]
         vectors = _vectors(engine, documents) if theirs.vectors else []
         return _Ours(scores, _ids(job), vectors)
@@ -94,9 +94,9 @@ def _ours(engine: Engine, documents: list[str], theirs: Answers) -> _Ours:
 
 
 def _vectors(engine: Engine, documents: list[str]) -> list[torch.Tensor]:
-    """Of the query and every document: the dense vectors, or the only kind the model has."""
-    given = [output for output in engine.spec.outputs if output != "score"]
-    name, limit = "dense" if "dense" in given else given[0], engine.max_seq_length
+    """Return the vectors of the query and every document: dense, or the only output that the model has."""
+    outputs = [output for output in engine.spec.outputs if output != "score"]
+    name, limit = "dense" if "dense" in outputs else outputs[0], engine.max_seq_length
     query = engine.tokenize_encode([QUERY_TEXT], (name,), limit, is_query=True)
     job = engine.tokenize_encode(documents, (name,), limit)
     results = [*_results(engine, query), *_results(engine, job)]
@@ -112,7 +112,7 @@ def _tensor(values: Any, vocabulary: int) -> torch.Tensor:
 
 
 def sample(count: int) -> list[str]:
-    """Texts in several scripts, from empty to beyond most limits; the same ones every time."""
+    """Return `count` texts in several scripts, from empty to beyond most limits; always the same."""
     rng = random.Random(0)
     words = " ".join(SENTENCES).split()
     texts = ["", *SENTENCES]
@@ -130,7 +130,7 @@ def _results(engine: Engine, job: Job) -> list[Any]:
 
 
 def _ids(job: Job) -> list[list[int]]:
-    """Of every document, in order; equal sequences are one work."""
+    """Return the ids of every document, in order; equal sequences share one work."""
     found = {
         index: work.tokens.ids.tolist()
         for work in job.work
@@ -153,7 +153,7 @@ def _distance(ours: list[float], theirs: list[float]) -> float:
 
 
 def kendall_tau(first: list[float], second: list[float]) -> float:
-    """Kendall's tau-b of two orders of the same things; 1 when both are constant."""
+    """Return Kendall's tau-b of two lists of scores; 1 if both are constant."""
     agree, ties = 0, [0, 0]
     total = len(first) * (len(first) - 1) // 2
     for i in range(len(first)):

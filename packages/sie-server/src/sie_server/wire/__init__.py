@@ -1,8 +1,10 @@
-"""Everything that crosses the network, as typed structs: requests are decoded into these, answers encoded
-from these, and the OpenAPI document is generated from these.
+"""Types of all requests and responses, as structs.
 
-Unknown keys are ignored at every level of a request, except that unknown *options* are reported back in
-`warnings`, and that admin requests refuse them. Null and absent are the same.
+Request bodies are decoded into these structs, responses are encoded from them, and the OpenAPI document is generated
+from them. docs/http-api.md describes every field.
+
+Unknown keys of a request are ignored, except that unknown options are reported in `warnings` and that admin routes
+reject unknown fields. Null and absent are equal.
 """
 
 from sie_server.wire.errors import ErrorBody, ErrorDetail

@@ -1,4 +1,4 @@
-"""The body of every error."""
+"""The body of every error response. Codes and retries: docs/http-api.md#errors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 
 class ErrorDetail(Struct, frozen=True):
-    """What went wrong, what to do."""
+    """The cause of an error and the next step."""
 
     code: str
     message: str
     error_class: Annotated[
-        str | UnsetType, Meta(description="Only with MODEL_LOAD_FAILED, as what follows")
+        str | UnsetType, Meta(description="MODEL_LOAD_FAILED only: kind of the failure")
     ] = UNSET
-    permanent: bool | UnsetType = UNSET
-    attempts: int | UnsetType = UNSET
+    permanent: Annotated[
+        bool | UnsetType, Meta(description="MODEL_LOAD_FAILED only: another attempt cannot succeed")
+    ] = UNSET
+    attempts: Annotated[
+        int | UnsetType, Meta(description="MODEL_LOAD_FAILED only: loads attempted so far")
+    ] = UNSET
 
 
 class ErrorBody(Struct, frozen=True):
-    """Errors are always JSON; the same detail stands under two keys because clients read either."""
+    """An error, always as JSON. `detail` and `error` are equal, because clients read either."""
 
     detail: ErrorDetail
     error: ErrorDetail

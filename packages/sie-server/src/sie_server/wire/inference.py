@@ -1,4 +1,4 @@
-"""Score, encode and inspect: requests and answers."""
+"""Requests and responses of score, encode and inspect."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 OutputType = Literal["dense", "sparse", "multivector"]
 OutputDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 ScoreType = Literal["logit", "probability", "maxsim", "cosine", "dot"]
+ScoreMode = Literal["dense", "sparse", "multivector", "weighted"]
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[int, Meta(ge=0)]
+Weights = Annotated[list[Annotated[float, Meta(ge=0)]], Meta(min_length=3, max_length=3)]
 
 
 class Item(Struct, frozen=True):
-    """A query or a candidate. Text models need `text`; the empty string is legal text.
+    """A query or a document. Text models require `text`, which may be empty.
 
-    On score, late-interaction models also take `multivector` in its place: token vectors [tokens, width].
+    On score, late-interaction models accept `multivector` instead: token vectors [tokens, width].
     """
 
     id: str | None = None
@@ -28,83 +32,68 @@ class Item(Struct, frozen=True):
 
 
 class Options(Struct, frozen=True):
-    """Options of one request. A key that is not listed here is ignored and reported in `warnings`."""
+    """Options of a request. Any other key is ignored and reported in `warnings`."""
 
-    profile: Annotated[str | None, Meta(description="One of the model's named sets of options")] = None
+    profile: Annotated[str | None, Meta(description="Name of one of the model's option sets")] = None
     instruction: str | None = None
-    max_seq_length: Annotated[int, Meta(ge=1, description="Tokens a model reads per text or pair")] | None = (
-        None
-    )
-    top_n: Annotated[int, Meta(ge=1, description="Return only the best n entries")] | None = None
-    lora: Annotated[
-        str | None,
-        Meta(description="LoRA adapter to read with; the same as MODEL:ADAPTER in place of the model's id"),
+    max_seq_length: Annotated[
+        Positive | None, Meta(description="Maximum number of tokens per text or pair")
     ] = None
-    lora_id: Annotated[str | None, Meta(description="Another name of `lora`")] = None
-    is_query: Annotated[bool, Meta(description="encode: the texts are queries")] | None = None
-    dimensions: (
-        Annotated[int, Meta(ge=1, description="encode: cut vectors to their first dimensions (Matryoshka)")]
-        | None
-    ) = None
-    normalize: (
-        Annotated[
-            Literal["none", "sigmoid"],
-            Meta(description="score: raw logits, or their sigmoid; default: the checkpoint's activation"),
-        ]
-        | None
-    ) = None
-    score_mode: (
-        Annotated[
-            Literal["dense", "sparse", "multivector", "weighted"],
-            Meta(description="score, bge-m3 only: which similarity; default: the weighted mean of all"),
-        ]
-        | None
-    ) = None
-    score_weights: (
-        Annotated[
-            list[Annotated[float, Meta(ge=0)]],
-            Meta(min_length=3, max_length=3, description="score, bge-m3: of dense, sparse, multivector"),
-        ]
-        | None
-    ) = None
-    cutoff_layer: (
-        Annotated[
-            int,
-            Meta(ge=1, description="score, models with several heads only: read the score after this layer"),
-        ]
-        | None
-    ) = None
-    compress_ratio: (
-        Annotated[
-            int, Meta(ge=1, description="score: token compression, which is not served: 1, or leave it out")
-        ]
-        | None
-    ) = None
-    return_documents: Annotated[bool, Meta(description="score: each entry carries its text")] | None = None
-    return_logits: Annotated[bool, Meta(description="score: each entry carries its raw logit")] | None = None
-    long_document: (
-        Annotated[
-            Literal["truncate", "chunk", "refuse"],
-            Meta(
-                description="score: cut what is too long (default), score it in overlapping windows, or refuse it"
-            ),
-        ]
-        | None
-    ) = None
-    chunk_overlap: (
-        Annotated[int, Meta(ge=0, description="score: tokens that neighbouring windows share")] | None
-    ) = None
-    max_document_tokens: (
-        Annotated[int, Meta(ge=1, description="score: tokens of each document that are read at most")] | None
-    ) = None
-    aggregate: (
-        Annotated[Literal["max", "mean"], Meta(description="score: how windows make a document's score")]
-        | None
-    ) = None
+    top_n: Annotated[Positive | None, Meta(description="score: return only the best n entries")] = None
+    lora: Annotated[
+        str | None, Meta(description="Name of a LoRA adapter; equal to MODEL:ADAPTER as the model id")
+    ] = None
+    lora_id: Annotated[str | None, Meta(description="Alias of `lora`")] = None
+    is_query: Annotated[bool | None, Meta(description="encode: the texts are queries")] = None
+    dimensions: Annotated[
+        Positive | None,
+        Meta(description="encode: truncate vectors to their first dimensions (Matryoshka)"),
+    ] = None
+    normalize: Annotated[
+        Literal["none", "sigmoid"] | None,
+        Meta(description="score: raw logits or their sigmoid; default: the checkpoint's activation"),
+    ] = None
+    score_mode: Annotated[
+        ScoreMode | None,
+        Meta(description="score, bge-m3 only: the similarity; default: weighted mean of all three"),
+    ] = None
+    score_weights: Annotated[
+        Weights | None,
+        Meta(description="score, bge-m3 only: weights of dense, sparse and multivector"),
+    ] = None
+    cutoff_layer: Annotated[
+        Positive | None,
+        Meta(description="score, models with several heads only: layer whose hidden states are scored"),
+    ] = None
+    compress_ratio: Annotated[
+        Positive | None,
+        Meta(description="score: token compression, which is not supported; 1 or absent"),
+    ] = None
+    return_documents: Annotated[
+        bool | None, Meta(description="score: add each document's text to its entry")
+    ] = None
+    return_logits: Annotated[bool | None, Meta(description="score: add each raw logit to its entry")] = None
+    long_document: Annotated[
+        Literal["truncate", "chunk", "refuse"] | None,
+        Meta(
+            description="score: truncate a document that is too long (default), score overlapping windows "
+            "of it, or reject the request"
+        ),
+    ] = None
+    chunk_overlap: Annotated[
+        NonNegative | None, Meta(description="score: tokens shared by adjacent windows")
+    ] = None
+    max_document_tokens: Annotated[
+        Positive | None, Meta(description="score: maximum number of tokens of each document")
+    ] = None
+    aggregate: Annotated[
+        Literal["max", "mean"] | None,
+        Meta(description="score: how the scores of windows are combined; default: max"),
+    ] = None
 
 
 class Profile(Options, frozen=True, forbid_unknown_fields=True):
-    """Options under a name, as a model's catalog entry lists them; a request's own options beat them."""
+    """A named set of options in a model's catalog entry. A request's own options take precedence."""
 
     def __post_init__(self) -> None:
         if self.profile is not None:
@@ -112,7 +101,7 @@ class Profile(Options, frozen=True, forbid_unknown_fields=True):
 
 
 class ScoreRequest(Struct, frozen=True):
-    """`POST /v1/score/{model}`: one query, the candidates to put in order."""
+    """Body of `POST /v1/score/{model}`: a query and the documents to rank."""
 
     query: Item
     items: Annotated[list[Item], Meta(min_length=1)]
@@ -121,13 +110,13 @@ class ScoreRequest(Struct, frozen=True):
 
 
 class Document(Struct, frozen=True):
-    """The candidate itself, when `options.return_documents` asked for it."""
+    """The text of a document, returned with `options.return_documents`."""
 
     text: str
 
 
 class ChunkSpan(Struct, frozen=True):
-    """The window of a long document that scored best: characters [start, end), and which of `count` it is."""
+    """A window of a long document: characters [start, end), and its index among `count` windows."""
 
     start: int
     end: int
@@ -136,37 +125,41 @@ class ChunkSpan(Struct, frozen=True):
 
 
 class ScoreEntry(Struct, frozen=True):
-    """One candidate's place. `rank` counts from 0; ties keep the order of the request."""
+    """The score of one document. `rank` starts at 0; ties keep the order of the request."""
 
     item_id: str
     score: float
     rank: int
-    truncated: Annotated[bool | UnsetType, Meta(description="Present and true when the text was cut")] = UNSET
-    logit: Annotated[float | UnsetType, Meta(description="The raw value, with `options.return_logits`")] = (
-        UNSET
-    )
-    chunk: ChunkSpan | UnsetType = UNSET
-    document: Document | UnsetType = UNSET
+    truncated: Annotated[
+        bool | UnsetType, Meta(description="Present and true when the text was truncated")
+    ] = UNSET
+    logit: Annotated[float | UnsetType, Meta(description="Raw value, with `options.return_logits`")] = UNSET
+    chunk: Annotated[
+        ChunkSpan | UnsetType, Meta(description="The best window, with `long_document: chunk`")
+    ] = UNSET
+    document: Annotated[
+        Document | UnsetType, Meta(description="The text, with `options.return_documents`")
+    ] = UNSET
 
 
 class Usage(Struct, frozen=True):
-    """Tokens of all sequences the model reads, without padding.
+    """Number of tokens in all sequences of a request, without padding.
 
-    A prompt's start that all pairs of a request share is computed once, and counted in every pair all the same; so are
-    documents whose token vectors are cached: what a request costs does not depend on how the server saves work.
+    Tokens whose computation is shared or cached are counted in full: a prefix that all prompts start with counts in
+    every prompt, and a document in the document cache counts like any other.
     """
 
     input_tokens: int
 
 
 class ScoreResponse(Struct, frozen=True):
-    """Candidates in order of relevance, the best first."""
+    """Documents ordered by descending relevance."""
 
     model: str
     query_id: str | None
     scores: list[ScoreEntry]
     usage: Usage
-    score_type: Annotated[ScoreType, Meta(description="What kind of number `score` is")]
+    score_type: Annotated[ScoreType, Meta(description="What `score` measures")]
     warnings: list[str] | UnsetType = UNSET
 
 
@@ -174,36 +167,37 @@ class InspectedPassage(Struct, frozen=True):
     """One document of a block, which a listwise reranker reads as one sequence."""
 
     item_id: str
-    position: Annotated[int, Meta(description="Place of its read-out token, from 0")]
+    position: Annotated[int, Meta(description="Index of its readout token")]
     truncated: bool
 
 
 class InspectedText(Struct, frozen=True):
-    """One sequence as the model reads it."""
+    """One sequence of tokens as the model reads it."""
 
     item_id: Annotated[
-        str | None, Meta(description="Null for a query that is read by itself, and for a block of documents")
+        str | None, Meta(description="Null for a query that is a sequence of its own, and for a block")
     ]
-    text: Annotated[str, Meta(description="The tokens as text, special ones included")]
+    text: Annotated[str, Meta(description="The tokens decoded to text, special tokens included")]
     token_ids: list[int]
     tokens: list[str]
     readout: Annotated[
         Literal["first", "last", "all", "marked"],
         Meta(
-            description="The tokens whose hidden states make the result; marked: one per passage and the query's"
+            description="Tokens whose hidden states produce the result; marked: one token per passage and "
+            "one of the query"
         ),
     ]
     truncated: bool
     position: Annotated[
-        int | UnsetType, Meta(description="Place of the read-out token (of a block: the query's), from 0")
+        int | UnsetType, Meta(description="Index of the readout token; of a block: the query's")
     ] = UNSET
-    passages: Annotated[list[InspectedPassage] | UnsetType, Meta(description="Of a block")] = UNSET
-    read_to: Annotated[int | UnsetType, Meta(description="Characters of a cut text that are read")] = UNSET
+    passages: Annotated[list[InspectedPassage] | UnsetType, Meta(description="Documents of a block")] = UNSET
+    read_to: Annotated[int | UnsetType, Meta(description="Characters read of a truncated text")] = UNSET
     chunk: ChunkSpan | UnsetType = UNSET
 
 
 class InspectResponse(Struct, frozen=True):
-    """`POST /v1/inspect/{model}`: what a score request with this body would put through the model."""
+    """The sequences that a score request with the same body would send through the model."""
 
     model: str
     max_seq_length: int
@@ -213,7 +207,7 @@ class InspectResponse(Struct, frozen=True):
 
 
 class EncodeParams(Struct, frozen=True):
-    """What `encode` should give."""
+    """Parameters of an encode request."""
 
     output_types: list[OutputType] | None = None
     output_dtype: OutputDtype | None = None
@@ -223,7 +217,7 @@ class EncodeParams(Struct, frozen=True):
 
 
 class EncodeRequest(Struct, frozen=True):
-    """`POST /v1/encode/{model}`: texts to turn into vectors."""
+    """Body of `POST /v1/encode/{model}`: the texts to encode."""
 
     items: Annotated[list[Item], Meta(min_length=1)]
     params: EncodeParams | None = None
@@ -238,7 +232,7 @@ class DenseVector(Struct, frozen=True):
 
 
 class SparseVector(Struct, frozen=True):
-    """The entries that are not 0, by rising index; `dims` is the size of the vocabulary they count in."""
+    """The non-zero entries by ascending index; `dims` is the size of the vocabulary."""
 
     dims: int
     dtype: str
@@ -256,7 +250,7 @@ class MultiVector(Struct, frozen=True):
 
 
 class EncodedItem(Struct, frozen=True):
-    """The vectors of one input, in input order."""
+    """The vectors of one text."""
 
     id: str | UnsetType = UNSET
     dense: DenseVector | UnsetType = UNSET
@@ -266,7 +260,7 @@ class EncodedItem(Struct, frozen=True):
 
 
 class Timing(Struct, frozen=True):
-    """Milliseconds spent on a request, as the server saw it."""
+    """Milliseconds that the server spent on a request."""
 
     total_ms: float
     queue_ms: float
@@ -275,7 +269,7 @@ class Timing(Struct, frozen=True):
 
 
 class EncodeResponse(Struct, frozen=True):
-    """Exactly one result per input, in input order."""
+    """One result per text, in the order of the request."""
 
     model: str
     items: list[EncodedItem]

@@ -1,4 +1,4 @@
-"""What a server says of its models, and what admin callers may ask of them."""
+"""Model information, and requests and responses of the admin routes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ ModelState = Literal["available", "loading", "loaded", "unloading", "failed"]
 
 
 class LoadProgress(Struct, frozen=True):
-    """How far a load is; bytes are those of the files while they are fetched, then those of the model's tensors."""
+    """Progress of a load. Bytes are those of the files during `fetch`, then those of the model's tensors."""
 
     phase: Annotated[
         Literal["fetch", "room", "load", "measure", "probe"],
-        Meta(description="Download, wait for memory, read the weights, measure the batch size, try it out"),
+        Meta(
+            description="Download the files, wait for memory, read the weights, measure the batch size, "
+            "run test requests"
+        ),
     ]
-    seconds: Annotated[float, Meta(description="Since the load began")]
+    seconds: Annotated[float, Meta(description="Seconds since the load began")]
     bytes_done: int
-    bytes_total: Annotated[int | None, Meta(description="Null until it is known")]
+    bytes_total: Annotated[int | None, Meta(description="Null until known")]
 
 
 class AdapterInfo(Struct, frozen=True):
-    """A LoRA adapter a model may be asked for; one that is not loaded is on first use."""
+    """A LoRA adapter of a model. An adapter that is not loaded is loaded on first use."""
 
     name: str
     source: str
@@ -30,7 +33,7 @@ class AdapterInfo(Struct, frozen=True):
 
 
 class ModelInfo(Struct, frozen=True):
-    """One model the server knows, loaded or not."""
+    """A model that the server knows, loaded or not."""
 
     name: str
     inputs: list[str]
@@ -45,17 +48,17 @@ class ModelInfo(Struct, frozen=True):
     license: str | None = None
     description: str | None = None
     compat: Annotated[
-        bool, Meta(description="Runs through the transformers library: right, but padded and slower")
+        bool, Meta(description="Runs through the transformers library: same scores, padded and slower")
     ] = False
     source: Annotated[str | None, Meta(description="Directory or hub id of its weights")] = None
-    pinned: Annotated[bool, Meta(description="Never unloaded to make room or for being idle")] = False
-    memory_bytes: Annotated[int, Meta(description="What its tensors hold, all versions together")] = 0
-    progress: Annotated[LoadProgress | None, Meta(description="Of a load or swap that is running")] = None
+    pinned: Annotated[bool, Meta(description="Never unloaded to free memory or for being idle")] = False
+    memory_bytes: Annotated[int, Meta(description="Bytes of its tensors, all versions together")] = 0
+    progress: Annotated[LoadProgress | None, Meta(description="Progress of a running load or swap")] = None
     adapters: list[AdapterInfo] = []
 
 
 class ModelList(Struct, frozen=True):
-    """`GET /v1/models`, for SIE clients (`models`) and OpenAI-shaped ones (`data`)."""
+    """All models: `models` for SIE clients, `data` for OpenAI clients."""
 
     models: list[ModelInfo]
     data: list[dict[str, Any]]
@@ -71,35 +74,33 @@ Source = Annotated[
         description="Hub id, or a directory of the server under models_dir or source_roots",
     ),
 ]
+# in Python, `$` alone would also match before a final newline
+ADAPTER_NAME = r"^[\w.-]+(?!\n)$"
 AdapterName = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=100,
-        pattern=r"^[\w.-]+(?!\n)$",  # in Python a `$` alone would let a last newline be
-        description="Name for `options.lora`",
-    ),
+    str, Meta(min_length=1, max_length=100, pattern=ADAPTER_NAME, description="Name for `options.lora`")
 ]
-Revision = Annotated[str, Meta(min_length=1, max_length=200, description="Branch, tag or commit of a hub id")]
+Revision = Annotated[
+    str, Meta(min_length=1, max_length=200, description="Branch, tag or commit of a hub repository")
+]
 
 
 class AdminLoadRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/admin/load`: load a model now; with `source`, also one that is not known yet."""
+    """Body of `POST /v1/admin/load`: the model to load now. With `source`, the id may be new to the server."""
 
     model: ModelName
     source: Source | None = None
     revision: Revision | None = None
-    pin: Annotated[bool | None, Meta(description="Keep it loaded, or (false) no longer")] = None
+    pin: Annotated[bool | None, Meta(description="Pin the model (true) or unpin it (false)")] = None
 
 
 class AdminUnloadRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/admin/unload`: let running requests finish and free the memory; the next request loads it again."""
+    """Body of `POST /v1/admin/unload`: the model to drain and unload. The next request loads it again."""
 
     model: ModelName
 
 
 class AdminSwapRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/admin/swap`: replace the weights of a model between two requests."""
+    """Body of `POST /v1/admin/swap`: the model whose weights are replaced while it serves, and their source."""
 
     model: ModelName
     source: Source
@@ -107,7 +108,7 @@ class AdminSwapRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdapterLoadRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/admin/adapters/load`: load a LoRA adapter now, under a name that requests may use from then on."""
+    """Body of `POST /v1/admin/adapters/load`: the LoRA adapter to load now, and the name that requests use for it."""
 
     model: ModelName
     adapter: AdapterName
@@ -115,14 +116,14 @@ class AdapterLoadRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdapterUnloadRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/admin/adapters/unload`: free it; unknown from then on, unless the server was started with it."""
+    """Body of `POST /v1/admin/adapters/unload`: the adapter to unload. Its name is removed unless it was configured."""
 
     model: ModelName
     adapter: AdapterName
 
 
 class AdminAnswer(Struct, frozen=True):
-    """Where the model stands after an admin request."""
+    """State of the model after an admin request."""
 
     model: str
     state: ModelState
@@ -130,5 +131,5 @@ class AdminAnswer(Struct, frozen=True):
     revision: str | None
     pinned: bool
     memory_bytes: int
-    seconds: Annotated[float, Meta(description="How long it took")]
+    seconds: Annotated[float, Meta(description="Duration of the request")]
     adapters: list[AdapterInfo] = []

@@ -1,7 +1,7 @@
-"""Other vendors' rerank APIs on the same port: one file per dialect, and here which path speaks which.
+"""Dialects: other vendors' HTTP APIs on the same port (docs/dialects.md). This table maps paths to dialects.
 
-Where several dialects share a path, the body decides: the first that claims it, else the last. `/NAME` before a path
-leaves only that vendor's, for clients whose bodies look alike and whose answers differ.
+If several dialects share a path, the body selects one: the first that claims it, else the last. The prefix `/NAME`
+selects a vendor explicitly, for clients whose requests are equal and whose responses differ.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ PATHS = {**RERANK, **dict.fromkeys((*EMBED, *INFO), (TEI,))}
 
 
 def dialect_of(path: str, body: Mapping[str, Any]) -> Dialect:
-    """The dialect of a body that came on one of `RERANK`."""
+    """Return the dialect of a body sent to a path of `RERANK`."""
     candidates = RERANK[path]
     return next((dialect for dialect in candidates if dialect.claims(body)), candidates[-1])
 
 
 def owner_of(path: str) -> Dialect | None:
-    """Whose errors a path answers with before a body is read; None: not a dialect's path."""
+    """Return the dialect whose error format a path uses before a body is read; None if no dialect has the path."""
     return PATHS[path][0] if path in PATHS else None

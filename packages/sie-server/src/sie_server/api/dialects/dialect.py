@@ -1,4 +1,4 @@
-"""What a dialect is: a reader of bodies, a writer of answers, an envelope for errors. All of them pure functions."""
+"""The parts of a dialect: pure functions that read a body, write a response and write an error."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ WARNINGS = "X-SIE-Warnings"
 
 @dataclass(frozen=True)
 class Document:
-    """A candidate: the text that is scored, and what the caller sent."""
+    """A document: the scored text, and the value that the caller sent."""
 
     text: str
     sent: str | Json
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request in any dialect, in one vocabulary. None is what the server does when it is not told."""
+class RerankRequest:
+    """A request in any dialect, in one vocabulary. None means the server's default."""
 
     model: str | None
     query: str
@@ -35,13 +35,13 @@ class Asked:
     return_documents: bool = False
     max_document_tokens: int | None = None
     max_seq_length: int | None = None
-    truncate: bool = True  # False: a text that would be cut is an error
-    raw: bool = False  # the model's own value instead of a probability
+    truncate: bool = True  # False: a text that would be truncated is an error
+    raw: bool = False  # the model's raw value instead of a probability
     warnings: list[str] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)  # a path in our words → in the caller's
+    names: dict[str, str] = field(default_factory=dict)  # path in a ScoreRequest → path in the caller's body
 
-    def request(self) -> ScoreRequest:
-        """The same in SIE's own words; raw values, so that one sigmoid, here, makes all probabilities."""
+    def score_request(self) -> ScoreRequest:
+        """Convert to a score request for raw values. `answer_of` applies the sigmoid for all dialects."""
         options = {
             "normalize": "none",
             "top_n": self.top_n,
@@ -52,8 +52,8 @@ class Asked:
         items = [Item(id=str(i), text=document.text) for i, document in enumerate(self.documents)]
         return ScoreRequest(Item(text=self.query), items, options=options)
 
-    def in_their_words(self, message: str) -> str:
-        """A message about this request, with the caller's own field names."""
+    def in_callers_terms(self, message: str) -> str:
+        """Replace field paths of a ScoreRequest in a message by those of the caller's body."""
         for ours, theirs in self.names.items():
             message = message.replace(ours, theirs)
         return message
@@ -61,7 +61,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Hit:
-    """One document's score; `document` only where it was asked for."""
+    """The score of one document; `document` is None unless requested."""
 
     index: int
     score: float
@@ -70,7 +70,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What every dialect's answer is written from; the best hit first."""
+    """The result from which every dialect writes its response; the best hit first."""
 
     id: str
     model: str
@@ -80,7 +80,7 @@ class Answer:
     warnings: list[str]
 
     def results(self, write_document: Callable[[Document], Any], key: str = "document") -> list[Json]:
-        """`{index, relevance_score}` and the document under `key`, never a null: strict readers stumble over it."""
+        """Return `{index, relevance_score}` and, if requested, the document under `key`: strict parsers reject null."""
         return [
             {"index": hit.index, "relevance_score": hit.score}
             | ({key: write_document(hit.document)} if hit.document else {})
@@ -88,40 +88,40 @@ class Answer:
         ]
 
 
-def answer_of(asked: Asked, answer: ScoreResponse, request_id: str) -> Answer:
-    """Logits become probabilities unless raw ones were asked for; similarities stay as they are."""
-    activation = "sigmoid" if answer.score_type == "logit" and not asked.raw else "identity"
+def answer_of(request: RerankRequest, answer: ScoreResponse, request_id: str) -> Answer:
+    """Apply the sigmoid to logits unless raw values were requested. Similarities stay unchanged."""
+    activation = "sigmoid" if answer.score_type == "logit" and not request.raw else "identity"
     hits = []
     for entry in answer.scores:
         index = int(entry.item_id)
-        document = asked.documents[index] if asked.return_documents else None
+        document = request.documents[index] if request.return_documents else None
         hits.append(Hit(index, activate(entry.score, activation), document))
-    warnings = [*asked.warnings, *(asked.in_their_words(warning) for warning in answer.warnings or [])]
-    return Answer(request_id, answer.model, hits, answer.usage.input_tokens, len(asked.documents), warnings)
+    warnings = [*request.warnings, *(request.in_callers_terms(warning) for warning in answer.warnings or [])]
+    return Answer(request_id, answer.model, hits, answer.usage.input_tokens, len(request.documents), warnings)
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one vendor's clients speak.
+    """One vendor's API.
 
-    `claims` tells from a body's fields that it can only be this dialect's. A `strict` one refuses unknown fields, the
-    others name them in the header X-SIE-Warnings.
+    `claims` returns True if a body's fields occur only in this dialect. A `strict` dialect rejects unknown fields; the
+    others report them in the header X-SIE-Warnings.
     """
 
     name: str
-    read: Callable[[Fields], Asked]
+    read: Callable[[Fields], RerankRequest]
     write: Callable[[Answer], Any]
-    complain: Callable[[SIEError], Json]
-    example: Json  # a body, for the OpenAPI document
+    write_error: Callable[[SIEError], Json]
+    example: Json  # a request body, for the OpenAPI document
     claims: Callable[[Mapping[str, Any]], bool] = lambda body: True
     strict: bool = False
 
 
 def marked_by(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
-    """Claims a body that has any of these fields."""
+    """Return a `claims` function that accepts bodies with any of these fields."""
     return lambda body: any(name in body for name in fields)
 
 
 def warning_header(warnings: Sequence[str]) -> dict[str, str]:
-    """The header, a JSON list in ASCII: a warning may quote what a caller sent."""
+    """Return the header X-SIE-Warnings, a JSON list in ASCII because a warning may quote the request."""
     return {WARNINGS: json.dumps(list(warnings))} if warnings else {}

@@ -1,4 +1,4 @@
-"""A liberal reader: fields are taken from a body one by one, under any of their spellings, and none is lost."""
+"""A reader that takes fields from a body one by one, under any of their spellings, and reports the rest."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ import msgspec
 from sie_server.errors import InvalidInput
 
 Kind = TypeVar("Kind")
-NAMED = 10  # unknown fields that a message names; each by its first SHOWN characters
-SHOWN = 40
+NAMED = 10  # number of unknown fields named in warnings
+SHOWN = 40  # characters shown of each name
 
 
 class Fields:
-    """A body on its way to being understood; what nobody takes is unknown. Null and absent are the same."""
+    """The fields of a body. Fields that are never taken are unknown. Null and absent are equal."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._left = {name: value for name, value in body.items() if value is not None}
         self._known: list[str] = []
         self.warnings: list[str] = []
-        self.spelled: dict[str, str] = {}  # first spelling → the one in this body
+        self.spelled: dict[str, str] = {}  # first spelling → spelling in this body
 
     @overload
     def take(self, kind: type[Kind], *spellings: str) -> Kind | None: ...
     @overload
     def take(self, kind: Any, *spellings: str) -> Any: ...
     def take(self, kind: Any, *spellings: str) -> Any:
-        """A field under one of its spellings; None when it is not there.
+        """Return a field under any of its spellings; None if it is absent.
 
         Raises:
-            InvalidInput: a wrong type, or two spellings at once.
+            InvalidInput: the type is wrong, or two spellings are present.
         """
         self._known.append(spellings[0])
         given = [name for name in spellings if name in self._left]
         if len(given) > 1:
-            raise InvalidInput(f"`{given[0]}` and `{given[1]}` mean the same; send one - at `$.{given[1]}`")
+            raise InvalidInput(
+                f"`{given[0]}` and `{given[1]}` mean the same; send only one - at `$.{given[1]}`"
+            )
         self.spelled[spellings[0]] = given[0] if given else spellings[0]
         if not given:
             return None
@@ -47,38 +49,38 @@ class Fields:
             raise InvalidInput(f"{reason} - at `$.{given[0]}{where or '`'}") from None
 
     def need(self, kind: type[Kind], *spellings: str) -> Kind:
-        """As `take`, and missing is an error."""
+        """Return a required field. Errors as in `take`, and if the field is absent."""
         value = self.take(kind, *spellings)
         if value is None:
             raise InvalidInput(f"missing required field `{spellings[0]}` - at `$.{spellings[0]}`")
         return value
 
     def has_no_effect(self, name: str, why: str) -> None:
-        """A field that the dialect has and this server does nothing with."""
+        """Take a field of the dialect that this server ignores, and report it."""
         self._known.append(name)
         if self._left.pop(name, None) is not None:
             self.warnings.append(f"`{name}` was ignored: {why}")
 
     def refuse(self, name: str, why: str) -> None:
-        """A field without which the answer would be another one.
+        """Reject a field that would change the response and is not supported.
 
         Raises:
-            InvalidInput: it is there.
+            InvalidInput: the field is present.
         """
         if name in self._left:
             raise InvalidInput(f"{why} - at `$.{name}`")
 
     def finish(self, *, strict: bool) -> None:
-        """What is left is unknown: an error, or a warning.
+        """Report the remaining fields, which are unknown, as an error (`strict`) or as warnings.
 
         Raises:
-            InvalidInput: with the known fields.
+            InvalidInput: a field is unknown; the message lists the known ones.
         """
         unknown = [name if len(name) <= SHOWN else name[:SHOWN] + "…" for name in sorted(self._left)[:NAMED]]
         if unknown and strict:
             raise InvalidInput(
-                f"unknown field `{unknown[0]}`; known are {', '.join(self._known)} - at `$.{unknown[0]}`"
+                f"unknown field `{unknown[0]}`; known fields: {', '.join(self._known)} - at `$.{unknown[0]}`"
             )
-        self.warnings.extend(f"the field `{name}` is unknown and was ignored" for name in unknown)
+        self.warnings.extend(f"unknown field `{name}` was ignored" for name in unknown)
         if len(self._left) > NAMED:
-            self.warnings.append(f"{len(self._left) - NAMED} more fields are unknown and were ignored")
+            self.warnings.append(f"{len(self._left) - NAMED} more unknown fields were ignored")

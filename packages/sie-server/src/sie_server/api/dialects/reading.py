@@ -1,4 +1,4 @@
-"""What most dialects' bodies have in common: a model, a query, documents, how many to return and whether to cut."""
+"""Fields that most dialects share: model, query, documents, number of results and truncation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from sie_server.api.dialects.dialect import Asked, Document, Json
+from sie_server.api.dialects.dialect import Document, Json, RerankRequest
 from sie_server.api.dialects.fields import Fields
 from sie_server.errors import InvalidInput
 
@@ -19,7 +19,7 @@ RETURN = ("return_documents", "return_text")
 EXAMPLE = {"query": "what do stars burn?", "documents": ["Stars burn hydrogen.", "Rain falls."]}
 
 
-def asked(
+def read_request(
     fields: Fields,
     documents: list[Document],
     *,
@@ -28,8 +28,8 @@ def asked(
     truncate_name: str = "truncate",
     zero_is_all: bool = False,
     **known: Any,
-) -> Asked:
-    """What is left to read of any body: model, query, how many, with documents or without."""
+) -> RerankRequest:
+    """Read the common fields and return the request; `known` are the fields already read."""
     model = fields.take(str, "model")
     query = _query(fields) if query is None else query
     top_n = fields.take(NotNegative if zero_is_all else Positive, *TOP_N) or None
@@ -42,7 +42,7 @@ def asked(
         "long_document 'refuse'": f"`{truncate_name}`",
         "max_document_tokens": fields.spelled.get("max_tokens_per_doc", "max_document_tokens"),
     }
-    return Asked(
+    return RerankRequest(
         model,
         query,
         documents,
@@ -56,24 +56,24 @@ def asked(
 
 
 def _query(fields: Fields) -> str:
-    """A text, or an object with one."""
+    """Read the query: a string or an object with `text`."""
     sent: Any = fields.need(object, "query")
     query = sent.get("text") if isinstance(sent, dict) else sent
     if not isinstance(query, str):
-        raise InvalidInput("expected a text or an object with `text` - at `$.query`")
+        raise InvalidInput("expected a string or an object with `text` - at `$.query`")
     return query
 
 
 def documents_of(fields: Fields, rank_fields: list[str] | None = None) -> list[Document]:
-    """Strings, or objects with a `text` (or the fields that `rank_fields` names).
+    """Read the documents: strings, or objects with `text` or the fields in `rank_fields`.
 
     Raises:
-        InvalidInput: none, or one without text.
+        InvalidInput: the list is empty, or a document has no text.
     """
     sent = fields.need(list[Any], *DOCUMENTS)
     name = fields.spelled["documents"]
     if not sent:
-        raise InvalidInput(f"{name} must hold at least one document - at `$.{name}`")
+        raise InvalidInput(f"expected at least one document in {name} - at `$.{name}`")
     return [_document(one, f"$.{name}[{i}]", rank_fields) for i, one in enumerate(sent)]
 
 
@@ -81,19 +81,19 @@ def _document(sent: Any, path: str, rank_fields: list[str] | None) -> Document:
     if isinstance(sent, str):
         return Document(sent, sent)
     if not isinstance(sent, dict):
-        raise InvalidInput(f"expected a text or an object with `text` - at `{path}`")
+        raise InvalidInput(f"expected a string or an object with `text` - at `{path}`")
     if rank_fields and rank_fields != ["text"]:
         return Document(_joined(sent, path, rank_fields), sent)
     if not isinstance(sent.get("text"), str):
-        hint = " (or name its fields in `rank_fields`)" if sent and "text" not in sent else ""
-        raise InvalidInput(f"a document object needs a text under `text`{hint} - at `{path}.text`")
+        hint = " (or list its fields in `rank_fields`)" if sent and "text" not in sent else ""
+        raise InvalidInput(f"a document object needs a string in `text`{hint} - at `{path}.text`")
     return Document(sent["text"], sent)
 
 
 def _joined(sent: Json, path: str, rank_fields: list[str]) -> str:
-    """`name: value` lines in the order of `rank_fields`, which is YAML for plain values; others are written as JSON.
+    """Join fields to `name: value` lines in the order of `rank_fields`. Values that are not strings become JSON.
 
-    One field alone is its value. A document need not have every field.
+    If `rank_fields` has one name, return its value alone. Absent fields are skipped.
     """
     values = {
         name: sent[name] if isinstance(sent[name], str) else msgspec.json.encode(sent[name]).decode()
@@ -108,10 +108,10 @@ def _joined(sent: Json, path: str, rank_fields: list[str]) -> str:
 
 
 def as_text_object(document: Document) -> Json:
-    """`{text}`, as most dialects give a document back."""
+    """Return `{text}`, the form of a returned document in most dialects."""
     return {"text": document.text}
 
 
 def usage(tokens: int) -> dict[str, int]:
-    """Tokens read, under both names that clients look for."""
+    """Return the token count under both names that clients read."""
     return {"prompt_tokens": tokens, "total_tokens": tokens}

@@ -1,4 +1,4 @@
-"""The dialects' routes: whose body is it, the same score request as everybody's, its own answer."""
+"""Routes of the dialects: select the dialect of a body, run a score request, write the dialect's response."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ async def rerank(request: Request) -> Response:
     """POST to any path of `RERANK`"""
     service, timing = _service(request), request.state.timing
     body = await _body(request)
-    dialect = request.state.dialect = dialect_of(request.url.path, body)  # its errors, too
+    dialect = request.state.dialect = dialect_of(request.url.path, body)  # `on_error` reads it
     fields = Fields(body)
-    asked = dialect.read(fields)
+    parsed = dialect.read(fields)
     fields.finish(strict=dialect.strict)
-    model = _model(request, asked.model)
+    model = _model(request, parsed.model)
     try:
-        answer = await unless_gone(request, service.score(model, asked.request(), timing))
+        answer = await unless_gone(request, service.score(model, parsed.score_request(), timing))
     except InvalidInput as error:
-        raise InvalidInput(asked.in_their_words(error.message)) from None
-    written = answer_of(asked, answer, request.state.request_id)
+        raise InvalidInput(parsed.in_callers_terms(error.message)) from None
+    written = answer_of(parsed, answer, request.state.request_id)
     return _json(dialect.write(written), timing, written.warnings)
 
 
 async def embed(request: Request) -> Response:
     """POST /embed"""
     service, timing = _service(request), request.state.timing
-    asked_model, encode, truncate = tei.read_embed(fields := Fields(await _body(request)))
-    model = _model(request, asked_model, "dense")
+    model_name, encode, truncate = tei.read_embed(fields := Fields(await _body(request)))
+    model = _model(request, model_name, "dense")
     try:
         answer = await unless_gone(request, service.encode(model, encode, timing))
     except InvalidInput as error:
-        raise tei.embed_in_these_words(error) from None
+        raise tei.embed_in_callers_terms(error) from None
     vectors = tei.write_embed(answer, truncate)
     return _json(vectors, timing, [*fields.warnings, *(answer.warnings or [])])
 
@@ -69,14 +69,14 @@ async def _body(request: Request) -> dict[str, Any]:
     return codec.decode(body, codec.JSON, dict[str, Any])
 
 
-def _model(request: Request, asked: str | None, output: str = "score") -> str:
-    """The model of the body, else the first `--model` that gives `output`; noted for the metrics."""
+def _model(request: Request, name: str | None, output: str = "score") -> str:
+    """Return the model in the body, else the first `--model` with `output`; also set the label of the metrics."""
     service = _service(request)
     names = [value.partition("=")[0] for value in service.config.model]
-    model = asked or next((n for n in names if output in service.registry.info(n).outputs), None)
+    model = name or next((n for n in names if output in service.registry.info(n).outputs), None)
     if model is None:
         raise InvalidInput(
-            f"missing required field `model`: no --model of this server gives {output!r} - at `$.model`"
+            f"missing required field `model`; no --model of this server supports {output!r} - at `$.model`"
         )
     request.state.model = model
     return model

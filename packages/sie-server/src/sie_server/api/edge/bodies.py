@@ -1,4 +1,4 @@
-"""Reading a body without reading too much of it, and noticing that the caller has gone."""
+"""Read a request body up to a limit, and cancel work when the client disconnects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes; a declared length above it is refused before anything is read.
+    """Return the body, at most `limit` bytes. A larger Content-Length is rejected before the body is read.
 
     Raises:
         InputTooLong, InvalidInput, ClientGone
@@ -31,7 +31,7 @@ async def read_body(request: Request, limit: int) -> bytes:
                 raise _too_long(limit)
             chunks.append(chunk)
     except ClientDisconnect:
-        raise ClientGone("the caller hung up while sending") from None
+        raise ClientGone("the client disconnected while sending the body") from None
     if not size:
         raise InvalidInput("the body is empty; send a JSON or msgpack object")
     return b"".join(chunks)
@@ -45,17 +45,17 @@ def _too_long(limit: int) -> InputTooLong:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work, but cancel it when the caller hangs up meanwhile.
+    """Await `work`, and cancel it when the client disconnects.
 
     Raises:
-        ClientGone: and whatever the work raises.
+        ClientGone: the client disconnected. Errors of `work` pass through.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone("the caller hung up")
+            raise ClientGone("the client disconnected")
         return task.result()
     finally:
         watch.cancel()

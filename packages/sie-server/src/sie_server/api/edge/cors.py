@@ -1,7 +1,7 @@
-"""Which web pages may call: the `Access-Control-*` headers of the fetch standard, for the origins in the configuration.
+"""CORS for the configured origins (`cors_origins`).
 
-Without any, a browser lets only pages of the server's own origin read its answers. The admin routes never take part:
-no page of another origin gets at them.
+Without origins, browsers let only pages of the server's own origin read responses. Admin routes never send CORS
+headers, so pages of other origins cannot use them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sie_server.api.edge.gate import ADMIN
 from sie_server.config import ConfigError
 
 ORIGIN = re.compile(r"https?://[^/\s*?#@]+")
-ASKED = [
+REQUEST_HEADERS = [
     "Authorization",
     "Content-Type",
     "X-SIE-Machine-Profile",
@@ -23,7 +23,7 @@ ASKED = [
     "X-SIE-Request-ID",
     "X-SIE-SDK-Version",
 ]
-SHOWN = [
+RESPONSE_HEADERS = [
     "Retry-After",
     "X-Inference-Time",
     "X-Queue-Time",
@@ -37,7 +37,7 @@ SHOWN = [
 
 
 class Cors:
-    """Outside of the gate: a browser asks for permission (a preflight) without the key."""
+    """Middleware outside the gate, because browsers send preflight requests without the API key."""
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
         self._closed = app
@@ -45,8 +45,8 @@ class Cors:
             app,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
-            allow_headers=ASKED,
-            expose_headers=SHOWN,
+            allow_headers=REQUEST_HEADERS,
+            expose_headers=RESPONSE_HEADERS,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,10 +55,14 @@ class Cors:
 
 
 def check_origins(origins: tuple[str, ...]) -> None:
-    """Raises ConfigError for what no browser would ever send as its origin, so that it does not fail in silence."""
+    """Reject values that no browser sends as an origin, because they would never match.
+
+    Raises:
+        ConfigError: a value is not an origin.
+    """
     for origin in origins:
         if origin != "*" and (not ORIGIN.fullmatch(origin) or origin != origin.lower()):
             raise ConfigError(
-                f"cors_origins: {origin!r} is not an origin; write it as a browser sends it, https://app.example.com "
-                "or http://localhost:3000, in lower case without a path or a final slash, or * for every page"
+                f"cors_origins: {origin!r} is not an origin; use the form https://app.example.com or "
+                "http://localhost:3000, in lower case and without a path or trailing slash, or * for all origins"
             )

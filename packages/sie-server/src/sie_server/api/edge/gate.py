@@ -1,7 +1,7 @@
-"""Who may ask for what, decided from the head of a request, before any of its body is read.
+"""Authorise requests by path and headers, before the body is read.
 
-With API keys, a route that is not open needs a key with its scope. Without keys everything is open but the admin
-routes: they answer only this machine, and no web page that a browser on this machine has open.
+With API keys, every route that is not in `OPEN` requires a key with its scope. Without keys only the admin routes are
+restricted: they accept requests from this machine, and not from web pages open in a browser on this machine.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from sie_server.keys import ApiKey
 
 OPEN = re.compile(r"/(healthz|livez|readyz|metrics|openapi\.json|docs|docs/static/.*)")
 ADMIN = "/v1/admin/"
-HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")  # with its port
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")  # value of a Host header
 PROXY_HEADERS = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
-SEND_A_KEY = "send Authorization: Bearer KEY (SIE clients: api_key, or the variable SIE_API_KEY)"
+SEND_A_KEY = "send Authorization: Bearer KEY (SIE clients: api_key or the variable SIE_API_KEY)"
 
 
 class Gate:
-    """Lets a request in or says why not."""
+    """Checks the API key and scope of requests."""
 
     def __init__(self, api_keys: tuple[ApiKey, ...]) -> None:
         self._keys = api_keys
 
     def admit(self, asgi: Asgi) -> str | None:
-        """The name of the caller's key; None where none is needed.
+        """Return the name of the caller's key; None if the route needs no key.
 
         Raises:
             Unauthorized, Forbidden
@@ -41,7 +41,7 @@ class Gate:
         if self._keys:
             key = self._key(asgi)
             if not key.may("admin" if is_admin else "infer"):
-                raise Forbidden(f"the API key {key.name!r} lacks the scope 'admin', which {path} needs")
+                raise Forbidden(f"the API key {key.name!r} lacks the scope 'admin', which {path} requires")
             return key.name
         if is_admin:
             _check_local(asgi)
@@ -50,28 +50,30 @@ class Gate:
     def _key(self, asgi: Asgi) -> ApiKey:
         sent = _headers(asgi, b"authorization")
         if not sent:
-            raise Unauthorized(f"this server needs an API key: {SEND_A_KEY}")
+            raise Unauthorized(f"this server requires an API key; {SEND_A_KEY}")
         scheme, _, token = sent[0].partition(b" ")
         if len(sent) > 1 or scheme.lower() != b"bearer":
-            raise Unauthorized(f"the header Authorization does not hold one bearer key: {SEND_A_KEY}")
+            raise Unauthorized(
+                f"the header Authorization does not contain exactly one bearer key; {SEND_A_KEY}"
+            )
         key = keys.find_key(self._keys, token.strip())
         if key is None:
-            raise Unauthorized("the API key is not known to this server")
+            raise Unauthorized("this server does not know the API key")
         return key
 
 
 def _check_local(asgi: Asgi) -> None:
-    """Without keys an admin is who sits at this machine.
+    """Without keys, require that the caller is on this machine.
 
-    A proxy on this machine would make everybody local, so what came through one is refused where it can be told. A
-    page whose name resolves to this machine (DNS rebinding) gives itself away by the Host header.
+    A proxy on this machine would make all callers look local, so requests with a proxy's headers are rejected. The
+    Host header reveals a web page whose host name resolves to this machine (DNS rebinding).
     """
     peer, hosts = (asgi.get("client") or ("", 0))[0], _headers(asgi, b"host")
     proxied = any(_headers(asgi, name) for name in PROXY_HEADERS)
     if proxied or not is_loopback(peer) or not all(_names_this_machine(host) for host in hosts):
         raise Forbidden(
-            "without API keys, admin routes answer only requests made on this machine to localhost; to use them "
-            "from elsewhere or through a proxy, start the server with SIE_API_KEYS=ops:admin:KEY"
+            "without API keys, admin routes accept only requests to localhost from the same machine; to use them "
+            "from another machine or through a proxy, start the server with SIE_API_KEYS=ops:admin:KEY"
         )
 
 
@@ -82,7 +84,7 @@ def _names_this_machine(host: bytes) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, IPv4, IPv6 or IPv4 within IPv6, is this machine itself."""
+    """Return whether an address (IPv4, IPv6 or IPv4-mapped IPv6) is a loopback address."""
     try:
         address = ip_address(host)
     except ValueError:

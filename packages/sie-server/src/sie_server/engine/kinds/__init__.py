@@ -1,0 +1,1 @@
+"""One module per kind: its input (texts → job) and its reader (hidden states → results)."""

@@ -1,11 +1,12 @@
-"""ColBERT between text and scores: markers and mask expansion in, token vectors and MaxSim out.
+"""ColBERT: markers and mask expansion on the way in, token vectors and MaxSim scores on the way out.
 
-Exactly as PyLate 1.6 (https://github.com/lightonai/pylate, `pylate/models/colbert.py`) reads a checkpoint, which agrees
-with Stanford's code on the ids: texts are stripped; the marker goes after the first token and counts in the limit; a
-query is filled up to its length with mask tokens of token type 0, all of whose vectors are matched. Where a checkpoint
-does not attend to the expansion, those tokens look at the real ones and are looked at by none, not even by
-themselves. Documents keep every token for the encoder; those in the skip list are not matched. A checkpoint in the
-layout of sentence-transformers 6 has prompts in place of markers, tokenised with the text as it came.
+Checkpoints are read exactly as PyLate 1.6 reads them (https://github.com/lightonai/pylate,
+`pylate/models/colbert.py`); Stanford's code produces the same ids. Texts are stripped. The marker follows the first
+token and counts towards the limit. Mask tokens of token type 0 expand a query to its length, and all their vectors
+are matched. If a checkpoint does not attend to the expansion, mask tokens attend to the real tokens, and no token
+attends to a mask token, not even to itself. The encoder reads every token of a document; those in the skip list are
+not matched. A checkpoint in the layout of sentence-transformers 6 has prompts instead of markers; a prompt is
+tokenised together with the unstripped text.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ import torch
 from torch import Tensor
 
 from sie_server.engine.document_cache import CachedDocument, ModelDocuments
-from sie_server.engine.job import QUERY, Job, Work, build_job
-from sie_server.engine.text.chunks import Chunking, Chunks, split
+from sie_server.engine.job import QUERY, Chunking, Floats, Job, ScoreTexts, Work, build_job
+from sie_server.engine.kinds.base import Kind, Parts
+from sie_server.engine.storage.weights import CheckpointWeights
+from sie_server.engine.text.chunks import Chunks, split
 from sie_server.engine.text.jobs import document_job, window_job
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import PackedBatch, Readout, Tokens
 from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, TokenProjection, maxsim
-from sie_server.models.spec import LateInteractionSpec, UnsupportedCheckpoint, read_json
-
-Floats = npt.NDArray[np.float32]
+from sie_server.models.spec import LateInteractionSpec, ModelSpec, UnsupportedCheckpoint, read_json
 
 
 class ColbertInput:
-    """Queries and documents in the two forms of the checkpoint."""
+    """Builds jobs of queries and documents, each in its own form."""
 
     def __init__(
         self,
@@ -47,8 +48,9 @@ class ColbertInput:
         self._filler = _filler(tokenizer, directory, spec.expansion_token) if spec.expand_to else 0
 
     def queries(self, texts: list[str]) -> tuple[list[Tokens], list[bool]]:
-        """Queries, filled up where the checkpoint does so, and which were cut."""
-        spec, read = self._spec, [self._spec.query_prompt + text for text in self._stripped(texts)]
+        """Tokenise queries, expand them if the checkpoint does, and return which were truncated."""
+        spec = self._spec
+        read = [spec.query_prompt + text for text in self._stripped(texts)]
         plain, cut = self._tokenizer.singles(read, spec.query_length, self._query_marker)
         if not spec.expand_to:
             return plain, cut
@@ -60,7 +62,7 @@ class ColbertInput:
         return tokens, cut
 
     def documents(self, texts: list[str], limit: int) -> tuple[list[Tokens], list[bool]]:
-        """Documents of at most `limit` tokens, and which were cut."""
+        """Tokenise documents to at most `limit` tokens, and return which were truncated."""
         read = [self._spec.document_prompt + text for text in self._stripped(texts)]
         return self._tokenizer.singles(read, limit, self._document_marker)
 
@@ -68,39 +70,37 @@ class ColbertInput:
         return [text.strip() for text in texts] if self._spec.strip else texts
 
     def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
-        """The vectors of `texts`, read as queries or as documents."""
+        """See `EncodeInput.encode_job`."""
         job = build_job(outputs, *(self.queries(texts) if is_query else self.documents(texts, limit)))
         job.is_query = is_query
         return job
 
-    def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
-        """One score per document; documents whose vectors are cached are not read again."""
-        job = document_job(documents, limit, self.documents, self._cache)
-        self._add_query(job, query)
+    def score_job(self, texts: ScoreTexts) -> Job:
+        """See `TextInput.score_job`; documents with cached vectors are not read again."""
+        job = document_job(texts.documents, texts.limit, self.documents, self._cache)
+        self._add_query(job, texts.query)
         return job
 
-    def chunk_job(
-        self, query: str, documents: list[str], limit: int, chunking: Chunking, instruction: str | None = None
-    ) -> Job:
-        """One score per window of a document; marker and prompt stand in each."""
+    def chunk_job(self, texts: ScoreTexts, chunking: Chunking) -> Job:
+        """See `ChunkInput.chunk_job`; each window has the marker and the prompt."""
         marker, tokenizer = self._document_marker, self._tokenizer
-        room = tokenizer.single_room(limit) - (marker is not None)
-        parts = split(tokenizer, self._stripped(documents), room, chunking, self._spec.document_prompt)
+        room = tokenizer.single_room(texts.limit) - (0 if marker is None else 1)
+        documents = self._stripped(texts.documents)
+        parts = split(tokenizer, documents, room, chunking, self._spec.document_prompt)
         if self._spec.strip:
-            parts = _unstripped(parts, documents)
+            parts = _unstripped(parts, texts.documents)
         job = window_job(parts, lambda ids: tokenizer.single(ids, marker), self._cache)
-        self._add_query(job, query)
+        self._add_query(job, texts.query)
         return job
 
     def vectors_job(self, query: str | Floats, documents: list[str] | list[Floats], limit: int) -> Job:
-        """As `score_job`, where the query, the documents or both came as token vectors."""
+        """Build a score job in which the query, the documents or both are token vectors from the caller."""
         texts = [d for d in documents if isinstance(d, str)]
         given = [d for d in documents if not isinstance(d, str)]
-        job = (
-            Job(("score",), [None] * len(given), [False] * len(given))
-            if given
-            else document_job(texts, limit, self.documents, self._cache)
-        )
+        if given:
+            job = Job(("score",), [None] * len(given), [False] * len(given))
+        else:
+            job = document_job(texts, limit, self.documents, self._cache)
         job.known += [(i, DocumentVectors(torch.from_numpy(d))) for i, d in enumerate(given)]
         if isinstance(query, str):
             self._add_query(job, query)
@@ -115,7 +115,13 @@ class ColbertInput:
 
 
 def _marker(tokenizer: TextTokenizer, text: str) -> int | None:
-    """The marker's id. PyLate would add a token that is not there, with an embedding nobody has trained."""
+    """Return the marker's id, None for no marker.
+
+    PyLate would add a missing token, with an untrained embedding.
+
+    Raises:
+        UnsupportedCheckpoint: the vocabulary lacks the marker.
+    """
     if not text:
         return None
     number = tokenizer.token_id(text)
@@ -125,7 +131,7 @@ def _marker(tokenizer: TextTokenizer, text: str) -> int | None:
 
 
 def _unstripped(parts: Chunks, documents: list[str]) -> Chunks:
-    """Spans in the texts as they came, from spans in the stripped ones."""
+    """Convert spans in the stripped texts to spans in the original ones."""
     before = [len(text) - len(text.lstrip()) if text.strip() else 0 for text in documents]
     chunks = [
         replace(c, start=c.start + before[c.document], end=c.end + before[c.document]) for c in parts.chunks
@@ -134,11 +140,17 @@ def _unstripped(parts: Chunks, documents: list[str]) -> Chunks:
 
 
 def _filler(tokenizer: TextTokenizer, directory: Path, named: str | None) -> int:
-    """The token the checkpoint names, else the mask token; for decoders, which have none, the end-of-sequence token."""
+    """Return the id of the token that expands queries.
+
+    That is the token the checkpoint names, else the mask token, else (for decoders) the end-of-sequence token.
+
+    Raises:
+        UnsupportedCheckpoint: no such token, or the tokenizer pads on the left.
+    """
     settings = directory / "tokenizer_config.json"
     if settings.exists() and read_json(settings).get("padding_side") == "left":
         raise UnsupportedCheckpoint(
-            "tokenizer_config.json: padding_side is 'left'; queries are filled up on the right only"
+            "tokenizer_config.json: padding_side is 'left'; queries can be expanded only on the right"
         )
     if named is not None:
         return min(tokenizer.ids_of((named,)))
@@ -154,7 +166,7 @@ def _filler(tokenizer: TextTokenizer, directory: Path, named: str | None) -> int
 
 
 class ColbertReader:
-    """Hidden states → token vectors and MaxSim scores."""
+    """Reads token vectors and MaxSim scores."""
 
     readout: Readout = "all"
 
@@ -167,12 +179,12 @@ class ColbertReader:
     ) -> None:
         self._project, self._cache = project, cache
         skip = {tokenizer.token_id(word) for word in words}
-        # a word that is no token is not skipped: its pieces, or the unknown token, stand for other words too
+        # a word that is not a token is not skipped: its pieces, or the unknown token, are part of other words too
         self._matched = np.ones(tokenizer.vocab_size, dtype=bool)
         self._matched[[number for number in skip if number is not None]] = False
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
-        """`Reader.read`."""
+        """See `Reader.read`."""
         parts = self._vectors(hidden, batch, works)
         for work, vectors in zip(works, parts, strict=True):
             if work.index == QUERY:
@@ -190,7 +202,7 @@ class ColbertReader:
         return results
 
     def _vectors(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Tensor]:
-        """[matched tokens, dim] of every work, views of one block."""
+        """Return [matched tokens, dim] per work, as views of one block."""
         rows: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(works)
         for start, place in zip(batch.starts, batch.order, strict=True):
             work = works[place]
@@ -198,12 +210,12 @@ class ColbertReader:
             whole = work.index == QUERY or work.job.is_query
             rows[place] = start + (np.arange(len(ids)) if whole else np.flatnonzero(self._matched[ids]))
         index = torch.from_numpy(np.concatenate(rows)).to(hidden.device)
-        # all rows are projected, so that adapters find theirs: the few that are not matched cost nothing beside it
+        # all rows are projected, because adapters index rows of the whole batch; the few unmatched rows cost little
         return list(self._project(hidden)[index].split([len(r) for r in rows]))
 
     def _scores(self, job: Job, places: list[int], parts: list[Tensor], works: list[Work]) -> list[float]:
         if job.query_vectors is None:
-            raise RuntimeError("a late-interaction document came before its query")
+            raise RuntimeError("a ColBERT document was run before its query")
         query = job.query_vectors.to(parts[0].device)
         for place in places:
             work = works[place]
@@ -212,3 +224,23 @@ class ColbertReader:
                 document = CachedDocument(vectors, work.cut, len(work.tokens))
                 self._cache.put(work.key, document)
         return maxsim(query, [DocumentVectors(parts[place]) for place in places], None)
+
+
+def _tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
+    if not isinstance(spec.head, LateInteractionSpec):
+        raise TypeError(f"expected a LateInteractionSpec, got {spec.head!r}")
+    return TextTokenizer(directory, token_types=spec.backbone.token_types, lower_case=spec.head.lower_case)
+
+
+def _input(parts: Parts) -> ColbertInput:
+    return ColbertInput(parts.head, parts.tokenizer, parts.directory, parts.documents)
+
+
+def _reader(parts: Parts, weights: CheckpointWeights) -> ColbertReader:
+    head: LateInteractionSpec = parts.head
+    own = [weights.folder(p.folder) if p.folder else weights for p in head.projections]
+    project = TokenProjection(head.projections, own)
+    return ColbertReader(project, parts.tokenizer, head.skip_words, parts.documents)
+
+
+COLBERT = Kind(input=_input, reader=_reader, tokenizer=_tokenizer)

@@ -1,12 +1,13 @@
-"""Query and documents → the prompts of a listwise reranker, and what the model made of them → scores.
+"""Listwise rerankers: all documents of a block are read in one sequence and compared with its query.
 
-A request's documents are read in *blocks*, each one prompt with the query before and after them. Every document ends in
-a token at which it is read out, and so does the query: it has seen all documents of its block, a document only those
-before it. So a score depends on the other documents and on their order, and equal documents score differently.
+Each *block* of a request's documents is one prompt with the query before and after them. A control token that is read
+out ends every document and the query. The query's token attends to all documents of its block, a document's token only
+to the documents before it. A score therefore depends on the other documents and their order, and equal documents score
+differently.
 
-Text, limits, forming and merging of blocks are the reference's (`modeling.py` of jinaai/jina-reranker-v3 and v3.5,
-`rerank` and `format_docs_prompts_func`), which reads a prompt as one string: whatever stands between two control tokens
-is tokenised as one here, too.
+Prompt text, limits, and the forming and merging of blocks follow the reference (`modeling.py` of
+jinaai/jina-reranker-v3 and v3.5, `rerank` and `format_docs_prompts_func`). The reference tokenises a prompt as one
+string, so all text between two control tokens is tokenised as one string here as well.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from sie_server.engine.job import Job, Work
-from sie_server.engine.kinds.embeddings import Floats
-from sie_server.engine.text.tokenizer import TextTokenizer, _ids
+from sie_server.engine.job import Floats, Job, ScoreTexts, Work
+from sie_server.engine.kinds.base import Kind, Parts
+from sie_server.engine.storage.weights import CheckpointWeights
+from sie_server.engine.text.tokenizer import TextTokenizer, id_array
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, PackedBatch, Readout, Tokens
-from sie_server.models.families.decoders.listwise import Projector
-from sie_server.models.spec import ListwiseSpec, UnsupportedCheckpoint
+from sie_server.models.heads.listwise import Projector
+from sie_server.models.spec import ListwiseSpec, ModelSpec, UnsupportedCheckpoint
 
-DOCUMENT_END, QUERY_END = "<|embed_token|>", "<|rerank_token|>"  # the tokens that are read out
+DOCUMENT_END, QUERY_END = "<|embed_token|>", "<|rerank_token|>"  # read out
 BEFORE = (
     "<|im_start|>system\nYou are a search relevance expert who can determine a ranking of the passages based on how "
     "relevant they are to the query. If the query is a question, how relevant a passage is depends on how well it "
@@ -43,11 +45,11 @@ INSTRUCTION = "<instruct>\n{instruction}\n</instruct>\n"
 PASSAGE, PASSAGE_END = '<passage id="{number}">\n{text}', "\n</passage>\n"
 QUERY = "<query>\n{query}"
 AFTER = "\n</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-MOST_DOCUMENTS = 125  # of a block
+MOST_DOCUMENTS = 125  # per block
 
 
 class ListwiseTokenizer(TextTokenizer):
-    """The tokenizer of a listwise reranker and the fixed parts of its prompt. Safe to call from several threads."""
+    """Tokenises prompts of a listwise reranker. Thread-safe."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, token_types=False)
@@ -56,37 +58,37 @@ class ListwiseTokenizer(TextTokenizer):
         texts = sections("a b?", ["c\n", "d"], "e")
         whole = BEFORE + DOCUMENT_END.join(texts) + QUERY_END + AFTER
         expected = self.ids([whole])[0]
-        # from here on the caller's texts are read: control tokens in them are text like any other
+        # callers' texts are tokenised from here on; names of control tokens in them are plain text
         self._tokenizer.encode_special_tokens = True
         if not np.array_equal(self.prompt(texts), expected):
             raise UnsupportedCheckpoint(
-                "this tokenizer reads the listwise prompt differently when it is cut at its control tokens"
+                "this tokenizer tokenises the listwise prompt differently when it is split at its control tokens"
             )
 
     def _mark(self, token: str) -> int:
         found = self.token_id(token)
         if found is None:
             raise UnsupportedCheckpoint(
-                f"tokenizer.json has no token {token!r}, at which a listwise reranker is read"
+                f"tokenizer.json has no token {token!r}, which a listwise reranker reads out"
             )
         return found
 
     def ids(self, texts: list[str]) -> list[Ids]:
-        """Ids of whole texts, without special tokens around them."""
-        return [_ids(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        """Return the ids of whole texts, without special tokens."""
+        return [id_array(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def prompt(self, texts: list[str]) -> Ids:
-        """One prompt; `texts` are its `sections`."""
-        document_end, query_end = (_ids([mark]) for mark in self.marks)
+        """Return the ids of the prompt with these `sections`."""
+        document_end, query_end = (id_array([mark]) for mark in self.marks)
         *documents, query = self.ids(texts)
         ended = [part for document in documents for part in (document, document_end)]
         return np.concatenate([self._before, *ended, query, query_end, self._after])
 
     def heads(self, texts: list[str], limit: int) -> tuple[list[str], list[int], list[bool]]:
-        """As much of each text as `limit` tokens say, how many tokens that is, and which texts have more.
+        """Return each text's first `limit` tokens as text, their number, and whether the text has more.
 
-        The tokens at which results are read are taken out first. A text that reaches the limit is what its tokens say,
-        as in the reference: where the limit parts the bytes of a character, that character is U+FFFD.
+        Names of read-out tokens are removed first. As in the reference, a text that reaches the limit is decoded from
+        its tokens; if the limit splits the bytes of a character, that character becomes U+FFFD.
         """
         texts = [_without_marks(text) for text in texts]
         found, cut = self._encode(texts, limit)
@@ -94,7 +96,7 @@ class ListwiseTokenizer(TextTokenizer):
             self.decode(ids.tolist()) if len(ids) >= limit else text
             for text, ids in zip(texts, found, strict=True)
         ]
-        # a decoded text may spell a mark anew
+        # decoding may produce the name of a read-out token again
         return [_without_marks(text) for text in kept], [len(ids) for ids in found], cut
 
 
@@ -105,7 +107,7 @@ def _without_marks(text: str) -> str:
 
 
 def sections(query: str, documents: list[str], instruction: str | None) -> list[str]:
-    """The texts between the control tokens of a prompt: one up to each document's end, and one up to the query's."""
+    """Return the texts between the control tokens: one up to each document's end, and one up to the query's."""
     task = TASK.format(count=len(documents), query=query)
     if instruction:
         task += INSTRUCTION.format(instruction=instruction)
@@ -115,10 +117,10 @@ def sections(query: str, documents: list[str], instruction: str | None) -> list[
 
 
 def form_blocks(lengths: Sequence[int], room: int, longest: int) -> list[range]:
-    """Which documents are read together: at most 125, and no more once `longest` tokens of `room` are all that is left.
+    """Return the blocks: at most 125 documents each; a block ends when at most `longest` tokens of `room` are left.
 
-    The room is for the documents' own tokens, `lengths`. The prompt's words around them, a dozen tokens each, are not
-    counted, so a prompt may end that much beyond the room; rotary positions reach there.
+    Only the documents' own tokens, `lengths`, count. The prompt's words around each, about a dozen tokens, do not, so a
+    prompt may exceed the room by as much; rotary positions allow that.
     """
     blocks, start, left = [], 0, room
     for end, length in enumerate(lengths, start=1):
@@ -130,40 +132,41 @@ def form_blocks(lengths: Sequence[int], room: int, longest: int) -> list[range]:
 
 
 class ListwiseInput:
-    """Listwise rerankers read all documents together, in blocks."""
+    """Builds jobs of blocks."""
 
     def __init__(self, spec: ListwiseSpec, tokenizer: ListwiseTokenizer) -> None:
         self._spec, self._tokenizer = spec, tokenizer
 
-    def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
-        """One result per block; at most `limit` tokens per document.
+    def score_job(self, texts: ScoreTexts) -> Job:
+        """Build a job with one result per block; at most `texts.limit` tokens per document.
 
         Raises:
             InvalidInput: query and instruction leave no room for a document.
         """
-        [query], [asked], [query_cut] = self._tokenizer.heads([query], self._spec.query_length)
-        instruction = _without_marks(instruction or "")
-        told = len(self._tokenizer.ids([instruction])[0])
-        room = self._spec.block_length - 2 * asked - told
-        fixed = len(self._tokenizer.prompt(sections("", [""], instruction))) - told
+        [query], [query_tokens], [query_cut] = self._tokenizer.heads([texts.query], self._spec.query_length)
+        instruction = _without_marks(texts.instruction or "")
+        instruction_tokens = len(self._tokenizer.ids([instruction])[0])
+        room = self._spec.block_length - 2 * query_tokens - instruction_tokens
+        fixed = len(self._tokenizer.prompt(sections("", [""], instruction))) - instruction_tokens
         if room <= fixed:
-            where = "$.instruction" if told else "$.query.text"
+            where = "$.instruction" if instruction_tokens else "$.query.text"
+            also = " and the instruction" if instruction_tokens else ""
             raise InvalidInput(
-                f"the query (read twice){' and the instruction' if told else ''} leave no room for a document in the "
+                f"the query (read twice){also} leave no room for a document in the "
                 f"{self._spec.block_length} tokens of a prompt - at `{where}`"
             )
-        limit = min(limit, room - fixed)
-        texts, lengths, cut = self._tokenizer.heads(documents, limit)
+        limit = min(texts.limit, room - fixed)
+        documents, lengths, cut = self._tokenizer.heads(texts.documents, limit)
         blocks = form_blocks(lengths, room, limit)
         job = Job(("score",), [None] * len(blocks), cut, query_cut, self._spec.query_length, blocks=blocks)
         for i, block in enumerate(blocks):
-            ids = self._tokenizer.prompt(sections(query, texts[block.start : block.stop], instruction))
+            ids = self._tokenizer.prompt(sections(query, documents[block.start : block.stop], instruction))
             job.work.append(Work(Tokens(ids, len(ids)), i, job))
         return job
 
 
 class ListwiseReader:
-    """The vectors of a block, [documents + 1, width]: its documents' in order, then the query's."""
+    """Reads the vectors of a block, [documents + 1, width]: its documents' in order, then the query's."""
 
     readout: Readout = "all"
 
@@ -171,6 +174,7 @@ class ListwiseReader:
         self._projector, self._marks = projector, marks
 
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
+        """See `Reader.read`."""
         places = [marked(works[i].tokens.ids, self._marks) for i in batch.order]
         rows = np.concatenate([start + found for start, found in zip(batch.starts, places, strict=True)])
         vectors: Floats = self._projector(hidden[rows.tolist()]).cpu().numpy()
@@ -182,15 +186,15 @@ class ListwiseReader:
 
 
 def marked(ids: Ids, marks: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """The places of the read-out tokens: the documents', then the query's."""
+    """Return the positions of the read-out tokens: the documents', then the query's."""
     return np.flatnonzero(np.isin(ids, marks))
 
 
 def listwise_scores(blocks: Sequence[Floats]) -> list[float]:
-    """The cosine of every document with the query, in fp64; `blocks` are the results of a request.
+    """Return the cosine of each document with the query, in fp64; `blocks` are the results of a job.
 
-    The query's vector is the average over the blocks, each counting as much as its best document matches:
-    (1 + cosine) / 2.
+    The query's vector is the weighted average over the blocks. A block's weight is (1 + cosine) / 2 of its best
+    document.
     """
     wide = [block.astype(np.float64) for block in blocks]
     weights = [((1 + _cosines(block[-1], block[:-1])) / 2).max() for block in wide]
@@ -204,3 +208,18 @@ def _cosines(query: npt.NDArray[np.float64], documents: npt.NDArray[np.float64])
         documents @ query / (np.linalg.norm(query) * np.linalg.norm(documents, axis=1))
     )
     return cosines
+
+
+def _tokenizer(directory: Path, spec: ModelSpec) -> ListwiseTokenizer:
+    return ListwiseTokenizer(directory)
+
+
+def _input(parts: Parts) -> ListwiseInput:
+    return ListwiseInput(parts.head, parts.tokenizer)
+
+
+def _reader(parts: Parts, weights: CheckpointWeights) -> ListwiseReader:
+    return ListwiseReader(Projector(parts.spec.backbone.hidden_size, weights), parts.tokenizer.marks)
+
+
+LISTWISE = Kind(input=_input, reader=_reader, tokenizer=_tokenizer)

@@ -1,53 +1,48 @@
-"""Query and documents, or windows of long documents, → the filled templates of a causal reranker.
+"""Prompted rerankers: a causal model reads query and document in a filled template.
 
-Where a template's part ends with the document, a window is cut out of the document's own ids. Where text follows in
-the same part, the two are tokenised as one string and have no ids of their own: there a window is a piece of the
-document's text, cut between two tokens and put into the template as if it were a document.
+If the document ends its part of the template, windows of a long document are slices of the document's own ids.
+Otherwise the text after the document is tokenised together with it, and the document has no ids of its own: a window is
+then a piece of the document's text, split between two tokens and put into the template like a document.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from pathlib import Path
 
 import numpy as np
 
-from sie_server.engine.job import Chunk, Job, build_job
-from sie_server.engine.text.chunks import (
-    Chunking,
-    Chunks,
-    most_tokens,
-    overlap_of,
-    slices,
-    without_spaces,
-)
+from sie_server.engine.job import Chunk, Chunking, Job, ScoreTexts, build_job
+from sie_server.engine.kinds.base import Kind, Parts
+from sie_server.engine.kinds.pairs import LogitReader, classifier_reader
+from sie_server.engine.storage.weights import CheckpointWeights
+from sie_server.engine.text.chunks import Chunks, most_tokens, overlap_of, windows_of, without_spaces
 from sie_server.engine.text.prefix import share_prefix
 from sie_server.engine.text.prompt_tokenizer import Frame, PromptTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
+from sie_server.models.families.decoders.decoder import DecoderSpec
+from sie_server.models.registry import build_layer_heads, build_token_logits
+from sie_server.models.spec import CausalSpec, ModelSpec
 
 
 class PromptInput:
-    """Causal rerankers read a filled template; what all documents' prompts begin with is computed once."""
+    """Builds jobs of filled templates; the common start of all prompts is computed once."""
 
     def __init__(self, tokenizer: PromptTokenizer, *, share: bool) -> None:
         self._tokenizer, self._share = tokenizer, share
 
-    def score_job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
-        """One result per document; at most `limit` tokens per prompt."""
-        return self._job(*self._tokenizer.prompts(query, documents, instruction, limit))
+    def score_job(self, texts: ScoreTexts) -> Job:
+        """See `TextInput.score_job`."""
+        return self._job(
+            *self._tokenizer.prompts(texts.query, texts.documents, texts.instruction, texts.limit)
+        )
 
-    def chunk_job(
-        self,
-        query: str,
-        documents: list[str],
-        limit: int,
-        chunking: Chunking,
-        instruction: str | None = None,
-    ) -> Job:
-        """The same for every window of the documents."""
-        frame = self._tokenizer.frame(query, instruction, limit)
+    def chunk_job(self, texts: ScoreTexts, chunking: Chunking) -> Job:
+        """See `ChunkInput.chunk_job`."""
+        frame = self._tokenizer.frame(texts.query, texts.instruction, texts.limit)
         split = _split_ids if frame.blank.ends_with("document") else _split_texts
-        parts = split(frame, self._tokenizer, documents, chunking)
+        parts = split(frame, self._tokenizer, texts.documents, chunking)
         job = self._job([frame.whole(part) for part in parts.ids], parts.cut, frame.query_cut)
         job.chunks = parts.chunks
         return job
@@ -60,19 +55,19 @@ class PromptInput:
 
 
 def _split_ids(frame: Frame, tokenizer: PromptTokenizer, documents: list[str], chunking: Chunking) -> Chunks:
-    """Windows of ids, each behind the ids of the text before the document."""
+    """Return windows of the documents' ids, each after the ids of the text before the document."""
     literal = len(frame.part(""))  # characters
     texts = [frame.part(text) for text in documents]
     most = frame.around + most_tokens(chunking, frame.room - frame.around)
     encoded, cut = tokenizer.encode_with_spans(texts, most)
     result = Chunks([], [], [])
     for number, ((ids, spans), more) in enumerate(zip(encoded, cut, strict=True)):
-        # a token that is partly the document's is the document's; so `before` may differ by the literal's last space
+        # a token that is partly the document's belongs to it, so `before` may leave out the literal's last space
         before = next((i for i, (_, end) in enumerate(spans) if end > literal), len(ids))
         own = [(max(0, start - literal), end - literal) for start, end in spans[before:]]
         room = frame.room - before
         overlap = overlap_of(chunking, room)
-        for window, chunk in slices(number, documents[number], ids[before:], own, room, overlap):
+        for window, chunk in windows_of(number, documents[number], ids[before:], own, room, overlap):
             result.add(np.concatenate((ids[:before], window)), chunk, more)
     return result
 
@@ -80,7 +75,7 @@ def _split_ids(frame: Frame, tokenizer: PromptTokenizer, documents: list[str], c
 def _split_texts(
     frame: Frame, tokenizer: PromptTokenizer, documents: list[str], chunking: Chunking
 ) -> Chunks:
-    """Windows of text, each put into the template as a document of its own."""
+    """Return windows of the documents' texts, each put into the template like a document."""
     room = frame.room - frame.around
     overlap = overlap_of(chunking, room)
     encoded, cut = tokenizer.encode_with_spans(documents, most_tokens(chunking, room))
@@ -95,7 +90,7 @@ def _split_texts(
 
 
 class _TextCutter:
-    """Cuts one document's text at places between its tokens."""
+    """Splits the text of a document at places between its tokens."""
 
     def __init__(
         self,
@@ -107,17 +102,17 @@ class _TextCutter:
         whole: bool,
     ) -> None:
         self._frame, self._tokenizer, self._text = frame, tokenizer, text
-        # places are counted in tokens; one character may be several tokens, and is not cut
+        # a place is a number of tokens; a character of several tokens is not split
         inner = [i for i in range(1, len(spans)) if spans[i][0] >= spans[i - 1][1]]
         self._places = sorted({0, *inner, len(spans)})
         ends = [0] + [spans[place - 1][1] for place in self._places[1:]]
-        # spaces that no token covers go with what follows them; after the last token, with it
+        # spaces that no token covers belong to the token after them; trailing spaces to the last token
         self._characters = [*ends[:-1], len(text)] if whole else ends
 
     def windows(self, room: int, overlap: int, most: int) -> tuple[list[tuple[Ids, int, int]], bool]:
-        """Ids and characters [start, end) of at most `most` windows, and whether something is left.
+        """Return ids and characters [start, end) of at most `most` windows, and whether text is left over.
 
-        Neighbours share `overlap` tokens, or a little more where a place between two tokens is inside a character.
+        Neighbours share `overlap` tokens, or a few more where the boundary would be inside a character.
         """
         found: list[tuple[Ids, int, int]] = []
         start, last = 0, len(self._places) - 1
@@ -130,26 +125,52 @@ class _TextCutter:
         return found, True
 
     def _window(self, start: int, room: int) -> tuple[Ids, int]:
-        """The ids of the longest window from place `start` that fits, and the place where it ends."""
+        """Return the ids of the longest window from place `start` that fits, and the place where it ends."""
         tokens = self._places[start] + room
         while True:
             end = self._at_most(tokens)
             if end <= start < len(self._places) - 1:
                 raise InvalidInput(
-                    "max_seq_length leaves too few tokens for a window of a document - at `$.options.max_seq_length`"
+                    "max_seq_length leaves too few tokens for a window of a document; send a larger one "
+                    "- at `$.options.max_seq_length`"
                 )
             ids = self._tokenizer.ids(self._frame.part(self._piece(start, end)))
             if len(ids) <= self._frame.room:
                 return ids, end
-            # in the template the ends of a piece may take other tokens than inside the document
+            # the ends of a piece may be tokenised differently in the template than in the document
             tokens = self._places[end] - (len(ids) - self._frame.room)
 
     def _at_most(self, tokens: int) -> int:
-        """The last place that has at most so many tokens before it."""
+        """Return the index of the last place with at most `tokens` tokens before it."""
         return bisect_right(self._places, tokens) - 1
 
     def _piece(self, start: int, end: int) -> str:
-        """The text between two places, without spaces where the document was cut."""
+        """Return the text between two places, without spaces at the ends where the document was split."""
         piece = self._text[self._characters[start] : self._characters[end]]
         piece = piece.lstrip() if start else piece
         return piece if self._characters[end] == len(self._text) else piece.rstrip()
+
+
+def _tokenizer(directory: Path, spec: ModelSpec) -> PromptTokenizer:
+    if not isinstance(spec.head, CausalSpec):
+        raise TypeError(f"expected a CausalSpec, got {spec.head!r}")
+    return PromptTokenizer(directory, spec.head.template)
+
+
+def _input(parts: Parts) -> PromptInput:
+    # without causal attention, the states of a shared prefix would depend on the tokens after it
+    causal = isinstance(parts.spec.backbone, DecoderSpec) and parts.spec.backbone.causal
+    return PromptInput(parts.tokenizer, share=parts.share_prefix and causal)
+
+
+def _token_reader(parts: Parts, weights: CheckpointWeights) -> LogitReader:
+    return LogitReader(build_token_logits(parts.spec, weights, parts.tokenizer.answers))
+
+
+def _layer_reader(parts: Parts, weights: CheckpointWeights) -> LogitReader:
+    return LogitReader(build_layer_heads(parts.spec, weights))
+
+
+CAUSAL = Kind(input=_input, reader=_token_reader, tokenizer=_tokenizer)
+LAYERWISE = Kind(input=_input, reader=_layer_reader, tokenizer=_tokenizer)
+PROMPTED_CLASSIFIER = Kind(input=_input, reader=classifier_reader, tokenizer=_tokenizer)

@@ -1,0 +1,1 @@
+"""PEFT adapters: configuration, tensors, and the changes they make to a loaded model."""

@@ -1,8 +1,8 @@
-"""A directory that PEFT has saved → an `Adapter` of a loaded model: every tensor finds its place, or the load stops.
+"""A directory saved by PEFT → an `Adapter` of a loaded model. A tensor without a place stops the load.
 
-PEFT names a module as the checkpoint names its weights, so a tensor's name leads to the layer that the module has
-become part of (`models.lora.Target`). Where several modules are one product, the adapter's are made one as well: their
-A side by side, each B at the outputs of its module.
+PEFT names modules like the checkpoint names its weights, so a tensor's name leads to the layer that the module became
+part of (`models.lora.Target`). If several modules form one product, their adapter matrices are merged as well: the A
+matrices are concatenated, and each B is placed at the outputs of its module.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import torch
 from torch import Tensor
 
 from sie_server.engine.document_cache import ModelDocuments
+from sie_server.engine.kinds.base import TextInput
 from sie_server.engine.lora.config import CONFIG, LoraConfig, read_lora_config
 from sie_server.engine.lora.tensors import AdapterTensors, check_shape, read_tensors
-from sie_server.engine.text.jobs import TextInput
 from sie_server.models.lora import Changes, Delta, Norm, Target
 from sie_server.models.spec import UnsupportedCheckpoint
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One adapter of one loaded model; its sequences' jobs hold it, so they finish with it after it is detached."""
+    """An adapter of a loaded model. A job holds the changes, so it can finish after the adapter is detached."""
 
     directory: Path
     changes: Changes
-    input: TextInput  # as the model's own, with a share of the document cache for itself
+    input: TextInput  # like the model's, with `documents` as its document cache
     documents: ModelDocuments | None
 
     @property
     def nbytes(self) -> int:
-        """Bytes its tensors take on the device."""
+        """Bytes of its tensors on the device."""
         return sum(tensor.nbytes for change in self.changes.values() for tensor in change.tensors)
 
 
 def read_changes(directory: Path, targets: Mapping[str, Target], base_names: Iterable[str] = ()) -> Changes:
-    """Read an adapter for the model whose modules are `targets` and which is known as `base_names`.
+    """Read an adapter for a model with the modules `targets` and the hub ids `base_names`.
 
     Raises:
-        UnsupportedCheckpoint: something in it could not be applied; the message says what.
+        UnsupportedCheckpoint: a part of the adapter cannot be applied to the model.
     """
     config = read_lora_config(directory)
     _check_base(config, base_names)
@@ -56,14 +56,14 @@ def read_changes(directory: Path, targets: Mapping[str, Target], base_names: Ite
 
 
 def _check_base(config: LoraConfig, names: Iterable[str]) -> None:
-    """Hub ids can be compared; a path on the machine of the training says nothing."""
+    """Compare the adapter's base with `names`, if both are hub ids. Paths of the training machine are ignored."""
     known = [name for name in names if _hub_id(name)]
     if not known or not config.base or not _hub_id(config.base):
         return
     if config.base.lower() not in (name.lower() for name in known):
         raise UnsupportedCheckpoint(
-            f"the adapter was trained on {config.base!r}, this model is {' or '.join(known)}; "
-            "if they are the same, say so in base_model_name_or_path of adapter_config.json"
+            f"the adapter was trained on {config.base!r}, but this model is {' or '.join(known)}; "
+            "if they are the same, change base_model_name_or_path in adapter_config.json"
         )
 
 
@@ -72,7 +72,7 @@ def _hub_id(name: str) -> bool:
 
 
 def _delta(config: LoraConfig, tensors: AdapterTensors, modules: list[tuple[str, Target]]) -> Delta | None:
-    """What is other in one layer, which may be several modules."""
+    """Return the changes to a layer, which may consist of several modules; None: no change."""
     pairs = [_pair(config, tensors.low[m], m, t) for m, t in modules if m in tensors.low]
     products: list[tuple[Tensor | None, Tensor]] = []
     if pairs:
@@ -88,9 +88,11 @@ def _norm(tensors: AdapterTensors, module: str, target: Target) -> Norm | None:
     own = tensors.whole.get(module)
     if own is None:
         return None
-    weight = _like(own, "weight", module, target)
-    assert weight is not None  # every norm has one
-    return Norm(weight, _like(own, "bias", module, target))
+    layer = target.layer
+    if layer.bias is None and "bias" in own:
+        raise UnsupportedCheckpoint(f"the adapter has a bias for {module!r}, which has no bias in this model")
+    weight = _like(own, "weight", layer.weight, module)
+    return Norm(weight, None if layer.bias is None else _like(own, "bias", layer.bias, module))
 
 
 def _by_layer(targets: Mapping[str, Target]) -> dict[Any, list[tuple[str, Target]]]:
@@ -101,7 +103,7 @@ def _by_layer(targets: Mapping[str, Target]) -> dict[Any, list[tuple[str, Target
 
 
 def _pair(config: LoraConfig, low: dict[str, Tensor], module: str, target: Target) -> tuple[Tensor, Tensor]:
-    """A [inputs, rank], and B times the scale [rank, outputs of the layer], 0 at those of other modules."""
+    """Return A [inputs, rank] and the scaled B [rank, outputs of the layer], 0 at other modules' outputs."""
     rank, (outputs, inputs) = config.rank_of(module), target.shape
     for kind, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
         check_shape(low[kind], shape, f"{module}.{kind}.weight")
@@ -113,14 +115,14 @@ def _pair(config: LoraConfig, low: dict[str, Tensor], module: str, target: Targe
     scaled = wide.to(**to)
     if not torch.isfinite(scaled).all():
         raise UnsupportedCheckpoint(
-            f"{CONFIG}: lora_alpha or alpha_pattern make lora_B of {module!r} {config.scale_of(module):g} times as "
-            f"large, more than {str(layer.weight.dtype).removeprefix('torch.')} can hold"
+            f"{CONFIG}: lora_alpha or alpha_pattern scale lora_B of {module!r} by {config.scale_of(module):g}, "
+            f"beyond the range of {str(layer.weight.dtype).removeprefix('torch.')}"
         )
     return low["lora_A"].T.to(**to).contiguous(), scaled
 
 
 def _exchange(own: dict[str, Tensor], module: str, target: Target) -> Tensor:
-    """The difference to the layer's own weight, [inputs, outputs of the layer]."""
+    """Return the difference to the layer's weight, [inputs, outputs of the layer]."""
     check_shape(own["weight"], target.shape, f"{module}.weight")
     base = target.layer.plain_weight()
     weight = own["weight"] if target.rows is None else own["weight"][target.rows]
@@ -130,22 +132,19 @@ def _exchange(own: dict[str, Tensor], module: str, target: Target) -> Tensor:
 
 
 def _shift(own: dict[str, Tensor], module: str, target: Target) -> Tensor:
-    """The difference to the layer's own bias, [outputs of the layer]."""
+    """Return the difference to the layer's bias, [outputs of the layer]."""
     base = target.layer.bias
     if base is None:
-        raise UnsupportedCheckpoint(f"the adapter has a bias for {module!r}, which has none in this model")
+        raise UnsupportedCheckpoint(f"the adapter has a bias for {module!r}, which has no bias in this model")
     check_shape(own["bias"], target.shape[:1], f"{module}.bias")
     shift = torch.zeros(base.shape, dtype=torch.float32, device=base.device)
     shift[target.outputs] = own["bias"].to(base.device).float() - base[target.outputs].float()
     return shift.to(base.dtype)
 
 
-def _like(own: dict[str, Tensor], kind: str, module: str, target: Target) -> Tensor | None:
-    """A norm's weight or bias under the adapter; what it does not retrain stays the model's."""
-    base: Tensor | None = getattr(target.layer, kind)
+def _like(own: dict[str, Tensor], kind: str, base: Tensor, module: str) -> Tensor:
+    """Return a norm's weight or bias with the adapter; if the adapter has none, the model's."""
     if kind not in own:
         return base
-    if base is None:
-        raise UnsupportedCheckpoint(f"the adapter has a {kind} for {module!r}, which has none in this model")
-    check_shape(own[kind], target.shape, f"{module}.{kind}")
+    check_shape(own[kind], tuple(base.shape), f"{module}.{kind}")
     return own[kind].to(base.device, base.dtype)

@@ -1,7 +1,7 @@
 """`adapter_config.json` of a PEFT adapter (https://huggingface.co/docs/peft), read strictly.
 
-A field is either read here, or known to matter only in training, or must be off: an adapter that says anything else
-is refused. The matching rules are those of PEFT 0.21 (`check_target_module_exists`, `get_pattern_key`).
+Every field is either read here, known to matter only in training, or required to be off; otherwise the adapter is
+refused. The matching rules are those of PEFT 0.21 (`check_target_module_exists`, `get_pattern_key`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sie_server.engine.lora.patterns import Pattern, Patterns
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 CONFIG = "adapter_config.json"
-# of training, or of other fields that must be off themselves
+# fields that matter only in training, or belong to other fields that must be off
 IGNORED = {
     "auto_mapping",
     "inference_mode",
@@ -30,19 +30,19 @@ IGNORED = {
 }
 # Initialisations that leave the base weights as they are; others (pissa, olora, corda, loftq, lora_ga) change them
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-WHY = {  # fields that must be off, and more to say than that
-    "use_dora": "DoRA normalises the base weights, so they would have to be written",
-    "fan_in_fan_out": "the weights of served models are stored the other way around",
-    "trainable_token_indices": "retrained embeddings are not served",
-    "layer_replication": "a model with other layers is another model: merge it, and serve the result",
+WHY = {  # fields that must be off, with the reason
+    "use_dora": "DoRA normalises the base weights, which are never changed here",
+    "fan_in_fan_out": "the weights of served models are stored transposed",
+    "trainable_token_indices": "retrained embeddings are not supported",
+    "layer_replication": "this makes a model with other layers: merge the adapter and serve the merged model",
 }
-# How PEFT uses the expressions of a field, where they have to match from the start of a module's name
+# How PEFT wraps the expressions of a field that must match from the start of a module name
 PER_MODULE = r"(.*\.)?({})$"
 RETRAINED = r"(^|.*\.){}($|\..*)"
 LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
-Values = list[tuple[Pattern, float]]  # the first that matches counts
-Names = Pattern | list[str]  # of modules, or of their ends
+Values = list[tuple[Pattern, float]]  # the first match counts
+Names = Pattern | list[str]  # module names or their last parts
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,25 @@ class LoraConfig:
     bias: str  # none, all, lora_only
     targets: Names
     excluded: Names
-    layers: list[int] | None  # only these
-    layers_pattern: list[Pattern]  # what stands before a layer's number; none: anything
+    layers: list[int] | None  # None: all
+    layers_pattern: list[Pattern]  # the part before a layer number; empty: any
     retrained: list[Pattern]  # `modules_to_save`
 
     def rank_of(self, module: str) -> int:
+        """Return the rank for a module."""
         return int(_of_pattern(self.ranks, module, self.rank))
 
     def scale_of(self, module: str) -> float:
+        """Return the factor of B · A for a module."""
         rank, alpha = self.rank_of(module), _of_pattern(self.alphas, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.root_scaled else rank)
 
     def retrains(self, module: str) -> bool:
-        """Whether the adapter has weights of its own for it."""
+        """Return whether the adapter has full weights for the module."""
         return any(pattern.match(module) for pattern in self.retrained)
 
     def changes(self, module: str) -> bool:
-        """Whether the adapter has a low-rank product for it, if it is a linear layer."""
+        """Return whether the adapter has a low-rank product for the module, if it is a linear layer."""
         if _named(self.excluded, module) or self.retrains(module):
             return False
         if not _named(self.targets, module):
@@ -99,29 +101,29 @@ def _layer(config: LoraConfig, module: str) -> int | None:
 
 
 def read_lora_config(directory: Path) -> LoraConfig:
-    """The configuration in a directory that PEFT has saved.
+    """Read the configuration in a directory saved by PEFT.
 
     Raises:
-        UnsupportedCheckpoint: it is missing or unreadable, or asks for something that is not served.
+        UnsupportedCheckpoint: it is missing, unreadable, or needs an unsupported feature.
     """
     fields = dict(read_json(directory / CONFIG))
     kind = fields.pop("peft_type", None)
     if kind != "LORA":
-        raise _refused("peft_type", kind, "only LORA is served")
+        raise _refused("peft_type", kind, "only LORA is supported")
     start = fields.pop("init_lora_weights", None)
     if start not in PLAIN_STARTS:
-        why = "it changes the base weights: save the adapter with path_initial_model_for_weight_conversion"
+        why = "this changes the base weights: save the adapter with path_initial_model_for_weight_conversion"
         raise _refused("init_lora_weights", start, why)
     config = _config(fields)
     _check_ranks(config)
     for name, value in fields.items():
         if name not in IGNORED and value not in (None, False, {}, [], ""):
-            raise _refused(name, value, WHY.get(name, "this version does not serve it"))
+            raise _refused(name, value, WHY.get(name, "this version does not support it"))
     return config
 
 
 def _config(fields: dict[str, Any]) -> LoraConfig:
-    """Take out the fields that are served."""
+    """Remove the supported fields from `fields` and build the configuration."""
     patterns = Patterns(CONFIG)
     indices = _checked(fields, "layers_to_transform", int | list, None)
     before = _checked(fields, "layers_pattern", str | list, [])
@@ -158,36 +160,41 @@ def _names(fields: dict[str, Any], name: str, patterns: Patterns) -> Names:
 
 
 def _checked(fields: dict[str, Any], name: str, kind: Any, default: Any) -> Any:
-    """Take a field out; null counts as absent."""
+    """Remove a field and check its type; null counts as absent."""
     value = fields.pop(name, None)
     if value is None:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _refused(name, value, "a value of another type is needed")
+        raise _refused(name, value, f"expected {_type_name(kind)}")
     item = int if name == "layers_to_transform" else str
     if isinstance(value, list) and not all(type(part) is item for part in value):
-        raise _refused(name, value, "its entries need another type")
+        raise _refused(name, value, f"its entries must be {item.__name__}")
     return value
+
+
+def _type_name(kind: Any) -> str:
+    """Return `int` for int, `str | list` for str | list."""
+    return getattr(kind, "__name__", str(kind))
 
 
 def _check_ranks(config: LoraConfig) -> None:
     if config.bias not in ("none", "all", "lora_only"):
-        raise _refused("bias", config.bias, "known are none, all, lora_only")
+        raise _refused("bias", config.bias, "expected none, all or lora_only")
     for name, ranks in (("r", [config.rank]), ("rank_pattern", [rank for _, rank in config.ranks])):
         for rank in ranks:
             if type(rank) is not int or rank < 1:
-                raise _refused(name, rank, "a rank is a whole number above 0")
+                raise _refused(name, rank, "a rank must be an integer above 0")
     for name, alphas in (
         ("lora_alpha", [config.alpha]),
         ("alpha_pattern", [alpha for _, alpha in config.alphas]),
     ):
         for alpha in alphas:
             if not _finite(alpha):
-                raise _refused(name, alpha, "an alpha is a finite number")
+                raise _refused(name, alpha, "an alpha must be a finite number")
 
 
 def _finite(value: Any) -> bool:
-    """JSON as Python reads it has NaN, Infinity and whole numbers of any length."""
+    """Return whether `value` is a finite number; Python's JSON also has NaN, Infinity and integers of any size."""
     try:
         return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
     except OverflowError:

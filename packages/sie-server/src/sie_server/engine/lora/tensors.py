@@ -1,6 +1,7 @@
-"""The tensors of a PEFT adapter, by module of the base model, and whether they and the configuration agree.
+"""The tensors of a PEFT adapter by module of the base model, checked against its configuration.
 
-Every tensor belongs to a module that is there and that the configuration names, and what it names is there whole.
+Every tensor must belong to a module that exists and that the configuration names, and every module that it names must
+have all its tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sie_server.models.spec import UnsupportedCheckpoint
 
 PREFIX = "base_model.model."
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
-# PEFT's own names of a retrained module's weights; `original_module` is the base's, and of no effect
+# PEFT's names for the weights of a retrained module; `original_module` is a copy of the base's and has no effect
 BASE = ".base_layer"
 WRAPPERS = (BASE, ".modules_to_save")
 UNUSED = ".original_module"
@@ -29,7 +30,7 @@ UNUSED = ".original_module"
 
 @dataclass
 class AdapterTensors:
-    """What the file holds, by module of the base model."""
+    """The tensors of an adapter file, by module of the base model."""
 
     low: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # module → A and B
     whole: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # module → weight and bias
@@ -37,10 +38,10 @@ class AdapterTensors:
 
 
 def read_tensors(directory: Path, config: LoraConfig, targets: Mapping[str, Target]) -> AdapterTensors:
-    """What the adapter's file holds for the model whose modules are `targets`.
+    """Read the adapter's tensors for a model with the modules `targets`.
 
     Raises:
-        UnsupportedCheckpoint: something is missing, left over, or of another model.
+        UnsupportedCheckpoint: a tensor is missing, unused, or made for another model.
     """
     tensors = _sorted(_read(directory), targets)
     _check_names(config, tensors, targets)
@@ -50,12 +51,12 @@ def read_tensors(directory: Path, config: LoraConfig, targets: Mapping[str, Targ
 
 
 def needed_bytes(directory: Path, targets: Mapping[str, Target]) -> int:
-    """What its tensors will take on the device, from the header of its file; one without a place counts nothing.
+    """Return the bytes of an adapter's tensors on the device, from its file's header.
 
-    A layer that several modules have become part of has that many more outputs: B, weights and biases are as wide.
+    Tensors without a place count 0. B, weights and biases are as wide as the layer, which may be several modules.
 
     Raises:
-        UnsupportedCheckpoint: there is no file, or it is not readable.
+        UnsupportedCheckpoint: the file is missing or unreadable.
     """
     sizes: dict[Any, int] = {}
     for name, stored in _stored(directory).items():
@@ -64,22 +65,23 @@ def needed_bytes(directory: Path, targets: Mapping[str, Target]) -> int:
         low = part in ("lora_A", "lora_B")
         plain = inner if low else _plain(module)
         target = targets.get(plain)
-        if target is None or (module.endswith(BASE) and kind == "weight"):  # left, or compared and dropped
+        if target is None or (module.endswith(BASE) and kind == "weight"):  # unused, or only compared
             continue
         layer = target.layer
-        if not target.linear:  # a norm is exchanged whole
+        if not target.linear:  # a norm is replaced as a whole
             sizes[layer] = layer.weight.nbytes + (0 if layer.bias is None else layer.bias.nbytes)
             continue
         rows = (*stored.shape, 1)[0] if part == "lora_A" else layer.outputs
-        what = (layer, kind) if kind == "bias" else (plain, part if low else kind)  # PEFT writes some twice
-        sizes[what] = rows * math.prod(stored.shape[1:]) * layer.weight.dtype.itemsize
+        # a key per tensor, because PEFT writes some tensors twice
+        key = (layer, kind) if kind == "bias" else (plain, part if low else kind)
+        sizes[key] = rows * math.prod(stored.shape[1:]) * layer.weight.dtype.itemsize
     return sum(sizes.values())
 
 
 def _stored(directory: Path) -> TensorReaders:
     path = next((directory / name for name in FILES if (directory / name).exists()), None)
     if path is None:
-        raise UnsupportedCheckpoint(f"no adapter in {directory}: neither {' nor '.join(FILES)}")
+        raise UnsupportedCheckpoint(f"no adapter in {directory}: it has neither {' nor '.join(FILES)}")
     return tensor_readers(path)
 
 
@@ -89,16 +91,18 @@ def _read(directory: Path) -> dict[str, Tensor]:
 
 def _numbers(name: str, stored: StoredTensor) -> Tensor:
     if not name.startswith(PREFIX):
-        raise UnsupportedCheckpoint(f"the tensor {name!r} is not named as PEFT names it: {PREFIX}…")
+        raise UnsupportedCheckpoint(
+            f"the tensor {name!r} does not have a PEFT name, which starts with {PREFIX}"
+        )
     tensor = stored.read()
     if not tensor.is_floating_point():
         raise UnsupportedCheckpoint(
-            f"the tensor {name!r} holds {tensor.dtype} values; an adapter's are of floating point"
+            f"the tensor {name!r} has dtype {tensor.dtype}, expected a floating-point dtype"
         )
-    if tensor.itemsize == 1:  # torch computes nothing with 8 bits
+    if tensor.itemsize == 1:  # torch has no arithmetic for 8-bit floats
         tensor = tensor.float()
     if not torch.isfinite(tensor).all():
-        raise UnsupportedCheckpoint(f"the tensor {name!r} holds something else than finite numbers")
+        raise UnsupportedCheckpoint(f"the tensor {name!r} holds values that are not finite")
     return tensor
 
 
@@ -113,22 +117,20 @@ def _sorted(tensors: dict[str, Tensor], targets: Mapping[str, Target]) -> Adapte
             found.low.setdefault(inner, {})[part] = tensor
         elif "lora_" in name:
             raise UnsupportedCheckpoint(
-                f"the adapter has the tensor {name!r}; only lora_A.weight and lora_B.weight of linear layers are served"
+                f"the adapter has the tensor {name!r}; of linear layers, only lora_A.weight and lora_B.weight "
+                "are supported"
             )
         else:
             plain = _plain(module)
-            if (
-                module.endswith(BASE) and kind == "weight"
-            ):  # of an output matrix, PEFT saves it beside A and B
+            # PEFT saves the base weight of an output matrix together with A and B
+            if module.endswith(BASE) and kind == "weight":
                 found.base[plain] = tensor
                 continue
             same = found.whole.setdefault(plain, {}).setdefault(kind, tensor)
-            if not torch.equal(same, tensor):  # PEFT writes some twice
+            if not torch.equal(same, tensor):  # PEFT writes some tensors twice
                 raise UnsupportedCheckpoint(f"the adapter has two different tensors for {plain}.{kind}")
-    for modules in (
-        found.low,
-        found.whole,
-    ):  # changes to a part of the base model that serving has no use for
+    # changes to parts of the base model that serving does not use
+    for modules in (found.low, found.whole):
         for module in modules.keys() - targets.keys():
             if HARMLESS.search(f"{module}.weight"):
                 del modules[module]
@@ -136,33 +138,33 @@ def _sorted(tensors: dict[str, Tensor], targets: Mapping[str, Target]) -> Adapte
 
 
 def _plain(module: str) -> str:
-    """The module's name without PEFT's wrappers."""
+    """Return the module's name without PEFT's wrappers."""
     return next((module.removesuffix(wrapper) for wrapper in WRAPPERS if module.endswith(wrapper)), module)
 
 
 def _check_names(config: LoraConfig, tensors: AdapterTensors, targets: Mapping[str, Target]) -> None:
-    """Every tensor belongs to a module that is there, and that the configuration names."""
+    """Check that every tensor belongs to a module that exists and that the configuration names."""
     linear = [name for name, target in targets.items() if target.linear]
     for module in tensors.low:
         if module not in targets or not targets[module].linear:
             raise UnsupportedCheckpoint(
-                f"the adapter changes {module!r}, which is no linear layer of this model that adapters can change; "
+                f"the adapter changes {module!r}, which is not a linear layer of this model that adapters can change; "
                 f"those are {some_of(linear)}"
             )
         if not config.changes(module):
             raise UnsupportedCheckpoint(
-                f"the adapter has weights for {module!r}, not one of its target_modules"
+                f"the adapter has weights for {module!r}, which is not one of its target_modules"
             )
     for module, parts in tensors.whole.items():
         for kind in parts:
             if module not in targets or kind not in ("weight", "bias"):
                 raise UnsupportedCheckpoint(
-                    f"the adapter has its own {module}.{kind}, which cannot be exchanged per sequence; "
-                    f"layers where that is possible: {some_of(list(targets))}"
+                    f"the adapter has its own {module}.{kind}, which cannot be replaced per sequence; "
+                    f"layers that can: {some_of(list(targets))}"
                 )
             if not (config.retrains(module) or (kind == "bias" and _biased(config, module, tensors))):
                 raise UnsupportedCheckpoint(
-                    f"the adapter has its own {module}.{kind}, which neither modules_to_save nor bias announces"
+                    f"the adapter has its own {module}.{kind}, which neither modules_to_save nor bias names"
                 )
 
 
@@ -171,7 +173,7 @@ def _biased(config: LoraConfig, module: str, tensors: AdapterTensors) -> bool:
 
 
 def _check_complete(config: LoraConfig, tensors: AdapterTensors, targets: Mapping[str, Target]) -> None:
-    """What the configuration names is there whole."""
+    """Check that every module that the configuration names has all its tensors."""
     for module, target in targets.items():
         expected = []
         if target.linear and config.changes(module):
@@ -186,16 +188,16 @@ def _check_complete(config: LoraConfig, tensors: AdapterTensors, targets: Mappin
                     f"the adapter lacks {kind} of {module!r}, which its configuration names"
                 )
     if not tensors.low and not tensors.whole:
-        raise UnsupportedCheckpoint("the adapter changes nothing of this model")
+        raise UnsupportedCheckpoint("the adapter changes nothing in this model")
 
 
 def _check_weights(tensors: AdapterTensors, targets: Mapping[str, Target]) -> None:
-    """Where the adapter brings the weight it was trained on, it is this model's, up to rounding."""
+    """Check that base weights in the adapter's file equal this model's, up to rounding."""
     for module, saved in tensors.base.items():
         target = targets.get(module)
         if target is None or not target.linear:
             raise UnsupportedCheckpoint(
-                f"the adapter has a weight for {module!r}, no linear layer of this model"
+                f"the adapter has a weight for {module!r}, which is not a linear layer of this model"
             )
         check_shape(saved, target.shape, f"{module}.base_layer.weight")
         own = target.layer.plain_weight()[target.outputs].float().cpu()
@@ -205,9 +207,13 @@ def _check_weights(tensors: AdapterTensors, targets: Mapping[str, Target]) -> No
 
 
 def check_shape(tensor: Tensor, shape: tuple[int, ...], name: str) -> None:
-    """A tensor of another shape was trained on another model, or at another rank than the configuration says."""
+    """Check a tensor's shape, which depends on the base model and on the configured rank.
+
+    Raises:
+        UnsupportedCheckpoint: it has another shape.
+    """
     if tuple(tensor.shape) != shape:
         raise UnsupportedCheckpoint(
-            f"the tensor {name!r} has shape {list(tensor.shape)}, this model and the adapter's rank ask for "
+            f"the tensor {name!r} has shape {list(tensor.shape)}, but this model and the adapter's rank need "
             f"{list(shape)}: was it trained on another base?"
         )

@@ -1,9 +1,10 @@
-"""How much memory models may take on the device, how much one will need, and giving it back to the system."""
+"""The memory budget for models, the memory a model will take, and the return of freed memory to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,30 +17,46 @@ from sie_server.engine.storage.weights import stored_elements
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.spec import UnsupportedCheckpoint
 
-# of what the device has; the rest is for activations, the document cache and everybody else
+log = logging.getLogger("sie_server.memory")
+# Shares of the device's memory; the rest is for activations, the document cache and other processes.
 CPU_SHARE, CUDA_SHARE = 0.7, 0.8
+ASSUMED_MEMORY = 8 * 2**30  # bytes, if the system does not report its memory
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-LOOKED_AT = 100 * 2**10  # bytes; glibc looks at the top of a heap when more than 64 KiB are freed in it
+TRIM_BLOCK = 100 * 2**10  # bytes; glibc trims the top of a heap only when more than 64 KiB are freed in it
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def automatic_budget(device: str) -> int:
-    """Bytes for models where the operator names none: a share of the GPU's free memory, or of what we may use."""
+    """Return the default memory budget in bytes: a share of the GPU's free memory or of the host's usable memory."""
     if device != "cpu" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return int(CUDA_SHARE * free)
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(CPU_SHARE * min([installed, *cgroup_limits()]))
+    return int(CPU_SHARE * min([installed_memory(), *cgroup_limits()]))
+
+
+def installed_memory() -> int:
+    """Return the bytes of the machine's memory; `ASSUMED_MEMORY` with a warning if the system does not report it."""
+    try:
+        pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no sysconf at all, or not these names
+        pages, page = -1, -1
+    if pages > 0 and page > 0:
+        return pages * page
+    log.warning(
+        "this system does not report its memory; assuming %d GiB. Set --memory-budget-mb",
+        ASSUMED_MEMORY // 2**30,
+    )
+    return ASSUMED_MEMORY
 
 
 def cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Every memory limit this process is under, in bytes: those of containers and services, cgroup v2 and v1."""
+    """Return the memory limits of this process in bytes, set by containers or services (cgroup v1 and v2)."""
     names = ["memory/memory.limit_in_bytes"]
     if own.exists():
         for line in own.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             group = Path(path.lstrip("/"))
-            if not controllers:  # v2: a limit of any group above counts as well
+            if not controllers:  # v2: the limits of all parent groups apply as well
                 names += [str(part / "memory.max") for part in (group, *group.parents)]
             elif "memory" in controllers.split(","):
                 names.append(str("memory" / group / "memory.limit_in_bytes"))
@@ -53,7 +70,7 @@ def cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -
 
 
 def needed_bytes(directory: Path, *, device: str, dtype: str, template: str | None) -> int:
-    """What a checkpoint will take, from the headers of its files; 0 for a broken one, whose load will say why."""
+    """Return the bytes a checkpoint will take, from its headers; 0 if it is broken, which its load reports."""
     try:
         spec = read_spec(directory, template)
         served = torch.float32 if spec.compat else pick_dtype(dtype, pick_device(device))
@@ -64,12 +81,12 @@ def needed_bytes(directory: Path, *, device: str, dtype: str, template: str | No
 
 @contextmanager
 def freeing() -> Iterator[None]:
-    """What is dropped in this block goes back to the system at its end; torch and the C library would keep it.
+    """Return memory that is freed in this block to the system at its end; torch and glibc would keep it.
 
-    glibc keeps up to 64 MiB of free memory on top of every thread's heap, which `malloc_trim` does not touch; it is
-    returned only when something large is freed in that heap while the limit is low. That is done here for the heap of
-    this thread, which is the one that reads checkpoints. Afterwards the limits are those that glibc itself arrives at
-    in a process that frees large blocks.
+    glibc keeps up to 64 MiB of free memory at the top of every thread's heap. `malloc_trim` does not return it; freeing
+    a large block in that heap does, while the trim threshold is low. This is done for the heap of the calling thread,
+    which is the thread that reads checkpoints. Afterwards the thresholds are those that glibc itself chooses in a
+    process that frees large blocks. Other C libraries are left alone.
     """
     glibc = _glibc()
     if glibc:
@@ -82,12 +99,15 @@ def freeing() -> Iterator[None]:
             torch.cuda.empty_cache()
         if glibc:
             glibc.malloc_trim(0)
-            glibc.free(glibc.malloc(LOOKED_AT))
+            glibc.free(glibc.malloc(TRIM_BLOCK))
             glibc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
             glibc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
 
 
 def _glibc() -> ctypes.CDLL | None:
+    """Return the C library of this process if it is glibc."""
+    if os.name != "posix":
+        return None
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return None

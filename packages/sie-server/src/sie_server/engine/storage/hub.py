@@ -1,4 +1,4 @@
-"""Checkpoints of a model hub: downloaded into the hub's own cache, or taken from there when the hub is out of reach."""
+"""Checkpoints of a model hub: downloaded into the hub's cache, or read from it if the hub is unreachable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed
 
 log = logging.getLogger("sie_server.hub")
-# What serving needs and nothing else: no code, no ONNX twins, no training state
+# Only the files that serving needs: no code, no ONNX copies, no training state
 FILES = [
     "config.json",
     "tokenizer.json",
@@ -35,45 +35,45 @@ FILES = [
     "*/config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "[0-9]_*/pytorch_model.bin",  # a module's weights; those of older repositories are not safetensors
+    "[0-9]_*/pytorch_model.bin",  # a module's weights in older repositories without safetensors
 ]
 BIN_FILES = ["pytorch_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 TIMEOUT_S = 10.0
-LOOK_S, TELL_S = 0.5, 10.0  # how often a download is looked at, and how often the log says how far it is
+LOOK_S, LOG_S = 0.5, 10.0  # how often the progress of a download is measured, and how often it is logged
 
 
 def download(source: str, revision: str | None, *, offline: bool, tally: Tally) -> Path:
-    """The local directory of ORGANISATION/NAME; blocking. `tally` is kept up to date meanwhile.
+    """Return the local directory of ORGANISATION/NAME; blocking. Records progress in `tally`.
 
     Raises:
-        ModelLoadFailed: the hub cannot be reached, or has no such model, and nor has its cache.
+        ModelLoadFailed: the hub is unreachable or lacks the model, and the cache lacks it as well.
     """
-    # imported here: the library takes a third of a second, and a server with local models never needs it
+    # imported here: the import takes a third of a second, and a server with local models never needs it
     from huggingface_hub import HfApi, snapshot_download
 
     _quiet()
     try:
         if offline:
             raise ConnectionError("offline mode is on")
-        # asked first because it fails at once without a network, where a download would retry for half a minute
+        # requested first: without a network it fails at once, while a download would retry for half a minute
         info = HfApi().model_info(source, revision=revision, timeout=TIMEOUT_S, files_metadata=True)
         siblings = info.siblings or []
-        safe = any(file.rfilename.endswith(".safetensors") for file in siblings)
-        patterns = FILES if safe else FILES + BIN_FILES  # pickled weights only where there are no others
+        has_safetensors = any(file.rfilename.endswith(".safetensors") for file in siblings)
+        patterns = FILES if has_safetensors else FILES + BIN_FILES  # pickled weights only as the last resort
         with _watched(source, _blobs(source, siblings, patterns), tally):
-            # by its name, not by info.sha: the cache then knows what the name meant when the hub was last asked
+            # by name, not by info.sha: the cache then records which commit the name meant at this time
             return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except Exception as error:  # hub, network and file errors share no base class
         cached = _cached(source, revision)
         if cached is None:
             raise _not_fetched(source, revision, error) from error
         if not offline:
-            log.warning("%s is served as it is in the hub's cache: %s", source, _reason(error))
+            log.warning("loading %s from the hub's cache: %s", source, _reason(error))
         return cached
 
 
 def _quiet() -> None:
-    """The library's bars are for a terminal; a log gets lines of ours."""
+    """Disable the library's progress bars outside a terminal; `_watched` logs lines instead."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     if not sys.stderr.isatty():
@@ -81,9 +81,9 @@ def _quiet() -> None:
 
 
 def _blobs(source: str, siblings: list[Any], patterns: list[str]) -> dict[Path, int]:
-    """Where the cache keeps the content of each file that matches, and its size.
+    """Return the cache path and size of the content of each file that matches.
 
-    A content is kept under its hash, and while it arrives under that and a suffix
+    The path is the content's hash, with a suffix while it is being downloaded
     (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
     """
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -91,22 +91,22 @@ def _blobs(source: str, siblings: list[Any], patterns: list[str]) -> dict[Path, 
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     folder = Path(HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=source, repo_type="model") / "blobs"
-    wanted = filter_repo_objects(siblings, allow_patterns=patterns, key=lambda file: file.rfilename)
-    return {folder / (file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in wanted}
+    needed = filter_repo_objects(siblings, allow_patterns=patterns, key=lambda file: file.rfilename)
+    return {folder / (file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in needed}
 
 
 @contextmanager
 def _watched(source: str, blobs: Mapping[Path, int], tally: Tally) -> Iterator[None]:
-    """Keep the tally up to date while the block runs, and the log informed."""
-    tally.total, tally.nbytes = sum(blobs.values()), _here(blobs)
+    """Update the tally and log the progress while the block runs."""
+    tally.total, tally.nbytes = sum(blobs.values()), _downloaded(blobs)
     tally.before, ended = tally.nbytes, Event()
 
     def look() -> None:
-        told = time.monotonic()
+        logged = time.monotonic()
         while not ended.wait(LOOK_S):
-            tally.nbytes = _here(blobs)
-            if time.monotonic() - told >= TELL_S:
-                told = time.monotonic()
+            tally.nbytes = _downloaded(blobs)
+            if time.monotonic() - logged >= LOG_S:
+                logged = time.monotonic()
                 log.info(
                     "downloading %s: %.1f of %.1f MiB",
                     source,
@@ -123,21 +123,21 @@ def _watched(source: str, blobs: Mapping[Path, int], tally: Tally) -> Iterator[N
         watcher.join()
 
 
-def _here(blobs: Mapping[Path, int]) -> int:
+def _downloaded(blobs: Mapping[Path, int]) -> int:
     return sum(min(size, _size(blob)) for blob, size in blobs.items())
 
 
 def _size(blob: Path) -> int:
-    """Of a content as far as it has arrived."""
+    """Return the bytes of a content downloaded so far."""
     sizes = [0]
     for path in blob.parent.glob(f"{blob.name}*"):
-        with suppress(OSError):  # complete, and renamed this moment
+        with suppress(OSError):  # complete and just renamed
             sizes.append(path.stat().st_size)
     return max(sizes)
 
 
 def _cached(source: str, revision: str | None) -> Path | None:
-    """The checkpoint as an earlier download left it in the hub's cache, whole."""
+    """Return the complete checkpoint of an earlier download in the hub's cache; None: there is none."""
     from huggingface_hub import snapshot_download
 
     def kept(patterns: list[str]) -> Path | None:
@@ -145,7 +145,7 @@ def _cached(source: str, revision: str | None) -> Path | None:
             return Path(
                 snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=True)
             )
-        except Exception:  # nothing complete in the cache, under whichever of the library's errors
+        except Exception:  # the library raises several types if the cache is incomplete
             return None
 
     found = kept(FILES)
@@ -156,8 +156,8 @@ def _cached(source: str, revision: str | None) -> Path | None:
 
 def _not_fetched(source: str, revision: str | None, error: Exception) -> ModelLoadFailed:
     return ModelLoadFailed(
-        f"{source!r} is no local directory, not in the hub's cache, and could not be fetched: "
-        f"{_reason(error, revision)}. Name a local directory instead (--model ID=/path/to/checkpoint, "
+        f"{source!r} is not a local directory, is not in the hub's cache, and could not be downloaded: "
+        f"{_reason(error, revision)}. Use a local directory instead (--model ID=/path/to/checkpoint, "
         "--adapter MODEL:NAME=/path/to/adapter); the model 'sie/mini-en' needs no download",
         error_class=type(error).__name__,
         permanent=isinstance(error, tuple(_meanings())),
@@ -166,15 +166,15 @@ def _not_fetched(source: str, revision: str | None, error: Exception) -> ModelLo
 
 
 def _meanings() -> dict[type[Exception], Callable[[str | None], str]]:
-    """What the hub's refusals mean; more specific ones first."""
+    """Return the hub's errors and what they mean, the more specific ones first."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     return {
         GatedRepoError: lambda _: (
-            "its terms have to be accepted on the hub, and HF_TOKEN set to a token of that account"
+            "its terms must be accepted on the hub, and HF_TOKEN must be a token of that account"
         ),
         RepositoryNotFoundError: lambda _: (
-            "the hub has no such model, or it is private and HF_TOKEN gives no access"
+            "the hub has no such model, or it is private and HF_TOKEN grants no access"
         ),
         RevisionNotFoundError: lambda revision: f"it has no revision {revision!r}",
     }

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local directory, or a model hub id that is downloaded into the hub's cache."""
+"""The source of a checkpoint: a local directory, or a hub id that is downloaded into the hub's cache."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from sie_server.errors import ModelLoadFailed
 
 
 def is_path(source: str) -> bool:
-    """A directory rather than a hub id: absolute, dotted, in the home directory, or existing."""
+    """Return whether a source is a directory, not a hub id: absolute, dotted, in the home directory, or existing."""
     return source.startswith(("/", "./", "../", "~", "\\")) or _is_directory(source)
 
 
 def same_place(one: str, other: str) -> bool:
-    """True when both mean the same directory, however it is written, or the same hub id."""
+    """Return whether both sources name the same directory, in any notation, or the same hub id."""
     if one == other or not (is_path(one) and is_path(other)):
         return one == other
     return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _is_directory(source: str) -> bool:
-    """False also for what cannot be the name of one."""
+    """Return whether a directory exists; False for invalid names."""
     try:
         return Path(source).expanduser().is_dir()
-    except (OSError, RuntimeError):  # a name too long; the home directory of nobody
+    except (OSError, RuntimeError):  # the name is too long; the home directory of an unknown user
         return False
 
 
 def fetch(source: str, *, revision: str | None, offline: bool, tally: Tally | None = None) -> Path:
-    """The local directory of a checkpoint; blocking, downloads on first use. `tally` says how far that is.
+    """Return the local directory of a checkpoint; blocking. Downloads on first use and records progress in `tally`.
 
     Raises:
-        ModelLoadFailed: missing directory, or the hub cannot be reached or has no such model.
+        ModelLoadFailed: the directory is missing, or the hub is unreachable or lacks the model.
     """
     if is_path(source):
         return _local(source)
@@ -44,14 +44,15 @@ def _local(source: str) -> Path:
     try:
         directory = Path(source).expanduser()
         empty = not any(directory.iterdir())
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: the home directory of nobody
+    # RuntimeError: the home directory of an unknown user
+    except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise failed(f"{source} is no directory that can be read: {reason}", type(error).__name__) from error
+        raise failed(f"{source} is not a readable directory: {reason}", type(error).__name__) from error
     if empty:
         raise failed(f"the directory {directory} is empty", "FileNotFoundError")
     return directory
 
 
 def failed(message: str, error_class: str, *, permanent: bool = True) -> ModelLoadFailed:
-    """The load error clients see; `permanent`: trying again changes nothing until someone acts."""
+    """Return the load error for clients; `permanent`: a retry fails until the operator acts."""
     return ModelLoadFailed(message, error_class=error_class, permanent=permanent, attempts=1)

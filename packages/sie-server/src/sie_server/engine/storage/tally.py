@@ -1,4 +1,4 @@
-"""How far a download or a load is, in bytes."""
+"""The progress of a download or a load, in bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """Bytes of the files that are here, or of the tensors taken so far; may be read from another thread."""
+    """Bytes of the files downloaded or of the tensors loaded so far. Another thread may read it."""
 
     nbytes: int = 0
-    total: int | None = None  # once it is known
-    before: int = 0  # that were here already
+    total: int | None = None  # None: not known yet
+    before: int = 0  # bytes that were present before the download
 
     def add(self, tensor: Tensor) -> Tensor:
+        """Count a tensor and return it."""
         self.nbytes += tensor.nbytes
         return tensor

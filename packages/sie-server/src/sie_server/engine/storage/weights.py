@@ -1,7 +1,7 @@
-"""Checkpoint files → tensors, one at a time and strictly: every tensor is asked for by name and shape.
+"""Checkpoint files → tensors, one at a time and strictly: every tensor is requested by name and shape.
 
-A missing tensor, a wrong shape or a tensor nobody asked for stops the load; a head that is not in the checkpoint is
-therefore never served with made-up weights.
+A missing tensor, a wrong shape or an unused tensor stops the load, so a head that is missing in the checkpoint is never
+replaced by random weights.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from sie_server.models.heads.sparse import M3_FILES
 from sie_server.models.lora import Target
 from sie_server.models.spec import UnsupportedCheckpoint
 
-# Buffers older transformers versions saved, and the pooler of a bare encoder: known, and of no effect on what we serve
-# (the decoder of a masked language model is saved beside the tables it is tied to)
+# Buffers of older transformers versions, the pooler of a bare encoder, and the decoder of a masked language model
+# (saved in addition to the tables it is tied to): none of them affects a result.
 HARMLESS = re.compile(
     r"(^|\.)embeddings\.position_ids$|^((bert|new|roberta)\.)?pooler\.dense\.(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
 )
-# names in a safetensors header (https://huggingface.co/docs/safetensors, "Format")
+# the dtypes of a safetensors header (https://huggingface.co/docs/safetensors, "Format")
 STORED_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -50,9 +50,9 @@ STORED_TYPES = {
 
 
 class CheckpointWeights:
-    """The tensors of one checkpoint directory; implements `models.layers.linear.Weights`.
+    """The tensors of a checkpoint directory; implements `models.layers.linear.Weights`.
 
-    Every tensor is a copy: nothing that is done to the files afterwards can reach a model that is being served.
+    Every tensor is a copy, so later changes to the files cannot affect a loaded model.
     """
 
     def __init__(
@@ -64,29 +64,33 @@ class CheckpointWeights:
         file: str | None = None,
         tally: Tally | None = None,
     ) -> None:
-        """`file`: of this table in the directory instead of the checkpoint's weights."""
+        """Open the checkpoint; `file` names a table in the directory to read instead of the checkpoint's weights.
+
+        Raises:
+            UnsupportedCheckpoint: there are no weights, or they are not readable.
+        """
         self._read = _read_bin(directory / file) if file else _open_checkpoint(directory)
         self._device, self._dtype = device, dtype
         self._tally = tally or Tally()
         self._directory = directory
         self._taken: set[str] = set()
-        self._parts: list[CheckpointWeights] = []  # with files of their own
+        self._parts: list[CheckpointWeights] = []  # weights in separate files
         self._prefix = ""
-        self.targets: dict[str, Target] = {}  # module → the layer it has become part of
+        self.targets: dict[str, Target] = {}  # module → the layer it became part of
 
     def at(self, prefix: str) -> CheckpointWeights:
-        """The same source with `prefix.` before every name; what is taken counts for all views."""
+        """Return a view with `prefix.` before every name; all views share the record of tensors taken."""
         view = object.__new__(CheckpointWeights)
         view.__dict__.update(self.__dict__)
         view._prefix = f"{self._prefix}{prefix}."
         return view
 
     def folder(self, name: str) -> CheckpointWeights:
-        """The weights of a module with its own file; `finish` sees to them too."""
+        """Return the weights of a module in the folder `name`; `finish` checks them as well."""
         return self._part(self._directory / name)
 
     def file(self, name: str) -> CheckpointWeights:
-        """A small table of its own beside the checkpoint's weights, without code; `finish` sees to it too."""
+        """Return a table in a separate file next to the weights; `finish` checks it as well."""
         return self._part(self._directory, name)
 
     def _part(self, directory: Path, file: str | None = None) -> CheckpointWeights:
@@ -97,25 +101,29 @@ class CheckpointWeights:
         return weights
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor `name` of exactly `shape`, on the device, in the model's dtype unless `dtype` is given."""
+        """Return the tensor `name` of exactly `shape` on the device, in the model's dtype unless `dtype` is given.
+
+        Raises:
+            UnsupportedCheckpoint: it is missing, has another shape, or is not of a floating-point dtype.
+        """
         stored = self._stored(name, shape)
         return self._tally.add(stored.to(device=self._device, dtype=dtype or self._dtype))
 
     def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
-        """Those rows of the tensor `name` of exactly `shape`, on the device in fp32; the others stay on the host."""
+        """Return `rows` of the tensor `name` of exactly `shape`, on the device in fp32."""
         return self._tally.add(self._stored(name, shape)[rows].to(device=self._device, dtype=torch.float32))
 
     def leave(self, prefix: str) -> None:
-        """Tensors whose names begin with `prefix` are known and not served; `finish` lets them be."""
+        """Mark tensors whose names begin with `prefix` as known and unused, so that `finish` ignores them."""
         full = self._prefix + prefix
         self._taken.update(name for name in self._read if name.startswith(full))
 
     def has(self, name: str) -> bool:
-        """True when the checkpoint holds a tensor `name`; asking does not take it."""
+        """Return whether the checkpoint has a tensor `name`, without taking it."""
         return self._prefix + name in self._read
 
     def became(self, name: str, target: Target) -> None:
-        """Note which layer the module `name` has become part of."""
+        """Record which layer the module `name` became part of."""
         self.targets[self._prefix + name] = target
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -127,41 +135,44 @@ class CheckpointWeights:
         stored = self._read[full]
         if stored.shape != shape:
             raise UnsupportedCheckpoint(
-                f"the weight {full!r} has shape {list(stored.shape)}, config.json asks for {list(shape)}"
+                f"the weight {full!r} has shape {list(stored.shape)}, but config.json needs {list(shape)}"
             )
         self._taken.add(full)
         tensor = stored.read()
         if not tensor.is_floating_point():
             raise UnsupportedCheckpoint(
-                f"the weight {full!r} holds {tensor.dtype} values; a weight is of floating point"
+                f"the weight {full!r} has dtype {tensor.dtype}, expected a floating-point dtype"
             )
         return tensor
 
     def finish(self) -> None:
-        """Refuse a checkpoint with tensors that no part of the model has asked for."""
+        """Check that every tensor is used.
+
+        Raises:
+            UnsupportedCheckpoint: no part of the model has requested a tensor of the checkpoint.
+        """
         left = sorted(name for name in self._read if name not in self._taken and not HARMLESS.search(name))
         if left:
             raise UnsupportedCheckpoint(
                 f"the checkpoint has {len(left)} weights this architecture does not use: {some_of(left)}. "
                 "Serving it would ignore them; check `architectures` in config.json"
             )
-
         for part in self._parts:
             part.finish()
 
     def _hint(self) -> str:
         unused = sorted(name for name in self._read if name not in self._taken)
-        return f"it has, unused so far: {some_of(unused)}" if unused else "it has no other weights"
+        return f"unused so far: {some_of(unused)}" if unused else "it has no other weights"
 
 
 def some_of(names: list[str]) -> str:
-    """For messages: the first few, and how many there are."""
-    return ", ".join(names[:6]) + (f" … ({len(names)} in all)" if len(names) > 6 else "")
+    """Return the first few names and their total number, for messages."""
+    return ", ".join(names[:6]) + (f" … ({len(names)} in total)" if len(names) > 6 else "")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: its shape is known from the header, its values are read when asked for."""
+    """A tensor in a file: its shape from the header, and a function that reads its values."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
@@ -171,7 +182,7 @@ TensorReaders = Mapping[str, StoredTensor]
 
 
 def stored_elements(directory: Path) -> int:
-    """How many numbers a checkpoint holds, modules' folders included; only headers are read.
+    """Return how many numbers a checkpoint holds, modules' folders included, from the headers.
 
     Raises:
         UnsupportedCheckpoint: there are no weights, or they are not readable.
@@ -189,7 +200,7 @@ def _tables(directory: Path) -> Iterator[TensorReaders]:
 
 
 def _open_checkpoint(directory: Path) -> TensorReaders:
-    """Name → reader of the tensor, from safetensors (whole or sharded), else from a pickle-free `.bin`."""
+    """Open the safetensors weights (whole or sharded) of a directory, else a pickle-free `.bin`."""
     for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_bin)):
         single, index = directory / name, directory / f"{name}.index.json"
         if single.exists():
@@ -200,14 +211,16 @@ def _open_checkpoint(directory: Path) -> TensorReaders:
 
 
 def tensor_readers(path: Path) -> TensorReaders:
-    """The tensors of one file, safetensors or a pickle-free `.bin`."""
+    """Open the tensors of a file, safetensors or a pickle-free `.bin`."""
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
 
 
 def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorReaders:
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        names = [Path(shard).name for shard in shards]  # they lie beside their index, whatever it says
+        names = [
+            Path(shard).name for shard in shards
+        ]  # shards are in the index's directory; any other path is ignored
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UnsupportedCheckpoint(f"{index} is not a weight index: {error!r}") from error
     readers: dict[str, StoredTensor] = {}
@@ -220,9 +233,9 @@ def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorRe
 
 
 def _read_safetensors(path: Path) -> TensorReaders:
-    """The library checks the file; the values are read, not mapped into memory.
+    """Check a file with the library and return readers that do not map it into memory.
 
-    A mapped file that somebody cuts short or overwrites kills the process that touches it, or changes its weights.
+    Truncating or overwriting a mapped file would kill the process or change the weights of a loaded model.
     """
     try:
         with safe_open(path, framework="pt"), path.open("rb") as file:
@@ -240,40 +253,41 @@ def _read_safetensors(path: Path) -> TensorReaders:
 
 
 def _read_values(path: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
-    """The values of one header entry; `data` is where the file's values begin."""
+    """Read the values of a header entry; `data` is the offset of the values in the file."""
     if entry["dtype"] not in STORED_TYPES:
         raise UnsupportedCheckpoint(
-            f"{path} holds {entry['dtype']} values; read are {', '.join(STORED_TYPES)}"
+            f"{path} holds {entry['dtype']} values; supported are {', '.join(STORED_TYPES)}"
         )
     start, end = entry["data_offsets"]
     values = np.fromfile(path, np.uint8, count=end - start, offset=data + start)
     if len(values) != end - start:
-        raise UnsupportedCheckpoint(f"{path} became shorter while it was read")
+        raise UnsupportedCheckpoint(f"{path} was truncated while it was read")
     dtype, shape = STORED_TYPES[entry["dtype"]], entry["shape"]
-    # without values, torch cannot tell that their type fits
-    return (
-        torch.from_numpy(values).view(dtype).view(shape) if len(values) else torch.empty(shape, dtype=dtype)
-    )
+    if not len(values):  # torch cannot reinterpret an empty array as another dtype
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(values).view(dtype).view(shape)
 
 
 def _read_bin(path: Path) -> TensorReaders:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises half a dozen types for a bad file; all mean the same here
+    except Exception as error:  # torch raises half a dozen types for a bad file
         if out_of_memory(error):
             raise
         raise UnsupportedCheckpoint(
-            f"{path} cannot be read as plain weights (code is never run): {error}"
+            f"{path} is not readable as plain weights (pickled code is never run): {error}"
         ) from error
     if not _is_table(tensors):
-        raise UnsupportedCheckpoint(f"{path} does not hold a plain name → tensor table")
+        raise UnsupportedCheckpoint(f"{path} is not a plain table of names and tensors")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
             raise UnsupportedCheckpoint(
                 f"{path} holds {name!r:.100} as a sparse or nested tensor, or without values"
             )
         if tensor.dtype not in STORED_TYPES.values():
-            raise UnsupportedCheckpoint(f"{path} holds {name!r:.100} as {tensor.dtype}, which is not read")
+            raise UnsupportedCheckpoint(
+                f"{path} holds {name!r:.100} as {tensor.dtype}, which is not supported"
+            )
     return {name: StoredTensor(tuple(tensor.shape), tensor.clone) for name, tensor in tensors.items()}
 
 

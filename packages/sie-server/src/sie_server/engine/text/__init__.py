@@ -1,0 +1,1 @@
+"""Texts → token ids: tokenisation, prompts, windows of long documents, shared prefixes."""

@@ -1,72 +1,47 @@
 """Long documents as overlapping windows of tokens, each scored with the whole query.
 
-A window is cut out of the document's own token ids, not tokenised again from a piece of text, so its tokens are exactly
-those that the model would have read at that place; the characters it covers come from the tokenizer's offsets. Where a
-template tokenises the document in one piece with what follows it, that cannot be: see `engine.prompt_chunks`.
+A window is a slice of the document's own token ids, not a piece of text tokenised again: its tokens are exactly those
+that the model would read at that place. Its characters come from the tokenizer's offsets. A template that tokenises the
+document together with the text after it does not allow this: see `engine.kinds.prompted`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from sie_server.engine.job import Chunk, Job
+from sie_server.engine.job import Chunk, Chunking
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids
 
-DEFAULT_OVERLAP = 64  # tokens; a quarter of the window where that is less
-
-
-@dataclass(frozen=True)
-class Chunking:
-    """How to split: tokens that neighbouring windows share (None: the default), and windows per document at most."""
-
-    overlap: int | None
-    most: int
+DEFAULT_OVERLAP = 64  # tokens, but at most a quarter of the window
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """Windows of all documents in order; `cut[i]`: window i is of a document that has more than were allowed."""
+    """The windows of all documents, in order."""
 
     ids: list[Ids]
     chunks: list[Chunk]
-    cut: list[bool]
+    cut: list[bool]  # the window's document has more text than its windows cover
 
     def add(self, ids: Ids, chunk: Chunk, cut: bool) -> None:
-        """The next window."""
+        """Append a window."""
         self.ids.append(ids)
         self.chunks.append(chunk)
         self.cut.append(cut)
 
 
-@runtime_checkable
-class ChunkInput(Protocol):
-    """A `TextInput` that can also split documents."""
-
-    def chunk_job(
-        self,
-        query: str,
-        documents: list[str],
-        limit: int,
-        chunking: Chunking,
-        instruction: str | None = None,
-    ) -> Job:
-        """One result per window, in the order of `Job.chunks`; at most `limit` tokens per sequence."""
-        ...
-
-
 def split(
     tokenizer: TextTokenizer, documents: list[str], room: int, chunking: Chunking, prompt: str = ""
 ) -> Chunks:
-    """Windows of at most `room` tokens; the tokens of `prompt` stand at the start of each.
+    """Split documents into windows of at most `room` tokens, each starting with the tokens of `prompt`.
 
     Raises:
-        InvalidInput: the overlap leaves no token to move on by.
+        InvalidInput: the overlap is as large as a window.
     """
     [(alone, _)], _ = tokenizer.encode_with_spans([prompt], room)
     room -= len(alone)
@@ -75,19 +50,19 @@ def split(
     encoded, cut = tokenizer.encode_with_spans([prompt + text for text in documents], most)
     result = Chunks([], [], [])
     for document, ((whole, spans), more) in enumerate(zip(encoded, cut, strict=True)):
-        # a token may begin in the prompt and end in the text, as a space before a word: it is the text's
+        # a token that begins in the prompt and ends in the text, such as a space and a word, belongs to the text
         own = sum(end <= len(prompt) for _, end in spans[: len(alone)])
         head, ids = whole[:own], whole[own:]
         spans = [_behind(prompt, span) for span in spans[own:]]
-        for window, chunk in slices(document, documents[document], ids, spans, room, overlap):
+        for window, chunk in windows_of(document, documents[document], ids, spans, room, overlap):
             result.add(np.concatenate((head, window)), chunk, more)
     return result
 
 
-def slices(
+def windows_of(
     document: int, text: str, ids: Ids, spans: Sequence[tuple[int, int]], room: int, overlap: int
 ) -> Iterator[tuple[Ids, Chunk]]:
-    """The windows of one document, cut out of its ids."""
+    """Yield the windows of a document as slices of its ids."""
     starts = range(0, max(1, len(ids) - overlap), room - overlap)
     for index, start in enumerate(starts):
         window = slice(start, start + room)
@@ -95,40 +70,40 @@ def slices(
 
 
 def overlap_of(chunking: Chunking, room: int) -> int:
-    """Tokens that neighbouring windows of `room` document tokens share.
+    """Return how many tokens neighbouring windows of `room` document tokens share.
 
     Raises:
-        InvalidInput: so many that no token is left to move on by.
+        InvalidInput: the overlap is as large as a window.
     """
     overlap = min(DEFAULT_OVERLAP, room // 4) if chunking.overlap is None else chunking.overlap
     if overlap >= room:
         raise InvalidInput(
-            f"chunk_overlap is {overlap}, but a window has room for {room} tokens of a document; "
-            "it has to be less - at `$.options.chunk_overlap`"
+            f"chunk_overlap must be below {room}, the number of document tokens in a window, got {overlap} "
+            "- at `$.options.chunk_overlap`"
         )
     return overlap
 
 
 def most_tokens(chunking: Chunking, room: int) -> int:
-    """Tokens of a document that its windows cover at most."""
+    """Return how many tokens of a document its windows can cover."""
     return room + (chunking.most - 1) * (room - overlap_of(chunking, room))
 
 
 def _behind(prompt: str, span: tuple[int, int]) -> tuple[int, int]:
-    """Characters of the text alone, from those of prompt and text."""
+    """Convert a span in prompt and text to a span in the text alone."""
     return max(0, span[0] - len(prompt)), max(0, span[1] - len(prompt))
 
 
 def _characters(text: str, spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """From the first to after the last character; an empty document has the span 0, 0.
+    """Return the span of all `spans` together, without spaces at its ends; (0, 0) for an empty document.
 
-    Some tokenizers count the space before a word to its token, some do not; a span never begins or ends with one.
+    Some tokenizers include the space before a word in the word's token, some do not.
     """
     return without_spaces(text, min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0))
 
 
 def without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
-    """The same characters without spaces at either end; nothing but spaces is the empty span after them."""
+    """Shrink a span to exclude spaces at its ends; a span of spaces becomes the empty span after them."""
     part = text[start:end]
     start += len(part) - len(part.lstrip())
     return start, start + len(part.strip())

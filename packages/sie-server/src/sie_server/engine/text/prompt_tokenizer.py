@@ -1,9 +1,9 @@
 """Query, document and instruction → the token ids of a causal reranker's filled template.
 
-Every piece is tokenised by itself, as the model's reference does. The caller's texts are read as plain text: a
-control token's name in them is spelled out, never the token. Only the document is cut; a query that takes more than
-three quarters of what the template leaves is cut to that (the cap of FlagEmbedding and of mxbai_rerank), whatever
-the model, so that documents always keep a share.
+Every piece is tokenised separately, as the model's reference does. The caller's texts are plain text: the name of a
+control token in them is spelled out and never becomes the token. Only the document is truncated. For every model, a
+query is truncated only to three quarters of the room that the template leaves (the cap of FlagEmbedding and
+mxbai_rerank), so that documents always keep a share.
 """
 
 from __future__ import annotations
@@ -14,45 +14,51 @@ from pathlib import Path
 
 import numpy as np
 
-from sie_server.engine.text.tokenizer import CHARS_PER_TOKEN, TextTokenizer, _window
+from sie_server.engine.text.tokenizer import CHARS_PER_TOKEN, TextTokenizer, text_window
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 from sie_server.templates import PLACEHOLDER, RerankTemplate
 
-PROBE = "a b"  # what stands for a text when a template is checked
+PROBE = "a b"  # the text in every placeholder when a template is checked
 
 
 @dataclass(frozen=True)
 class Blank:
-    """Plain text of a template with the caller's texts in it: literals at even places, placeholders at odd ones."""
+    """A part of a template with placeholders for the caller's texts."""
 
-    split: tuple[str, ...]
+    split: tuple[str, ...]  # literals at even places, names of placeholders at odd places
 
     def has(self, name: str) -> bool:
+        """Return whether the part has the placeholder `name`."""
         return name in self.split[1::2]
 
     def ends_with(self, name: str) -> bool:
-        """True when nothing comes after `name`, so that cutting ids at the end cuts only it."""
+        """Return whether `name` ends the part, so that truncating its ids truncates only that text."""
         return self.split[-1] == "" and self.split[-2] == name
 
     def fill(self, texts: dict[str, str]) -> str:
+        """Return the part with `texts` in place of the placeholders."""
         return "".join(texts[part] if i % 2 else part for i, part in enumerate(self.split))
 
 
 @dataclass(frozen=True)
 class Form:
-    """A compiled template: fixed ids and blanks, in order."""
+    """A compiled template: fixed ids and parts to fill, in order."""
 
     parts: tuple[Ids | Blank, ...]
 
+    def blank(self, name: str) -> Blank:
+        """Return the part with the placeholder `name`."""
+        return next(part for part in self.parts if isinstance(part, Blank) and part.has(name))
+
     def place(self, name: str) -> int:
-        """Which part holds the placeholder `name`."""
+        """Return the index of the part with the placeholder `name`."""
         return next(i for i, part in enumerate(self.parts) if isinstance(part, Blank) and part.has(name))
 
     @property
     def outside(self) -> int:
-        """Fixed tokens before the first and after the last of query and document."""
+        """Number of fixed tokens before the first and after the last of query and document."""
         first, last = sorted((self.place("query"), self.place("document")))
         return sum(
             len(part)
@@ -63,28 +69,28 @@ class Form:
 
 @dataclass(frozen=True)
 class Frame:
-    """A template filled with everything but the document."""
+    """A template in which only the document is missing."""
 
     before: Ids
-    blank: Blank  # the part that holds the document
+    blank: Blank  # the document's part
     after: Ids
-    texts: dict[str, str]  # of the other placeholders
+    texts: dict[str, str]  # for the other placeholders
     room: int  # tokens for the document's part
-    around: int  # tokens of that part without a document
+    around: int  # tokens of that part with an empty document
     query_cut: bool
 
     def part(self, document: str) -> str:
-        """The text of the document's part."""
+        """Return the text of the document's part."""
         return self.blank.fill(self.texts | {"document": document})
 
     def whole(self, part: Ids) -> Tokens:
-        """The filled template; `part` are the ids of the document's part."""
+        """Return the filled template; `part` are the ids of the document's part."""
         ids = np.concatenate((self.before, part, self.after))
         return Tokens(ids, len(ids))
 
 
 class PromptTokenizer(TextTokenizer):
-    """One causal reranker's tokenizer and template. Safe to call from several threads once built."""
+    """The tokenizer and template of a causal reranker. Thread-safe once built."""
 
     def __init__(self, directory: Path, template: RerankTemplate) -> None:
         super().__init__(directory, token_types=False)
@@ -92,20 +98,19 @@ class PromptTokenizer(TextTokenizer):
         added = self._tokenizer.get_added_tokens_decoder().values()
         controls = sorted((token.content for token in added if token.special), key=len, reverse=True)
         self._controls = re.compile("(" + "|".join(map(re.escape, controls)) + ")") if controls else None
-        self.start = self._start(directory)  # what stands before the first piece
+        self.start = self._start(directory)  # ids before the first piece
         self._plain = self._compile(template.pieces)
-        told = template.instruction_pieces
-        self._told = self._compile(told) if told else self._plain
-        self.answers = [
-            self._token(t) for t in (template.positive, template.negative) if t is not None
-        ]  # at most two ids; none where a classifier reads
-        # from here on the caller's texts are read: control tokens in them are text like any other
+        instructed = template.instruction_pieces
+        self._instructed = self._compile(instructed) if instructed else self._plain
+        # at most two ids; none if a classifier reads the result
+        self.answers = [self._token(t) for t in (template.positive, template.negative) if t is not None]
+        # callers' texts are tokenised from here on; names of control tokens in them are plain text
         self._tokenizer.encode_special_tokens = True
 
     def prompts(
         self, query: str, documents: list[str], instruction: str | None, limit: int
     ) -> tuple[list[Tokens], list[bool], bool]:
-        """Filled templates of at most `limit` tokens each, which documents were cut, and whether the query was.
+        """Return filled templates of at most `limit` tokens, which documents were truncated, and whether the query was.
 
         Raises:
             InvalidInput: the template, the query's share and the instruction leave no room for a document.
@@ -119,12 +124,12 @@ class PromptTokenizer(TextTokenizer):
         return [frame.whole(part) for part in parts], cut, frame.query_cut
 
     def frame(self, query: str, instruction: str | None, limit: int) -> Frame:
-        """Everything but the document, in a template of at most `limit` tokens.
+        """Return a template of at most `limit` tokens, filled except for the document.
 
         Raises:
             InvalidInput: the template, the query's share and the instruction leave no room for a document.
         """
-        form = self._told if instruction else self._plain
+        form = self._instructed if instruction else self._plain
         texts = {"query": query, "instruction": instruction or self.template.default_instruction or ""}
         place, cap = form.place("document"), max(1, (limit - form.outside) * 3 // 4)
         parts: list[Ids] = []
@@ -143,37 +148,37 @@ class PromptTokenizer(TextTokenizer):
             else:
                 parts.append(self.ids(part.fill(texts)))
         room = limit - sum(map(len, parts))
-        blank = form.parts[place]
-        assert isinstance(blank, Blank)
+        blank = form.blank("document")
         around = len(self.ids(blank.fill(texts | {"document": ""})))
         if room <= around:
-            where = "$.instruction" if instruction is not None else "$.options.max_seq_length"
+            where = "$.options.max_seq_length" if instruction is None else "$.instruction"
+            texts_of = "template and query" if instruction is None else "template, query and instruction"
             raise InvalidInput(
-                f"template, query{'' if instruction is None else ' and instruction'} take {around - room + 1} tokens "
-                f"more than max_seq_length leaves for a document - at `{where}`"
+                f"{texts_of} are {around - room + 1} tokens too long to leave room for a document within "
+                f"max_seq_length; shorten them or raise it - at `{where}`"
             )
-        # the document's own part is empty
+        # the document's own part is empty here
         before, after = np.concatenate(parts[:place]), np.concatenate(parts[place:])
         return Frame(before, blank, after, texts, room, around, query_cut)
 
     def _fit(self, frame: Frame, document: str) -> tuple[Ids, bool]:
-        """Cut the document's text until the whole part fits, because what follows it must stay."""
+        """Truncate the document's text until the whole part fits; the text after it must stay."""
         keep, text, cut = frame.room - frame.around, document, False
         if len(document) > frame.room * CHARS_PER_TOKEN:
             text, cut = self._head(document, keep)
         ids = self.ids(frame.part(text))
         while len(ids) > frame.room:
-            # the ends of a cut text may need a token or two more than inside the whole, hence the loop
+            # the end of a truncated text may need one or two more tokens than within the whole, hence the loop
             text, _ = self._head(document, max(0, keep))
             keep, cut = keep - 1, True
             ids = self.ids(frame.part(text))
         return ids, cut
 
     def _head(self, text: str, tokens: int) -> tuple[str, bool]:
-        """As much of the start of `text` as makes `tokens` tokens, and whether that is less than all."""
+        """Return the start of `text` that makes `tokens` tokens, and whether the text has more."""
         width = max(256, tokens * CHARS_PER_TOKEN)
         while True:
-            window = _window(text, width)
+            window = text_window(text, width)
             encoding = self._tokenizer.encode(window.text, add_special_tokens=False)
             if window.whole or len(encoding.ids) > tokens + window.edge:
                 break
@@ -183,10 +188,10 @@ class PromptTokenizer(TextTokenizer):
         return text[: encoding.offsets[tokens - 1][1]] if tokens else "", True
 
     def ids(self, text: str) -> Ids:
-        """A piece of text by itself."""
+        """Return the ids of a text without special tokens."""
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
-    # ── when the checkpoint loads ──
+    # ── called while the checkpoint loads ──
 
     def _compile(self, pieces: tuple[str, ...]) -> Form:
         parts: list[Ids | Blank] = [self.start]
@@ -197,7 +202,7 @@ class PromptTokenizer(TextTokenizer):
         return Form((*parts, self._end()))
 
     def _sections(self, piece: str) -> list[str]:
-        """The piece's control tokens and the texts between them; tokenizers never merge across a control token."""
+        """Split a piece at its control tokens and keep them; tokenizers never merge across a control token."""
         return [text for text in (self._controls.split(piece) if self._controls else [piece]) if text]
 
     def _part(self, text: str) -> Ids | Blank:
@@ -208,8 +213,8 @@ class PromptTokenizer(TextTokenizer):
         apart = [self.ids(part.fill(probe)) if isinstance(part, Blank) else part for part in parts]
         if not np.array_equal(np.concatenate(apart), self.ids(PLACEHOLDER.sub(PROBE, piece))):
             raise UnsupportedCheckpoint(
-                f"template {self.template.name!r}: this tokenizer reads the piece {piece!r} differently when the "
-                "caller's texts are kept apart from control tokens"
+                f"template {self.template.name!r}: this tokenizer tokenises the piece {piece!r} differently when the "
+                "caller's texts are separated from control tokens"
             )
 
     def _start(self, directory: Path) -> Ids:
@@ -222,27 +227,27 @@ class PromptTokenizer(TextTokenizer):
         content = named.get("content") if isinstance(named, dict) else named
         if content is None:
             raise UnsupportedCheckpoint(
-                f"template {self.template.name!r} begins with the bos token, and tokenizer_config.json names none"
+                f"template {self.template.name!r} begins with the bos token, but tokenizer_config.json names none"
             )
         return np.array([self._token(content)], np.int32)
 
     def _end(self) -> Ids:
-        """What stands behind the last piece."""
+        """Return the ids after the last piece."""
         after = self._single.suffix.tolist() if self.template.bos == "tokenizer" else []
         own = [] if self.template.score_token is None else [self._token(self.template.score_token)]
         return np.array(after + own, dtype=np.int32)
 
-    def _token(self, wanted: str | int) -> int:
-        """The id of a text that must be one token; an id is only checked."""
-        if isinstance(wanted, int):
-            if not 0 <= wanted < self.vocab_size:
+    def _token(self, requested: str | int) -> int:
+        """Return the id of a text that must be one token; check a value that is an id already."""
+        if isinstance(requested, int):
+            if not 0 <= requested < self.vocab_size:
                 raise UnsupportedCheckpoint(
-                    f"template {self.template.name!r} reads token {wanted}, the tokenizer has {self.vocab_size}"
+                    f"template {self.template.name!r} reads token {requested}, the tokenizer has {self.vocab_size}"
                 )
-            return wanted
-        ids = self.ids(wanted)
+            return requested
+        ids = self.ids(requested)
         if len(ids) != 1:
             raise UnsupportedCheckpoint(
-                f"template {self.template.name!r} reads the token {wanted!r}, which is {len(ids)} tokens here"
+                f"template {self.template.name!r} reads the token {requested!r}, which is {len(ids)} tokens here"
             )
         return int(ids[0])

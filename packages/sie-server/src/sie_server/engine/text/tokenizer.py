@@ -1,7 +1,7 @@
-"""Text → token ids exactly as the checkpoint's tokenizer reads it, the query once per request.
+"""Text → token ids, exactly as the checkpoint's tokenizer produces them. A request's query is tokenised once.
 
-Over-long text is cut on the document's side *before* it is tokenised, so that a document of megabytes costs no more
-than one that just fits; what was cut is reported.
+A long document is truncated *before* it is tokenised, so that a document of megabytes costs no more than one that just
+fits. Truncated texts are reported.
 """
 
 from __future__ import annotations
@@ -18,39 +18,44 @@ from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
-# A window of this many characters per wanted token is tokenised first; English has about 5, and a window that turns
-# out too short is doubled.
+# Characters per requested token that are tokenised first. English has about 5 per token; a text window that proves too
+# short is enlarged fourfold.
 CHARS_PER_TOKEN = 16
-# Tokens at the end of a window cut inside a word may differ from those of the whole text; this many are not trusted.
+# If a text window ends inside a word, this many tokens at its end may differ from those of the whole text.
 EDGE_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Template:
-    """Special tokens around and between texts, as the tokenizer's own post-processor puts them."""
+    """The special tokens that the tokenizer's post-processor adds around and between texts."""
 
     prefix: Ids
     middle: Ids
     suffix: Ids
-    typed: bool  # the second text (and what follows it) has token type 1
+    typed: bool  # the second text and the suffix have token type 1
 
     @property
     def size(self) -> int:
+        """Number of special tokens."""
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
 class TextTokenizer:
-    """One checkpoint's tokenizer. Safe to call from several threads."""
+    """The tokenizer of a checkpoint. Thread-safe."""
 
     def __init__(self, directory: Path, *, token_types: bool, lower_case: bool = False) -> None:
-        """`lower_case`: texts are lower-cased before anything the file itself says."""
+        """Load `tokenizer.json`; `lower_case` lower-cases texts before the file's own normalizer.
+
+        Raises:
+            UnsupportedCheckpoint: the file is missing or invalid.
+        """
         path = directory / "tokenizer.json"
         if not path.exists():
             raise UnsupportedCheckpoint(f"tokenizer.json is missing in {directory}")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception
-            raise UnsupportedCheckpoint(f"{path} is not a tokenizer: {error}") from error
+            raise UnsupportedCheckpoint(f"{path} is not a valid tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         if lower_case:
@@ -61,32 +66,32 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below this."""
+        """Number of tokens; all ids are below it."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def check_end(self, directory: Path) -> None:
-        """For models whose last token is read out: what their settings append must be in `tokenizer.json`.
+        """Check that the post-processor appends the token that the settings announce; for models that read it out.
 
         Raises:
-            UnsupportedCheckpoint: `add_eos_token` is set, and the post-processor appends nothing.
+            UnsupportedCheckpoint: `add_eos_token` is set, and the post-processor appends no token.
         """
         path = directory / "tokenizer_config.json"
         if path.exists() and read_json(path).get("add_eos_token") and not len(self._single.suffix):
             raise UnsupportedCheckpoint(
-                "tokenizer_config.json sets add_eos_token, but the post-processor in tokenizer.json appends no token; "
-                "the vector would be another one. Load and save the tokenizer with transformers to write it down"
+                "tokenizer_config.json sets add_eos_token, but the post-processor in tokenizer.json appends no token, "
+                "so the vector would differ. Load the tokenizer with transformers and save it to update the file"
             )
 
     def token_id(self, token: str) -> int | None:
-        """The id of exactly this token, None when the vocabulary has no such token."""
+        """Return the id of exactly this token, None if the vocabulary lacks it."""
         number: int | None = self._tokenizer.token_to_id(token)
         return number
 
     def ids_of(self, tokens: tuple[str, ...]) -> frozenset[int]:
-        """Ids of tokens by their text.
+        """Return the ids of tokens by their text.
 
         Raises:
-            UnsupportedCheckpoint: the vocabulary has no such token.
+            UnsupportedCheckpoint: the vocabulary lacks one of them.
         """
         ids = [self._tokenizer.token_to_id(token) for token in tokens]
         if None in ids:
@@ -94,27 +99,27 @@ class TextTokenizer:
         return frozenset(i for i in ids if i is not None)
 
     def pairs(self, query: str, documents: list[str], limit: int) -> tuple[list[Tokens], list[bool], bool]:
-        """Cross-encoder input `[CLS] query [SEP] document [SEP]`, at most `limit` tokens each.
+        """Tokenise cross-encoder input `[CLS] query [SEP] document [SEP]`, at most `limit` tokens each.
 
-        Only the document is cut, to what the query leaves. A query that takes more than three quarters of the limit
-        is cut to that (the cap of FlagEmbedding's rerankers), so that documents always keep a share.
-        Returns the sequences, which documents were cut, and whether the query was.
+        Only the document is truncated, to the room that the query leaves. A query is truncated only to three quarters
+        of the limit (the cap of FlagEmbedding's rerankers), so that documents always keep a share.
+        Returns the sequences, which documents were truncated, and whether the query was.
         """
         head, room, query_cut = self.pair_head(query, limit)
         documents_ids, cut = self._encode(documents, room)
         return [self.pair(head, document) for document in documents_ids], cut, query_cut
 
     def decode(self, ids: list[int]) -> str:
-        """Text, special tokens included."""
+        """Return the text of the tokens, special tokens included."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     def tokens(self, ids: list[int]) -> list[str]:
-        """Tokens by name; an id beyond the vocabulary has none."""
+        """Return the names of the tokens; an id beyond the vocabulary becomes `<id>`."""
         return [self._tokenizer.id_to_token(i) or f"<{i}>" for i in ids]
 
     def read_to(self, text: str, ids: list[int]) -> int | None:
-        """After which character of `text` its tokens end in `ids`: the longest run of its first tokens counts."""
+        """Return how many characters of `text` are in `ids`: the longest run of its first tokens counts; None: none."""
         [(whole, spans)], _ = self.encode_with_spans([text], len(ids))
         own, best = whole.tolist(), 0
         for start in range(len(ids)):
@@ -125,7 +130,7 @@ class TextTokenizer:
         return spans[best - 1][1] if best else None
 
     def pair_head(self, query: str, limit: int) -> tuple[Ids, int, bool]:
-        """What stands before every document, the tokens that are left for one, and whether the query was cut."""
+        """Return the ids before every document, the room for a document, and whether the query was truncated."""
         template = self._pair
         [query_ids], [query_cut] = self._encode(
             [query], max(1, min(limit * 3 // 4, limit - template.size - 1))
@@ -134,54 +139,54 @@ class TextTokenizer:
         return head, max(0, limit - template.size - len(query_ids)), query_cut
 
     def pair(self, head: Ids, document: Ids) -> Tokens:
-        """A whole pair; with token types, type 1 starts at the document."""
+        """Return a complete pair; with token types, type 1 starts at the document."""
         ids = _not_empty(np.concatenate((head, document, self._pair.suffix)))
         return Tokens(ids, len(head) if self._pair.typed else len(ids))
 
     def singles(
         self, texts: list[str], limit: int, marker: int | None = None
     ) -> tuple[list[Tokens], list[bool]]:
-        """Encoder input `[CLS] text [SEP]`, at most `limit` tokens each, and which texts were cut.
+        """Tokenise encoder input `[CLS] text [SEP]`, at most `limit` tokens each; return which were truncated.
 
-        A `marker` goes after the first token, and counts in the limit.
+        A `marker` follows the first token and counts towards the limit.
         """
-        room = max(0, self.single_room(limit) - (marker is not None))
+        room = max(0, self.single_room(limit) - (0 if marker is None else 1))
         texts_ids, cut = self._encode(texts, room)
         return [self.single(text, marker) for text in texts_ids], cut
 
     def single_room(self, limit: int) -> int:
-        """Tokens that are left for a text alone."""
+        """Return how many tokens of a text fit between its special tokens."""
         return max(0, limit - self._single.size)
 
     def single(self, text: Ids, marker: int | None = None) -> Tokens:
-        """A text between its special tokens."""
+        """Return a text between its special tokens."""
         prefix, suffix = self._single.prefix, self._single.suffix
         if marker is not None:
-            prefix = np.concatenate((prefix[:1], _ids([marker]), prefix[1:]))
+            prefix = np.concatenate((prefix[:1], id_array([marker]), prefix[1:]))
         ids = _not_empty(np.concatenate((prefix, text, suffix)))
         return Tokens(ids, len(ids))
 
     def encode_with_spans(
         self, texts: list[str], limit: int
     ) -> tuple[list[tuple[Ids, list[tuple[int, int]]]], list[bool]]:
-        """As `_encode`, each with the characters [start, end) of the text that its tokens come from."""
+        """As `_encode`, with the characters [start, end) of each token."""
         encodings, cut = self._encodings(texts, limit, self._tokenizer.encode_batch)
-        return [(_ids(e.ids[:limit]), e.offsets[:limit]) for e in encodings], cut
+        return [(id_array(e.ids[:limit]), e.offsets[:limit]) for e in encodings], cut
 
     def _encode(self, texts: list[str], limit: int) -> tuple[list[Ids], list[bool]]:
-        """Ids without special tokens, at most `limit` each, and which texts have more."""
+        """Return at most `limit` ids per text, without special tokens, and which texts have more."""
         encodings, cut = self._encodings(texts, limit, self._tokenizer.encode_batch_fast)
-        return [_ids(e.ids[:limit]) for e in encodings], cut
+        return [id_array(e.ids[:limit]) for e in encodings], cut
 
     def _encodings(
         self, texts: list[str], limit: int, encode: Callable[..., list[Encoding]]
     ) -> tuple[list[Encoding], list[bool]]:
-        """The first `limit` tokens and maybe more of each text, and which texts have more than `limit`."""
+        """Return at least the first `limit` tokens of each text, and which texts have more than `limit`."""
         done: dict[int, Encoding] = {}
         cut = [False] * len(texts)
         todo, width = list(range(len(texts))), max(256, limit * CHARS_PER_TOKEN)
         while todo:
-            windows = [_window(texts[i], width) for i in todo]
+            windows = [text_window(texts[i], width) for i in todo]
             encodings = encode([w.text for w in windows], add_special_tokens=False)
             again = []
             for i, window, encoding in zip(todo, windows, encodings, strict=True):
@@ -195,22 +200,24 @@ class TextTokenizer:
 
 
 @dataclass(frozen=True)
-class _Window:
+class TextWindow:
+    """The start of a text that is tokenised in its place."""
+
     text: str
     whole: bool
     edge: int  # tokens at the end that may differ from those of the whole text
 
 
-def _window(text: str, width: int) -> _Window:
-    """The first `width` characters, ending between two words where there is such a place."""
+def text_window(text: str, width: int) -> TextWindow:
+    """Return the first `width` characters, ending between two words if possible."""
     if len(text) <= width:
-        return _Window(text, True, 0)
+        return TextWindow(text, True, 0)
     end = max(text.rfind(" ", width // 2, width), text.rfind("\n", width // 2, width))
-    return _Window(text[:end], False, 0) if end > 0 else _Window(text[:width], False, EDGE_TOKENS)
+    return TextWindow(text[:end], False, 0) if end > 0 else TextWindow(text[:width], False, EDGE_TOKENS)
 
 
 def _probe(tokenizer: Tokenizer, *, pair: bool, typed: bool) -> Template:
-    """Find out what the post-processor adds, by letting it work on two words it cannot confuse."""
+    """Find the special tokens of the post-processor by applying it to two different words."""
     first, second = "a", "b"
     words = [
         tokenizer.encode(w, add_special_tokens=False).ids for w in ((first, second) if pair else (first,))
@@ -219,12 +226,15 @@ def _probe(tokenizer: Tokenizer, *, pair: bool, typed: bool) -> Template:
     start = _find(done.ids, words[0], 0)
     after = start + len(words[0])
     if not pair:
-        return Template(_ids(done.ids[:start]), _ids([]), _ids(done.ids[after:]), False)
+        return Template(id_array(done.ids[:start]), id_array([]), id_array(done.ids[after:]), False)
     second_start = _find(done.ids, words[1], after)
     second_end = second_start + len(words[1])
     typed = typed and done.type_ids[second_start] == 1
     return Template(
-        _ids(done.ids[:start]), _ids(done.ids[after:second_start]), _ids(done.ids[second_end:]), typed
+        id_array(done.ids[:start]),
+        id_array(done.ids[after:second_start]),
+        id_array(done.ids[second_end:]),
+        typed,
     )
 
 
@@ -238,11 +248,12 @@ def _find(ids: list[int], word: list[int], start: int) -> int:
 def _not_empty(ids: Ids) -> Ids:
     if not len(ids):
         raise InvalidInput(
-            "a text is empty, and this model's tokenizer adds no tokens of its own, so there is nothing to read; "
+            "a text is empty, and this model's tokenizer adds no special tokens, so the sequence would be empty; "
             "send at least one word"
         )
     return ids
 
 
-def _ids(values: list[int]) -> Ids:
+def id_array(values: list[int]) -> Ids:
+    """Return token ids as an array."""
     return np.array(values, dtype=np.int32)

@@ -1,0 +1,1 @@
+"""Readers of a checkpoint directory: its configuration files → `ModelSpec`."""

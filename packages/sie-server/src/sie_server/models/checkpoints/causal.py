@@ -1,9 +1,9 @@
-"""A decoder checkpoint → `ModelSpec`: which template it is asked with.
+"""A decoder checkpoint → `ModelSpec`, with the template of its prompts.
 
-In this order, the first that says something: `sie_reranker.yaml` in the directory (the operator's word), the chat
-template and `LogitScore` module of a sentence-transformers repository (the author's), then what the catalog says of the
-model's id. Nothing is recognised by its looks: two rerankers of one architecture and one
-tokenizer may want different templates, and the wrong one gives scores that only look right.
+The template is the first found of: `sie_reranker.yaml` in the directory (set by the operator), the chat template and
+`LogitScore` module of a sentence-transformers repository (set by the author), and the catalog's entry for the model id.
+It is never guessed: two rerankers with the same architecture and tokenizer may need different templates, and the wrong
+one yields plausible but wrong scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sie_server.templates import (
 )
 
 TEMPLATE_FILE = "sie_reranker.yaml"
-LAYERWISE = (MiniCPMSpec, CostWiseGemmaSpec)  # have a head after each of several layers
+LAYERWISE = (MiniCPMSpec, CostWiseGemmaSpec)  # backbones with a head after each of several layers
 
 
 def read_causal(
@@ -42,12 +42,12 @@ def read_causal(
     *,
     own_head: bool,
 ) -> ModelSpec:
-    """The spec of a prompted reranker; `limit` (tokens) holds where its template names none.
+    """Return the spec of a prompted reranker; `limit` (tokens) applies where its template names none.
 
-    With `own_head` its architecture has a classifier, else an answer's token is read.
+    With `own_head` the architecture has a classifier; otherwise the logit of an answer's token is read.
 
     Raises:
-        UnsupportedCheckpoint: no template, or one that cannot be served, or not with this head.
+        UnsupportedCheckpoint: there is no template, or it is invalid, or does not fit the head.
     """
     try:
         found = _template(directory, config, template)
@@ -73,11 +73,13 @@ def _head(backbone: BackboneSpec, template: RerankTemplate, own_head: bool) -> C
 def _check_answer(template: RerankTemplate, own_head: bool) -> None:
     if own_head and template.positive is not None:
         raise TemplateError(
-            f"template {template.name!r} reads the token {template.positive!r}, but this architecture scores with "
-            "a head of its own; leave `positive` out"
+            f"template {template.name!r} has `positive` {template.positive!r}, but this architecture has its own "
+            "head for the score; remove `positive`"
         )
     if not own_head and template.positive is None:
-        raise TemplateError(f"template {template.name!r} names no `positive` token, whose logit is the score")
+        raise TemplateError(
+            f"template {template.name!r} has no `positive`; set it to the token whose logit is the score"
+        )
 
 
 def _template(directory: Path, config: dict[str, Any], named: str | None) -> RerankTemplate:
@@ -89,7 +91,7 @@ def _template(directory: Path, config: dict[str, Any], named: str | None) -> Rer
     if named:
         return named_template(named)
     raise TemplateError(
-        "the checkpoint is a decoder, and nothing says how it is to be asked; serve it under its catalog id "
-        f"(--model ID=DIRECTORY), or put a {TEMPLATE_FILE} beside config.json that holds `template: NAME` with one "
-        f"of {', '.join(template_names())}, or a template of its own"
+        "the checkpoint is a decoder without a prompt template; serve it under its catalog id "
+        f"(--model ID=DIRECTORY), or add a {TEMPLATE_FILE} next to config.json with a whole template or "
+        f"`template: NAME`, where NAME is one of {', '.join(template_names())}"
     )

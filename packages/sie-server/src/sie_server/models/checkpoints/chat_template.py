@@ -1,9 +1,9 @@
 """A reranker saved by sentence-transformers (5.4 and later) → its template.
 
-Such a repository has a `1_LogitScore` module that names the answer's token ids, and a chat template that renders a
-message of role `query` and one of role `document`, after a `system` message that carries the prompt if there is one
+Such a repository has a `1_LogitScore` module with the answer's token ids, and a chat template that renders a message of
+role `query` and one of role `document`, after an optional `system` message with the prompt
 (sentence_transformers/cross_encoder/modules/logit_score.py and base/modality.py, 6.2). The chat template is rendered
-once, when the checkpoint loads, with marks in the places of the texts; no caller's text ever meets the template engine.
+once, when the checkpoint loads, with marks in place of the texts; texts of requests never reach the template engine.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 from sie_server.models.spec import UnsupportedCheckpoint, inside, read_json
 from sie_server.templates import PLACEHOLDER, RerankTemplate, parse_template
 
-# private-use characters, which no template has; the spaces show whether the template strips what it is given
+# private-use characters, which no template contains; the spaces show whether the template strips its input
 MARKS = {name: f" \ue000{name}\ue000 " for name in ("query", "document", "instruction")}
 
 
 def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTemplate | None:
-    """The template of a sentence-transformers reranker; None when the directory is not one.
+    """Return the template of a sentence-transformers reranker; None when the directory is not one.
 
     Raises:
-        UnsupportedCheckpoint: it is one, but its modules or its chat template are not as expected.
+        UnsupportedCheckpoint: the modules or the chat template of the reranker are not as expected.
     """
     path = directory / "modules.json"
     modules = read_json(path, list) if path.exists() else []
@@ -31,14 +31,14 @@ def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTempl
         return None
     if set(folders) != {"Transformer", "LogitScore"}:
         raise UnsupportedCheckpoint(
-            f"modules.json has {', '.join(sorted(folders))}; a causal reranker has Transformer and LogitScore"
+            f"modules.json lists {', '.join(sorted(folders))}; a causal reranker must have Transformer and LogitScore"
         )
     answer = read_json(inside(directory, str(folders["LogitScore"])) / "config.json")
     if not isinstance(answer.get("true_token_id"), int):
-        raise UnsupportedCheckpoint("the LogitScore module names no true_token_id")
+        raise UnsupportedCheckpoint("the LogitScore module has no true_token_id")
     source = _chat_template(directory)
     if source is None:
-        return None  # the answer without the question; a template of the catalog may have both
+        return None  # the template of the catalog, if any, also names the answer's tokens
     settings = _optional(directory / "sentence_bert_config.json")
     named = _optional(directory / "config_sentence_transformers.json")
     default = (named.get("prompts") or {}).get(named.get("default_prompt_name"))
@@ -56,13 +56,13 @@ def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTempl
 
 
 class _Renderer:
-    """Renders marks in place of texts, in a sandbox: templates are data of strangers."""
+    """Renders marks in place of texts, in a sandbox, because templates are untrusted."""
 
     def __init__(self, directory: Path, source: str, settings: dict[str, Any]) -> None:
         from jinja2 import TemplateError, ext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        # as transformers' chat_template_utils sets it up; a template that wants more is refused
+        # the environment of transformers' chat_template_utils; a template that needs more is refused
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
         )
@@ -71,34 +71,36 @@ class _Renderer:
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
-            raise UnsupportedCheckpoint(f"chat_template.jinja is not a template: {error}") from error
+            raise UnsupportedCheckpoint(f"chat_template.jinja is not a valid template: {error}") from error
         self._flat = ((settings.get("modality_config") or {}).get("message") or {}).get("format") == "flat"
         self._given = dict((settings.get("processing_kwargs") or {}).get("chat_template") or {})
         self._given.pop("restore_suffix", None)
         self._given |= _special_tokens(directory)
 
     def piece(self, system: str | None) -> str:
-        """The prompt with `{query}` and `{document}` in it, under a system message if one is given."""
+        """Return the prompt with `{query}` and `{document}`, after the system message if one is given."""
         text = self._render(system)
         wrong = PLACEHOLDER.search(text)
         if wrong:
-            raise UnsupportedCheckpoint(f"chat_template.jinja has the literal text {wrong.group()}")
+            raise UnsupportedCheckpoint(f"chat_template.jinja contains the literal text {wrong.group()}")
         for name in ("query", "document"):
             if text.count(MARKS[name]) != 1:
                 raise UnsupportedCheckpoint(
-                    f"chat_template.jinja does not put the {name} into the prompt once and unchanged"
+                    f"chat_template.jinja must put the {name} into the prompt exactly once and unchanged"
                 )
         for name, mark in MARKS.items():
             text = text.replace(mark, f"{{{name}}}")
         return text
 
     def instruction_pieces(self) -> list[str] | None:
-        """The form with an instruction in the system message; None when the template does not show it."""
+        """Return the pieces with an instruction in the system message; None when the template does not render it."""
         text = self.piece(MARKS["instruction"])
         return [text] if text.count("{instruction}") == 1 else None
 
     def _render(self, system: str | None) -> str:
-        texts = ([("system", system)] if system else []) + [(r, MARKS[r]) for r in ("query", "document")]
+        texts = [(role, MARKS[role]) for role in ("query", "document")]
+        if system:
+            texts.insert(0, ("system", system))
         messages = [
             {"role": role, "content": text if self._flat else [{"type": "text", "text": text}]}
             for role, text in texts
@@ -126,7 +128,7 @@ def _chat_template(directory: Path) -> str | None:
 
 
 def _special_tokens(directory: Path) -> dict[str, str]:
-    """`bos_token` and its like, which chat templates may name."""
+    """Return `bos_token` and other special tokens, which chat templates may use."""
     tokens = {}
     for key, value in _optional(directory / "tokenizer_config.json").items():
         content = value.get("content") if isinstance(value, dict) else value
@@ -136,11 +138,11 @@ def _special_tokens(directory: Path) -> dict[str, str]:
 
 
 def _activation(named: dict[str, Any], config: dict[str, Any]) -> str:
-    """`activation_fn` of either file, else sigmoid, as sentence-transformers decides for one score."""
+    """Return `activation_fn` of either file, or else sigmoid, the default of sentence-transformers for one score."""
     path = named.get("activation_fn") or (config.get("sentence_transformers") or {}).get("activation_fn")
     name = str(path or "Sigmoid").rsplit(".", 1)[-1]
     if name not in ("Identity", "Sigmoid"):
-        raise UnsupportedCheckpoint(f"the activation {path!r} is not served; served: Identity, Sigmoid")
+        raise UnsupportedCheckpoint(f"activation_fn {path!r} is not supported; supported: Identity, Sigmoid")
     return name.lower()
 
 

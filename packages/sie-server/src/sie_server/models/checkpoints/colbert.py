@@ -1,10 +1,10 @@
-"""ColBERT checkpoints, in the layouts they come in: what their own files say of markers, lengths and projection.
+"""ColBERT checkpoints in their several layouts → markers, lengths and projection.
 
 Stanford's (https://github.com/stanford-futuredata/ColBERT): architecture `HF_ColBERT`, the projection `linear.weight`
 among the backbone's weights, settings in `artifact.metadata`. PyLate's (https://github.com/lightonai/pylate): a
 sentence-transformers directory of one Transformer and Dense modules, settings in `config_sentence_transformers.json`.
-Settings are resolved as PyLate 1.6 does: `config_sentence_transformers.json`, else `artifact.metadata`, else defaults.
-The layout of sentence-transformers 6, which has modules of its own for this, is read in `models.checkpoints.multi_vector`.
+Settings are resolved as in PyLate 1.6: `config_sentence_transformers.json`, else `artifact.metadata`, else defaults.
+`multi_vector` reads the layout of sentence-transformers 6, which has its own modules for ColBERT.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from sie_server.models.spec import (
 )
 
 STANFORD = "HF_ColBERT/"
+_EXPECTED = {int: "a whole number of at least 4", str: "a text", bool: "true or false", list: "a list"}
 PYLATE_CONFIG, STANFORD_CONFIG = "config_sentence_transformers.json", "artifact.metadata"
-STANFORD_DIM = 128  # what Stanford's code takes when `artifact.metadata` names no `dim`
+STANFORD_DIM = 128  # the default of Stanford's code when `artifact.metadata` has no `dim`
 
 
 def read_colbert(
     directory: Path, architecture: str, backbone: BackboneSpec, limit: int
 ) -> tuple[LateInteractionSpec, int] | None:
-    """The head of a ColBERT checkpoint and its document limit in tokens; None when the directory is no ColBERT.
+    """Return the head of a ColBERT checkpoint and its document limit in tokens; None for other checkpoints.
 
-    `limit` is the tokenizer's own, in tokens, for layouts that do not name one of theirs.
+    `limit` is that of the tokenizer, in tokens, for layouts without a limit of their own.
 
     Raises:
-        UnsupportedCheckpoint: a file is unreadable, or asks for something we do not serve.
+        UnsupportedCheckpoint: a file is unreadable, or has an unsupported setting.
     """
     stanford = architecture.startswith(STANFORD)
     modules = [] if stanford else _modules(directory)
@@ -70,7 +71,7 @@ def read_colbert(
 
 
 class _Settings:
-    """Both files, asked in turn; null counts as absent."""
+    """The settings from both files, in order of precedence; null counts as absent."""
 
     def __init__(self, directory: Path, stanford: bool) -> None:
         self.pylate = _read_optional(directory / PYLATE_CONFIG)
@@ -84,7 +85,7 @@ class _Settings:
             value = config.get(name) if name else None
             if value is not None:
                 if type(value) is not kind or (kind is int and value < 4):
-                    raise UnsupportedCheckpoint(f"{file}: {name} is {value!r}")
+                    raise UnsupportedCheckpoint(f"{file}: {name} is {value!r}; expected {_EXPECTED[kind]}")
                 return value
         return default
 
@@ -98,7 +99,7 @@ class _Settings:
         return bool(self._find(key, stanford_key, bool, default))
 
     def skip_words(self) -> tuple[str, ...]:
-        """PyLate lists the words; Stanford's code skips punctuation unless `mask_punctuation` is false."""
+        """Return PyLate's list; else punctuation, as in Stanford's code, unless `mask_punctuation` is false."""
         skips = self.flag("", "mask_punctuation", True)
         words = self._find("skiplist_words", None, list, list(string.punctuation) if skips else [])
         return tuple(str(word) for word in words)
@@ -109,7 +110,7 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 
 def _modules(directory: Path) -> list[tuple[str, str]]:
-    """Kind and folder of each entry of modules.json; none without the file."""
+    """Return kind and folder of each entry of modules.json; an empty list without the file."""
     path = directory / "modules.json"
     if not path.exists():
         return []
@@ -118,13 +119,15 @@ def _modules(directory: Path) -> list[tuple[str, str]]:
             (str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in read_json(path, list)
         ]
     except (KeyError, TypeError) as error:
-        raise UnsupportedCheckpoint(f"modules.json has an entry without type and path: {error!r}") from error
+        raise UnsupportedCheckpoint(
+            f"modules.json has an entry without a valid type and path: {error!r}"
+        ) from error
 
 
 def _dense_folders(modules: list[tuple[str, str]]) -> list[str]:
-    """Folders of the Dense modules when the modules are exactly Transformer, Dense, …; else nothing.
+    """Return the folders of the Dense modules when the modules are exactly Transformer, Dense, …; else none.
 
-    A Dense that follows a Pooling projects one vector per text: another kind of model.
+    A Dense after a Pooling projects one vector per text, which is another kind of model.
     """
     kinds = [kind for kind, _ in modules]
     if len(kinds) < 2 or kinds[0] != "Transformer" or set(kinds[1:]) != {"Dense"}:
@@ -133,7 +136,9 @@ def _dense_folders(modules: list[tuple[str, str]]) -> list[str]:
 
 
 def _refuse_default_prompt(settings: _Settings) -> None:
-    """What a checkpoint may ask to put before every text, and we would otherwise ignore."""
+    """Refuse a prompt before every text, which would otherwise be ignored."""
     name = settings.pylate.get("default_prompt_name")
     if name is not None and (settings.pylate.get("prompts") or {}).get(name):
-        raise UnsupportedCheckpoint(f"{PYLATE_CONFIG}: a default prompt ({name!r}) is not served")
+        raise UnsupportedCheckpoint(
+            f"{PYLATE_CONFIG}: a default prompt (default_prompt_name {name!r}) is not supported"
+        )

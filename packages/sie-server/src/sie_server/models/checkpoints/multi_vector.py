@@ -1,8 +1,8 @@
-"""Multi-vector encoders as sentence-transformers 6 saves them: what the module files say of prompts, lengths and mask.
+"""Multi-vector encoders saved by sentence-transformers 6 → prompts, lengths and skip words.
 
 The layout (https://sbert.net/docs/package_reference/multi_vector_encoder/): `modules.json` lists a Transformer, Dense
 modules over token vectors, a MultiVectorMask and a Normalize. Markers are prompts, tokenised together with the text,
-which is not stripped; lengths and query expansion stand in `sentence_bert_config.json`.
+which is not stripped; lengths and query expansion are in `sentence_bert_config.json`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sie_server.models.spec import BackboneSpec, LateInteractionSpec, Unsupporte
 
 MASK, NORMALIZE = "MultiVectorMask", "Normalize"
 TRANSFORMER_CONFIG, LIBRARY_CONFIG = "sentence_bert_config.json", "config_sentence_transformers.json"
-# Settings of the Transformer module that change what is read, and the one value of each that is served
+# Settings of the Transformer module that change the output, and the supported value of each
 FIXED = {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": TOKENS,
     "processing_kwargs": {},
 }
-# PyLate's settings; beside a MultiVectorMask the library would mix them with its own
+# PyLate's settings, which the library would mix with its own where a MultiVectorMask exists
 FOREIGN = (
     "query_prefix",
     "document_prefix",
@@ -35,7 +35,7 @@ FOREIGN = (
 
 
 def is_multi_vector(directory: Path, modules: list[tuple[str, str]]) -> bool:
-    """True for a directory in this layout; `modules` are kind and folder of each module."""
+    """Return True for a directory in this layout; `modules` are kind and folder of each module."""
     return (
         any(kind == MASK for kind, _ in modules)
         or library_config(directory).get("model_type") == "MultiVectorEncoder"
@@ -45,12 +45,12 @@ def is_multi_vector(directory: Path, modules: list[tuple[str, str]]) -> bool:
 def read_multi_vector(
     directory: Path, modules: list[tuple[str, str]], backbone: BackboneSpec, limit: int
 ) -> tuple[LateInteractionSpec, int]:
-    """The head of a `MultiVectorEncoder` and its document limit in tokens.
+    """Return the head of a `MultiVectorEncoder` and its document limit in tokens.
 
-    `modules` are kind and folder of each module; `limit` is the tokenizer's own, in tokens.
+    `modules` are kind and folder of each module; `limit` is that of the tokenizer, in tokens.
 
     Raises:
-        UnsupportedCheckpoint: a file is unreadable, or asks for something we do not serve.
+        UnsupportedCheckpoint: a file is unreadable, or has an unsupported setting.
     """
     folders = dict(modules)
     kinds = [kind for kind, _ in modules]
@@ -58,7 +58,7 @@ def read_multi_vector(
     expected = ["Transformer", *["Dense"] * len(dense), MASK, NORMALIZE]
     if kinds != expected or modules[0][1]:
         raise UnsupportedCheckpoint(
-            f"modules.json lists {', '.join(kinds)}; a multi-vector encoder is served as Transformer at the top, "
+            f"modules.json lists {', '.join(kinds)}; a multi-vector encoder must have a Transformer at the top level, "
             f"Dense modules, {MASK}, {NORMALIZE}"
         )
     _refuse_foreign(directory)
@@ -66,7 +66,9 @@ def read_multi_vector(
     settings = _transformer_settings(directory)
     prompts = read_prompts(directory, {})
     if prompts.default is not None and prompts.texts[prompts.default]:
-        raise UnsupportedCheckpoint(f"{LIBRARY_CONFIG}: a default prompt ({prompts.default!r}) is not served")
+        raise UnsupportedCheckpoint(
+            f"{LIBRARY_CONFIG}: a default prompt (default_prompt_name {prompts.default!r}) is not supported"
+        )
     _check_normalize(directory, folders[NORMALIZE])
     expansion = _expansion(settings)
     floor, fixed = expansion.get("length", 0), expansion.get("strategy") == "fixed"
@@ -91,16 +93,16 @@ def _refuse_foreign(directory: Path) -> None:
     config = library_config(directory)
     if found := [key for key in FOREIGN if config.get(key) is not None]:
         raise UnsupportedCheckpoint(
-            f"{LIBRARY_CONFIG}: {', '.join(found)} of PyLate's layout beside a {MASK} is not served"
+            f"{LIBRARY_CONFIG}: {', '.join(found)} of PyLate's layout cannot be combined with a {MASK}"
         )
 
 
 def _transformer_settings(directory: Path) -> dict[str, Any]:
     settings: dict[str, Any] = read_json(directory / TRANSFORMER_CONFIG)
-    for name, served in FIXED.items():
-        if settings.get(name, served) != served:
+    for name, supported in FIXED.items():
+        if settings.get(name, supported) != supported:
             raise UnsupportedCheckpoint(
-                f"{TRANSFORMER_CONFIG}: {name} is {settings[name]!r}, served: {served!r}"
+                f"{TRANSFORMER_CONFIG}: {name} {settings[name]!r} is not supported; supported: {supported!r}"
             )
     return settings
 
@@ -110,12 +112,14 @@ def _length(settings: dict[str, Any], name: str, default: int) -> int:
     if value is None:
         return default
     if type(value) is not int or value < 4:
-        raise UnsupportedCheckpoint(f"{TRANSFORMER_CONFIG}: {name} is {value!r}")
+        raise UnsupportedCheckpoint(
+            f"{TRANSFORMER_CONFIG}: {name} is {value!r}; expected a whole number of at least 4"
+        )
     return value
 
 
 def _expansion(settings: dict[str, Any]) -> dict[str, Any]:
-    """`query_expansion` (the library's `QueryExpansionConfig`); empty: queries are not filled up."""
+    """Read `query_expansion` (the library's `QueryExpansionConfig`); empty: queries are not expanded."""
     given = settings.get("query_expansion")
     if given is None:
         return {}
@@ -130,7 +134,7 @@ def _expansion(settings: dict[str, Any]) -> dict[str, Any]:
     if not known:
         raise UnsupportedCheckpoint(
             f"{TRANSFORMER_CONFIG}: query_expansion is {given!r}; "
-            "it has strategy ('fixed' or 'min'), length, and may have attend and token"
+            "expected strategy ('fixed' or 'min'), length, and optionally attend and token"
         )
     _length(given, "length", 0)
     return dict(given)
@@ -141,7 +145,7 @@ def _skip_words(directory: Path, folder: str) -> tuple[str, ...]:
     words, tasks = config.get("skiplist_words") or [], config.get("skiplist_tasks", ["document"])
     if not isinstance(words, list) or (words and tasks != ["document"]) or config.get("keep_only_token_ids"):
         raise UnsupportedCheckpoint(
-            f"{folder}/config.json: a skip list of words for documents is served, not {config!r}"
+            f"{folder}/config.json: only a skip list of words in documents is supported, got {config!r}"
         )
     return tuple(str(word) for word in words)
 
@@ -151,4 +155,6 @@ def _check_normalize(directory: Path, folder: str) -> None:
     config = read_json(path) if path.exists() else {}
     reads = config.get("module_input_name")
     if reads != TOKENS or config.get("module_output_name", reads) != TOKENS:
-        raise UnsupportedCheckpoint(f"{folder}/config.json normalises {reads!r}, served: {TOKENS!r}")
+        raise UnsupportedCheckpoint(
+            f"{folder}/config.json: input and output must be {TOKENS!r}, got the input {reads!r}"
+        )

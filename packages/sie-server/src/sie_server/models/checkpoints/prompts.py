@@ -1,4 +1,4 @@
-"""What an embedding model was trained to see before a query or a document: `config_sentence_transformers.json`."""
+"""The prompts of an embedding model before queries and documents, from `config_sentence_transformers.json`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ FILE = "config_sentence_transformers.json"
 
 
 def read_prompts(directory: Path, known: Mapping[str, str]) -> Prompts:
-    """The prompts of a checkpoint; where it has none, those `known` of it from elsewhere.
+    """Return the prompts of a checkpoint, or `known` where it has none.
 
     Raises:
-        UnsupportedCheckpoint: prompts that are not text, or a default that is not among them.
+        UnsupportedCheckpoint: the prompts are not texts, or the default is not among them.
     """
     if not (directory / FILE).exists():
         return Prompts(dict(known))
     config = read_json(directory / FILE)
     texts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise UnsupportedCheckpoint(f"{FILE}: prompts is not a table of names and texts")
+        raise UnsupportedCheckpoint(f"{FILE}: prompts must be an object of names and texts")
     if default is not None and default not in texts:
         raise UnsupportedCheckpoint(
             f"{FILE}: default_prompt_name {default!r} is not among the prompts {sorted(texts)}"

@@ -1,6 +1,6 @@
-"""A checkpoint directory → `ModelSpec`: its own configuration files are read, nothing is guessed.
+"""A checkpoint directory → `ModelSpec`: its own configuration files are read, and nothing is guessed.
 
-`read_spec` is called once per load (`engine.engine`), and everything after it works from the frozen result.
+`read_spec` is called once per load (`engine.engine`); all later steps use the frozen result.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from sie_server.models.checkpoints.causal import read_causal
 from sie_server.models.checkpoints.colbert import read_colbert
 from sie_server.models.checkpoints.decoder_embedder import check_embedder, is_embedder
+from sie_server.models.checkpoints.listwise import read_listwise
 from sie_server.models.checkpoints.prompts import read_prompts
 from sie_server.models.families.decoders.decoder import DecoderSpec
-from sie_server.models.families.decoders.listwise import read_listwise
 from sie_server.models.heads.modular import (
     MODULES,
     check_modules,
@@ -38,7 +38,7 @@ from sie_server.models.spec import (
     read_json,
 )
 
-# as Pooling modules name them, the suffixes `_token` and `_tokens` aside
+# by the name in a Pooling module, without the suffixes `_token` and `_tokens`
 POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 
 
@@ -47,11 +47,11 @@ def read_spec(
 ) -> ModelSpec:
     """Read a checkpoint directory's configuration.
 
-    `template` names the form in which a causal reranker is asked, `prompts` are what an encoder wants before a text,
-    where the directory does not say so itself.
+    `template` names the template of a causal reranker, and `prompts` are those of an embedding model; both apply where
+    the directory has none.
 
     Raises:
-        UnsupportedCheckpoint: a file is missing or unreadable, or describes something we do not serve.
+        UnsupportedCheckpoint: a file is missing or unreadable, or describes an unsupported model.
     """
     try:
         return _read(directory, template, prompts)
@@ -60,7 +60,7 @@ def read_spec(
     except (TypeError, AttributeError, ValueError, LookupError) as error:
         kind = type(error).__name__
         raise UnsupportedCheckpoint(
-            f"config.json, or a .json file beside it, has a value of an unexpected kind ({kind}: {error})"
+            f"config.json, or another .json file in its directory, has a value of an unexpected type ({kind}: {error})"
         ) from error
 
 
@@ -92,10 +92,11 @@ def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> 
 
 
 def _architecture(directory: Path, config: dict[str, Any]) -> str:
-    """The first of `architectures`.
+    """Return the first of `architectures`, as `models.registry` lists it.
 
-    A repository with code of its own may call it as a library's class; it is told apart by its configuration class, as
-    `models.registry` lists it. The code itself is never loaded. `Family.bare` says what another name stands for.
+    A repository with its own code may use the name of a library's class. Its configuration class distinguishes it, and
+    the registry lists that class in parentheses. The code is never loaded. Without modules.json, `Family.bare` replaces
+    the name.
     """
     name = str((config.get("architectures") or ["(none)"])[0])
     if name == "HF_ColBERT":
@@ -110,18 +111,18 @@ def _architecture(directory: Path, config: dict[str, Any]) -> str:
 
 
 def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:
-    # transformers' default is two labels; where the class named is no classifier's, sentence-transformers takes one
+    # the default of transformers is two labels; that of sentence-transformers is one where the class is no classifier
     named = str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
     labels = config.get("num_labels") or len(config.get("id2label") or range(2 if named else 1))
     if labels != 1:
-        raise UnsupportedCheckpoint(f"the classifier has {labels!r} labels; a reranker has exactly one")
+        raise UnsupportedCheckpoint(f"the classifier has {labels!r} labels; a reranker must have exactly one")
     return ClassifierSpec(_activation(directory, config))
 
 
 def _activation(directory: Path, config: dict[str, Any]) -> Activation:
-    """Which function turns the logit into the score.
+    """Return the function that turns the logit into the score.
 
-    The rule of sentence-transformers: `activation_fn` in its own configuration file, else
+    The rule is that of sentence-transformers: `activation_fn` in its own configuration file, else
     `sentence_transformers.activation_fn` in config.json, else `sbert_ce_default_activation_function`, else sigmoid for
     one label.
     """
@@ -134,13 +135,13 @@ def _activation(directory: Path, config: dict[str, Any]) -> Activation:
     name = str(named).rsplit(".", 1)[-1]
     if name not in known:
         raise UnsupportedCheckpoint(
-            f"the checkpoint names the activation {named!r}; served: {', '.join(known)}"
+            f"the activation {named!r} of the checkpoint is not supported; supported: {', '.join(known)}"
         )
     return known[name]
 
 
 def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
-    """Tokens per pair: the tokenizer's own limit where it has a real one, never beyond the positions."""
+    """Return the limit in tokens per pair: the tokenizer's if it has one, but no more than the positions."""
     path = directory / "tokenizer_config.json"
     named = read_json(path).get("model_max_length") if path.exists() else None
     # transformers writes int(1e30) for "no limit"
@@ -152,7 +153,7 @@ def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
 def _embedding_spec(
     directory: Path, backbone: BackboneSpec, config: dict[str, Any], prompts: Mapping[str, str]
 ) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
-    """An encoder without classifier: our own `sie_scorer.json`, or the sentence-transformers layout."""
+    """Read an encoder without classifier: our own `sie_scorer.json`, or the sentence-transformers layout."""
     scorer = directory / "sie_scorer.json"
     if scorer.exists():
         recipe = read_json(scorer)
@@ -164,8 +165,8 @@ def _embedding_spec(
         return read_splade(directory, splade), _sentence_limit(directory, backbone)
     if not (directory / "modules.json").exists():
         raise UnsupportedCheckpoint(
-            "the checkpoint is an encoder without a head (no classifier, no modules.json): it can neither score "
-            "nor embed. A classifier that is not in the checkpoint is never made up"
+            "the checkpoint is an encoder without a head (no classifier, no modules.json), so it can neither score "
+            "nor embed; a missing classifier is never initialised at random"
         )
     return _sentence_transformers_spec(directory, backbone, config, prompts)
 
@@ -182,7 +183,7 @@ def _sentence_transformers_spec(
             name, folder = str(module["type"]), inside(directory, module["path"])
         except (KeyError, TypeError) as error:
             raise UnsupportedCheckpoint(
-                f"modules.json has an entry without type and path: {error!r}"
+                f"modules.json has an entry without a valid type and path: {error!r}"
             ) from error
         kind = name.rsplit(".", 1)[-1]
         if kind == "Pooling":
@@ -193,23 +194,23 @@ def _sentence_transformers_spec(
         elif kind in MODULES:
             if normalize:
                 raise UnsupportedCheckpoint(
-                    f"modules.json lists {name!r} after Normalize, which is not served"
+                    f"modules.json lists {name!r} after Normalize, which is not supported"
                 )
             modules.append(read_module(directory, kind, str(module["path"])))
         elif kind != "Transformer":
-            raise UnsupportedCheckpoint(f"modules.json names {name!r}, which this version does not serve")
+            raise UnsupportedCheckpoint(f"modules.json lists {name!r}, which this version does not support")
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
     prompts = read_prompts(directory, known)
     if prompts.any and not prompted:
         raise UnsupportedCheckpoint(
-            "the Pooling module leaves prompts out of the average (include_prompt: false), which is not served"
+            "the Pooling module excludes prompts from the average (include_prompt: false), which is not supported"
         )
     check_modules(modules, backbone.hidden_size)
     if is_cross_encoder(directory, modules):
         if isinstance(backbone, DecoderSpec):
             raise UnsupportedCheckpoint(
-                "a decoder with a pooled classifier in modules.json is not served; served: LogitScore"
+                "a decoder with a pooled classifier in modules.json is not supported; supported: LogitScore"
             )
         return ClassifierSpec(_activation(directory, config), pooling, tuple(modules)), limit
     head = EmbeddingSpec(pooling, normalize, modules=tuple(modules), prompts=prompts)
@@ -218,13 +219,13 @@ def _sentence_transformers_spec(
 
 def _sentence_limit(directory: Path, backbone: BackboneSpec) -> int:
     limits = directory / "sentence_bert_config.json"
-    # from version 6 on the limit stands only in the tokenizer's configuration
+    # from version 6 on the limit is only in the tokenizer's configuration
     limit = read_json(limits).get("max_seq_length") if limits.exists() else None
     return min(limit or _tokenizer_limit(directory, backbone), backbone.max_length)
 
 
 def _pooling_module(config: dict[str, Any]) -> Pooling:
-    """Newer files name the mode (`pooling_mode: mean`), older ones switch it on (`pooling_mode_mean_tokens: true`)."""
+    """Read the mode: `pooling_mode: mean` in newer files, `pooling_mode_mean_tokens: true` in older ones."""
     on = [
         key.removeprefix("pooling_mode_")
         for key, value in config.items()
@@ -236,5 +237,5 @@ def _pooling_module(config: dict[str, Any]) -> Pooling:
 
 def _pooling(name: str) -> Pooling:
     if name not in POOLINGS:
-        raise UnsupportedCheckpoint(f"pooling {name!r} is not served; served: {', '.join(POOLINGS)}")
+        raise UnsupportedCheckpoint(f"pooling {name!r} is not supported; supported: {', '.join(POOLINGS)}")
     return POOLINGS[name]

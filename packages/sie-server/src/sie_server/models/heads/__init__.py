@@ -1,0 +1,1 @@
+"""The parts that read a backbone out: hidden states → logits or vectors, in fp32."""

@@ -1,4 +1,4 @@
-"""Read-out: hidden states → logits or vectors, always in fp32 whatever the encoder computes in."""
+"""Classifier heads and pooling: hidden states → logits or vectors, always in fp32."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sie_server.models.spec import BackboneSpec, Pooling
 
 
 class Classifier(Protocol):
-    """The head of a cross-encoder; `readout` says which hidden states it wants."""
+    """The head of a cross-encoder; `readout` names the hidden states it reads."""
 
     readout: Readout
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """[sequences, hidden] of the read-out tokens, or [rows, hidden] of all → [sequences] fp32."""
+        """Return [sequences] fp32 from [sequences, hidden] of the read-out tokens, or [rows, hidden] of all."""
         ...
 
 
@@ -33,33 +33,33 @@ class TanhClassifier:
         self.out = Linear.load(weights, out, 1, size, dtype=torch.float32)
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """[sequences, hidden] of the first tokens → [sequences] fp32."""
+        """Return [sequences] fp32 from [sequences, hidden] of the first tokens."""
         return self.out(torch.tanh(self.dense(hidden.float()))).squeeze(1)
 
 
 def bert_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
-    """BERT keeps the dense layer in its pooler."""
+    """Load BERT's classifier; the dense layer is in the pooler."""
     return TanhClassifier(spec.hidden_size, weights, "bert.pooler.dense", "classifier")
 
 
 def roberta_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
-    """RoBERTa keeps the dense layer in the classification head."""
+    """Load RoBERTa's classifier; the dense layer is in the classification head."""
     return TanhClassifier(spec.hidden_size, weights, "classifier.dense", "classifier.out_proj")
 
 
 def pooling_readout(how: Pooling) -> Readout:
-    """Which hidden states `pooled_states` needs: of one token's state the last layer computes that row only."""
+    """Return the hidden states that `pooled_states` needs; for one token the last layer computes only its row."""
     readouts: dict[Pooling, Readout] = {"cls": "first", "last": "last", "mean": "all"}
     return readouts[how]
 
 
 def pooled_states(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
-    """The states that `pooling_readout` asked for → one vector per packed sequence, [sequences, hidden] fp32."""
+    """Pool the states that `pooling_readout` names: one vector per packed sequence, [sequences, hidden] fp32."""
     return pool(hidden, batch, how) if how == "mean" else hidden.float()
 
 
 def pool(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
-    """One vector per packed sequence: [rows, hidden] → [sequences, hidden] fp32."""
+    """Pool all states: one vector per packed sequence, [rows, hidden] → [sequences, hidden] fp32."""
     if (rows := batch.rows_of(pooling_readout(how))) is not None:
         return hidden[rows].float()
     pooled = torch.empty(batch.count, hidden.shape[1], dtype=torch.float32, device=hidden.device)
@@ -74,5 +74,5 @@ def pool(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension; a zero vector stays zero."""
+    """Scale vectors to length 1 along the last dimension; a zero vector stays zero."""
     return F.normalize(vectors, dim=-1)

@@ -1,8 +1,8 @@
-"""Late interaction: a query's token vectors against the token vectors of many documents.
+"""Late interaction: scores from a query's token vectors and the token vectors of many documents.
 
-MaxSim is the operator of ColBERT (Khattab and Zaharia, 2020, https://arxiv.org/abs/2004.12832): every query token
-takes its best match among the document's tokens. ColBERT's own checkpoints sum these; the embedded model weights the
-query tokens and adds the cosine of the pooled vectors with a fixed weight.
+MaxSim is the operator of ColBERT (Khattab and Zaharia, 2020, https://arxiv.org/abs/2004.12832): the best match of each
+query token among the document's tokens. ColBERT checkpoints sum these. The embedded model weights the query tokens
+and adds the cosine of the pooled vectors with a fixed weight.
 """
 
 from __future__ import annotations
@@ -19,53 +19,54 @@ from sie_server.models.heads.modular import ACTIVATIONS
 from sie_server.models.layers.linear import Linear, Weights
 from sie_server.models.spec import ProjectionSpec
 
-BLOCK_ROWS = 32_768  # document tokens met at once; bounds the memory of a request with many long documents
+BLOCK_ROWS = 32_768  # document tokens at a time; limits the memory of a request with many long documents
 
 
 @dataclass(frozen=True)
 class QueryVectors:
-    """A query as the scorer needs it.
+    """The vectors of a query.
 
-    The embedded model's weights sum to 1 (or to 0: nothing to match); ColBERT has neither weights nor a pooled vector.
+    The embedded model's weights sum to 1, or to 0 when no token has weight. ColBERT has neither weights nor a pooled
+    vector.
     """
 
     tokens: Tensor  # [query tokens, dim] fp32
-    weights: Tensor | None  # [query tokens] fp32; None: every token counts 1
+    weights: Tensor | None  # [query tokens] fp32; None: every token has weight 1
     pooled: Tensor | None  # [dim] fp32
 
     @classmethod
     def build(cls, tokens: Tensor, weights: Tensor, pooled: Tensor) -> QueryVectors:
-        """Keep the tokens that carry weight, and divide the weights by their sum."""
+        """Keep the tokens with a positive weight, and divide the weights by their sum."""
         kept = weights > 0
         total = weights.sum()
         return cls(tokens[kept], weights[kept] / total if total > 0 else weights[kept], pooled)
 
     def to(self, device: torch.device) -> QueryVectors:
-        """Vectors a caller sent lie on the host until the device thread takes them up."""
+        """Return the query on `device`; vectors from a request are on the host until the device thread uses them."""
         return self if self.tokens.device == device else replace(self, tokens=self.tokens.to(device))
 
 
 @dataclass(frozen=True)
 class DocumentVectors:
-    """A document as the scorer needs it; owns its memory."""
+    """The vectors of a document; they own their memory."""
 
     tokens: Tensor  # [document tokens, dim] fp32, at least one
     pooled: Tensor | None = None  # [dim] fp32
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the vectors."""
+        """The size of the vectors in bytes."""
         return self.tokens.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
     def to(self, device: torch.device) -> DocumentVectors:
-        """See `QueryVectors.to`."""
+        """Return the document on `device`; see `QueryVectors.to`."""
         return self if self.tokens.device == device else replace(self, tokens=self.tokens.to(device))
 
 
 def maxsim(
     query: QueryVectors, documents: Sequence[DocumentVectors], dense_weight: float | None
 ) -> list[float]:
-    """Σᵢ wᵢ maxⱼ qᵢ·dⱼ of every document, plus `dense_weight` times the cosine of the pooled vectors."""
+    """Return Σᵢ wᵢ maxⱼ qᵢ·dⱼ for each document, plus `dense_weight` times the cosine of the pooled vectors."""
     scores: list[float] = []
     for block in _blocks(documents):
         total = _token_scores(query, [document.tokens for document in block])
@@ -82,7 +83,7 @@ def _token_scores(query: QueryVectors, documents: list[Tensor]) -> Tensor:
     similarity = torch.cat(documents) @ query.tokens.T  # [document tokens, query tokens]
     lengths = [len(tokens) for tokens in documents]
     best = torch.stack([part.amax(0) for part in similarity.split(lengths)])  # [documents, query tokens]
-    # summed in double precision: a sum of 32 cosines in fp32 would round away what tells two documents apart
+    # summed in double precision: a sum of 32 cosines in fp32 would round small differences between documents away
     weights = torch.ones_like(best[0]) if query.weights is None else query.weights
     return best.double() @ weights.double()
 
@@ -101,14 +102,14 @@ def _blocks(documents: Sequence[DocumentVectors]) -> Iterator[list[DocumentVecto
 
 
 class TokenProjection:
-    """Hidden states → token vectors of length 1, in fp32 whatever the encoder computes in."""
+    """Hidden states → token vectors of length 1, in fp32."""
 
     def __init__(self, spec: Sequence[ProjectionSpec], weights: Sequence[Weights]) -> None:
-        """`weights[i]` is where the i-th projection's tensors are."""
+        """Load the projections; `weights[i]` is the source of the i-th one."""
         self._steps = [_Projection(s, w) for s, w in zip(spec, weights, strict=True)]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] → [rows, dim] fp32."""
+        """Return [rows, dim] fp32 from [rows, hidden]."""
         vectors = hidden.float()
         for step in self._steps:
             vectors = step(vectors)
@@ -125,16 +126,18 @@ class _Projection:
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self._activation(self._linear(x))
-        return y + (self._bridge(x) if self._bridge else x) if self._residual else y
+        if not self._residual:
+            return y
+        return y + (self._bridge(x) if self._bridge else x)
 
 
 def weighted_maxsim(query: QueryVectors, tokens: Tensor, batch: PackedBatch) -> Tensor:
-    """Σᵢ wᵢ maxⱼ qᵢ·dⱼ of one query against every sequence of the batch.
+    """Return Σᵢ wᵢ maxⱼ qᵢ·dⱼ of one query and every sequence of the batch, [sequences] fp32 in packed order.
 
-    `tokens` is [rows, dim] fp32 of length 1. Returns [sequences] fp32 in packed order; rows of sequences that belong to
-    other queries are computed and left to the caller to ignore, which is cheaper than gathering.
+    `tokens` is [rows, dim] fp32 of length 1. The caller ignores the scores of sequences that belong to other queries:
+    computing them is cheaper than gathering the rows of one query.
     """
-    assert query.weights is not None  # of the embedded model's queries
+    assert query.weights is not None  # queries of the embedded model have weights
     if not len(query.weights):
         return torch.zeros(batch.count, dtype=torch.float32, device=tokens.device)
     similarity = tokens @ query.tokens.T  # [rows, query tokens]

@@ -1,8 +1,8 @@
-"""Heads that sentence-transformers builds of modules: `modules.json` lists them, each has a folder with its own
+"""Heads that sentence-transformers builds from modules: `modules.json` lists them, and each has a folder with its own
 `config.json` and weights (layout of version 6; `Dense` and `LayerNorm` of earlier versions are the same).
 
-A cross-encoder of this kind is a bare encoder, a pooling, and layers whose last one gives the score; an embedder may
-project its pooled vector in the same way. Everything is computed in fp32.
+Such a cross-encoder is a bare encoder, a pooling, and layers of which the last outputs the score. An embedding model
+may project its pooled vector in the same way. All modules are computed in fp32.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from sie_server.models.spec import (
     read_json,
 )
 
-VECTOR, SCORES = "sentence_embedding", "scores"  # what a module reads and writes
-NORM_EPS = 1e-5  # of torch.nn.LayerNorm, which the module is; its configuration does not say
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by the class name in torch.nn
+VECTOR, SCORES = "sentence_embedding", "scores"  # names of module inputs and outputs
+NORM_EPS = 1e-5  # the default of torch.nn.LayerNorm; the configuration has no field for it
+# by class name in torch.nn
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "GELU": F.gelu,
     "Identity": lambda x: x,
     "ReLU": F.relu,
@@ -41,17 +42,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by the class name in t
 
 
 def library_config(directory: Path) -> dict[str, Any]:
-    """sentence-transformers' own configuration file, empty where there is none."""
+    """Read sentence-transformers' own configuration file; empty without the file."""
     path = directory / "config_sentence_transformers.json"
     content: dict[str, Any] = read_json(path) if path.exists() else {}
     return content
 
 
 def read_module(directory: Path, kind: str, folder: str) -> ModuleSpec:
-    """One entry of modules.json; `kind` is in `MODULES`.
+    """Read the configuration of a module in modules.json; `kind` is in `MODULES`.
 
     Raises:
-        UnsupportedCheckpoint: it lacks a field, or says something we do not serve.
+        UnsupportedCheckpoint: the configuration lacks a field, or has an unsupported value.
     """
     config = read_json(inside(directory, folder) / "config.json")
     try:
@@ -65,17 +66,18 @@ def _dense(folder: str, config: dict[str, Any]) -> DenseSpec:
     name = activation.rsplit(".", 1)[-1]
     if name not in ACTIVATIONS or not activation.startswith("torch.nn."):
         raise UnsupportedCheckpoint(
-            f"{folder}/config.json names the activation {activation!r}; "
-            f"served: {', '.join(ACTIVATIONS)} of torch.nn"
+            f"{folder}/config.json: activation_function {activation!r} is not supported; "
+            f"supported: {', '.join(ACTIVATIONS)} of torch.nn"
         )
     reads = config.get("module_input_name") or VECTOR
     writes = config.get("module_output_name") or reads
     if reads != VECTOR or writes not in (VECTOR, SCORES):
         raise UnsupportedCheckpoint(
-            f"{folder} turns {reads!r} into {writes!r}; served: {VECTOR!r} into {VECTOR!r} or {SCORES!r}"
+            f"{folder} reads {reads!r} and writes {writes!r}; a Dense module must read {VECTOR!r} and write "
+            f"{VECTOR!r} or {SCORES!r}"
         )
     if config.get("use_residual"):
-        raise UnsupportedCheckpoint(f"{folder}/config.json asks for use_residual, which is not served")
+        raise UnsupportedCheckpoint(f"{folder}/config.json: use_residual is not supported")
     return DenseSpec(
         folder,
         config["in_features"],
@@ -94,39 +96,49 @@ MODULES: dict[str, Callable[[str, dict[str, Any]], ModuleSpec]] = {"Dense": _den
 
 
 def check_modules(modules: Sequence[ModuleSpec], width: int) -> None:
-    """Each module must read what the one before it writes; `width` is the pooled vector's."""
+    """Check that each module's input has the width of the previous output; `width` is that of the pooled vector.
+
+    Raises:
+        UnsupportedCheckpoint: two widths differ, or a module follows the one that outputs the scores.
+    """
     for module in modules:
         if module.inputs != width:
             raise UnsupportedCheckpoint(
-                f"{module.folder} takes {module.inputs} numbers, the part before it gives {width}"
+                f"{module.folder} expects vectors of width {module.inputs}, got {width} from the previous module"
             )
         width = module.outputs
     early = [m.folder for m in modules[:-1] if isinstance(m, DenseSpec) and m.scores]
     if early:
-        raise UnsupportedCheckpoint(f"{early[0]} gives the scores, but modules.json lists modules after it")
+        raise UnsupportedCheckpoint(f"{early[0]} outputs the scores, but modules.json lists modules after it")
 
 
 def is_cross_encoder(directory: Path, modules: Sequence[ModuleSpec]) -> bool:
-    """Whether the last module gives one score; a cross-encoder without such a module is refused."""
+    """Return True when the last module outputs one score.
+
+    Raises:
+        UnsupportedCheckpoint: the last module outputs several scores, or a CrossEncoder has no module for its score.
+    """
     last = modules[-1] if modules else None
     scores = isinstance(last, DenseSpec) and last.scores
     if library_config(directory).get("model_type") == "CrossEncoder" and not scores:
         raise UnsupportedCheckpoint(
-            f"the checkpoint is a CrossEncoder, but no module in modules.json gives {SCORES!r}"
+            f"the checkpoint is a CrossEncoder, but the last module in modules.json does not output {SCORES!r}"
         )
     if last is not None and scores and last.outputs != 1:
-        raise UnsupportedCheckpoint(f"{last.folder} gives {last.outputs} scores; a reranker has exactly one")
+        raise UnsupportedCheckpoint(
+            f"{last.folder} outputs {last.outputs} scores; a reranker must have exactly one"
+        )
     return scores
 
 
 class ModuleStack:
-    """The modules after the pooling; none leave the vector as it is."""
+    """The modules after the pooling; an empty stack returns its input."""
 
     def __init__(self, modules: Sequence[ModuleSpec], weights: Weights) -> None:
         self._steps = [_build(module, weights.folder(module.folder)) for module in modules]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[sequences, inputs of the first] fp32 → [sequences, outputs of the last] fp32."""
+        """Return [sequences, outputs of the last module] fp32 from [sequences, inputs of the first] fp32."""
         for step in self._steps:
             x = step(x)
         return x
@@ -149,5 +161,5 @@ class ModularClassifier:
         self._modules = ModuleStack(spec.modules, weights)
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Hidden states of `readout` → [sequences] fp32."""
+        """Return [sequences] fp32 from the hidden states of `readout`."""
         return self._modules(pooled_states(hidden, batch, self._pooling)).squeeze(1)

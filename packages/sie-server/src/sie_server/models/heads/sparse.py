@@ -1,9 +1,10 @@
-"""Encoders that give more than a pooled vector: bge-m3's three heads and SPLADE's masked-language-model head.
+"""Heads with more outputs than a pooled vector: bge-m3's three heads and SPLADE's masked-language-model head.
 
-bge-m3 (Chen et al., 2024, https://arxiv.org/abs/2402.03216), as FlagEmbedding computes it: `sparse_linear` gives every
-token a weight, relu, the largest per token id, special tokens dropped; `colbert_linear` gives every token but [CLS] a
-vector of length 1. SPLADE (Formal et al., 2021, https://arxiv.org/abs/2109.10086): log(1 + relu(logit)) of every
-vocabulary entry, the largest (or the sum) over all tokens.
+bge-m3 (Chen et al., 2024, https://arxiv.org/abs/2402.03216), as FlagEmbedding computes it: `sparse_linear` followed by
+relu outputs a weight for every token; the sparse vector has the largest weight of each token id, without special
+tokens. `colbert_linear` outputs a vector of length 1 for every token except [CLS]. SPLADE (Formal et al., 2021,
+https://arxiv.org/abs/2109.10086): log(1 + relu(logit)) of every vocabulary entry, then the maximum (or the sum) over
+all tokens.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sie_server.models.layers.linear import ACTIVATIONS, LayerNorm, Linear, Weights
+from sie_server.models.layers.activations import ACTIVATIONS
+from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.spec import BackboneSpec, EmbeddingSpec, UnsupportedCheckpoint, inside, read_json
 
 M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")
-SPECIAL = ("cls_token", "eos_token", "pad_token", "unk_token")  # what FlagEmbedding drops from sparse vectors
+# FlagEmbedding drops these tokens from sparse vectors
+SPECIAL = ("cls_token", "eos_token", "pad_token", "unk_token")
 ScoreMode = Literal["dense", "sparse", "multivector", "weighted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class M3Spec(EmbeddingSpec):
-    """bge-m3: one encoder, three read-outs."""
+    """bge-m3: one encoder with three heads."""
 
-    special_tokens: tuple[str, ...]  # texts of tokens that never carry lexical weight
+    special_tokens: tuple[str, ...]  # texts of tokens that never have a lexical weight
 
     @property
     def vectors(self) -> list[str]:
@@ -41,13 +44,13 @@ class M3Spec(EmbeddingSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class SpladeSpec(EmbeddingSpec):
-    """A masked language model read out over its vocabulary."""
+    """A masked language model whose vector has one entry per vocabulary entry."""
 
     activation_name: str  # of the head's transform
     eps: float
-    tied: bool  # the output rows are the word embeddings
-    sums: bool  # over tokens, instead of the largest
-    twice: bool  # a second log(1 + x)
+    tied: bool  # the output matrix is the word embeddings
+    sums: bool  # sum over tokens instead of the maximum
+    twice: bool  # log(1 + x) is applied a second time
 
     @property
     def vectors(self) -> list[str]:
@@ -55,17 +58,17 @@ class SpladeSpec(EmbeddingSpec):
 
 
 def read_m3(directory: Path, plain: EmbeddingSpec) -> EmbeddingSpec:
-    """`plain` with bge-m3's other heads where the checkpoint has their files.
+    """Return `plain`, extended by bge-m3's other heads where the checkpoint has their files.
 
     Raises:
-        UnsupportedCheckpoint: one of the two is missing, or the special tokens are not named.
+        UnsupportedCheckpoint: one of the two files is missing, or no special tokens are named.
     """
-    there = [name for name in M3_FILES if (directory / name).exists()]
-    if not there:
+    present = [name for name in M3_FILES if (directory / name).exists()]
+    if not present:
         return plain
-    if len(there) == 1:
-        [missing] = set(M3_FILES) - set(there)
-        raise UnsupportedCheckpoint(f"{missing} is missing in {directory}; {there[0]} is there")
+    if len(present) == 1:
+        [missing] = set(M3_FILES) - set(present)
+        raise UnsupportedCheckpoint(f"{missing} is missing in {directory}, where {present[0]} exists")
     config = read_json(directory / "tokenizer_config.json")
     tokens = [config[name] for name in SPECIAL if config.get(name) is not None]
     special = tuple(t["content"] if isinstance(t, dict) else str(t) for t in tokens)
@@ -75,10 +78,10 @@ def read_m3(directory: Path, plain: EmbeddingSpec) -> EmbeddingSpec:
 
 
 def splade_module(directory: Path) -> dict[str, Any] | None:
-    """The configuration of the SpladePooling module, if the checkpoint has one.
+    """Return the configuration of the SpladePooling module; None without one.
 
-    A masked language model without modules.json has it with its defaults, as sentence-transformers' `SparseEncoder`
-    reads such a repository.
+    A masked language model without modules.json has the module with its defaults, as in sentence-transformers'
+    `SparseEncoder`.
     """
     path = directory / "modules.json"
     if not path.exists():
@@ -92,21 +95,21 @@ def splade_module(directory: Path) -> dict[str, Any] | None:
 
 
 def read_splade(directory: Path, pooling: dict[str, Any]) -> SpladeSpec:
-    """The sentence-transformers `SparseEncoder` layout over `BertForMaskedLM`.
+    """Read a sentence-transformers `SparseEncoder` over `BertForMaskedLM`.
 
     Raises:
-        UnsupportedCheckpoint: another architecture, pooling or activation.
+        UnsupportedCheckpoint: the architecture, the pooling or the activation is another one.
     """
     config = read_json(directory / "config.json")
     if config.get("architectures") != ["BertForMaskedLM"]:
         raise UnsupportedCheckpoint(
-            f"SpladePooling is served over BertForMaskedLM, not {config.get('architectures')}"
+            f"SpladePooling is supported for BertForMaskedLM only, got {config.get('architectures')}"
         )
     strategy = pooling.get("pooling_strategy", "max")
     function = pooling.get("activation_function", "relu")
     if strategy not in ("max", "sum") or function not in ("relu", "log1p_relu"):
         raise UnsupportedCheckpoint(
-            f"SpladePooling {strategy!r} of {function!r} is not served; served: max or sum of relu or log1p_relu"
+            f"SpladePooling {strategy!r} of {function!r} is not supported; supported: max or sum of relu or log1p_relu"
         )
     return SpladeSpec(
         "cls",
@@ -130,11 +133,11 @@ class M3Head:
         )
 
     def lexical(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] → [rows] fp32, not below 0."""
+        """Return [rows] fp32, not below 0, from [rows, hidden]."""
         return F.relu(self.sparse(hidden.float())).squeeze(1)
 
     def tokens(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] → [rows, hidden] fp32, not normalised yet."""
+        """Return [rows, hidden] fp32, not normalised, from [rows, hidden]."""
         return self.colbert(hidden.float())
 
 
@@ -148,25 +151,27 @@ class SpladeHead:
         self.dense = Linear.load(head, "transform.dense", size, size, dtype=fp32)
         self.norm = LayerNorm.load(head, "transform.LayerNorm", size, spec.eps, fp32)
         bias = head.take("bias", vocabulary, dtype=fp32)
-        # made without a name: it sees one sequence at a time, so no adapter could be applied to it
+        # not registered under a name: its input is one sequence at a time, so no adapter could be applied to it
         table = weights.at("bert.embeddings")
         if spec.tied:
             self.out = Linear(table.take("word_embeddings.weight", vocabulary, size, dtype=fp32), bias)
-        else:  # the decoder then has a bias of its own, and transformers leaves the other one unused
+        else:
+            # the decoder has its own bias, and transformers does not use the other one
             decoder = head.at("decoder")
             weight = decoder.take("weight", vocabulary, size, dtype=fp32)
             self.out = Linear(weight, decoder.take("bias", vocabulary, dtype=fp32))
 
     def transformed(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] of the whole batch → what the logits are made of, [rows, hidden] fp32."""
+        """Return the input of the output matrix, [rows, hidden] fp32, from [rows, hidden] of the whole batch."""
         activation = ACTIVATIONS[self.spec.activation_name]
         return self.norm(activation(self.dense(hidden.float())))
 
     def pooled(self, states: Tensor) -> Tensor:
-        """One sequence's part of `transformed`, [tokens, hidden] → [vocabulary] fp32, not below 0."""
+        """Return [vocabulary] fp32, not below 0, from one sequence's part of `transformed`, [tokens, hidden]."""
         logits = self.out(states)
         if not self.spec.sums:
-            return self._squash(logits.amax(0))  # both functions rise, so the largest may be taken first
+            # both functions are monotonic, so the maximum may be taken first
+            return self._squash(logits.amax(0))
         return self._squash(logits).sum(0)
 
     def _squash(self, logits: Tensor) -> Tensor:

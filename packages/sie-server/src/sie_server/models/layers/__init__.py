@@ -1,0 +1,1 @@
+"""The parts that transformer families are assembled from: products, norms, attention, positions, adapters."""

@@ -1,8 +1,8 @@
-"""ALiBi: a token sees another the less, the further away it is (Press et al., 2022, https://arxiv.org/abs/2108.12409).
+"""ALiBi: attention that decreases with distance (Press et al., 2022, https://arxiv.org/abs/2108.12409).
 
 Encoders use the symmetric form (JinaBERT, Günther et al., 2023, https://arxiv.org/abs/2310.19923): slope · |i − j| is
-taken off every attention logit, with a slope of its own per head. That bias is built once per batch and shared by all
-layers; of long sequences, for which it would not fit, it is built for a block of queries at a time.
+subtracted from every attention logit; each head has its own slope. The bias is built once per batch and shared by all
+layers. For long sequences, where it would not fit in memory, it is built for a block of queries at a time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sie_server.models.batch import Group, PackedBatch
 
-KEPT = 512  # rows of a slot; up to here a batch of 4,096 tokens keeps 2 million numbers per head at most
-BLOCK = 256  # queries at a time beyond that
+KEPT = 512  # rows of a slot; up to this size a batch of 4,096 tokens keeps 2 million numbers per head at most
+BLOCK = 256  # queries at a time in larger slots
 
 
 def head_slopes(heads: int) -> list[float]:
-    """One per head, as published: 2^(−8/n), 2^(−16/n) … of the n heads that a power of two gives.
+    """Return one slope per head, as published: 2^(−8/n), 2^(−16/n) … where n is a power of two.
 
-    The heads beyond it take every other slope of a model with twice as many.
+    With another number of heads, n is the next lower power of two, and the remaining heads take every other slope of
+    a model with 2n heads.
     """
     power = 1 << (heads.bit_length() - 1)
     first = [2.0 ** (-8 * i / power) for i in range(1, power + 1)]
@@ -28,11 +29,18 @@ def head_slopes(heads: int) -> list[float]:
 
 
 class AlibiAttention:
-    """The distances of one batch; called as `attention` is."""
+    """Attention with the ALiBi bias of one batch; called like `attention`."""
 
-    def __init__(self, batch: PackedBatch, slopes: Tensor, asking: Tensor | None, dtype: torch.dtype) -> None:
-        """`slopes`: [heads] fp32; `asking`: the rows that ask in the last layer, if not all; `dtype`: of queries."""
-        self._batch, self._slopes, self._asking, self._dtype = batch, slopes, asking, dtype
+    def __init__(
+        self, batch: PackedBatch, slopes: Tensor, output_rows: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        """Build the biases of short sequences.
+
+        `slopes` is [heads] fp32. `output_rows` are the query rows of the last layer; None: all rows. `dtype` is that of
+        the queries.
+        """
+        self._batch, self._slopes = batch, slopes
+        self._output_rows, self._dtype = output_rows, dtype
         self._longest = max(group.slot for group in batch.groups)
         self._places = torch.arange(self._longest, device=slopes.device)
         self._kept = [
@@ -42,22 +50,22 @@ class AlibiAttention:
         self._band = self._distances() if self._longest > KEPT else None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """`key` and `value` are [rows, heads, dim], `query` the same or [sequences, heads, dim] of the rows that ask.
+        """Return [query rows, heads * dim].
 
-        Returns [query rows, heads * dim].
+        `key` and `value` are [rows, heads, dim]. `query` is the same, or [sequences, heads, dim] of the output rows.
         """
-        one_query = self._asking is not None and query.shape[0] == self._batch.count
+        one_query = self._output_rows is not None and query.shape[0] == self._batch.count
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for group, bias in zip(self._batch.groups, self._kept, strict=True):
-            asked = group.sequences if one_query else group.rows
+            query_rows = group.sequences if one_query else group.rows
             shape = (group.count, 1 if one_query else group.slot)
-            q = query[asked].unflatten(0, shape).transpose(1, 2)  # [count, heads, 1 or slot, dim]
+            q = query[query_rows].unflatten(0, shape).transpose(1, 2)  # [count, heads, 1 or slot, dim]
             k, v = (
                 x[group.rows].unflatten(0, (group.count, group.slot)).transpose(1, 2) for x in (key, value)
             )
-            into = out[asked].unflatten(0, shape).transpose(1, 2)
+            into = out[query_rows].unflatten(0, shape).transpose(1, 2)
             if one_query:
-                bias = self._bias(group, self._asked_places(group))
+                bias = self._bias(group, self._output_places(group))
             if bias is None:
                 self._attend_in_blocks(group, q, k, v, into)
             else:
@@ -65,7 +73,7 @@ class AlibiAttention:
         return out.flatten(1)
 
     def _attend_in_blocks(self, group: Group, q: Tensor, k: Tensor, v: Tensor, into: Tensor) -> None:
-        """Long sequences one after the other, without the keys that are not seen: no mask is left to add."""
+        """Compute long sequences one after the other, without their masked keys, so no mask has to be added."""
         assert self._band is not None
         for i, seen in enumerate(group.seen):
             one, keys = slice(i, i + 1), slice(seen)
@@ -78,18 +86,18 @@ class AlibiAttention:
                 )
 
     def _distances(self) -> Tensor:
-        """[heads, block, 2 · longest]: the bias of every block of queries is a part of it, further left or right."""
+        """Return a bias [heads, block, 2 · longest]; that of each block of queries is a slice along the last axis."""
         keys = torch.arange(2 * self._longest, device=self._slopes.device) - self._longest
         distance = (keys - self._places[:BLOCK, None]).abs()
         return (distance * -self._slopes[:, None, None]).to(self._dtype)
 
-    def _bias(self, group: Group, asking: Tensor) -> Tensor:
-        """[count or 1, heads, queries, slot] for queries at the places `asking`, [count or 1, queries]."""
-        distance = (self._places[: group.slot] - asking[..., None]).abs()
+    def _bias(self, group: Group, places: Tensor) -> Tensor:
+        """Return [count or 1, heads, queries, slot] for queries at `places`, [count or 1, queries]."""
+        distance = (self._places[: group.slot] - places[..., None]).abs()
         bias = distance[:, None] * -self._slopes[:, None, None]
         return (bias if group.mask is None else bias + group.mask).to(self._dtype)
 
-    def _asked_places(self, group: Group) -> Tensor:
-        """[count, 1]: where in its sequence the row stands that asks."""
-        assert self._asking is not None
-        return self._batch.positions[self._asking[group.sequences]][:, None]
+    def _output_places(self, group: Group) -> Tensor:
+        """Return [count, 1]: the position of each output row in its sequence."""
+        assert self._output_rows is not None
+        return self._batch.positions[self._output_rows[group.sequences]][:, None]

@@ -1,4 +1,4 @@
-"""The one attention function: tokens see tokens of their own sequence and no other."""
+"""Full attention over a packed batch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from sie_server.models.batch import PackedBatch
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch) -> Tensor:
-    """Bidirectional attention over the packed sequences.
+    """Return the bidirectional attention of each sequence over its own tokens, [query rows, heads * dim].
 
-    `key` and `value` are [rows, key heads, dim]. `query` is [rows, heads, dim] (every row asks) or [sequences, heads,
-    dim] (one row per sequence asks: the last layer of a model that is read out at one token); heads are a multiple of
-    the key heads (grouped queries). Any strides do: the groups of the batch are viewed, not copied. Returns
-    [query rows, heads * dim].
+    `key` and `value` are [rows, key heads, dim]. `query` is [rows, heads, dim], or [sequences, heads, dim] with one row
+    per sequence: the last layer of a model that is read out at one token. The number of heads is a multiple of the
+    key heads (grouped queries). Tensors may have any strides: the groups of the batch are viewed, not copied.
     """
     grouped = query.shape[1] != key.shape[1]
     one_query = query.shape[0] == batch.count
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for group in batch.groups:
-        asked = group.sequences if one_query else group.rows
+        query_rows = group.sequences if one_query else group.rows
         shape = (group.count, 1 if one_query else group.slot)
-        q = query[asked].unflatten(0, shape).transpose(1, 2)  # [count, heads, 1 or slot, dim]
+        q = query[query_rows].unflatten(0, shape).transpose(1, 2)  # [count, heads, 1 or slot, dim]
         k = key[group.rows].unflatten(0, (group.count, group.slot)).transpose(1, 2)
         v = value[group.rows].unflatten(0, (group.count, group.slot)).transpose(1, 2)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=group.mask, enable_gqa=grouped)
-        out[asked].unflatten(0, shape).copy_(mixed.transpose(1, 2))
+        out[query_rows].unflatten(0, shape).copy_(mixed.transpose(1, 2))
     return out.flatten(1)

@@ -1,53 +1,41 @@
-"""Causal attention over a packed batch, with a start that the sequences of a request share.
+"""Causal attention over a packed batch whose sequences may share a prefix.
 
-A *prefix* is what all sequences of one request begin with. It goes through the model once, as a sequence of its own;
-its keys and values stay with the request, and the packed sequences carry only what is their own. They see the
-prefix and, of themselves, what stands before. Spare rows stand at the end of a slot, where causal attention never
-looks from a real row.
+A *prefix* is the tokens that all sequences of one request begin with. It goes through the model once, as a separate
+sequence; the request keeps its keys and values, and the packed sequences hold only their remaining tokens. These attend
+to the prefix and to earlier tokens of their own sequence. Unused rows are at the end of a slot, so no token attends to
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sie_server.models.batch import Group, Ids, PackedBatch
+from sie_server.models.batch import Group, PackedBatch, States
 
-# The prefix is put before the keys of every sequence by copying; so many key rows at a time bound what that takes.
+# The prefix is copied before the keys of every sequence; this number of key rows at a time limits the memory it takes.
 KEY_ROWS = 16_384
 
-Product = Callable[..., Tensor]  # as scaled_dot_product_attention
-States = tuple[Tensor, Tensor]  # keys and values of one layer, each [rows, key heads, dim], rotated
-
-
-@dataclass(eq=False)
-class Prefix:
-    """The tokens that all sequences of a request begin with, and what the model made of them."""
-
-    ids: Ids
-    layers: list[States] = field(default_factory=list)  # empty until the first batch of the request
-
-    def __len__(self) -> int:
-        return len(self.ids)
+Product = Callable[..., Tensor]  # called like scaled_dot_product_attention
 
 
 @dataclass(frozen=True)
 class CausalBlock:
-    """A group of the batch as causal attention sees it; the masks are the same for every layer."""
+    """A group of the batch with its causal masks, which are the same for every layer."""
 
     group: Group
     all_rows: Tensor | None  # [1, 1, slot, prefix + slot] 0 or -inf; None: plain causal, no prefix
-    one_row: Tensor | None  # [count, 1, 1, prefix + slot] 0 or -inf; None: the read-out token sees every row
-
+    # [count, 1, 1, prefix + slot] 0 or -inf; None: the read-out token attends to every row
+    one_row: Tensor | None
     prefix: list[States]  # per layer; empty: no prefix
-    windows: tuple[int | None, ...] = ()  # per layer; empty: every row sees all before it
+    windows: tuple[int | None, ...] = ()  # per layer; empty: every row attends to all earlier rows
 
     def window(self, layer: int) -> int | None:
-        """How many rows one sees in this layer, its own included; None: as many as there are."""
+        """Return the number of rows that a row attends to in this layer, itself included; None: all earlier rows."""
         found = self.windows[layer] if self.windows else None
         return found if found and found < self.group.slot else None
 
@@ -55,12 +43,20 @@ class CausalBlock:
 def causal_blocks(
     batch: PackedBatch, dtype: torch.dtype, windows: tuple[int | None, ...] = ()
 ) -> list[CausalBlock]:
-    """The masks of a batch, in the dtype of the queries; `windows` per layer, for batches without prefix."""
+    """Build the masks of a batch in the dtype of the queries; `windows` is one entry per layer.
+
+    Raises:
+        RuntimeError: a layer has a window and the batch a prefix; the window would not hold for the prefix.
+    """
     blocks = []
     for group in batch.groups:
         if group.prefix is None:
             blocks.append(CausalBlock(group, None, group.mask, [], windows))
             continue
+        if any(windows):
+            raise RuntimeError(
+                "a batch with a shared prefix cannot run through layers with attention windows"
+            )
         before, device = len(group.prefix), batch.ids.device
         later = torch.full((group.slot, group.slot), float("-inf"), dtype=dtype, device=device).triu(1)
         all_rows = torch.nn.functional.pad(later, (before, 0))[None, None]
@@ -76,21 +72,22 @@ def causal_attention(
     layer: int,
     product: Product = scaled_dot_product_attention,
 ) -> Tensor:
-    """Every row sees its prefix, itself and the rows before it in its own sequence, as far as the layer's window.
+    """Return the attention of each row over its prefix, itself and earlier rows of its sequence, within the window.
 
-    `states` are keys and values of the batch's rows, [rows, key heads, dim]; `query` is [rows, heads, dim], or
-    [sequences, heads, dim] for the read-out tokens alone. Heads are a multiple of the key heads (grouped queries).
-    `product` is another one where a family's attention is not the usual. Returns [query rows, heads * dim].
+    `states` are keys and values of the batch's rows, [rows, key heads, dim]. `query` is [rows, heads, dim], or
+    [sequences, heads, dim] for the read-out tokens alone. The number of heads is a multiple of the key heads (grouped
+    queries). `product` replaces `scaled_dot_product_attention` where a family's attention differs. The result is
+    [query rows, heads * dim].
     """
     one_row = query.shape[0] == sum(block.group.count for block in blocks)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for block in blocks:
         group = block.group
-        asked = group.sequences if one_row else group.rows
+        query_rows = group.sequences if one_row else group.rows
         shape = (group.count, 1 if one_row else group.slot)
-        q = query[asked].unflatten(0, shape).transpose(1, 2)  # [count, heads, 1 or slot, dim]
+        q = query[query_rows].unflatten(0, shape).transpose(1, 2)  # [count, heads, 1 or slot, dim]
         k, v = (x[group.rows].unflatten(0, (group.count, group.slot)).transpose(1, 2) for x in states)
-        target = out[asked].unflatten(0, shape)
+        target = out[query_rows].unflatten(0, shape)
         step = group.count if group.prefix is None else max(1, KEY_ROWS // (len(group.prefix) + group.slot))
         for start in range(0, group.count, step):
             part = slice(start, start + step)
@@ -103,9 +100,10 @@ def _attend(
     q: Tensor, own: States, block: CausalBlock, part: slice, layer: int, one_row: bool, product: Product
 ) -> Tensor:  # [count, heads, 1 or slot, dim]
     if window := block.window(layer):
-        assert not one_row, "a model whose layers have windows is read out at all rows"
+        if one_row:
+            raise RuntimeError("a model whose layers have attention windows must be read out at all rows")
         return _attend_within(window, q, *own)
-    k, v = _behind(block.prefix[layer], own) if block.prefix else own
+    k, v = _with_prefix(block.prefix[layer], own) if block.prefix else own
     mask = block.all_rows
     if one_row:
         mask = None if block.one_row is None else block.one_row[part]
@@ -114,29 +112,28 @@ def _attend(
 
 
 def _attend_within(window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention where each row sees `window` rows, its own included; `window` queries at a time.
+    """Return causal attention where each row attends to `window` rows, itself included.
 
-    Every step sees at most twice the keys it has to, so the cost is linear in the length.
+    Each step computes `window` queries over at most twice the necessary keys, so the cost is linear in the length.
     """
     out, slot = torch.empty_like(q), q.shape[2]
     for start in range(0, slot, window):
-        asked, seen = (
-            slice(start, min(start + window, slot)),
-            slice(max(0, start - window + 1), start + window),
-        )
-        back = torch.arange(slot, device=q.device)[asked, None] - torch.arange(slot, device=q.device)[seen]
-        out[:, :, asked] = scaled_dot_product_attention(
-            q[:, :, asked],
-            k[:, :, seen],
-            v[:, :, seen],
-            attn_mask=(back >= 0) & (back < window),
+        queries = slice(start, min(start + window, slot))
+        keys = slice(max(0, start - window + 1), start + window)
+        places = torch.arange(slot, device=q.device)
+        distance = places[queries, None] - places[keys]
+        out[:, :, queries] = scaled_dot_product_attention(
+            q[:, :, queries],
+            k[:, :, keys],
+            v[:, :, keys],
+            attn_mask=(distance >= 0) & (distance < window),
             enable_gqa=True,
         )
     return out
 
 
-def _behind(prefix: States, own: States) -> States:
-    """The prefix's states before those of each sequence, [count, key heads, prefix + slot, dim]."""
+def _with_prefix(prefix: States, own: States) -> States:
+    """Return the prefix's states followed by those of each sequence, [count, key heads, prefix + slot, dim]."""
     k, v = (
         torch.cat((before.transpose(0, 1).expand(len(after), -1, -1, -1), after), dim=2)
         for before, after in zip(prefix, own, strict=True)

@@ -1,8 +1,7 @@
-"""The parts transformer families are assembled from; plain callables over tensors, no training state."""
+"""Linear layers and layer norms as plain callables over tensors, and the source they load their weights from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -10,73 +9,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.layers import onednn
-from sie_server.models.lora import Target, changes_of
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
-# The same over their input: after an adapter's change the activation is a pass of its own over memory
-IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": torch.ops.aten.gelu_,
-    "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
-    "relu": F.relu_,
-    "silu": lambda x: F.silu(x, inplace=True),
-    "tanh": torch.tanh_,
-}
+from sie_server.models.layers.activations import ACTIVATIONS, IN_PLACE
+from sie_server.models.layers.adapted import changes_of
+from sie_server.models.lora import Target
 
 
 class Weights(Protocol):
-    """Where a model's parts take their tensors from: by name, with the shape they must have."""
+    """The source of a model's tensors; each is taken by name, with the shape it must have."""
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor `name`, on the model's device and in its dtype unless another is asked for."""
+        """Return the tensor `name` on the model's device, in `dtype` or else the model's dtype."""
         ...
 
     def has(self, name: str) -> bool:
-        """True when the checkpoint holds a tensor `name`."""
+        """Return True when the checkpoint has a tensor `name`."""
         ...
 
     def leave(self, prefix: str) -> None:
-        """Tensors whose names begin with `prefix` are known and not served."""
+        """Mark tensors whose names begin with `prefix` as known and not needed."""
         ...
 
     def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
-        """Those rows of the tensor `name` of `shape`, in fp32."""
+        """Return `rows` of the tensor `name` of `shape`, in fp32."""
         ...
 
     def at(self, prefix: str) -> Weights:
-        """The same source, with `prefix.` before every name."""
+        """Return the same source with `prefix.` before every name."""
         ...
 
     def folder(self, name: str) -> Weights:
-        """The weights in a folder of the checkpoint that has its own file."""
+        """Return the source for a folder of the checkpoint that has its own weight file."""
         ...
 
     def became(self, name: str, target: Target) -> None:
-        """Note which layer the module `name` has become part of: adapters mean it by that name."""
+        """Record the layer that contains the module `name`, by which adapters refer to it."""
         ...
 
 
 class Residual(Protocol):
-    """A product whose result is added to `residual`; a family may do something to it before."""
+    """A product that is added to `residual`; a family may scale or normalise it first."""
 
     def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor: ...
 
 
 class Linear:
-    """x · Wᵀ + b, with W [outputs, inputs]; where the processor has a kernel for it, in one pass with what follows."""
+    """x · Wᵀ + b, with W [outputs, inputs]; one pass with the following operation where the CPU has a kernel for it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
         self.outputs = weight.shape[0]
-        self._packed: Tensor | None = None  # set at the first product, when nothing splits the weights
-        self._asked = False
+        self._packed: Tensor | None = None  # set at the first product: the weights are not split after it
+        self._tried_to_pack = False
 
     @classmethod
     def load(
@@ -101,7 +84,7 @@ class Linear:
         *,
         bias: bool = True,
     ) -> Linear:
-        """Several projections of one input as a single product, in the order of `outputs` (name → width)."""
+        """Load several projections of one input as a single product, in the order of `outputs` (name → width)."""
         parts = [(weights.at(name), width) for name, width in outputs.items()]
         matrices = [part.take("weight", width, inputs, dtype=dtype) for part, width in parts]
         biases = [part.take("bias", width, dtype=dtype) for part, width in parts] if bias else None
@@ -113,15 +96,14 @@ class Linear:
         return linear
 
     def split(self, outputs: int) -> tuple[Linear, Linear]:
-        """The first `outputs` outputs and the others, as views of the same weights."""
+        """Return the first `outputs` outputs and the others, as views of the same weights."""
         w, b = self.weight, self.bias
-        head, tail = slice(None, outputs), slice(outputs, None)
-        return Linear(w[head], None if b is None else b[head]), Linear(
-            w[tail], None if b is None else b[tail]
-        )
+        if b is None:
+            return Linear(w[:outputs], None), Linear(w[outputs:], None)
+        return Linear(w[:outputs], b[:outputs]), Linear(w[outputs:], b[outputs:])
 
     def __call__(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
-        """activation(x · Wᵀ + b), or x · Wᵀ + b + residual; x is [rows, inputs]."""
+        """Return activation(x · Wᵀ + b), or x · Wᵀ + b + residual; x is [rows, inputs]."""
         changes = changes_of(self, len(x))
         if not changes:
             return self._product(x, activation, residual)
@@ -131,7 +113,7 @@ class Linear:
         return IN_PLACE[activation](y) if activation else y
 
     def _product(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-        if not self._asked:
+        if not self._tried_to_pack:
             self._pack()
         if self._packed is not None:
             return onednn.linear(x, self._packed, self.bias, activation, residual)
@@ -140,13 +122,13 @@ class Linear:
         return y if residual is None else y + residual
 
     def plain_weight(self) -> Tensor:
-        """W as it was loaded, [outputs, inputs]; may be asked for while another thread makes products."""
-        weight = self.weight  # looked at first: it is given up only after the packed copy is there
+        """Return W as it was loaded, [outputs, inputs]; safe while another thread computes products."""
+        weight = self.weight  # read first: it is dropped only after the packed copy exists
         return weight if weight.numel() or self._packed is None else self._packed.to_dense()
 
     def _pack(self) -> None:
         self._packed = onednn.pack(self.weight)
-        self._asked = True
+        self._tried_to_pack = True
         if self._packed is not None:
             self.weight = self.weight.new_empty(0)  # the packed copy replaces it
 
@@ -185,7 +167,7 @@ class LayerNorm:
 
 
 def capped(x: Tensor, cap: float | None) -> Tensor:
-    """Squashed to ±cap, nearly unchanged far below; None: unchanged."""
+    """Return cap · tanh(x / cap), which is nearly x far below the cap; x itself where `cap` is None."""
     return x if cap is None else cap * torch.tanh(x / cap)
 
 

@@ -1,8 +1,8 @@
-"""Attention within a sliding window: a token sees those at most `reach` positions away, on both sides.
+"""Attention within a sliding window: a token attends to tokens at most `reach` positions away, on both sides.
 
-Short sequences are one dense block under a band mask. Long ones are cut into blocks of queries that see their own block
-and `reach` keys on either side, so the cost is linear in the length; the values are the same. Masks are built once per
-batch and shared by all layers.
+Short sequences are one dense block with a band mask. Long ones are cut into blocks of queries that attend to their own
+block and `reach` keys on either side, so the cost is linear in the length; the values are the same. Masks are built
+once per batch and shared by all layers.
 """
 
 from __future__ import annotations
@@ -16,43 +16,45 @@ from sie_server.models.batch import Group, PackedBatch
 
 
 class LocalAttention:
-    """The window of one batch; called as `attention` is, by every layer that is local."""
+    """Attention with the window masks of one batch; called like `attention`, by every local layer."""
 
     def __init__(self, batch: PackedBatch, reach: int, dtype: torch.dtype) -> None:
-        """`reach`: tokens to either side; `dtype`: of queries and keys."""
+        """Build the masks; `reach` is in tokens to either side, `dtype` that of queries and keys."""
         self._batch, self._reach, self._dtype = batch, reach, dtype
-        self._block = max(32, 2 * reach)  # queries; each then sees at most twice as many keys as it has to
+        self._block = max(32, 2 * reach)  # queries; a block has at most twice the necessary keys
         self._masks = [self._mask(group) for group in batch.groups]
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, asking: Tensor | None = None) -> Tensor:
-        """`key` and `value` are [rows, heads, dim], `query` the same.
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, output_rows: Tensor | None = None
+    ) -> Tensor:
+        """Return [query rows, heads * dim].
 
-        With `asking`, rows one per sequence, `query` is [sequences, heads, dim] of those rows.
-        Returns [query rows, heads * dim].
+        `query`, `key` and `value` are [rows, heads, dim]. With `output_rows`, one per sequence, `query` is
+        [sequences, heads, dim] of these rows.
         """
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for group, mask in zip(self._batch.groups, self._masks, strict=True):
-            asked = group.rows if asking is None else group.sequences
+            query_rows = group.rows if output_rows is None else group.sequences
             shape = (group.count, group.slot)
-            q = query[asked].unflatten(0, shape if asking is None else (group.count, 1))
+            q = query[query_rows].unflatten(0, shape if output_rows is None else (group.count, 1))
             k, v = (x[group.rows].unflatten(0, shape) for x in (key, value))
-            if asking is not None:
-                mixed = _attend(q, k, v, self._one_query_mask(group, asking))
+            if output_rows is not None:
+                mixed = _attend(q, k, v, self._one_query_mask(group, output_rows))
             elif self._blocked(group):
                 mixed = self._attend_in_blocks(q, k, v, mask)
             else:
                 mixed = _attend(q, k, v, mask)
-            out[asked] = mixed.flatten(0, 1)
+            out[query_rows] = mixed.flatten(0, 1)
         return out.flatten(1)
 
     def _blocked(self, group: Group) -> bool:
-        # blocks copy keys and values; with a reach of 64 that pays from about 400 (fp32) to 700 (bf16) rows on a CPU
+        # blocks copy keys and values; with a reach of 64 they are faster from 400 (fp32) or 700 (bf16) rows on a CPU
         return group.slot > 4 * self._block
 
     def _mask(self, group: Group) -> Tensor | None:
-        """[count or 1, 1, slot, slot], or [count · blocks, 1, block, block + 2 · reach] of a blocked group."""
+        """Return [count or 1, 1, slot, slot], or [count · blocks, 1, block, block + 2 · reach] of a blocked group."""
         if group.slot <= self._reach + 1:
-            return group.mask  # everything is in reach
+            return group.mask  # every key is within reach
         device = self._batch.ids.device
         seen = _seen(group)
         if self._blocked(group):
@@ -69,24 +71,24 @@ class LocalAttention:
         near = distance.abs() <= self._reach
         if seen is not None:
             near = near & seen
-            # a row that would see nothing sees itself: a softmax over nothing would be NaN, and spread from there
+            # a row without keys attends to itself: a softmax over nothing is NaN, which would spread to other rows
             near |= (distance == 0) & ~near.any(-1, keepdim=True)
         mask = torch.zeros(near.shape, dtype=self._dtype, device=near.device).masked_fill_(
             ~near, float("-inf")
         )
         return mask if mask.ndim == 4 else mask[None, None]
 
-    def _one_query_mask(self, group: Group, asking: Tensor) -> Tensor:
-        """[count, 1, 1, slot]"""
-        places = self._batch.positions[asking[group.sequences]]
+    def _one_query_mask(self, group: Group, output_rows: Tensor) -> Tensor:
+        """Return the mask of the output rows, [count, 1, 1, slot]."""
+        places = self._batch.positions[output_rows[group.sequences]]
         distance = torch.arange(group.slot, device=places.device) - places[:, None]
         seen = _seen(group)
         return self._additive(distance[:, None, None, :], None if seen is None else seen[:, None, None, :])
 
     def _windows(self, x: Tensor) -> Tensor:
-        """[count, slot, …] → [count, blocks, …, block + 2 · reach]: the keys of each block of queries."""
-        spare = -x.shape[1] % self._block
-        padding = (0, 0) * (x.ndim - 2) + (self._reach, self._reach + spare)
+        """Return the keys of each block of queries: [count, slot, …] → [count, blocks, …, block + 2 · reach]."""
+        missing = -x.shape[1] % self._block
+        padding = (0, 0) * (x.ndim - 2) + (self._reach, self._reach + missing)
         windows: Tensor = F.pad(x, padding).unfold(1, self._block + 2 * self._reach, self._block)
         return windows
 
@@ -100,12 +102,12 @@ class LocalAttention:
 
 
 def _seen(group: Group) -> Tensor | None:
-    """[count, slot] bool: the keys that are seen at all; None: all."""
+    """Return the keys that are not masked, [count, slot] bool; None: all."""
     return None if group.mask is None else group.mask[:, 0, 0] == 0
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """[count, rows, heads, dim] → the same of q."""
+    """Return the attention of q, k and v, each [count, rows, heads, dim], in the shape of q."""
     mixed = scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
     )

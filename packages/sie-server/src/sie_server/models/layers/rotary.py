@@ -1,10 +1,10 @@
-"""Rotary positions: queries and keys are turned by an angle that grows with the position.
+"""Rotary positions: queries and keys are rotated by an angle that grows with the position.
 
-RoFormer, Su et al., 2021, https://arxiv.org/abs/2104.09864. The halves of a head are rotated against each other
-(dimension i with i + dim/2), as GPT-NeoX laid it out and all models here have it. Computed in fp32 whatever the model
-computes in: at position 8,000 a bf16 angle would be off by whole turns.
+RoFormer, Su et al., 2021, https://arxiv.org/abs/2104.09864. Dimension i of a head is paired with i + dim/2, as in
+GPT-NeoX and in all models here. Angles are computed in fp32 for every model dtype: at position 8,000 a bf16 angle
+would be wrong by full rotations.
 
-`read_rope` understands both spellings of `config.json`: `rope_parameters` (transformers 5) and `rope_theta` with
+`read_rope` reads both spellings of `config.json`: `rope_parameters` (transformers 5) and `rope_theta` with
 `rope_scaling` (transformers 4). The scaling formulas are those of `transformers.modeling_rope_utils`.
 """
 
@@ -24,29 +24,29 @@ KINDS = ("default", "linear", "llama3")
 
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """How fast each pair of dimensions turns."""
+    """The parameters from which the rotation frequency of each pair of dimensions is computed."""
 
-    dim: int  # dimensions that turn, the whole head for the families served
+    dim: int  # rotated dimensions; the whole head in all supported families
     theta: float
     kind: str = "default"  # one of KINDS
-    factor: float = 1.0  # linear, llama3: by how much positions are stretched
+    factor: float = 1.0  # linear, llama3: positions are divided by it
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 1.0  # llama3
     original_length: int = 0  # llama3, tokens
 
 
 def read_rope(config: dict[str, Any], dim: int) -> RopeSpec:
-    """The rotary part of a `config.json`.
+    """Read the rotary fields of a `config.json`.
 
     Raises:
-        UnsupportedCheckpoint: a kind of scaling that is not served.
+        UnsupportedCheckpoint: the kind of scaling is not supported.
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = str(given.get("rope_type") or given.get("type") or "default")
     if kind not in KINDS:
-        raise UnsupportedCheckpoint(f"rope_type {kind!r} is not served; served: {', '.join(KINDS)}")
+        raise UnsupportedCheckpoint(f"rope_type {kind!r} is not supported; supported: {', '.join(KINDS)}")
     if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise UnsupportedCheckpoint("partial_rotary_factor other than 1 is not served")
+        raise UnsupportedCheckpoint("partial_rotary_factor is not 1; only 1 is supported")
     theta = float(given.get("rope_theta", config.get("rope_theta", 10000.0)))
     if kind == "default":
         return RopeSpec(dim=dim, theta=theta)
@@ -66,12 +66,12 @@ def read_rope(config: dict[str, Any], dim: int) -> RopeSpec:
 
 
 def inverse_frequencies(dim: int, theta: float) -> Tensor:
-    """Radians per position of each pair of dimensions: theta^(-2i/dim), [dim / 2] fp32."""
+    """Return the radians per position of each pair of dimensions: theta^(-2i/dim), [dim / 2] fp32."""
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
 def scaled_frequencies(spec: RopeSpec) -> Tensor:
-    """Radians per position of each pair of dimensions, [dim / 2] fp32."""
+    """Return the radians per position of each pair of dimensions, scaled, [dim / 2] fp32."""
     plain = inverse_frequencies(spec.dim, spec.theta)
     if spec.kind == "llama3":
         return _llama3(plain, spec)
@@ -79,7 +79,7 @@ def scaled_frequencies(spec: RopeSpec) -> Tensor:
 
 
 def _llama3(plain: Tensor, spec: RopeSpec) -> Tensor:
-    """Long waves are stretched, short ones left alone, those between by a share of both (Llama 3.1)."""
+    """Divide the frequencies of long waves, keep those of short ones, and blend in between (Llama 3.1)."""
     wavelength = 2 * math.pi / plain
     share = (spec.original_length / wavelength - spec.low_freq_factor) / (
         spec.high_freq_factor - spec.low_freq_factor
@@ -91,14 +91,14 @@ def _llama3(plain: Tensor, spec: RopeSpec) -> Tensor:
 
 
 class Rotary:
-    """The angles of one batch; rows without a token are turned as position 0."""
+    """The rotation angles of one batch; rows without a token have position 0."""
 
     def __init__(self, positions: Tensor, frequencies: Tensor) -> None:
         angles = positions[:, None].float() * frequencies.to(positions.device)  # [rows, dim / 2]
         self.cos, self.sin = angles.cos(), angles.sin()
 
     def at(self, rows: Tensor | None) -> Rotary:
-        """The angles of some rows; None: of all."""
+        """Return the angles of `rows`; None: of all rows."""
         if rows is None:
             return self
         part = object.__new__(Rotary)
@@ -106,7 +106,7 @@ class Rotary:
         return part
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn x, [rows, …, dim]; every dimension between is turned alike."""
+        """Rotate x, [rows, …, dim]; the middle dimensions share the angles of their row."""
         shape = (len(self.cos), *(1,) * (x.ndim - 2), -1)
         cos, sin = self.cos.view(shape), self.sin.view(shape)
         first, second = x.float().chunk(2, dim=-1)

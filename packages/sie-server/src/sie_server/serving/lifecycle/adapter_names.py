@@ -1,4 +1,4 @@
-"""Which adapters a model may be asked for, by name: from its catalog entry, from `--adapter`, from admin callers."""
+"""The adapters that requests may name: from a model's catalog entry, from `--adapter`, and from admin callers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from sie_server.wire import AdapterInfo
 
 
 class AdapterNames:
-    """The names of all models' adapters, and what each means."""
+    """The adapter names of all models, and the source of each."""
 
     def __init__(self, configured: Mapping[str, Mapping[str, str]]) -> None:
-        """`configured`: model → adapter → source, as the operator said at start."""
+        """`configured`: model → adapter → source, from the operator's configuration."""
         self._configured = configured
 
     def sources(self, slot: Slot, config: ModelConfig | None = None) -> dict[str, str]:
-        """Name → source of every adapter that a model may be asked for; `config` is that of another version."""
+        """Return name → source of every adapter of a model; `config` is that of another version of it."""
         entry = (config or slot.config).entry
         return {**(entry.adapters if entry else {}), **self._configured.get(slot.name, {}), **slot.adapters}
 
     def infos(self, slot: Slot) -> list[AdapterInfo]:
-        """For `GET /v1/models`."""
+        """Describe the adapters of a model for `GET /v1/models`."""
         attached = slot.serving.attached if slot.serving else {}
         return [
             AdapterInfo(
@@ -37,32 +37,32 @@ class AdapterNames:
         ]
 
     def check(self, slot: Slot, name: str, config: ModelConfig | None = None) -> str:
-        """The source of an adapter that the model may be asked for.
+        """Return the source of an adapter.
 
         Raises:
-            AdapterNotFound: with the names that look alike.
+            AdapterNotFound: with the names that look similar.
         """
         sources = self.sources(slot, config)
         if name not in sources:
-            known = f"; it has {', '.join(sorted(sources))}" if sources else ", nor any other"
+            known = f"; it has {', '.join(sorted(sources))}" if sources else " and no other adapter"
             raise AdapterNotFound(
                 f"model {slot.name!r} has no adapter {name!r}{suggest(name, list(sources)) or known}"
             )
         return sources[name]
 
     def check_source(self, slot: Slot, name: str, source: str) -> bool:
-        """True when the name is known, and from there.
+        """Return whether the name is known, with this source.
 
         Raises:
-            Conflict: it is from elsewhere, with what would help.
+            Conflict: the name has another source; the message has the next step.
         """
         before = self.sources(slot).get(name)
         if before is not None and not same_place(before, source):
             hint = "unload it first"
             if name not in slot.adapters:
                 hint = (
-                    "that was configured (--adapter, or `adapters` of its YAML file), and unloading does not change "
-                    "it: load the other one under another name, or change the configuration"
+                    "the configuration (--adapter, or `adapters` of its YAML file) says so, and unloading does not "
+                    "change it: load the other adapter under another name, or change the configuration"
                 )
             raise Conflict(f"adapter {name!r} of {slot.name!r} is from {before!r}; {hint}")
         return before is not None

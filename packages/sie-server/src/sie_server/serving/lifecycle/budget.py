@@ -1,48 +1,200 @@
-"""What to say when a model or an adapter finds no room: both sizes, who holds the rest, and what would help."""
+"""The memory budget of all models and adapters: a load reserves its bytes here before it reads any weights.
+
+A load waits until its bytes fit. Idle models are evicted for it, then unused adapters are dropped. Models that are in
+use without a pause are drained after a while.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
 
 from sie_server.errors import ModelLoadFailed, SIEError
-from sie_server.serving.lifecycle.slots import NoRoom, Slot
+from sie_server.serving.lifecycle import eviction
+from sie_server.serving.lifecycle.slots import AttachedAdapter, Slot, Version
+from sie_server.serving.lifecycle.table import SlotTable
+from sie_server.serving.loading.failures import BudgetExhausted
+from sie_server.serving.metrics import Metrics
 
-KEY = "memory_budget_mb"
+log = logging.getLogger("sie_server.registry")
+SETTING = "memory_budget_mb"
+# The share of load_wait_s that a load waits for free memory before a model in use is drained for it. A model that
+# serves is drained only after it has served for as long.
+PATIENCE = 0.25
 
 
-def never(what: str, need: int, slots: Iterable[Slot], budget: int, beside: int = 0) -> SIEError:
-    """It does not fit, whoever else gives way; `beside` is what an adapter cannot do without: its model."""
-    if need + beside > budget:
-        beside_it = f" beside the {_mib(beside)} of its model" * bool(beside)
+@dataclass(frozen=True)
+class MemoryRequest:
+    """Bytes that a load needs, and what may be unloaded for it."""
+
+    what: str  # the name in messages
+    slot: Slot  # its serving version stays
+    need: int  # bytes
+    model_bytes: int = 0  # for an adapter: the bytes of its model, which stays
+    may_drain: bool = True  # models in use
+    may_drop: bool = True  # unused adapters of models that stay
+    adapter: AttachedAdapter | None = None
+
+
+class MemoryBudget:
+    """Used on the event loop only."""
+
+    def __init__(self, table: SlotTable, total_bytes: int, wait_s: float, metrics: Metrics) -> None:
+        """`wait_s` is how long a load waits until its bytes fit."""
+        self.total_bytes = total_bytes
+        self._table, self._metrics = table, metrics
+        self._wait_s, self._patience_s = wait_s, PATIENCE * wait_s
+
+    async def reserve_version(self, slot: Slot, version: Version, *, may_drain: bool) -> None:
+        """Reserve the bytes of a version and add it to its slot.
+
+        Raises:
+            ModelLoadFailed: the bytes never fit.
+            BudgetExhausted: they did not fit in time.
+        """
+        request = MemoryRequest(f"model {slot.name!r}", slot, version.nbytes, may_drain=may_drain)
+        plan = await self._wait_for_plan(request, self._wait_s)
+        slot.versions.append(version)
+        await self._apply(plan)
+
+    async def reserve_adapter(
+        self, slot: Slot, version: Version, adapter: AttachedAdapter, need: int
+    ) -> None:
+        """Reserve the bytes of an adapter.
+
+        An adapter of a version that does not serve yet gets only what idle models leave, without waiting. The first
+        request for it loads it otherwise.
+
+        Raises:
+            ModelLoadFailed: the bytes never fit.
+            BudgetExhausted: they did not fit in time.
+        """
+        serves = version is slot.serving
+        request = MemoryRequest(
+            f"adapter '{slot.name}:{adapter.name}'",
+            slot,
+            need,
+            model_bytes=version.nbytes,
+            may_drain=serves,
+            may_drop=serves,
+            adapter=adapter,
+        )
+        plan = await self._wait_for_plan(request, self._wait_s if serves else 0.0)
+        adapter.nbytes, adapter.timeout_error = need, None
+        await self._apply(plan)
+
+    async def settle(self, slot: Slot) -> None:
+        """Evict idle models if a loaded version takes more bytes than it reserved."""
+        plan = eviction.make_room(self._table.allocations(slot), self.total_bytes, 0)
+        await self._evict(plan.evict)
+
+    async def _wait_for_plan(self, request: MemoryRequest, seconds: float) -> eviction.Plan:
+        """Return a plan that fits, as soon as there is one. The caller reserves and applies it without awaiting.
+
+        Two models that are in use without a pause would keep a third one from ever loading. So a request that
+        `may_drain` has them drained after `_patience_s`.
+        """
+        started = time.monotonic()
+        while not (plan := self._plan(request)).fits:
+            waited = time.monotonic() - started
+            if request.need + request.model_bytes > self.total_bytes or not plan.possible:
+                raise self._never_fits(request)
+            error = self.exhausted(request.what, request.need, waited)
+            if waited >= seconds:
+                raise error
+            if request.adapter:
+                request.adapter.timeout_error = error
+            if request.may_drain and waited >= self._patience_s:
+                self._drain_for(request, plan.drain)
+            await self._table.wait_for_change(min(self._patience_s, seconds - waited))
+        return plan
+
+    def _plan(self, request: MemoryRequest) -> eviction.Plan:
+        droppable = []
+        if request.may_drop:
+            slots = self._table.by_id.values()
+            droppable = [a for slot in slots for a in slot.droppable_adapters(stays=slot is request.slot)]
+        return eviction.make_room(
+            self._table.allocations(request.slot), self.total_bytes, request.need, droppable
+        )
+
+    def _drain_for(self, request: MemoryRequest, names: list[str]) -> None:
+        now = time.monotonic()
+        for name in names:
+            slot = self._table.by_id[name]
+            if slot.serving and now - slot.serving.serving_since >= self._patience_s:
+                log.info("draining %s to make room for %s", name, request.what)
+                self._metrics.evictions.labels(name).inc()
+                self._table.unload(slot)
+
+    async def _apply(self, plan: eviction.Plan) -> None:
+        for label in plan.drop:
+            name, _, adapter = label.rpartition(":")
+            self.drop_adapter(self._table.by_id[name], adapter)
+        await self._evict(plan.evict)
+
+    async def _evict(self, names: list[str]) -> None:
+        tasks = []
+        for name in names:
+            log.info("unloading %s to make room", name)
+            self._metrics.evictions.labels(name).inc()
+            tasks.append(self._table.unload(self._table.by_id[name]))
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def drop_adapter(self, slot: Slot, name: str, version: Version | None = None) -> None:
+        """Drop an adapter of the serving version, or of `version`, to make room."""
+        version = version or slot.serving
+        if version is None:
+            raise RuntimeError(f"slot {slot.name!r} serves no version")
+        log.info("unloading adapter %s of %s to make room", name, slot.name)
+        self._metrics.adapter_evictions.labels(slot.name).inc()
+        version.drop(name)
+        self._table.wake()
+
+    # ── errors: both sizes, the models that hold the memory, and the next step ──
+
+    def _never_fits(self, request: MemoryRequest) -> SIEError:
+        need, total = _mib(request.need), _mib(self.total_bytes)
+        if request.need + request.model_bytes <= self.total_bytes:
+            return BudgetExhausted(
+                f"{request.what} needs {need} of {total} ({SETTING}), and models that cannot be unloaded hold too "
+                f"much: {self._holders()}. Unload one of them or raise {SETTING}",
+                retry_after_s=60,
+            )
+        if request.model_bytes:
+            need += f" in addition to the {_mib(request.model_bytes)} of its model"
         return ModelLoadFailed(
-            f"{what} needs {_mib(need)}{beside_it}, and all models together may hold {_mib(budget)} ({KEY})",
+            f"{request.what} needs {need}, and the budget for all models is {total} ({SETTING})",
             error_class="MemoryBudget",
             permanent=True,
             attempts=1,
         )
-    return NoRoom(
-        f"{what} needs {_mib(need)} of {_mib(budget)} ({KEY}), and what stays holds too much: "
-        f"{_holders(slots)}. Unload one of them or raise {KEY}",
-        retry_after_s=60,
-    )
 
+    def exhausted(self, what: str, need: int, waited_s: float) -> SIEError:
+        """The error while models in use hold the memory. The wait so far is the estimate for Retry-After."""
+        return BudgetExhausted(
+            f"{what} needs {_mib(need)} of {_mib(self.total_bytes)} ({SETTING}), held by models in use: "
+            f"{self._holders()}",
+            retry_after_s=max(1.0, waited_s),
+        )
 
-def none_yet(what: str, need: int, slots: Iterable[Slot], budget: int, waited_s: float) -> SIEError:
-    """Models in use hold the memory; how long they will is not known, so the guess is as long as it took so far."""
-    return NoRoom(
-        f"{what} needs {_mib(need)} of {_mib(budget)} ({KEY}), held by models in use: {_holders(slots)}",
-        retry_after_s=max(1.0, waited_s),
-    )
-
-
-def _holders(slots: Iterable[Slot]) -> str:
-    holders = sorted((s for s in slots if s.memory_bytes), key=lambda slot: -slot.memory_bytes)
-    return ", ".join(f"{slot.name} {_mib(slot.memory_bytes)}{_remarks(slot)}" for slot in holders)
+    def _holders(self) -> str:
+        holders = sorted(
+            (s for s in self._table.all() if s.memory_bytes), key=lambda slot: -slot.memory_bytes
+        )
+        return ", ".join(f"{slot.name} {_mib(slot.memory_bytes)}{_remarks(slot)}" for slot in holders)
 
 
 def _remarks(slot: Slot) -> str:
     adapters = slot.memory_bytes - sum(version.nbytes for version in slot.versions)
-    remarks = ["pinned"] * slot.pinned + [f"{_mib(adapters)} of it adapters"] * (adapters > 0)
+    remarks = []
+    if slot.pinned:
+        remarks.append("pinned")
+    if adapters:
+        remarks.append(f"{_mib(adapters)} of it adapters")
     return f" ({', '.join(remarks)})" if remarks else ""
 
 

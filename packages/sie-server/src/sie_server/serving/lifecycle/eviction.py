@@ -1,4 +1,4 @@
-"""Who gives way to another model or adapter: pure policy over what is held, without threads or a clock of its own."""
+"""Which models and adapters to unload when another one needs memory. Pure policy, without threads or a clock."""
 
 from __future__ import annotations
 
@@ -7,80 +7,83 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Held:
-    """One version of a model and the memory it holds; `name` is whatever the caller knows it by."""
+class Allocation:
+    """The memory of one version or adapter; `name` is a label that the caller chooses."""
 
     name: str
     nbytes: int
     last_use: float  # seconds on any clock
-    loaded: float = 0.0  # when it began to serve, on the same clock
-    in_use: bool = False  # somebody has a lease on it, or waits for one
+    serving_since: float = 0.0  # on the same clock
+    in_use: bool = False  # a request has a lease or waits for one
     pinned: bool = False
-    passing: bool = False  # loading or draining: it neither can be evicted nor will stay as it is
+    in_transition: bool = False  # loading or draining: its memory cannot be taken now
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to make room. Not `fits`: not now; then `drain` names those in use that would have to go first."""
+    """How to make room. When `fits` is false, nothing can go now, and `drain` names versions in use to drain first."""
 
     fits: bool
     evict: list[str] = field(default_factory=list)
-    drop: list[str] = field(default_factory=list)  # of the `spare` parts
+    drop: list[str] = field(default_factory=list)  # adapters
     drain: list[str] = field(default_factory=list)
-    possible: bool = True  # False: not even with everything gone that may go
+    possible: bool = True  # False: the bytes do not fit even after everything else is gone
 
 
-def make_room(held: Sequence[Held], budget: int, need: int, spare: Sequence[Held] = ()) -> Plan:
-    """How `need` bytes more fit into `budget`.
+def make_room(
+    allocations: Sequence[Allocation], budget: int, need: int, droppable: Sequence[Allocation] = ()
+) -> Plan:
+    """Plan how `need` more bytes fit into `budget`.
 
-    Idle versions go, the least recently used first; never one that is in use, pinned or passing. Then those of the
-    `spare` parts, of versions that stay, that nobody uses. When all that is not enough nothing is evicted yet, and of
-    the versions in use the longest loaded are named to be drained.
+    Idle versions are evicted first, the least recently used one first. Versions that are in use, pinned or in
+    transition stay. Unused `droppable` adapters, whose versions stay, are next. If that is not enough, the plan evicts
+    nothing and names the versions in use that have served longest, to be drained.
     """
-    missing = _total(held) + need - budget
-    free = [h for h in held if not h.pinned and not h.passing]
-    idle = sorted((h for h in free if not h.in_use), key=lambda h: h.last_use)
-    parts = sorted((h for h in spare if not h.in_use), key=lambda h: h.last_use)
-    chosen = _enough([*idle, *parts], missing)
+    missing = _total(allocations) + need - budget
+    free = [a for a in allocations if not a.pinned and not a.in_transition]
+    idle = sorted((a for a in free if not a.in_use), key=lambda a: a.last_use)
+    adapters = sorted((a for a in droppable if not a.in_use), key=lambda a: a.last_use)
+    chosen = _enough([*idle, *adapters], missing)
     if chosen is not None:
-        evict, drop = ([h.name for h in some if any(h is c for c in chosen)] for some in (idle, parts))
+        evict, drop = ([a.name for a in group if any(a is c for c in chosen)] for group in (idle, adapters))
         return Plan(True, evict, drop)
-    busy = sorted((h for h in free if h.in_use), key=lambda h: h.loaded)
+    busy = sorted((a for a in free if a.in_use), key=lambda a: a.serving_since)
+    in_transition = [a for a in allocations if a.in_transition]
     missing -= (
-        _total(idle) + _total(parts) + sum(h.nbytes for h in held if h.passing)
-    )  # go now, or by themselves
+        _total(idle) + _total(adapters) + _total(in_transition)
+    )  # free now, or soon without being drained
     drain = _enough(busy, missing)
     if drain is not None:
-        return Plan(False, drain=[h.name for h in drain])
-    later = sum(h.nbytes for h in spare if h.in_use)  # nobody can be made to give these up, but they may
+        return Plan(False, drain=[a.name for a in drain])
+    later = _total(a for a in droppable if a.in_use)  # cannot be forced out, but may become free
     return Plan(False, possible=_total(busy) + later >= missing)
 
 
-def _total(held: Iterable[Held]) -> int:
-    return sum(h.nbytes for h in held)
+def _total(allocations: Iterable[Allocation]) -> int:
+    return sum(a.nbytes for a in allocations)
 
 
-def _enough(candidates: Sequence[Held], missing: int) -> list[Held] | None:
-    """The first candidates that together free `missing` bytes, without those that turn out not to be needed."""
-    chosen: list[Held] = []
-    for held in candidates:
+def _enough(candidates: Sequence[Allocation], missing: int) -> list[Allocation] | None:
+    """Return the first candidates that together free `missing` bytes, without those that prove unnecessary."""
+    chosen: list[Allocation] = []
+    for candidate in candidates:
         if missing <= 0:
             break
-        chosen.append(held)
-        missing -= held.nbytes
+        chosen.append(candidate)
+        missing -= candidate.nbytes
     if missing > 0:
         return None
-    for held in reversed(chosen[:-1]):
-        if missing + held.nbytes <= 0:
-            chosen.remove(held)
-            missing += held.nbytes
+    for candidate in reversed(chosen[:-1]):
+        if missing + candidate.nbytes <= 0:
+            chosen.remove(candidate)
+            missing += candidate.nbytes
     return chosen
 
 
-def idle_for(held: Sequence[Held], now: float, seconds: float) -> list[str]:
-    """The versions nobody has used for `seconds`, and that may go."""
+def idle_for(allocations: Sequence[Allocation], now: float, seconds: float) -> list[str]:
+    """Return the evictable versions that no request has used for `seconds`."""
     return [
-        h.name
-        for h in held
-        if not (h.in_use or h.pinned or h.passing) and now - max(h.last_use, h.loaded) >= seconds
+        a.name
+        for a in allocations
+        if not (a.in_use or a.pinned or a.in_transition) and now - max(a.last_use, a.serving_since) >= seconds
     ]

@@ -1,13 +1,13 @@
-"""Model id → slot, and leases. One task at a time changes a slot; requests only begin loads, and wait.
+"""Model id → slot, and leases. Requests only start loads and wait; one task at a time changes a slot.
 
               ┌────────────────────── done ─────────────────────┐
               ▼                                                 │
-          available ──lease or load──▶ loading ──▶ loaded ──▶ unloading   idle too long, evicted, or told to
+          available ──lease or load──▶ loading ──▶ loaded ──▶ unloading   idle, evicted or unloaded
               ▲                           │         │  ▲
-              └──cool-down over── failed ◀┘         └──┘ swap: the new version loads beside the serving one
+              └──cool-down over── failed ◀┘         └──┘ swap: the new version loads while the old one serves
 
-A lease holds one version, from tokenising to the answer. A version that was replaced or is unloaded takes no new
-leases, and is freed when its last one ends.
+A lease is a hold on one version, from tokenising to the answer. A version that was replaced or is unloading takes no
+new leases, and is freed when its last lease ends.
 """
 
 from __future__ import annotations
@@ -20,52 +20,51 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import ModelLoading, ModelNotFound, SIEError
-from sie_server.serving.lifecycle import budget as room
 from sie_server.serving.lifecycle.adapters import Adapters
-from sie_server.serving.lifecycle.loader import Loader
-from sie_server.serving.lifecycle.slots import NoRoom, Slot, Version, copy_of
+from sie_server.serving.lifecycle.budget import MemoryBudget
+from sie_server.serving.lifecycle.slots import Slot, Version
+from sie_server.serving.lifecycle.table import SlotTable
 from sie_server.serving.lifecycle.transitions import Transitions
-from sie_server.serving.metrics import Metrics
+from sie_server.serving.loading.failures import BudgetExhausted, copy_of
+from sie_server.serving.loading.loader import Loader
 from sie_server.wire import ModelInfo, Profile
 
 
 class Leased(NamedTuple):
-    """What a request works with."""
+    """The engine, and the adapter if the request names one."""
 
     engine: Engine
     adapter: Adapter | None
 
 
 class Registry:
-    """All slots; used on the event loop only."""
+    """All models; used on the event loop only."""
 
     def __init__(
         self,
-        models: Mapping[str, ModelConfig],
+        table: SlotTable,
         loader: Loader,
-        wait_s: float,
-        budget_bytes: int,
-        metrics: Metrics,
+        budget: MemoryBudget,
         adapters: Adapters,
+        transitions: Transitions,
+        wait_s: float,
     ) -> None:
-        self.slots = {name: Slot(config, config, config.preload) for name, config in models.items()}
-        self.tasks = Transitions(self.slots, loader, wait_s, budget_bytes, metrics, adapters)
-        self.adapters = adapters
-        self._wait_s = wait_s
+        """`wait_s` is how long a request waits for its model and adapter."""
+        self.table, self._loader, self._budget = table, loader, budget
+        self.adapters, self.transitions, self._wait_s = adapters, transitions, wait_s
 
     def __contains__(self, name: str) -> bool:
-        return name in self.slots
+        return name in self.table.by_id
 
     def info(self, name: str) -> ModelInfo:
-        """What is known of one model, under the name it was asked for, which may be MODEL:ADAPTER; never loads it.
+        """Describe one model, under the name of the request, which may be MODEL:ADAPTER. Never loads the model.
 
         Raises:
-            ModelNotFound, AdapterNotFound: with the names that look alike.
+            ModelNotFound, AdapterNotFound: with the names that look similar.
         """
         model, adapter = self.resolve(name)
         slot = self.slot(model)
@@ -74,12 +73,14 @@ class Registry:
         return structs.replace(slot.info(self.adapters.names.infos(slot)), name=name)
 
     def resolve(self, name: str) -> tuple[str, str | None]:
-        """MODEL or MODEL:ADAPTER as model and adapter; what is not known stays as it is."""
+        """Split MODEL:ADAPTER of a known model. Any other name is a model without an adapter."""
         model, _, adapter = name.rpartition(":")
-        return (model, adapter) if name not in self.slots and model in self.slots else (name, None)
+        if name not in self.table.by_id and model in self.table.by_id:
+            return model, adapter
+        return name, None
 
     def profiles(self, name: str) -> Mapping[str, Profile]:
-        """What `options.profile` may be, beside `default`.
+        """The values of `options.profile` in addition to `default`.
 
         Raises:
             ModelNotFound
@@ -87,43 +88,47 @@ class Registry:
         return self.slot(name).config.profiles
 
     def infos(self) -> list[ModelInfo]:
-        """All models, by id."""
-        return [self.info(name) for name in sorted(self.slots)]
+        """Describe all models, sorted by id."""
+        return [self.info(name) for name in sorted(self.table.by_id)]
 
     def slot(self, name: str) -> Slot:
-        """Raises ModelNotFound, with the ids that look alike."""
-        if name not in self.slots:
-            hint = suggest(name, list(self.slots))
-            raise ModelNotFound(f"model {name!r} is not known here{hint or '; GET /v1/models lists what is'}")
-        return self.slots[name]
+        """Return the slot of a model.
+
+        Raises:
+            ModelNotFound: with the ids that look similar.
+        """
+        if name not in self.table.by_id:
+            hint = suggest(name, list(self.table.by_id))
+            raise ModelNotFound(
+                f"model {name!r} is not known here{hint or '; GET /v1/models lists the models'}"
+            )
+        return self.table.by_id[name]
 
     # ── requests ──
 
     @asynccontextmanager
     async def lease(self, name: str, adapter: str | None = None) -> AsyncIterator[Leased]:
-        """The serving version, kept for as long as the block runs; loaded first if need be.
+        """Keep the serving version, and the adapter, while the block runs. Both are loaded first if necessary.
 
         Raises:
             ModelNotFound, AdapterNotFound, ModelLoadFailed, ModelLoading, ResourceExhausted
         """
-        if adapter is not None:  # a name that is not known must not cost a load
+        if adapter is not None:  # an unknown name must not cost a load
             self.adapters.names.check(self.slot(name), adapter)
-        deadline = time.monotonic() + self._wait_s  # of both, the model and its adapter
+        deadline = time.monotonic() + self._wait_s  # for the model and its adapter together
         async with self.lease_version(name) as version:
-            assert version.engine is not None
+            if version.engine is None:
+                raise RuntimeError(f"the serving version of {name!r} has no engine")
             if adapter is None:
                 yield Leased(version.engine, None)
                 return
-            try:
-                left = max(0.0, deadline - time.monotonic())
-                async with self.adapters.lease(self.slot(name), version, adapter, left) as under:
-                    yield Leased(version.engine, under)
-            finally:
-                self.tasks.pulse()  # an adapter that needs room may drop this one now
+            left = max(0.0, deadline - time.monotonic())
+            async with self.adapters.lease(self.slot(name), version, adapter, left) as attached:
+                yield Leased(version.engine, attached)
 
     @asynccontextmanager
     async def lease_version(self, name: str) -> AsyncIterator[Version]:
-        """The same without an adapter."""
+        """Keep the serving version, without an adapter, while the block runs."""
         version = self.slot(name).serving or await self._wait_for_version(name)
         version.leases += 1
         version.last_use = time.monotonic()
@@ -133,49 +138,46 @@ class Registry:
             version.leases -= 1
             version.last_use = time.monotonic()
             if not version.leases:
-                self.tasks.pulse()
+                self.table.wake()
 
     async def _wait_for_version(self, name: str) -> Version:
-        """Wait for the load, which goes on when nobody waits for it any more."""
+        """Wait for the load. The load continues when no request waits for it any longer."""
         deadline = time.monotonic() + self._wait_s
         while (slot := self.slot(name)).serving is None:
             now, joined = time.monotonic(), slot.task is not None
-            if slot.task is None:
-                if slot.error and now < slot.retry_at:
-                    raise copy_of(slot.error)
-                self.tasks.begin_load(slot, slot.config)
-            assert slot.task is not None
-            with self.waiting(slot):
-                done, _ = await asyncio.wait([slot.task], timeout=max(0.0, deadline - now))
-            if not done:
-                raise self._not_yet(slot)
-            if slot.error and not (joined and isinstance(slot.error, NoRoom)):
+            if slot.task is None and slot.error and now < slot.retry_at:
                 raise copy_of(slot.error)
-            # a load that found no room in time may have begun long before this request
+            task = slot.task or self.transitions.load(slot, slot.config)
+            with self.waiting(slot):
+                done, _ = await asyncio.wait([task], timeout=max(0.0, deadline - now))
+            if not done:
+                raise self._still_loading(slot)
+            # A load that ran out of budget may have started long before this request, so it is tried again.
+            if slot.error and not (joined and isinstance(slot.error, BudgetExhausted)):
+                raise copy_of(slot.error)
         return slot.serving
 
     @contextmanager
     def waiting(self, slot: Slot) -> Iterator[None]:
-        """Nobody makes the version go for which somebody waits here, until it has been used."""
+        """Protect the version that the caller waits for from eviction until the caller has a lease on it."""
         slot.waiting += 1
         try:
             yield
         finally:
             slot.waiting -= 1
             if not slot.waiting:
-                self.tasks.pulse()
+                self.table.wake()
 
-    def _not_yet(self, slot: Slot) -> SIEError:
+    def _still_loading(self, slot: Slot) -> SIEError:
         progress = slot.progress
-        if progress is None:  # unloading: the version that is going still has requests to finish
+        if progress is None:  # the previous version is unloading and still has requests to finish
             return ModelLoading(
                 f"model {slot.name!r} is unloading and will be loaded again", retry_after_s=self._wait_s
             )
         if progress.phase == "room":
-            need, tasks = progress.tally.total or 0, self.tasks
-            return room.none_yet(f"model {slot.name!r}", need, tasks.all_slots(), tasks.budget, self._wait_s)
+            return self._budget.exhausted(f"model {slot.name!r}", progress.tally.total or 0, self._wait_s)
         now = time.monotonic()
-        remaining = max(1.0, progress.remaining_s(self.tasks.loader.bytes_per_second, now))
+        remaining = max(1.0, progress.remaining_s(self._loader.bytes_per_second, now))
         return ModelLoading(
             f"model {slot.name!r} is loading ({progress.phase}), {now - progress.started:.0f} s so far; "
             f"try again in about {remaining:.0f} s",
@@ -183,5 +185,5 @@ class Registry:
         )
 
     def close(self) -> None:
-        """Stop waiting for what is running."""
-        self.tasks.close()
+        """Cancel the running loads, swaps and unloads."""
+        self.table.close()

@@ -1,4 +1,4 @@
-"""What admin callers may ask of the registry: which ids and sources they may name, and what they are told."""
+"""Operations of admin callers: checks the ids and sources that they may name, and describes the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 
 
 class ModelAdmin:
-    """Load, unload and swap, for callers who are not the operator at the command line."""
+    """Load, unload and swap for callers of the admin routes, which may name fewer sources than the command line."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class ModelAdmin:
     async def load(
         self, model: str, source: str | None = None, revision: str | None = None, pin: bool | None = None
     ) -> AdminAnswer:
-        """Load a model now; with a source, also one that is not known yet.
+        """Load a model now. With a source, the model may be new.
 
         Raises:
             InvalidInput, ModelNotFound, Conflict, ModelLoadFailed, ResourceExhausted
@@ -53,7 +53,7 @@ class ModelAdmin:
         return self._answer(model, began)
 
     async def unload(self, model: str) -> AdminAnswer:
-        """Let running requests finish and free the memory. The model stays known: the next request loads it again.
+        """Unpin the model, finish its running requests and free its memory. The next request loads it again.
 
         Raises:
             ModelNotFound, Conflict
@@ -63,11 +63,11 @@ class ModelAdmin:
         return self._answer(model, began)
 
     async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
-        """Replace the weights of a model between two requests; one that is not loaded is loaded from there.
+        """Replace the weights of a model between two requests. A model that is not loaded is loaded from `source`.
 
         Raises:
             InvalidInput, ModelNotFound, Conflict
-            ModelLoadFailed, ResourceExhausted: the old version serves on.
+            ModelLoadFailed, ResourceExhausted: the old version keeps serving.
         """
         began = time.monotonic()
         config = self._moved(self._registry.slot(model).config, source, revision)
@@ -75,7 +75,7 @@ class ModelAdmin:
         return self._answer(model, began)
 
     async def load_adapter(self, model: str, adapter: str, source: str) -> AdminAnswer:
-        """Load a LoRA adapter now; its model too, if it is not loaded.
+        """Load a LoRA adapter now, and its model first if it is not loaded.
 
         Raises:
             InvalidInput, ModelNotFound, Conflict, ModelLoadFailed, ModelLoading, ResourceExhausted
@@ -95,22 +95,22 @@ class ModelAdmin:
         return self._answer(model, began)
 
     def _moved(self, config: ModelConfig, source: str | None, revision: str | None) -> ModelConfig:
-        """The model with other weights; everything else that is known of it stays."""
+        """Return the model with other weights and otherwise unchanged."""
         checked = config.source if source is None else self.check_source(source)
         if revision is not None:
             if is_path(checked):
-                raise InvalidInput("a directory has no revision; leave it out - at `$.revision`")
+                raise InvalidInput("a directory has no revision; omit it - at `$.revision`")
             if not REVISION.fullmatch(revision) or ".." in revision:
                 raise InvalidInput("expected the name of a branch or tag, or a commit - at `$.revision`")
         return replace(config, source=checked, revision=revision, stamp=None)
 
     def check_source(self, source: str) -> str:
-        """A hub id, weights of this package, or a directory under one of the roots.
+        """Accept a hub id, weights of this package, or a directory under one of the roots.
 
-        The answer is the same whether others exist or not.
+        The error for any other directory is the same whether it exists or not.
 
         Raises:
-            InvalidInput: neither.
+            InvalidInput: the source is none of these.
         """
         own = {model.shown_source: model.source for model in catalog().values()}
         if source.startswith("embedded:") and source in own:

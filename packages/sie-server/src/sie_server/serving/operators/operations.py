@@ -1,6 +1,7 @@
-"""What operators ask for: at the start, over the admin routes, in the models directory.
+"""Loads, swaps and unloads that operators request: at start, over the admin routes, and in the models directory.
 
-All of it goes on when the caller hangs up. Requests come by `serving.lifecycle.registry`, and never change a slot themselves.
+An operation continues when its caller hangs up. Requests for models go through `serving.lifecycle.registry` and never
+change a slot.
 """
 
 from __future__ import annotations
@@ -21,34 +22,35 @@ log = logging.getLogger("sie_server.operations")
 
 
 class Operations:
-    """Loads, swaps, unloads; used on the event loop only."""
+    """Used on the event loop only."""
 
     def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+        self._registry, self._table = registry, registry.table
+        self._transitions = registry.transitions
 
     async def preload(self) -> None:
-        """Load what is configured to be loaded at start and does not serve yet; the first failure is raised."""
-        for slot in list(self._registry.slots.values()):
-            while slot.config.preload and slot.serving is None and not slot.leaving:
-                if slot.task:  # an admin's, or a request's; what comes of it is seen then
+        """Load the models that are configured to load at start. The first failure is raised."""
+        for slot in list(self._table.by_id.values()):
+            while slot.config.preload and slot.serving is None and not slot.removed:
+                if slot.task:  # of an admin caller or a request; the loop looks at its outcome
                     await asyncio.wait([slot.task])
                 else:
                     await self.load(slot.name)
 
     async def load(self, name: str, config: ModelConfig | None = None, pin: bool | None = None) -> None:
-        """Load a model, a new one too, if there is a `config`; nothing to do when that is loaded already.
+        """Load a model. With `config` the model may be new. Do nothing if it is already loaded.
 
-        Without `config` it is loaded as it is configured when its turn comes, after an unload that is running.
+        Without `config`, a running unload finishes first, and the model is loaded as it is configured then.
 
         Raises:
             ModelNotFound
-            Conflict: another load or swap is running, or it is loaded from elsewhere.
+            Conflict: another load or swap is running, or the model is loaded from another source.
             ModelLoadFailed, ResourceExhausted
         """
-        slot = self._to_load(name, config)
+        slot = self._slot_to_load(name, config)
         while slot.unloading and slot.task:
             await asyncio.wait([slot.task])
-            slot = self._to_load(name, config)
+            slot = self._slot_to_load(name, config)
         same = config is None or same_source(slot.config, config)
         if slot.serving and not slot.task and not same:
             raise Conflict(
@@ -56,30 +58,29 @@ class Operations:
             )
         if slot.task and (slot.serving or not same):
             raise _busy(slot)
-        pinned = slot.pinned
-        slot.pinned = pinned if pin is None else pin  # before it serves: from then on it may have to give way
+        pinned_before = slot.pinned
+        if pin is not None:  # before it serves, because a serving version may be evicted at once
+            slot.pinned = pin
         if slot.serving:
             return
         try:
             with self._registry.waiting(slot):
-                await asyncio.shield(
-                    slot.task or self._registry.tasks.begin_load(slot, config or slot.config)
-                )
+                await asyncio.shield(slot.task or self._transitions.load(slot, config or slot.config))
         except SIEError:
-            slot.pinned = pinned
+            slot.pinned = pinned_before
             raise
 
-    def _to_load(self, name: str, config: ModelConfig | None) -> Slot:
+    def _slot_to_load(self, name: str, config: ModelConfig | None) -> Slot:
         if config is None:
             return self._registry.slot(name)
-        return self._registry.slots.setdefault(name, Slot(config, pinned=config.preload, provisional=True))
+        return self._table.by_id.setdefault(name, Slot(config, pinned=config.preload, provisional=True))
 
     async def swap(self, config: ModelConfig) -> None:
-        """Replace the serving version by another, which must load, work and give all that the old one gives.
+        """Replace the serving version. The new version must load, work and have all outputs of the old one.
 
         Raises:
             ModelNotFound, Conflict
-            ModelLoadFailed, ResourceExhausted: the old version serves on.
+            ModelLoadFailed, ResourceExhausted: the old version keeps serving.
         """
         slot = self._registry.slot(config.id)
         if slot.task:
@@ -87,10 +88,10 @@ class Operations:
         if slot.serving is None:
             await self.load(config.id, config)
         else:
-            await asyncio.shield(self._registry.tasks.begin_swap(slot, config))
+            await asyncio.shield(self._transitions.swap(slot, config))
 
     async def unload(self, name: str) -> None:
-        """Let running requests finish and free the memory; nothing to do when it is not loaded.
+        """Unpin the model, finish its running requests and free its memory. Do nothing if it is not loaded.
 
         Raises:
             ModelNotFound
@@ -101,13 +102,13 @@ class Operations:
             raise _busy(slot)
         slot.pinned = False
         if slot.serving or slot.task:
-            await asyncio.shield(slot.task or self._registry.tasks.begin_unload(slot))
+            await asyncio.shield(slot.task or self._table.unload(slot))
 
     async def load_adapter(self, model: str, name: str, source: str) -> None:
-        """Attach an adapter, to the model's first version if it is not loaded; see `Adapters.add`.
+        """Attach an adapter, see `Adapters.add`. Its model is loaded first if necessary.
 
-        Its files are fetched before the model is leased: a lease would hold up an unload, and with it every request
-        for the model, for as long as a download takes.
+        The files are fetched before the model is leased. Otherwise an unload, and every request that waits for it,
+        would wait for the download.
         """
         stamp = await self._registry.adapters.fetch(self._registry.slot(model), name, source)
         while (slot := self._registry.slot(model)).serving is None:
@@ -120,63 +121,64 @@ class Operations:
         self._registry.adapters.remove(self._registry.slot(model), name)
 
     async def update(self, config: ModelConfig) -> None:
-        """Take over a changed or new configuration: swapped if the model is loaded and its weights change, else noted.
+        """Apply a new or changed configuration: swap a loaded model if its weights change.
 
-        Where it means the same weights as before, those that an admin has loaded since stay.
+        If the configuration names the same weights as before, the weights that an admin has loaded since stay.
 
         Raises:
-            ModelLoadFailed, ResourceExhausted: the old version serves on; `retry` or the next load takes the new one.
+            ModelLoadFailed, ResourceExhausted: the old version keeps serving; `retry` or the next load uses the new
+                configuration.
         """
-        slot = self._registry.slots.setdefault(config.id, Slot(config, pinned=config.preload))
-        slot.provisional = False  # known from now on, whatever becomes of a load that is running
+        slot = self._table.by_id.setdefault(config.id, Slot(config, pinned=config.preload))
+        slot.provisional = False  # known from now on, even if a running load fails
         while slot.task:
             await asyncio.wait([slot.task])
-        told, slot.told = slot.told, config
-        if told and told.weights == config.weights and not slot.wanted:
-            now = slot.config
-            config = replace(config, source=now.source, revision=now.revision, stamp=now.stamp)
+        before, slot.configured = slot.configured, config
+        if before and before.weights == config.weights and not slot.pending:
+            current = slot.config
+            config = replace(config, source=current.source, revision=current.revision, stamp=current.stamp)
         if slot.serving is None:
-            slot.config, slot.error, slot.refused = config, None, None
+            slot.config, slot.error, slot.swap_error = config, None, None
         elif slot.serving.config.weights == config.weights:
             slot.config = slot.serving.config = config
-            slot.wanted = slot.refused = None
+            slot.pending = slot.swap_error = None
             self._registry.adapters.forget_others(slot)
         else:
-            slot.wanted = config
+            slot.pending = config
             await self.swap(config)
 
     async def retry(self, name: str) -> None:
-        """Try again an update that failed, unless the model is gone, or loaded otherwise since; raises as `update`."""
-        if (slot := self._registry.slots.get(name)) and slot.wanted:
-            await self.update(slot.wanted)
+        """Try a failed update again, unless the model is gone or was loaded otherwise since. Raises as `update`."""
+        if (slot := self._table.by_id.get(name)) and slot.pending:
+            await self.update(slot.pending)
 
     async def remove(self, name: str) -> None:
-        """Forget a model: unknown from now on; its running requests finish."""
-        slot = self._registry.slots.pop(name)
-        slot.leaving = True
-        self._registry.tasks.leaving.add(slot)
+        """Forget a model: new requests do not find it, running requests finish."""
+        slot = self._table.by_id.pop(name)
+        slot.removed = True
+        self._table.removed.add(slot)
         while slot.task:
             await asyncio.wait([slot.task])
         if slot.serving:
-            await asyncio.wait([self._registry.tasks.begin_unload(slot)])
-        while slot.versions:  # one that was replaced may still have requests
-            await self._registry.tasks.change()
-        self._registry.tasks.leaving.discard(slot)
+            await asyncio.wait([self._table.unload(slot)])
+        while slot.versions:  # a replaced version may still have requests
+            await self._table.wait_for_change()
+        self._table.removed.discard(slot)
 
     async def unload_idle(self, seconds: float) -> None:
-        """Unload what nobody has asked for in `seconds`, for ever."""
+        """Unload models that no request has used for `seconds`; runs until cancelled."""
         while True:
             await asyncio.sleep(min(1.0, seconds / 4))
-            for name in eviction.idle_for(self._registry.tasks.held(), time.monotonic(), seconds):
+            for name in eviction.idle_for(self._table.allocations(), time.monotonic(), seconds):
                 log.info("unloading %s: idle for %.0f s", name, seconds)
-                self._registry.tasks.begin_unload(self._registry.slots[name])
+                self._table.unload(self._table.by_id[name])
 
 
 def same_source(one: ModelConfig, other: ModelConfig) -> bool:
-    """True when both mean the same weights."""
+    """True when both name the same weights."""
     return one.revision == other.revision and same_place(one.source, other.source)
 
 
 def _busy(slot: Slot) -> Conflict:
     doing = "unloaded" if slot.unloading else "swapped" if slot.serving else "loaded"
-    return Conflict(f"model {slot.name!r} is being {doing}; try again when that is done")
+    return Conflict(f"model {slot.name!r} is being {doing}; try again when that has finished")

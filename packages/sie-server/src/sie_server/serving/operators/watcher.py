@@ -1,4 +1,4 @@
-"""Follows the models directory: what is added, changed or removed there takes effect while the server runs."""
+"""Follows the models directory: files that are added, changed or removed take effect while the server runs."""
 
 from __future__ import annotations
 
@@ -19,75 +19,78 @@ Change = Callable[[], Awaitable[None]]
 RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
 
 
-async def watch(look: Callable[[], Models], known: Models, operations: Operations, every_s: float) -> None:
-    """`look` for models every so many seconds, on another thread, for ever; `known` is what the server began with."""
+async def watch(scan: Callable[[], Models], known: Models, operations: Operations, every_s: float) -> None:
+    """Scan for models every `every_s` seconds on another thread, until cancelled.
+
+    `known` are the models that the server started with.
+    """
     follower, trouble = Follower(known, operations), ""
     try:
         while True:
             await asyncio.sleep(every_s)
             try:
-                follower.follow(await asyncio.to_thread(look), time.monotonic())
-            except Exception as error:  # whatever it is, the next look may be better
+                follower.follow(await asyncio.to_thread(scan), time.monotonic())
+            except Exception as error:  # the next scan may succeed
                 if str(error) != trouble:
                     unexpected = not isinstance(error, OSError)
                     log.warning("cannot follow the models directory: %s", error, exc_info=unexpected)
                 trouble = str(error)
             else:
                 if trouble:
-                    log.info("the models directory can be followed again")
+                    log.info("the models directory can be read again")
                 trouble = ""
     finally:
         follower.close()
 
 
 class Failure(NamedTuple):
-    """When a change that failed is tried again, and how long after it failed."""
+    """When a failed change is tried again, and the pause before that."""
 
     at: float
     pause: float
 
 
 class Follower:
-    """What the registry was told, and the changes that are under way: one per model, and none waits for another's."""
+    """The configuration that the registry has, and the running changes: one per model, independent of each other."""
 
     def __init__(self, known: Models, operations: Operations) -> None:
         self._operations = operations
-        self._told, self._before = dict(known), known
+        self._applied, self._previous_scan = dict(known), known
         self._running: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, Failure] = {}
 
     def follow(self, found: Models, now: float) -> None:
-        """Begin what has to be done after a look; a model with a change under way waits for a later look.
+        """Start the changes that follow from a scan. A model whose change is still running waits for a later scan.
 
-        A change counts once two looks in a row agree on it, so a file that is being copied is not read half.
+        A change counts when two consecutive scans agree on it, so a file that is being copied is not read half-way.
         """
-        before, self._before = self._before, found
-        for name in sorted({*self._told, *found} - self._running.keys()):
-            if settled(name, self._told, before, found):
+        previous, self._previous_scan = self._previous_scan, found
+        for name in sorted({*self._applied, *found} - self._running.keys()):
+            if settled(name, self._applied, previous, found):
                 self._failed.pop(name, None)
-                self._begin(name, self._tell(name, found.get(name)))
+                self._start(name, self._change(name, found.get(name)))
             elif name in self._failed and now >= self._failed[name].at:
-                self._begin(name, partial(self._operations.retry, name))
+                self._start(name, partial(self._operations.retry, name))
 
     def close(self) -> None:
-        """Stop waiting for what is under way."""
+        """Cancel the running changes."""
         for task in self._running.values():
             task.cancel()
 
-    def _tell(self, name: str, config: ModelConfig | None) -> Change:
+    def _change(self, name: str, config: ModelConfig | None) -> Change:
         if config is None:
             log.info("%s was removed from the models directory", name)
-            del self._told[name]
+            del self._applied[name]
             return partial(self._operations.remove, name)
         log.info("%s is new or changed in the models directory", name)
-        self._told[name] = config
+        self._applied[name] = config
         return partial(self._operations.update, config)
 
-    def _begin(self, name: str, change: Change) -> None:
-        self._running[name] = task = asyncio.create_task(self._see_through(name, change))
+    def _start(self, name: str, change: Change) -> None:
+        self._running[name] = task = asyncio.create_task(self._run(name, change))
         task.add_done_callback(lambda _: self._running.pop(name))
 
-    async def _see_through(self, name: str, change: Change) -> None:
+    async def _run(self, name: str, change: Change) -> None:
         last = self._failed.pop(name, None)
         try:
             await change()
@@ -95,22 +98,22 @@ class Follower:
             if error.details.get("permanent"):  # until the files change, which is another change
                 log.warning("%s: the change has no effect: %s", name, error.message)
             else:
-                self._later(name, last, error.message)
+                self._retry_later(name, last, error.message)
         except Exception as error:
             log.error("unexpected error while %s changed", name, exc_info=error)
-            self._later(name, last, type(error).__name__)
+            self._retry_later(name, last, type(error).__name__)
 
-    def _later(self, name: str, last: Failure | None, reason: str) -> None:
+    def _retry_later(self, name: str, last: Failure | None, reason: str) -> None:
         pause = next_pause(last.pause if last else None)
         self._failed[name] = Failure(time.monotonic() + pause, pause)
         log.warning("%s: the change has no effect yet, next try in %.0f s: %s", name, pause, reason)
 
 
 def next_pause(last: float | None) -> float:
-    """How long a change that failed has to wait: a failed swap costs a whole load, so longer every time."""
+    """Return the seconds before the next try. The pause grows, because a failed swap costs a whole load."""
     return RETRY_S if last is None else min(2 * last, LONGEST_RETRY_S)
 
 
-def settled(name: str, told: Models, before: Models, found: Models) -> bool:
-    """True when a model is another than the registry was told, and the same as at the look before."""
-    return found.get(name) != told.get(name) and found.get(name) == before.get(name)
+def settled(name: str, applied: Models, previous: Models, found: Models) -> bool:
+    """True when a model differs from its applied configuration and is the same as in the previous scan."""
+    return found.get(name) != applied.get(name) and found.get(name) == previous.get(name)

@@ -1,113 +1,104 @@
-"""What a score request brings: texts, or token vectors in their place."""
+"""The query and candidates of a score request: texts, or token vectors instead of texts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sie_server.arrays import array_of
-from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
-from sie_server.engine.lora.adapter import Adapter
-from sie_server.engine.text.chunks import Chunking
+from sie_server.engine.job import Floats
 from sie_server.errors import InvalidInput
-from sie_server.models.spec import LateInteractionSpec
-from sie_server.serving.requests.options import refuse_cut, text_of
-from sie_server.wire import Item, Options, ScoreRequest
-
-Floats = npt.NDArray[np.float32]
+from sie_server.models.spec import LateInteractionSpec, ModelSpec
+from sie_server.wire import Item, ScoreRequest
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """A query and its candidates; all candidates are texts, or all are token vectors."""
+    """A query and its candidates. Either all candidates are texts, or all are token vectors."""
 
     request: ScoreRequest
     query: str | None  # None: token vectors
     texts: list[str] | None
 
-    def job(
-        self,
-        engine: Engine,
-        limit: int,
-        options: Options,
-        instruction: str | None = None,
-        chunking: Chunking | None = None,
-        adapter: Adapter | None = None,
-    ) -> Job:
-        """Tokenise, and decode what came as vectors; blocking, for a tokeniser thread.
+    @property
+    def vectors(self) -> bool:
+        """True when the query or the candidates are token vectors."""
+        return self.query is None or self.texts is None
+
+    def query_vectors(self, spec: ModelSpec) -> str | Floats:
+        """The query's text, or its vectors [tokens, dim].
 
         Raises:
-            InvalidInput: vectors for a model that has no use for them, of another width than its own, or none at all;
-                a text that is too long, where the options say to refuse it.
+            InvalidInput: the vectors do not fit the model.
         """
-        if chunking:
-            if self.query is None or self.texts is None:
-                raise InvalidInput("only texts can be split - at `$.options.long_document`")
-            return engine.tokenize_chunks(
-                self.query, self.texts, limit, chunking, instruction, adapter=adapter
-            )
-        if options.max_document_tokens and self.texts is None:
-            raise InvalidInput("only texts can be cut - at `$.options.max_document_tokens`")
-        texts, short = shortened(engine, self.texts or [], options.max_document_tokens)
-        if self.query is None or self.texts is None:
-            job = self._vectors_job(engine, texts, limit, adapter)
-        else:
-            job = engine.tokenize_score(self.query, texts, limit, instruction, adapter=adapter)
-        if options.long_document == "refuse":
-            refuse_cut(job, limit)
-        count_as_cut(job, short)
-        return job
+        if self.query is not None:
+            return self.query
+        width = self._width(spec)
+        return _vectors(self.request.query, width, "$.query", spec.backbone.max_length)
 
-    def _vectors_job(self, engine: Engine, texts: list[str], limit: int, adapter: Adapter | None) -> Job:
-        """Query, documents or both came as vectors; `texts` are the documents, none when they did."""
-        head, items = engine.spec.head, self.request.items
-        if not isinstance(head, LateInteractionSpec):
-            at = "$.query" if self.query is None else "$.items[0]"
-            raise InvalidInput(f"this model reads text, not multivector - at `{at}.multivector`")
-        query = self.query
-        return engine.tokenize_vectors(
-            _vectors(self.request.query, head.dim, "$.query", engine.spec.backbone.max_length)
-            if query is None
-            else query,
-            texts or [_vectors(item, head.dim, f"$.items[{i}]") for i, item in enumerate(items)],
-            limit,
-            adapter=adapter,
-        )
+    def item_vectors(self, spec: ModelSpec) -> list[Floats]:
+        """The vectors [tokens, dim] of every candidate.
 
+        Raises:
+            InvalidInput: the vectors do not fit the model.
+        """
+        width = self._width(spec)
+        return [_vectors(item, width, f"$.items[{i}]") for i, item in enumerate(self.request.items)]
 
-def shortened(engine: Engine, texts: list[str], most: int | None) -> tuple[list[str], list[bool]]:
-    """Texts of at most so many tokens (None: as they are), and which of them are shorter now."""
-    return engine.shorten(texts, most) if most else (texts, [False] * len(texts))
-
-
-def count_as_cut(job: Job, short: list[bool]) -> None:
-    """What was shortened is cut, whether or not the model would have read it; windows are of whole documents."""
-    if any(short):
-        job.truncated = [cut or less for cut, less in zip(job.truncated, short, strict=True)]
+    def _width(self, spec: ModelSpec) -> int:
+        if isinstance(spec.head, LateInteractionSpec):
+            return spec.head.dim
+        path = "$.query" if self.query is None else "$.items[0]"
+        raise InvalidInput(f"this model reads text, not multivector - at `{path}.multivector`")
 
 
 def candidates_of(request: ScoreRequest) -> Candidates:
-    """Check query and items as far as that does not take the model.
+    """Check query and items as far as possible without the model.
 
     Raises:
-        InvalidInput: neither text nor vectors, both in one item, or some items of one kind and some of the other.
+        InvalidInput: an item has neither text nor vectors or both, or the items mix texts and vectors.
     """
     query = None if _is_vectors(request.query, "$.query") else text_of(request.query, "$.query")
     given = [_is_vectors(item, f"$.items[{i}]") for i, item in enumerate(request.items)]
-    if any(given):
-        if not all(given):
-            odd = given.index(not given[0])
-            raise InvalidInput(
-                "some items are texts and some are multivectors; send all of one kind "
-                f"- at `$.items[{odd}].{'multivector' if given[odd] else 'text'}`"
-            )
-        return Candidates(request, query, None)
-    return Candidates(
-        request, query, [text_of(item, f"$.items[{i}]") for i, item in enumerate(request.items)]
-    )
+    if not any(given):
+        return Candidates(request, query, texts_of(request.items))
+    if not all(given):
+        odd = given.index(not given[0])
+        raise InvalidInput(
+            "some items are texts and some are multivectors; send all of one kind "
+            f"- at `$.items[{odd}].{'multivector' if given[odd] else 'text'}`"
+        )
+    return Candidates(request, query, None)
+
+
+def texts_only(request: ScoreRequest) -> Candidates:
+    """Check query and items of a request that must not contain vectors.
+
+    Raises:
+        InvalidInput: an item has no text.
+    """
+    return Candidates(request, text_of(request.query, "$.query"), texts_of(request.items))
+
+
+def text_of(item: Item, path: str) -> str:
+    """Return the item's text.
+
+    Raises:
+        InvalidInput: the item has no text, or another medium.
+    """
+    for medium in ("images", "audio", "video", "document", "multivector"):
+        if getattr(item, medium) is not None:
+            raise InvalidInput(f"this model reads text, not {medium} - at `{path}.{medium}`")
+    if item.text is None:
+        raise InvalidInput(f"missing required field `text` (an empty string is allowed) - at `{path}.text`")
+    return item.text
+
+
+def texts_of(items: Sequence[Item]) -> list[str]:
+    """Return the texts of `$.items`."""
+    return [text_of(item, f"$.items[{i}]") for i, item in enumerate(items)]
 
 
 def _is_vectors(item: Item, path: str) -> bool:
@@ -119,7 +110,7 @@ def _is_vectors(item: Item, path: str) -> bool:
 
 
 def _vectors(item: Item, width: int, path: str, most: int | None = None) -> Floats:
-    """[tokens, width] float32, at most `most` tokens."""
+    """Return [tokens, width] float32 with at most `most` tokens."""
     path = f"{path}.multivector"
     array = array_of(item.multivector, path)
     if array.ndim != 2 or 0 in array.shape:
@@ -128,7 +119,7 @@ def _vectors(item: Item, width: int, path: str, most: int | None = None) -> Floa
         )
     if array.shape[1] != width:
         raise InvalidInput(
-            f"the vectors are {array.shape[1]} wide, this model's are {width} wide - at `{path}`"
+            f"the vectors are {array.shape[1]} wide, those of this model are {width} wide - at `{path}`"
         )
     if most and len(array) > most:
         raise InvalidInput(f"{len(array)} vectors; a query of this model has at most {most} - at `{path}`")

@@ -1,4 +1,4 @@
-"""What an encode request asks of a model, checked before any text is tokenised, and its results as wire types."""
+"""The plan of one encode request: checked before any text is tokenised, then used for the job and the response."""
 
 from __future__ import annotations
 
@@ -8,56 +8,106 @@ from typing import Any, cast
 import msgspec
 from msgspec import UNSET
 
+from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job, Sparse, Vectors
+from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
-from sie_server.serving.requests import vectors
-from sie_server.serving.requests.options import Instruction, refuse_instruction
-from sie_server.wire import EncodedItem, EncodeParams, Item, Options
+from sie_server.serving.metrics import RequestTiming
+from sie_server.serving.requests import truncation, vectors
+from sie_server.serving.requests.options import Instruction, ParsedOptions, refuse_instruction
+from sie_server.wire import EncodedItem, EncodeParams, EncodeResponse, Item, Options, Usage
 
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """One request's outputs, in the order asked, and how they are to look."""
+    """An encode request whose every field fits the model."""
 
-    outputs: tuple[str, ...]
-    prompt: str  # stands before every text
+    model: str  # the name in the request
+    engine: Engine
+    items: list[Item]
+    texts: list[str]  # with the prompt in front
+    limit: int  # tokens per text
+    outputs: tuple[str, ...]  # in the order of the request
     is_query: bool
     dimensions: int | None
     dtype: str
-    unit: bool  # the model gives dense vectors of length 1
+    unit: bool  # dense vectors of the model have length 1
     vocabulary: int  # width of sparse vectors
+    warnings: list[str]  # from the options
+
+    @classmethod
+    def build(
+        cls,
+        model: str,
+        engine: Engine,
+        items: list[Item],
+        texts: list[str],
+        params: EncodeParams,
+        parsed: ParsedOptions,
+    ) -> EncodePlan:
+        """Check a request against the model that serves it.
+
+        Raises:
+            InvalidInput: the model has no such output, width or format, or takes no instruction.
+        """
+        spec, options = engine.spec, parsed.known
+        outputs = _outputs(model, spec, params)
+        if not isinstance(spec.head, EmbeddingSpec | LateInteractionSpec):
+            raise RuntimeError(f"the head of {model!r} has vector outputs without a vector spec")
+        dtype, unit = params.output_dtype or "float32", spec.head.normalize
+        if "dense" in outputs:
+            vectors.require_unit(dtype, unit=unit)
+        if "sparse" in outputs and dtype not in vectors.FLOATS:
+            raise InvalidInput(
+                f"sparse vectors are returned as {' or '.join(vectors.FLOATS)}, not {dtype!r} "
+                "- at `$.params.output_dtype`"
+            )
+        _check_dimensions(spec, outputs, options.dimensions)
+        is_query = _is_query(params, options)
+        prompt = _prompt(spec.head, parsed.instruction, is_query)
+        return cls(
+            model=model,
+            engine=engine,
+            items=items,
+            texts=[prompt + text for text in texts],
+            limit=engine.limit(options.max_seq_length),
+            outputs=outputs,
+            is_query=bool(is_query),
+            dimensions=options.dimensions,
+            dtype=dtype,
+            unit=unit,
+            vocabulary=spec.backbone.vocab_size,
+            warnings=parsed.warnings,
+        )
+
+    def job(self, adapter: Adapter | None) -> Job:
+        """Tokenise the texts; blocking, for a tokeniser thread."""
+        return self.engine.tokenize_encode(
+            self.texts, self.outputs, self.limit, is_query=self.is_query, adapter=adapter
+        )
+
+    def response(self, job: Job, timing: RequestTiming) -> EncodeResponse:
+        """Convert the vectors of the finished job.
+
+        Raises:
+            InferenceError: a vector is not finite.
+        """
+        items = [encoded(i, item, job, self) for i, item in enumerate(self.items)]
+        warnings = self.warnings + truncation.text_warnings(job.truncated, self.limit)
+        return EncodeResponse(self.model, items, timing.wire(), Usage(job.input_tokens), warnings or UNSET)
 
 
-def plan_of(
-    model: str, spec: ModelSpec, params: EncodeParams, options: Options, instruction: Instruction
-) -> EncodePlan:
-    """Check a request against what the model can give.
-
-    Raises:
-        InvalidInput: an output, width, format or instruction that this model does not have.
-    """
+def _outputs(model: str, spec: ModelSpec, params: EncodeParams) -> tuple[str, ...]:
     own = [output for output in spec.outputs if output != "score"]
     outputs = tuple(dict.fromkeys(params.output_types or own[:1] or ["dense"]))
     for output in outputs:
         if output not in spec.outputs:
-            given = ", ".join(spec.outputs)
             raise InvalidInput(
-                f"model {model!r} does not give {output!r}; it gives {given} - at `$.params.output_types`"
+                f"model {model!r} has no output {output!r}; it has {', '.join(spec.outputs)} "
+                "- at `$.params.output_types`"
             )
-    assert isinstance(spec.head, EmbeddingSpec | LateInteractionSpec)  # the others give no vectors
-    dtype, unit = params.output_dtype or "float32", spec.head.normalize
-    if "dense" in outputs:
-        vectors.require_unit(dtype, unit=unit)
-    if "sparse" in outputs and dtype not in vectors.FLOATS:
-        raise InvalidInput(
-            f"sparse vectors are given as {' or '.join(vectors.FLOATS)}, not {dtype!r} "
-            "- at `$.params.output_dtype`"
-        )
-    _check_dimensions(spec, outputs, options.dimensions)
-    is_query = _is_query(params, options)
-    prompt, vocabulary = _prompt(spec.head, instruction, is_query), spec.backbone.vocab_size
-    return EncodePlan(outputs, prompt, bool(is_query), options.dimensions, dtype, unit, vocabulary)
+    return outputs
 
 
 def _check_dimensions(spec: ModelSpec, outputs: tuple[str, ...], dimensions: int | None) -> None:
@@ -73,14 +123,14 @@ def _check_dimensions(spec: ModelSpec, outputs: tuple[str, ...], dimensions: int
 
 def _is_query(params: EncodeParams, options: Options) -> bool | None:
     if None not in (params.is_query, options.is_query) and params.is_query != options.is_query:
-        raise InvalidInput("is_query says one thing here and another in the options - at `$.params.is_query`")
+        raise InvalidInput("is_query differs from options.is_query; give one - at `$.params.is_query`")
     return params.is_query if params.is_query is not None else options.is_query
 
 
 def _prompt(
     head: EmbeddingSpec | LateInteractionSpec, instruction: Instruction, is_query: bool | None
 ) -> str:
-    """The caller's instruction instead of the checkpoint's prompt, else the prompt for a query or a document."""
+    """Return the request's instruction, else the checkpoint's prompt for a query or a document."""
     if not head.prompts.any:
         refuse_instruction(instruction)
         return ""
@@ -88,10 +138,10 @@ def _prompt(
 
 
 def encoded(index: int, item: Item, job: Job, plan: EncodePlan) -> EncodedItem:
-    """The i-th text's vectors.
+    """Return the vectors of the i-th text in the width and format of the request.
 
     Raises:
-        InferenceError: a vector that is not finite; names the item.
+        InferenceError: a vector is not finite; names the item.
     """
     given: Vectors = job.results[index]
     fields: dict[str, Any] = {}
@@ -111,7 +161,7 @@ def encoded(index: int, item: Item, job: Job, plan: EncodePlan) -> EncodedItem:
 
 
 def _in_order(result: EncodedItem, outputs: tuple[str, ...]) -> EncodedItem:
-    """The struct as it is, or a table that is written with its outputs in the order asked."""
+    """Return the struct, or a dict with the outputs in the order of the request where that order differs."""
     names = [name for name in EncodedItem.__struct_fields__ if name in outputs]
     if names == list(outputs):
         return result

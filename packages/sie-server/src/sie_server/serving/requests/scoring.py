@@ -1,154 +1,139 @@
-"""What a score means: its type, which function is applied to it once, and how windows make a document's score."""
+"""The plan of one score request: built once when the model is leased, then used for the job and the response."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-from sie_server.engine.job import Job
-from sie_server.engine.kinds.listwise import listwise_scores
-from sie_server.engine.kinds.sparse import M3Scoring
-from sie_server.engine.text.chunks import Chunking
+from msgspec import UNSET
+
+from sie_server.engine.engine import Engine
+from sie_server.engine.job import Chunking, Job, M3Scoring, ScoreTexts
+from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import InvalidInput
-from sie_server.models.heads.sparse import M3Spec, ScoreMode
-from sie_server.models.spec import Activation, LayerwiseSpec, ListwiseSpec, ModelSpec
-from sie_server.wire import ChunkSpan, Options, ScoreType
-
-# the weighted mean is named after its late-interaction part, as with the embedded model
-M3_TYPES: dict[ScoreMode, ScoreType] = {
-    "dense": "cosine",
-    "sparse": "dot",
-    "multivector": "maxsim",
-    "weighted": "maxsim",
-}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The type of the scores of one answer, and the function that makes them of the raw values."""
-
-    score_type: ScoreType
-    activation: Activation
-
-
-def scale_of(spec: ModelSpec, options: Options) -> Scale:
-    """The checkpoint's own scale unless `normalize` asks for another; a raw value is never squashed twice.
-
-    Raises:
-        InvalidInput: a probability or a logit was asked of a model whose raw score is neither.
-    """
-    # a head whose raw result is a logit says which activation it was trained for
-    own: Activation | None = getattr(spec.head, "activation", None)
-    if isinstance(spec.head, M3Spec):
-        _refuse_logit_options(options)
-        return Scale(M3_TYPES[m3_scoring(options).mode], "identity")
-    for name in ("score_mode", "score_weights"):
-        if getattr(options, name) is not None:
-            raise InvalidInput(f"this model has one way to score; leave {name} out - at `$.options.{name}`")
-    if own is None:
-        _refuse_logit_options(options)
-        return Scale("cosine" if isinstance(spec.head, ListwiseSpec) else "maxsim", "identity")
-    activation: Activation = {None: own, "none": "identity", "sigmoid": "sigmoid"}[options.normalize]
-    return Scale("logit" if activation == "identity" else "probability", activation)
-
-
-def cutoff_layer_of(spec: ModelSpec, options: Options) -> int | None:
-    """The layer after which the score is read; None: the last.
-
-    Raises:
-        InvalidInput: the model has no head there, or a compression of tokens is asked for.
-    """
-    if options.compress_ratio not in (None, 1):
-        raise InvalidInput(
-            f"compress_ratio {options.compress_ratio} is not served, only 1: every token is kept "
-            "- at `$.options.compress_ratio`"
-        )
-    layer = options.cutoff_layer
-    if layer is None:
-        return None
-    if not isinstance(spec.head, LayerwiseSpec):
-        raise InvalidInput("this model has one head; leave cutoff_layer out - at `$.options.cutoff_layer`")
-    if layer not in spec.head.cutoff_layers:
-        known = ", ".join(map(str, spec.head.cutoff_layers))
-        raise InvalidInput(
-            f"there is no head after layer {layer}; there is after {known} - at `$.options.cutoff_layer`"
-        )
-    return layer
-
-
-def m3_scoring(options: Options) -> M3Scoring:
-    """bge-m3's similarities as the caller wants them.
-
-    Raises:
-        InvalidInput: weights for a mode that has none, or that sum to 0.
-    """
-    mode, weights = options.score_mode or "weighted", options.score_weights
-    if weights is None:
-        return M3Scoring(mode)
-    if mode != "weighted" or not 0 < sum(weights) < math.inf:
-        raise InvalidInput(
-            "score_weights needs score_mode 'weighted' and a finite sum above 0 - at `$.options.score_weights`"
-        )
-    return M3Scoring(mode, (weights[0], weights[1], weights[2]))
-
-
-def _refuse_logit_options(options: Options) -> None:
-    why = "this model's score is a similarity (score_type maxsim, cosine or dot), not a logit"
-    if options.normalize == "sigmoid":
-        raise InvalidInput(
-            f"{why}: its sigmoid would be no probability; leave normalize out - at `$.options.normalize`"
-        )
-    if options.return_logits:
-        raise InvalidInput(f"{why}; leave return_logits out - at `$.options.return_logits`")
-
-
-def chunking_of(options: Options, most: int) -> Chunking | None:
-    """How to split long documents; None: they are cut.
-
-    Raises:
-        InvalidInput: an option of chunking without chunking.
-    """
-    if options.long_document == "chunk":
-        if options.max_document_tokens is not None:
-            raise InvalidInput(
-                "long_document 'chunk' reads whole documents; leave one out - at `$.options.max_document_tokens`"
-            )
-        return Chunking(options.chunk_overlap, most)
-    for name in ("chunk_overlap", "aggregate"):
-        if getattr(options, name) is not None:
-            raise InvalidInput(f"{name} needs long_document 'chunk' - at `$.options.{name}`")
-    return None
+from sie_server.serving.requests import truncation
+from sie_server.serving.requests.candidates import Candidates
+from sie_server.serving.requests.options import ParsedOptions, refuse_instruction
+from sie_server.serving.requests.ranking import per_document, rank
+from sie_server.serving.requests.score_options import (
+    Scale,
+    chunking_of,
+    cutoff_layer_of,
+    m3_scoring_of,
+    scale_of,
+)
+from sie_server.wire import Options, ScoreResponse, Usage
 
 
 @dataclass(frozen=True)
-class DocumentScores:
-    """Raw values per document, which were cut, and each one's best window when they were split."""
+class ScorePlan:
+    """A score request whose every field fits the model."""
 
-    raw: Sequence[float]
-    truncated: Sequence[bool]
-    chunks: Sequence[ChunkSpan] | None = None
+    model: str  # the name in the request
+    engine: Engine
+    candidates: Candidates
+    options: Options
+    instruction: str | None
+    limit: int  # tokens per sequence
+    scale: Scale
+    chunking: Chunking | None
+    cutoff_layer: int | None
+    m3_scoring: M3Scoring
+    warnings: list[str]  # from the options
 
+    @classmethod
+    def build(
+        cls, model: str, engine: Engine, candidates: Candidates, parsed: ParsedOptions, max_chunks: int
+    ) -> ScorePlan:
+        """Check a request against the model that serves it.
 
-def per_document(job: Job, aggregate: str | None) -> DocumentScores:
-    """Windows → documents: the best window's raw value, or (`mean`) the average of all; the span is the best's.
-
-    Blocks → documents: the cosines of their vectors.
-    """
-    if job.blocks is not None:
-        return DocumentScores(listwise_scores(job.results), job.truncated)
-    if job.chunks is None:
-        return DocumentScores(job.results, job.truncated)
-    raw, truncated, spans = [], [], []
-    for _, members in groupby(range(len(job.chunks)), key=lambda i: job.chunks[i].document):  # type: ignore[index]
-        windows = list(members)
-        values: list[float] = [job.results[i] for i in windows]
-        broken = [value for value in values if not math.isfinite(value)]  # max() may pass over a NaN
-        best = job.chunks[max(windows, key=lambda i: job.results[i])]  # the first of equals
-        raw.append(
-            sum(values) / len(values) if aggregate == "mean" else max(values) if not broken else broken[0]
+        Raises:
+            InvalidInput: the model has no scores, or an option or the instruction does not fit the model.
+        """
+        spec, options = engine.spec, parsed.known
+        _require_score(model, engine)
+        if not spec.takes_instruction:
+            refuse_instruction(parsed.instruction)
+        chunking = chunking_of(options, max_chunks)
+        if candidates.vectors and chunking:
+            raise InvalidInput("only texts can be split - at `$.options.long_document`")
+        if candidates.texts is None and options.max_document_tokens:
+            raise InvalidInput("only texts can be cut - at `$.options.max_document_tokens`")
+        return cls(
+            model=model,
+            engine=engine,
+            candidates=candidates,
+            options=options,
+            instruction=parsed.instruction.text,
+            limit=engine.limit(options.max_seq_length),
+            scale=scale_of(spec, options),
+            chunking=chunking,
+            cutoff_layer=cutoff_layer_of(spec, options),
+            m3_scoring=m3_scoring_of(options),
+            warnings=parsed.warnings,
         )
-        truncated.append(job.truncated[windows[0]])
-        spans.append(ChunkSpan(best.start, best.end, best.index, best.count))
-    return DocumentScores(raw, truncated, spans)
+
+    def job(self, adapter: Adapter | None) -> Job:
+        """Tokenise the texts and read the vectors; blocking, for a tokeniser thread.
+
+        Raises:
+            InvalidInput: vectors that do not fit the model, or a long text that the options refuse.
+        """
+        job = self._tokenized(adapter)
+        job.m3_scoring, job.cutoff_layer = self.m3_scoring, self.cutoff_layer
+        return job
+
+    def _tokenized(self, adapter: Adapter | None) -> Job:
+        engine, candidates = self.engine, self.candidates
+        documents, shortened = self.documents()
+        if candidates.query is None or candidates.texts is None:
+            query = candidates.query_vectors(engine.spec)
+            vectors = candidates.item_vectors(engine.spec) if candidates.texts is None else documents
+            job = engine.tokenize_vectors(query, vectors, self.limit, adapter=adapter)
+        else:
+            job = engine.tokenize_score(self.score_texts(candidates.query, documents), adapter=adapter)
+        if self.options.long_document == "refuse":
+            truncation.refuse_truncation(job, self.limit)
+        truncation.mark_shortened(job, shortened)
+        return job
+
+    def score_texts(self, query: str, documents: list[str]) -> ScoreTexts:
+        """The texts of the request and how to read them."""
+        return ScoreTexts(query, documents, self.limit, self.instruction, self.chunking)
+
+    def documents(self) -> tuple[list[str], list[bool]]:
+        """The document texts, cut to `max_document_tokens`, and which of them were cut."""
+        texts, most = self.candidates.texts or [], self.options.max_document_tokens
+        return self.engine.shorten(texts, most) if most else (texts, [False] * len(texts))
+
+    def response(self, job: Job) -> ScoreResponse:
+        """Rank the results of the finished job.
+
+        Raises:
+            InferenceError: a score is not a finite number.
+        """
+        request = self.candidates.request
+        documents = per_document(job, self.options.aggregate)
+        return ScoreResponse(
+            self.model,
+            request.query.id,
+            rank(request.items, documents, self.scale.activation, self.options),
+            Usage(job.input_tokens),
+            self.scale.score_type,
+            self._warnings(job, documents.truncated) or UNSET,
+        )
+
+    def _warnings(self, job: Job, truncated: Sequence[bool]) -> list[str]:
+        warnings = list(self.warnings)
+        if job.query_truncated:
+            warnings.append(truncation.query_warning(self.limit, job.query_limit))
+        if self.chunking:
+            return warnings + truncation.chunk_warnings(truncated, self.chunking.most)
+        most = self.options.max_document_tokens
+        return warnings + truncation.text_warnings(truncated, self.limit, most)
+
+
+def _require_score(model: str, engine: Engine) -> None:
+    outputs = engine.spec.outputs
+    if "score" not in outputs:
+        raise InvalidInput(f"model {model!r} has no output 'score'; it has {', '.join(outputs)}")

@@ -1,4 +1,4 @@
-"""Vectors in the width and the number format a caller asked for."""
+"""Conversion of vectors to the width and number format of a request."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ INT8_SCALE = 127  # a component of a unit vector lies in [-1, 1]
 
 
 def convert(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """float32 [.., dims] → `dtype`.
+    """Convert float32 [.., dims] to `dtype`.
 
-    - `int8`: `round(127 · x)`, for vectors of length 1, whose components lie in [-1, 1]; so `x ≈ v / 127`, and products
-      of two such vectors are `127² · cosine`. The scale is fixed, so vectors of different requests compare.
+    - `int8`: `round(127 · x)`, for vectors of length 1, whose components lie in [-1, 1]. So `x ≈ v / 127`, and the
+      product of two such vectors is `127² · cosine`. The scale is fixed, so vectors of different requests compare.
     - `uint8`: the same plus 128 (zero is 128): `x ≈ (v - 128) / 127`.
-    - `ubinary`: the signs of 8 dimensions packed into a byte, [.., dims / 8], the first in the highest bit (numpy's
-      packbits); `binary` is the same minus 128, as int8: so does sentence-transformers' `quantize_embeddings`.
+    - `ubinary`: the signs of 8 dimensions packed into a byte, [.., dims / 8], the first sign in the highest bit
+      (numpy's packbits). `binary` is the same minus 128, as int8, like sentence-transformers' `quantize_embeddings`.
     """
     if dtype == "float32":
         return values
@@ -37,7 +37,7 @@ def convert(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
 
 
 def cut(values: npt.NDArray[np.float32], dimensions: int | None, *, unit: bool) -> npt.NDArray[np.float32]:
-    """The first `dimensions` of [.., dims], brought back to length 1 where the vectors had it (Matryoshka).
+    """Cut [.., dims] to the first `dimensions`, and scale unit vectors back to length 1 (Matryoshka).
 
     Kusupati et al., 2022, https://arxiv.org/abs/2205.13147: models trained for it order their dimensions by use.
     """
@@ -52,33 +52,33 @@ def cut(values: npt.NDArray[np.float32], dimensions: int | None, *, unit: bool) 
 
 
 def require_unit(dtype: str, *, unit: bool) -> None:
-    """The integer formats have one fixed scale, which only suits vectors of length 1."""
+    """Refuse integer formats for other vectors than unit vectors, because their scale is fixed."""
     if dtype in INTEGERS and not unit:
         raise InvalidInput(
-            f"output_dtype {dtype!r} needs vectors of length 1, and this model does not normalise its own; "
-            "given: float32, float16, binary, ubinary - at `$.params.output_dtype`"
+            f"output_dtype {dtype!r} needs vectors of length 1, and this model does not normalise its vectors; "
+            "use float32, float16, binary or ubinary - at `$.params.output_dtype`"
         )
 
 
 def sparse(entries: Sparse, dims: int, dtype: str) -> SparseVector:
-    """`dims` counts the vocabulary."""
+    """Return the wire form of a sparse vector; `dims` is the size of the vocabulary."""
     return SparseVector(dims, dtype, entries.indices, convert(entries.values, dtype))
 
 
 def check_finite(values: npt.NDArray[np.float32], index: int) -> None:
-    """Never hand out a vector with NaN or infinity in it."""
+    """Refuse to return a vector with NaN or infinity in it."""
     if not np.isfinite(values).all():
         raise InferenceError(
-            f"the model gave a vector that is not finite for $.items[{index}]; check its weights"
+            f"the model returned a vector that is not finite for $.items[{index}]; check its weights"
         )
 
 
 def dense(values: npt.NDArray[np.float32], dtype: str) -> DenseVector:
-    """`dims` counts dimensions before packing."""
+    """Return the wire form of a dense vector; `dims` counts dimensions before packing."""
     return DenseVector(dims=values.shape[-1], dtype=dtype, values=convert(values, dtype))
 
 
 def multivector(values: npt.NDArray[np.float32], dtype: str) -> MultiVector:
-    """[tokens, dims]."""
+    """Return the wire form of token vectors [tokens, dims]."""
     tokens, dims = values.shape
     return MultiVector(token_dims=dims, num_tokens=tokens, dtype=dtype, values=convert(values, dtype))

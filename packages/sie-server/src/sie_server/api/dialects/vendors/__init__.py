@@ -1,0 +1,1 @@
+"""One module per vendor, with the dialects that its clients use."""

@@ -1,43 +1,43 @@
-"""Cohere's rerank, v2 and v1. Facts: docs.cohere.com/reference/rerank and the client library `cohere` 5.
+"""Cohere's rerank API, v2 and v1. Sources: docs.cohere.com/reference/rerank and the client library `cohere` 5.
 
-v2 takes texts and refuses what it does not know; v1 also takes objects and `rank_fields`. One search unit is a query
-with up to 100 documents.
+v2 accepts texts and rejects unknown fields; v1 also accepts objects and `rank_fields`. A search unit is a query with
+up to 100 documents.
 """
 
 from __future__ import annotations
 
 import math
 
-from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json, marked_by
+from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest, marked_by
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import EXAMPLE, Positive, as_text_object, asked, documents_of
+from sie_server.api.dialects.reading import EXAMPLE, Positive, as_text_object, documents_of, read_request
 from sie_server.errors import SIEError
 
 DOCUMENTS_PER_UNIT = 100
-NO_CHUNKS = "a document is not split here but read up to the model's limit"
+NO_CHUNKS = "documents are not split; each is read up to the model's limit"
 
 
-def _read_v2(fields: Fields) -> Asked:
+def _read_v2(fields: Fields) -> RerankRequest:
     documents = documents_of(fields)
     most = fields.take(Positive, "max_tokens_per_doc")
-    fields.has_no_effect("priority", "requests here are served in order of arrival and size")
-    return asked(fields, documents, max_document_tokens=most)
+    fields.has_no_effect("priority", "requests are scheduled by arrival and size")
+    return read_request(fields, documents, max_document_tokens=most)
 
 
-def _read_v1(fields: Fields) -> Asked:
+def _read_v1(fields: Fields) -> RerankRequest:
     documents = documents_of(fields, fields.take(list[str], "rank_fields"))
     most = fields.take(Positive, "max_tokens_per_doc")
     fields.has_no_effect("max_chunks_per_doc", NO_CHUNKS)
-    return asked(fields, documents, max_document_tokens=most)
+    return read_request(fields, documents, max_document_tokens=most)
 
 
 def as_sent(document: Document) -> Json:
-    """An object with all its fields, which v1 preserves; `text` is there in any case."""
+    """Return a document object with all its fields, as v1 does; `text` is always present."""
     return {"text": document.text} | (document.sent if isinstance(document.sent, dict) else {})
 
 
 def meta(answer: Answer, version: str) -> Json:
-    """What was read, in Cohere's units and in tokens."""
+    """Return the usage in Cohere's search units and in tokens."""
     units = math.ceil(answer.candidates / DOCUMENTS_PER_UNIT)
     written: Json = {
         "api_version": {"version": version},
@@ -55,16 +55,16 @@ def _write_v1(answer: Answer) -> Json:
     return {"id": answer.id, "results": answer.results(as_sent), "meta": meta(answer, "1")}
 
 
-def _complain(error: SIEError) -> Json:
+def _write_error(error: SIEError) -> Json:
     return {"message": error.message}
 
 
-COHERE_V2 = Dialect("Cohere v2", _read_v2, _write_v2, _complain, EXAMPLE, strict=True)
+COHERE_V2 = Dialect("Cohere v2", _read_v2, _write_v2, _write_error, EXAMPLE, strict=True)
 COHERE_V1 = Dialect(
     "Cohere v1",
     _read_v1,
     _write_v1,
-    _complain,
+    _write_error,
     EXAMPLE,
     claims=marked_by("rank_fields", "max_chunks_per_doc"),
 )

@@ -1,22 +1,22 @@
-"""Jina's rerank, and that of servers that took it over. Facts: api.jina.ai/redoc; infinity's openapi.json.
+"""Jina's rerank API, and infinity's, which is derived from it. Sources: api.jina.ai/redoc; infinity's openapi.json.
 
-A body of only model, query, documents and top_n may come from Cohere's v1 client as well, so the answer also carries
-that one's `id` and `meta`, which Jina's has not.
+A body of only model, query, documents and top_n may also come from Cohere's v1 client, so the response also contains
+Cohere's `id` and `meta`, which Jina's lacks.
 """
 
 from __future__ import annotations
 
-from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json
+from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import EXAMPLE, Positive, asked, documents_of, usage
+from sie_server.api.dialects.reading import EXAMPLE, Positive, documents_of, read_request, usage
 from sie_server.api.dialects.vendors import cohere
 from sie_server.errors import SIEError
 
 
-def _read(fields: Fields) -> Asked:
+def _read(fields: Fields) -> RerankRequest:
     documents = documents_of(fields)
     most = fields.take(Positive, "max_tokens_per_doc", "max_doc_length")
-    return asked(fields, documents, max_document_tokens=most)
+    return read_request(fields, documents, max_document_tokens=most)
 
 
 def _write(answer: Answer) -> Json:
@@ -29,13 +29,13 @@ def _write(answer: Answer) -> Json:
     }
 
 
-def _complain(error: SIEError) -> Json:
+def _write_error(error: SIEError) -> Json:
     return {"detail": error.message, "message": error.message}
 
 
-def _read_infinity(fields: Fields) -> Asked:
+def _read_infinity(fields: Fields) -> RerankRequest:
     raw = bool(fields.take(bool, "raw_scores"))
-    return asked(fields, documents_of(fields), raw=raw)
+    return read_request(fields, documents_of(fields), raw=raw)
 
 
 def _text(document: Document) -> str:
@@ -43,7 +43,7 @@ def _text(document: Document) -> str:
 
 
 def _write_infinity(answer: Answer) -> Json:
-    """Its documents are texts, where Jina's are objects."""
+    """Write infinity's response. Its documents are strings; Jina's are objects."""
     return {
         "object": "rerank",
         "results": answer.results(_text),
@@ -53,10 +53,10 @@ def _write_infinity(answer: Answer) -> Json:
     }
 
 
-def _complain_infinity(error: SIEError) -> Json:
+def _write_infinity_error(error: SIEError) -> Json:
     error_type = "invalid_request_error" if error.status < 500 else "server_error"
     return {"error": {"message": error.message, "type": error_type, "param": None, "code": error.status}}
 
 
-JINA = Dialect("Jina", _read, _write, _complain, EXAMPLE)
-INFINITY = Dialect("infinity", _read_infinity, _write_infinity, _complain_infinity, EXAMPLE)
+JINA = Dialect("Jina", _read, _write, _write_error, EXAMPLE)
+INFINITY = Dialect("infinity", _read_infinity, _write_infinity, _write_infinity_error, EXAMPLE)

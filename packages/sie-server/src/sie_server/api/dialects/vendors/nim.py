@@ -1,23 +1,23 @@
-"""NVIDIA NIM's ranking. Facts: docs.nvidia.com/nim/nemo-retriever/text-reranking.
+"""NVIDIA NIM's ranking API. Source: docs.nvidia.com/nim/nemo-retriever/text-reranking.
 
-Its scores are logits, as the field says; it refuses what it does not know and, unless told `truncate: END`, texts that
-are too long. `top_k`, which LiteLLM sends, is taken too.
+Scores are logits, as the name of the field says. Unknown fields are rejected, and so are texts that are too long unless
+`truncate` is END. `top_k`, which LiteLLM sends, is also accepted.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Json
+from sie_server.api.dialects.dialect import Answer, Dialect, Json, RerankRequest
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import asked, documents_of, usage
+from sie_server.api.dialects.reading import documents_of, read_request, usage
 from sie_server.errors import SIEError
 
 
-def _read(fields: Fields) -> Asked:
+def _read(fields: Fields) -> RerankRequest:
     documents = documents_of(fields)
     truncate = fields.take(Literal["NONE", "END"], "truncate")
-    return asked(fields, documents, truncate=truncate == "END", raw=True)
+    return read_request(fields, documents, truncate=truncate == "END", raw=True)
 
 
 def _write(answer: Answer) -> Json:
@@ -25,7 +25,7 @@ def _write(answer: Answer) -> Json:
     return {"rankings": rankings, "usage": usage(answer.tokens)}
 
 
-def _complain(error: SIEError) -> Json:
+def _write_error(error: SIEError) -> Json:
     return {"error": error.message}
 
 
@@ -34,4 +34,4 @@ EXAMPLE = {
     "passages": [{"text": "Stars burn hydrogen."}, {"text": "Rain falls."}],
     "truncate": "END",
 }
-NIM = Dialect("NVIDIA NIM", _read, _write, _complain, EXAMPLE, strict=True)
+NIM = Dialect("NVIDIA NIM", _read, _write, _write_error, EXAMPLE, strict=True)

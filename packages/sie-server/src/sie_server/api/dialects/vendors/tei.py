@@ -1,6 +1,6 @@
-"""text-embeddings-inference: /rerank, /embed and /info. Facts: its docs/openapi.json.
+"""/rerank, /embed and /info of text-embeddings-inference (TEI). Source: its docs/openapi.json.
 
-It serves one model and its bodies name none; here that is the first `--model`, and a body may name another.
+TEI serves one model, which its bodies do not name. Here that is the first `--model`; a body may contain `model`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import numpy as np
 from msgspec import UNSET
 
 from sie_server import __version__
-from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Json, marked_by
+from sie_server.api.dialects.dialect import Answer, Dialect, Json, RerankRequest, marked_by
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import Positive, asked, documents_of
+from sie_server.api.dialects.reading import Positive, documents_of, read_request
 from sie_server.errors import InvalidInput, SIEError
 from sie_server.wire import EncodeParams, EncodeRequest, EncodeResponse, Item, ModelInfo
 
 
-def _read(fields: Fields) -> Asked:
+def _read(fields: Fields) -> RerankRequest:
     documents = documents_of(fields)
     raw = bool(fields.take(bool, "raw_scores"))
-    return asked(fields, documents, truncate=_truncate(fields), raw=raw)
+    return read_request(fields, documents, truncate=_truncate(fields), raw=raw)
 
 
 def _truncate(fields: Fields) -> bool:
-    """Not told, long texts are cut (as with TEI's auto_truncate) and reported."""
+    """Read `truncate`. By default long texts are truncated, as with TEI's auto_truncate, and reported."""
     truncate = fields.take(bool, "truncate") is not False
     direction = fields.take(str, "truncation_direction") or "right"
     if direction.lower() != "right" and truncate:
-        raise InvalidInput("texts are cut at their end: send 'Right' - at `$.truncation_direction`")
+        raise InvalidInput("texts are truncated only at the end; send 'Right' - at `$.truncation_direction`")
     return truncate
 
 
@@ -40,7 +40,7 @@ def _write(answer: Answer) -> list[Json]:
     ]
 
 
-def _complain(error: SIEError) -> Json:
+def _write_error(error: SIEError) -> Json:
     return {"error": error.message, "error_type": _error_type(error.status)}
 
 
@@ -51,14 +51,14 @@ def _error_type(status: int) -> str:
 
 
 EXAMPLE = {"query": "what do stars burn?", "texts": ["Stars burn hydrogen.", "Rain falls."]}
-TEI = Dialect("TEI", _read, _write, _complain, EXAMPLE, claims=marked_by("texts"))
+TEI = Dialect("TEI", _read, _write, _write_error, EXAMPLE, claims=marked_by("texts"))
 
 
 # ── /embed and /info ──
 
 
 def read_embed(fields: Fields) -> tuple[str | None, EncodeRequest, bool]:
-    """Model, the request, and whether texts may be cut.
+    """Read a body of /embed: the model, the encode request, and whether texts may be truncated.
 
     Raises:
         InvalidInput
@@ -66,10 +66,10 @@ def read_embed(fields: Fields) -> tuple[str | None, EncodeRequest, bool]:
     inputs: Any = fields.need(object, "inputs")
     texts = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise InvalidInput("expected a text or a list with at least one text - at `$.inputs`")
+        raise InvalidInput("expected a string or a list with at least one string - at `$.inputs`")
     if fields.take(bool, "normalize") is False:
-        raise InvalidInput("vectors are given in unit length only; leave it out - at `$.normalize`")
-    fields.refuse("prompt_name", "the checkpoint's document prompt is used, no other; leave it out")
+        raise InvalidInput("only vectors of unit length are returned; omit this field - at `$.normalize`")
+    fields.refuse("prompt_name", "only the checkpoint's document prompt is supported; omit this field")
     dimensions = fields.take(Positive, "dimensions")
     model, truncate = fields.take(str, "model"), _truncate(fields)
     fields.finish(strict=False)
@@ -79,29 +79,29 @@ def read_embed(fields: Fields) -> tuple[str | None, EncodeRequest, bool]:
 
 
 def write_embed(answer: EncodeResponse, truncate: bool) -> list[list[float]]:
-    """One vector of unit length per text.
+    """Return one vector of unit length per text.
 
     Raises:
-        InvalidInput: a text was cut that must not be.
+        InvalidInput: a text was truncated and `truncate` is False.
     """
     vectors = []
     for i, item in enumerate(answer.items):
         if item.truncated is True and not truncate:
-            raise InvalidInput(f"the text is longer than the model reads - at `$.inputs[{i}]`")
-        assert item.dense is not UNSET  # nothing else was asked for
+            raise InvalidInput(f"the text is longer than the model's limit - at `$.inputs[{i}]`")
+        assert item.dense is not UNSET  # the only requested output
         vector = np.asarray(item.dense.values, dtype=np.float64)
         vectors.append((vector / (np.linalg.norm(vector) or 1.0)).astype(np.float32).tolist())
     return vectors
 
 
-def embed_in_these_words(error: InvalidInput) -> InvalidInput:
-    """The same complaint with the paths of this body."""
+def embed_in_callers_terms(error: InvalidInput) -> InvalidInput:
+    """Return the error with field paths of the /embed body."""
     message = error.message.replace("$.params.options.dimensions", "$.dimensions")
     return InvalidInput(message.replace("$.items[", "$.inputs[").replace("$.params.output_types", "$.model"))
 
 
 def info(model: ModelInfo, config: Any) -> Json:
-    """What is true of this server among the things TEI tells."""
+    """Return those fields of TEI's /info that apply to this server."""
     kind: Json = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
     return {
         "model_id": model.name,

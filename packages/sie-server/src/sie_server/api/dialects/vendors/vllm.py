@@ -1,6 +1,7 @@
-"""vLLM's rerank and score. Facts: vllm/entrypoints/pooling/scoring/protocol.py and docs.vllm.ai.
+"""vLLM's rerank and score APIs. Sources: vllm/entrypoints/pooling/scoring/protocol.py and docs.vllm.ai.
 
-`/score` answers in the order of the documents. Texts that are too long are cut and reported, where vLLM refuses them.
+`/score` returns scores in the order of the documents. Texts that are too long are truncated and reported; vLLM rejects
+them.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json
+from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import EXAMPLE, as_text_object, asked, documents_of, usage
+from sie_server.api.dialects.reading import EXAMPLE, as_text_object, documents_of, read_request, usage
 from sie_server.errors import InvalidInput, SIEError
 
 TYPES = {
@@ -26,17 +27,17 @@ SCORE_DOCUMENTS = ("documents", "text_2", "items", "data_2")
 SCORE_QUERIES = ("queries", "text_1", "query", "data_1")
 
 
-def _read_rerank(fields: Fields) -> Asked:
+def _read_rerank(fields: Fields) -> RerankRequest:
     documents = documents_of(fields, fields.take(list[str], "rank_fields"))
-    return asked(fields, documents, zero_is_all=True, **_common(fields))
+    return read_request(fields, documents, zero_is_all=True, **_common(fields))
 
 
 def _common(fields: Fields) -> Json:
-    """Fields of both routes."""
+    """Read the fields that both routes have."""
     activation = fields.take(bool, "use_activation", "activation")
     length = fields.take(int, "truncate_prompt_tokens")  # -1: the model's own limit
-    fields.has_no_effect("user", "callers are told apart by their key")
-    fields.has_no_effect("priority", "requests here are served in order of arrival and size")
+    fields.has_no_effect("user", "callers are identified by their API key")
+    fields.has_no_effect("priority", "requests are scheduled by arrival and size")
     return {"raw": activation is False, "max_seq_length": None if length == -1 else length}
 
 
@@ -49,14 +50,16 @@ def _write_rerank(answer: Answer) -> Json:
     }
 
 
-def _read_score(fields: Fields) -> Asked:
+def _read_score(fields: Fields) -> RerankRequest:
     queries = _texts(fields, SCORE_QUERIES)
     name = fields.spelled["queries"]
     if len(queries) != 1:
-        raise InvalidInput(f"one query per request; send the others by themselves - at `$.{name}`")
+        raise InvalidInput(
+            f"expected one query per request, got {len(queries)}; send the others separately - at `$.{name}`"
+        )
     documents = [Document(text, text) for text in _texts(fields, SCORE_DOCUMENTS)]
     fields.spelled["query"] = name
-    return asked(fields, documents, query=queries[0], **_common(fields))
+    return read_request(fields, documents, query=queries[0], **_common(fields))
 
 
 def _texts(fields: Fields, spellings: tuple[str, ...]) -> list[str]:
@@ -64,7 +67,7 @@ def _texts(fields: Fields, spellings: tuple[str, ...]) -> list[str]:
     texts = [sent] if isinstance(sent, str) else sent
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         name = fields.spelled[spellings[0]]
-        raise InvalidInput(f"expected a text or a list with at least one text - at `$.{name}`")
+        raise InvalidInput(f"expected a string or a list with at least one string - at `$.{name}`")
     return texts
 
 
@@ -80,11 +83,11 @@ def _write_score(answer: Answer) -> Json:
     }
 
 
-def _complain(error: SIEError) -> Json:
+def _write_error(error: SIEError) -> Json:
     kind = TYPES.get(error.status, "InternalServerError" if error.status >= 500 else "BadRequestError")
     return {"error": {"message": error.message, "type": kind, "param": None, "code": error.status}}
 
 
 SCORE_EXAMPLE = {"text_1": "what do stars burn?", "text_2": ["Stars burn hydrogen.", "Rain falls."]}
-VLLM_RERANK = Dialect("vLLM", _read_rerank, _write_rerank, _complain, EXAMPLE)
-VLLM_SCORE = Dialect("vLLM score", _read_score, _write_score, _complain, SCORE_EXAMPLE)
+VLLM_RERANK = Dialect("vLLM", _read_rerank, _write_rerank, _write_error, EXAMPLE)
+VLLM_SCORE = Dialect("vLLM score", _read_score, _write_score, _write_error, SCORE_EXAMPLE)

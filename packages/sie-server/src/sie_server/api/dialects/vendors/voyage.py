@@ -1,20 +1,20 @@
-"""Voyage's rerank. Facts: docs.voyageai.com/reference/reranker-api and the client library `voyageai`.
+"""Voyage's rerank API. Sources: docs.voyageai.com/reference/reranker-api and the client library `voyageai`.
 
-Its client always sends `truncation`, which tells its bodies from Cohere's and Jina's on the same path.
+Its client always sends `truncation`, which distinguishes its bodies from those of Cohere and Jina on the same path.
 """
 
 from __future__ import annotations
 
-from sie_server.api.dialects.dialect import Answer, Asked, Dialect, Document, Json, marked_by
+from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest, marked_by
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import EXAMPLE, asked, documents_of
+from sie_server.api.dialects.reading import EXAMPLE, documents_of, read_request
 from sie_server.errors import SIEError
 
 
-def _read(fields: Fields) -> Asked:
+def _read(fields: Fields) -> RerankRequest:
     truncate = fields.take(bool, "truncation")
     documents = documents_of(fields)
-    return asked(fields, documents, truncate=truncate is not False, truncate_name="truncation")
+    return read_request(fields, documents, truncate=truncate is not False, truncate_name="truncation")
 
 
 def _text(document: Document) -> str:
@@ -30,9 +30,11 @@ def _write(answer: Answer) -> Json:
     }
 
 
-def _complain(error: SIEError) -> Json:
+def _write_error(error: SIEError) -> Json:
     return {"detail": error.message}
 
 
 VOYAGE_EXAMPLE = EXAMPLE | {"truncation": True}
-VOYAGE = Dialect("Voyage", _read, _write, _complain, VOYAGE_EXAMPLE, claims=marked_by("truncation", "top_k"))
+VOYAGE = Dialect(
+    "Voyage", _read, _write, _write_error, VOYAGE_EXAMPLE, claims=marked_by("truncation", "top_k")
+)

@@ -1,0 +1,1 @@
+"""Decoder families: causal attention, unless the model was trained with bidirectional attention."""

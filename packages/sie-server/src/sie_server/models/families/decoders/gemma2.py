@@ -1,8 +1,8 @@
-"""Gemma 2: Gemma whose attention logits are squashed, with a norm also behind attention and feed-forward.
+"""Gemma 2: Gemma with capped attention logits and a second norm after attention and after feed-forward.
 
-Every other layer looks back over a window only; sequences no longer than that window never notice it, so the window is
-the limit. Squashed logits (`cap · tanh(logit / cap)`) are beyond the usual attention kernels: this one is plain
-products, some rows of queries at a time.
+Every other layer attends within a window. The window has no effect on sequences that fit into it, so it is the length
+limit. The usual attention kernels cannot cap logits (`cap · tanh(logit / cap)`), so this attention consists of plain
+products over blocks of query rows.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from sie_server.models.families.decoders.decoder import (
 )
 from sie_server.models.layers.linear import Residual, Weights, capped
 
-LOGITS = 2**26  # attention logits at a time, 256 MiB in fp32
+LOGITS = 2**26  # attention logits computed at a time, 256 MiB in fp32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma2Spec(DecoderSpec):
-    """What Gemma 2 says beyond Gemma."""
+    """The fields of Gemma 2 in addition to those of Gemma."""
 
     attention_cap: float | None
     attention_scale: float  # of the attention logits
 
 
 def read_gemma2(config: dict[str, Any]) -> Gemma2Spec:
-    """Gemma 2's fields have no defaults here: a file without them is not one that a library wrote."""
+    """Read a Gemma 2 configuration; its fields have no defaults, because every library writes them."""
     gemma = read_gemma(config)
     return Gemma2Spec(
         **vars(
@@ -52,12 +52,12 @@ def read_gemma2(config: dict[str, Any]) -> Gemma2Spec:
 
 
 class Gemma2Layer(DecoderLayer):
-    """A Gemma layer with two norms more, each on what is added."""
+    """A Gemma layer with two more norms, each applied before a residual is added."""
 
     def __init__(self, spec: Gemma2Spec, index: int, weights: Weights) -> None:
         super().__init__(spec, index, weights)
         size = spec.hidden_size
-        # what the others call so stands before the feed-forward; here it is the norm behind attention
+        # `post_attention_layernorm` precedes the feed-forward in other families; here it follows attention
         self.out = NormedResidual(self.out, self.norm)
         self.norm = RMSNorm.load(weights, "pre_feedforward_layernorm", size, spec)
         after = RMSNorm.load(weights, "post_feedforward_layernorm", size, spec)
@@ -86,7 +86,7 @@ class NormedResidual:
 
 
 class CappedAttention:
-    """In place of `scaled_dot_product_attention`."""
+    """A replacement for `scaled_dot_product_attention` that caps the logits."""
 
     def __init__(self, scale: float, cap: float) -> None:
         self.scale, self.cap = scale, cap
@@ -94,7 +94,7 @@ class CappedAttention:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool
     ) -> Tensor:
-        """[count, heads, rows, dim], the same with key heads and keys → as q."""
+        """Return the shape of q, [count, heads, rows, dim]; k and v are [count, key heads, keys, dim]."""
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         rows, keys = q.shape[2], k.shape[2]
         step = max(1, LOGITS // (q.shape[0] * q.shape[1] * keys))

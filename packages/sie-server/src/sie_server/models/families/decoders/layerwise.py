@@ -1,8 +1,8 @@
-"""Rerankers that can stop early: MiniCPM and Gemma 2 decoders with a score head after each of many layers.
+"""Rerankers that can stop after an early layer: MiniCPM and Gemma 2 decoders with a head after each of many layers.
 
-bge-reranker-v2-minicpm-layerwise and bge-reranker-v2.5-gemma2-lightweight. The hidden state of the last token after the
-chosen layer goes through the final norm and one row; the layers above are not computed. Facts are those of
-FlagEmbedding 1.4.2 (inference/reranker/decoder_only/models).
+bge-reranker-v2-minicpm-layerwise and bge-reranker-v2.5-gemma2-lightweight. The score is read from the last token's
+hidden state after the chosen layer, by the final norm and one row of weights; higher layers are not computed. The
+source is FlagEmbedding 1.4.2 (inference/reranker/decoder_only/models).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sie_server.models.spec import LayerwiseSpec, UnsupportedCheckpoint
 
 @dataclass(frozen=True, kw_only=True)
 class MiniCPMSpec(DecoderSpec):
-    """A Llama whose parts are added scaled down, so that depth does not change their weight."""
+    """A Llama whose residual branches are scaled down by the square root of the depth."""
 
     residual_scale: float
     cutoff_layers: tuple[int, ...]
@@ -38,14 +38,14 @@ class CostWiseGemmaSpec(Gemma2Spec):
 
 
 def read_minicpm(config: dict[str, Any]) -> MiniCPMSpec:
-    """LayerWiseMiniCPMForCausalLM.
+    """Read the configuration of LayerWiseMiniCPMForCausalLM.
 
     Raises:
-        UnsupportedCheckpoint: heads that are not one row per layer.
+        UnsupportedCheckpoint: the heads are not one row per layer.
     """
-    wanted = {"head_multi": True, "head_type": "simple"}
-    if wrong := {name: config.get(name) for name in wanted if config.get(name) != wanted[name]}:
-        raise UnsupportedCheckpoint(f"{wrong} is not served for this architecture, only {wanted}")
+    required = {"head_multi": True, "head_type": "simple"}
+    if wrong := {name: config.get(name) for name in required if config.get(name) != required[name]}:
+        raise UnsupportedCheckpoint(f"{wrong} is not supported for this architecture; expected {required}")
     llama = read_llama(config)
     layers = tuple(range(config["start_layer"], llama.num_layers + 1))
     return MiniCPMSpec(
@@ -57,26 +57,30 @@ def read_minicpm(config: dict[str, Any]) -> MiniCPMSpec:
 
 
 def read_cost_wise_gemma(config: dict[str, Any]) -> CostWiseGemmaSpec:
-    """CostWiseGemmaForCausalLM. Its token compression (`compress_ratio`) is an option of a request, and not served.
+    """Read the configuration of CostWiseGemmaForCausalLM.
+
+    Its token compression is an option of a request (`compress_ratio`) and not supported.
 
     Raises:
-        UnsupportedCheckpoint: it has an output matrix in place of the heads.
+        UnsupportedCheckpoint: the checkpoint has an output matrix in place of the heads.
     """
     if config.get("layer_wise") is not True:
-        raise UnsupportedCheckpoint("layer_wise other than true is not served for this architecture")
+        raise UnsupportedCheckpoint(
+            "layer_wise is not true; this architecture is supported with one head per layer only"
+        )
     gemma = read_gemma2(config)
     layers = tuple(range(config["start_layer"], gemma.num_layers + 1, config["layer_sep"]))
-    # Two ways of the reference that its config.json does not tell:
-    # - it runs on scaled_dot_product_attention, which has no cap, so attn_logit_softcapping has no effect there;
-    # - it reads the layer that a request asks for with the first head, whichever layer that is (gemma_model.py counts
-    #   heads by their place among the layers asked for, not among all).
+    # The reference differs from its config.json in two points:
+    # - it runs on scaled_dot_product_attention, which has no cap, so attn_logit_softcapping has no effect;
+    # - it reads the requested layer with the first head, independent of the layer (gemma_model.py counts heads by their
+    #   place among the requested layers, not among all).
     return CostWiseGemmaSpec(
         **vars(gemma) | {"attention_cap": None}, cutoff_layers=layers, heads=(0,) * len(layers)
     )
 
 
 class MiniCPMLayer(DecoderLayer):
-    """A Llama layer whose two parts are scaled."""
+    """A Llama layer whose two residual branches are scaled."""
 
     def __init__(self, spec: MiniCPMSpec, index: int, weights: Weights) -> None:
         super().__init__(spec, index, weights)
@@ -102,18 +106,18 @@ class ScaledResidual:
 
 
 class LayerHeads:
-    """The read-out: one row of weights per cutoff layer, in fp32."""
+    """The heads of a layerwise reranker: one row of weights per cutoff layer, in fp32."""
 
     readout: Readout = "last"
 
     def __init__(self, spec: LayerwiseSpec, backbone: DecoderSpec, weights: Weights) -> None:
         size = backbone.hidden_size
-        # all are taken, as there is one for each layer in the checkpoint, whether it is ever read or not
+        # all heads are loaded, including the unused ones, so that no tensor of the checkpoint is left over
         names = [f"lm_head.{i}.linear_head.weight" for i in range(len(spec.cutoff_layers))]
         rows = torch.cat([weights.take(name, 1, size, dtype=torch.float32) for name in names])
         self.rows = dict(zip(spec.cutoff_layers, rows[list(spec.heads)], strict=True))
         self.last, self.cap = spec.cutoff_layers[-1], backbone.logit_cap
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """[sequences, hidden] of the last tokens, after `batch.depth` layers → [sequences] fp32."""
+        """Return [sequences] fp32 from [sequences, hidden] of the last tokens after `batch.depth` layers."""
         return capped(hidden.float() @ self.rows[batch.depth or self.last], self.cap)

@@ -1,5 +1,7 @@
-"""LFM2 (Liquid AI, https://arxiv.org/abs/2511.23404) as an encoder: causal, most layers a short gated convolution over
-the last few tokens, the others attention with grouped queries. Weights and formulas are those of transformers' `lfm2`.
+"""LFM2 (Liquid AI, https://arxiv.org/abs/2511.23404) as an encoder.
+
+The model is causal. Most layers are a short gated convolution over the last few tokens, the others attention with
+grouped queries. Weights and formulas are those of transformers' `lfm2`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ ATTENTION, CONVOLUTION = "full_attention", "conv"  # the names in `layer_types`
 
 @dataclass(frozen=True, kw_only=True)
 class Lfm2Spec(BackboneSpec):
-    """Pre-norm, causal."""
+    """A pre-norm, causal model of convolutions and attention."""
 
     layer_types: tuple[str, ...]  # ATTENTION or CONVOLUTION, one per layer
     num_heads: int
@@ -32,12 +34,12 @@ class Lfm2Spec(BackboneSpec):
     intermediate_size: int
     norm_eps: float
     rope: RopeSpec
-    taps: int  # tokens a convolution sees, itself included
+    taps: int  # tokens that a convolution reads, the current one included
     conv_bias: bool
 
 
 def read_lfm2(config: dict[str, Any]) -> Lfm2Spec:
-    """Defaults are those of transformers' Lfm2Config."""
+    """Read an LFM2 configuration; defaults are those of transformers' Lfm2Config."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     return Lfm2Spec(
@@ -58,20 +60,20 @@ def read_lfm2(config: dict[str, Any]) -> Lfm2Spec:
 
 
 def _layer_types(config: dict[str, Any]) -> tuple[str, ...]:
-    """`layer_types`, or `full_attn_idxs` of earlier files; without either every layer is attention."""
+    """Read `layer_types`, or `full_attn_idxs` of earlier files; without either every layer is attention."""
     count = config["num_hidden_layers"]
     attending = config.get("full_attn_idxs")
     attending = range(count) if attending is None else attending
     kinds = config.get("layer_types") or [ATTENTION if i in attending else CONVOLUTION for i in range(count)]
     if len(kinds) != count or not {ATTENTION, CONVOLUTION}.issuperset(kinds):
         raise UnsupportedCheckpoint(
-            f"layer_types is {kinds!r}; served: {count} times {ATTENTION!r} or {CONVOLUTION!r}"
+            f"layer_types is {kinds!r}; expected {count} times {ATTENTION!r} or {CONVOLUTION!r}"
         )
     return tuple(kinds)
 
 
 def _intermediate_size(config: dict[str, Any]) -> int:
-    """The configured width is that of an ungated feed-forward: two thirds of it, rounded up to a multiple."""
+    """Return two thirds of the configured width, which is that of an ungated feed-forward, rounded up."""
     size = int(config.get("block_ff_dim") or config["intermediate_size"])
     if not config.get("block_auto_adjust_ff_dim", True):
         return size
@@ -94,17 +96,17 @@ class Lfm2Encoder:
         self.frequencies = scaled_frequencies(spec.rope).to(self.words.device)
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
-        """Hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
+        """Return hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
         x = F.embedding(batch.ids, self.words)
         view = _View(batch, Rotary(batch.positions, self.frequencies), x.dtype)
         for layer in self.layers:
             x = layer(x, view)
-        asked = batch.rows_of(readout)
-        return self.norm(x if asked is None else x[asked])
+        output_rows = batch.rows_of(readout)
+        return self.norm(x if output_rows is None else x[output_rows])
 
 
 class _View:
-    """One batch as all layers see it."""
+    """The masks and rotation angles of one batch, shared by all layers."""
 
     def __init__(self, batch: PackedBatch, rotary: Rotary, dtype: torch.dtype) -> None:
         self.batch, self.rotary = batch, rotary
@@ -119,12 +121,12 @@ class _View:
             self.masks.append(group.mask + later.triu(1))
 
     def before(self, x: Tensor, back: int) -> Tensor:
-        """[rows, hidden]: what stands `back` rows before each row of x in its sequence; nothing is 0."""
-        # filled, not multiplied by 0: what is not finite in another sequence stays there
+        """Return the row `back` rows before each row of x in its sequence, [rows, hidden]; 0 before the first row."""
+        # filled, not multiplied by 0: a value of another sequence that is not finite must not spread
         return x.roll(back, 0).masked_fill((self.batch.positions < back)[:, None], 0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[rows, heads or key heads, dim] each → [rows, heads * dim]; a row sees itself and those before it."""
+        """Return causal attention, [rows, heads * dim]; q is [rows, heads, dim], k and v [rows, key heads, dim]."""
         out = torch.empty_like(q)
         for group, mask in zip(self.batch.groups, self.masks, strict=True):
             shape = (group.count, group.slot)
@@ -177,17 +179,18 @@ class _Attention:
 
 
 class _Convolution:
-    """out · (C ∘ conv(B ∘ x)), B, C and x of one projection."""
+    """out · (C ∘ conv(B ∘ x)), where B, C and x come from one projection."""
 
     def __init__(self, spec: Lfm2Spec, weights: Weights) -> None:
         size, bias = spec.hidden_size, spec.conv_bias
         self.inner = Linear.load(weights, "in_proj", 3 * size, size, bias=bias)
         self.out = Linear.load(weights, "out_proj", size, size, bias=bias)
-        self.taps = weights.take("conv.weight", size, 1, spec.taps)[:, 0].T  # [taps, hidden], the last is now
+        taps = weights.take("conv.weight", size, 1, spec.taps)
+        self.taps = taps[:, 0].T  # [taps, hidden], the last is current
         self.bias = weights.take("conv.bias", size) if bias else None
 
     def __call__(self, x: Tensor, view: _View, residual: Tensor) -> Tensor:
-        # tokens nobody looks at (the expansion of a query) count as nothing here, as the library has it
+        # masked tokens (the expansion of a query) are set to 0, as in transformers
         before, after, x = self.inner(x * view.seen).chunk(3, dim=-1)
         x = before * x
         mixed = x * self.taps[-1]

@@ -1,9 +1,9 @@
-"""Llama decoders made rerankers by NVIDIA: every token sees the whole prompt, and a classifier reads their mean.
+"""NVIDIA's rerankers on Llama decoders: every token attends to the whole prompt, and a classifier reads the mean.
 
-The repositories bring code of their own, which is never run; what it does is also in NVIDIA-NeMo/Automodel
+The code in the repositories is never run. The same computation is in NVIDIA-NeMo/Automodel
 (nemo_automodel/components/models/llama_bidirectional/model.py) and in vLLM (llama.py, nemotron_vl.py). Prompts are
-templates, as for the causal rerankers; since nothing of a prompt can be computed before its end is known, requests
-share no prefix.
+templates, as for causal rerankers. Since no token can be computed before the whole prompt is known, the prompts of a
+request share no prefix.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ POOLINGS: dict[str, Pooling] = {"avg": "mean", "cls": "cls", "last": "last"}
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaRankerSpec(DecoderSpec):
-    """A Llama that sees in both directions, and how its classifier reads it."""
+    """A Llama with bidirectional attention and the settings of its classifier."""
 
     pooling: Pooling
     temperature: float  # the logit is divided by it
 
 
 def read_llama_bidirectional(config: dict[str, Any]) -> LlamaRankerSpec:
-    """Llama's fields, `pooling` (default avg) and `temperature` (default 1)."""
+    """Read Llama's fields, `pooling` (default avg) and `temperature` (default 1)."""
     return _read(config, config.get("pooling", "avg"), config)
 
 
 def read_llama_nemotron_vl(config: dict[str, Any]) -> LlamaRankerSpec:
-    """The same under `llm_config`, beside a vision tower; what the classifier does stands at the top.
+    """Read Llama's fields under `llm_config`, and those of the classifier at the top level.
 
     The defaults are those of configuration_llama_nemotron_vl.py in the repository.
     """
@@ -47,9 +47,11 @@ def read_llama_nemotron_vl(config: dict[str, Any]) -> LlamaRankerSpec:
 def _read(llama: dict[str, Any], pooling: str, head: dict[str, Any]) -> LlamaRankerSpec:
     temperature = float(head.get("temperature", 1.0))
     if pooling not in POOLINGS:
-        raise UnsupportedCheckpoint(f"pooling {pooling!r} is not served; served: {', '.join(POOLINGS)}")
+        raise UnsupportedCheckpoint(f"pooling {pooling!r} is not supported; supported: {', '.join(POOLINGS)}")
     if not temperature > 0:
-        raise UnsupportedCheckpoint(f"temperature is {temperature}; the logit is divided by it")
+        raise UnsupportedCheckpoint(
+            f"temperature is {temperature}; it divides the logit, so it must be above 0"
+        )
     backbone = vars(read_llama(llama)) | {"causal": False}
     return LlamaRankerSpec(**backbone, pooling=POOLINGS[pooling], temperature=temperature)
 
@@ -63,11 +65,11 @@ class PooledClassifier:
         self._out = Linear.load(weights, "score", 1, spec.hidden_size, torch.float32, bias=False)
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Hidden states of `readout` → [sequences] fp32."""
+        """Return [sequences] fp32 from the hidden states of `readout`."""
         return self._out(pooled_states(hidden, batch, self._pooling)).squeeze(1) / self._temperature
 
 
 def llama_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
-    """The head `score` beside the decoder."""
+    """Load the head `score`."""
     assert isinstance(spec, LlamaRankerSpec)
     return PooledClassifier(spec, weights)

@@ -1,7 +1,7 @@
-"""Rerankers on vision-language models, served for text: the language model's tensors are taken, the rest is named.
+"""Rerankers on vision-language models, for text only: the vision tensors are known and not loaded.
 
-Their rotary positions have three coordinates (time, height, width), which are equal for text; so text turns as in the
-language model alone, and `mrope_section` says nothing here. Images are refused by the API, never dropped.
+Rotary positions have three coordinates (time, height, width), which are equal for text. Text is therefore rotated as in
+the language model alone, and `mrope_section` has no effect. The API refuses images instead of ignoring them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ JINA_M0_BIAS = 2.65  # LOGIT_BIAS in modeling.py of jinaai/jina-reranker-m0 and 
 
 
 def read_qwen3_vl(config: dict[str, Any]) -> DecoderSpec:
-    """Qwen3-VL: a Qwen3 under `text_config`; whether the output matrix is tied stands beside it."""
+    """Read a Qwen3-VL configuration: a Qwen3 under `text_config`, with `tie_word_embeddings` next to it."""
     text = config["text_config"]
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     return read_qwen3(_plain_positions(text) | {"tie_word_embeddings": tied})
 
 
 def read_qwen2_vl(config: dict[str, Any]) -> DecoderSpec:
-    """Qwen2-VL: a Qwen2 under `text_config`, or at the top in files older than transformers 4.52."""
+    """Read a Qwen2-VL configuration: a Qwen2 under `text_config`, or at the top level before transformers 4.52."""
     return read_qwen2(_plain_positions(config.get("text_config") or config))
 
 
 def _plain_positions(text: dict[str, Any]) -> dict[str, Any]:
-    """`mrope` is what Qwen2-VL calls the default with three equal coordinates."""
+    """Replace `mrope`, Qwen2-VL's positions with three coordinates, by the default, which is the same for text."""
     key = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
     given = dict(text.get(key) or {})
     for name in ("type", "rope_type"):
@@ -44,7 +44,7 @@ def _plain_positions(text: dict[str, Any]) -> dict[str, Any]:
 
 
 class LastTokenClassifier:
-    """Dense → ReLU → one logit, of the last token's state, in fp32; jina-reranker-m0 subtracts a constant."""
+    """Dense → ReLU → one logit of the last token's state, minus a constant, in fp32."""
 
     readout: Readout = "last"
 
@@ -54,10 +54,10 @@ class LastTokenClassifier:
         self._bias = bias
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """[sequences, hidden] of the last tokens → [sequences] fp32."""
+        """Return [sequences] fp32 from [sequences, hidden] of the last tokens."""
         return self._out(F.relu(self._dense(hidden.float()))).squeeze(1) - self._bias
 
 
 def jina_m0_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
-    """The head `score` of jina-reranker-m0."""
+    """Load the head `score` of jina-reranker-m0."""
     return LastTokenClassifier(spec.hidden_size, weights, JINA_M0_BIAS)

@@ -1,7 +1,7 @@
 """BERT, RoBERTa, XLM-R and their relatives: one forward pass, post-norm.
 
-The families differ in what the spec says: position offset, rotary positions or ALiBi, token-type rows, a gated
-feed-forward, and the names of the weights. `models.families.encoders.bert_relatives` reads those that are not in this file.
+The spec holds the differences: position offset, rotary positions or ALiBi, token-type rows, a gated feed-forward, and
+the names of the weights. `bert_relatives` reads the configurations of the relatives.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.alibi import AlibiAttention, head_slopes
 from sie_server.models.layers.attention import attention
-from sie_server.models.layers.linear import ACTIVATIONS, LayerNorm, Linear, Weights
+from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.layers.rotary import Rotary
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the weights stand; `qkv` is one fused projection or three."""
+    """The names of the weights; `qkv` is one fused projection or three."""
 
     embedding_norm: str = "embeddings.LayerNorm"
     layers: str = "encoder.layer"
@@ -39,52 +40,57 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class BertSpec(BackboneSpec):
-    """Post-norm encoder."""
+    """A post-norm encoder."""
 
     num_layers: int
     num_heads: int
     intermediate_size: int
     hidden_act: str
     layer_norm_eps: float
-    position_rows: int  # rows of the position table; 0: there is none
+    position_rows: int  # rows of the position table; 0: no table
     position_offset: int  # row of the first token's position
-    type_rows: int  # rows of the token-type table; 0: there is none
+    type_rows: int  # rows of the token-type table; 0: no table
     layout: Layout = Layout()
-    frequencies: tuple[
-        float, ...
-    ] = ()  # rotary, radians per position and pair of dimensions; none: not rotary
-    gated: bool = False  # feed-forward: activation(gate) * up, both of one product without bias
-    gate_first: bool = False  # in that product the gate stands before the other half
-    alibi: bool = False  # attention fades with the distance
+    # rotary positions: radians per position of each pair of dimensions; empty: not rotary
+    frequencies: tuple[float, ...] = ()
+    gated: bool = False  # feed-forward: activation(gate) * up, both from one product without bias
+    gate_first: bool = False  # the gate is the first half of that product
+    alibi: bool = False  # attention decreases with distance
 
 
 def read_bert(config: dict[str, Any]) -> BertSpec:
-    """BERT: positions from row 0, token types as the tokenizer gives them."""
+    """Read a BERT configuration: positions from row 0, token types from the tokenizer."""
     return _read(config, 0, token_types=config["type_vocab_size"] > 1)
 
 
 def read_roberta(config: dict[str, Any]) -> BertSpec:
-    """RoBERTa and XLM-R: positions from the row after the padding token's, one token type."""
+    """Read a RoBERTa or XLM-R configuration: positions from the row after the padding token's, one token type."""
     pad = config.get("pad_token_id", 1)
     return _read(config, pad + 1 if type(pad) is int else 0, token_types=False)
 
 
 def check_sizes(config: dict[str, Any]) -> None:
-    """Refuse numbers that would fail only when the first text comes."""
+    """Refuse sizes that would otherwise fail at the first request.
+
+    Raises:
+        UnsupportedCheckpoint: a size is not a positive whole number, or does not fit another one.
+    """
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     for name in (*sizes, "max_position_embeddings", "type_vocab_size"):
         if type(config[name]) is not int or config[name] < 1:
             raise UnsupportedCheckpoint(
-                f"config.json: {name} is {config[name]!r}, not a whole number above 0"
+                f"config.json: {name} is {config[name]!r}; expected a whole number above 0"
             )
     if config["hidden_size"] % config["num_attention_heads"]:
         raise UnsupportedCheckpoint("config.json: hidden_size is not a multiple of num_attention_heads")
     pad = config.get("pad_token_id", 0)
     if type(pad) is not int or not 0 <= pad < config["vocab_size"]:
-        raise UnsupportedCheckpoint(f"config.json: pad_token_id is {pad!r}, not a row of the embedding table")
+        raise UnsupportedCheckpoint(
+            f"config.json: pad_token_id is {pad!r}; expected a row of the embedding table"
+        )
     if not isinstance(config.get("layer_norm_eps", 0.0), float):
         raise UnsupportedCheckpoint(
-            f"config.json: layer_norm_eps is {config['layer_norm_eps']!r}, not a number"
+            f"config.json: layer_norm_eps is {config['layer_norm_eps']!r}; expected a number"
         )
 
 
@@ -92,7 +98,7 @@ def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec
     position_type = config.get("position_embedding_type", "absolute")
     if position_type != "absolute":
         raise UnsupportedCheckpoint(
-            f"position_embedding_type {position_type!r} is not served, only 'absolute'"
+            f"position_embedding_type {position_type!r} is not supported; supported: 'absolute'"
         )
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise UnsupportedCheckpoint(
@@ -101,7 +107,7 @@ def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec
     check_sizes(config)
     if config.get("hidden_act", "gelu") not in ACTIVATIONS:
         raise UnsupportedCheckpoint(
-            f"hidden_act {config['hidden_act']!r} is not served; served: {', '.join(ACTIVATIONS)}"
+            f"hidden_act {config['hidden_act']!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
         )
     return BertSpec(
         vocab_size=config["vocab_size"],
@@ -109,7 +115,7 @@ def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec
         max_length=config["max_position_embeddings"] - offset,
         pad_token_id=config.get("pad_token_id", 0),
         token_types=token_types,
-        skip_padding_positions=offset > 0,  # (XLM-)RoBERTa count the positions of other tokens only
+        skip_padding_positions=offset > 0,  # (XLM-)RoBERTa does not count padding tokens as positions
         num_layers=config["num_hidden_layers"],
         num_heads=config["num_attention_heads"],
         intermediate_size=config["intermediate_size"],
@@ -141,26 +147,26 @@ class BertEncoder:
         )
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
-        """Hidden states of the last layer: [rows, hidden], or [sequences, hidden] of the read-out tokens.
+        """Return hidden states of the last layer: [rows, hidden], or [sequences, hidden] of the read-out tokens.
 
-        In the second case the last layer computes nothing but what those tokens need: same values, 1/layers of the
-        feed-forward work saved.
+        In the second case the last layer computes only these tokens, with the same values, and saves 1/layers of the
+        feed-forward work.
         """
         x = F.embedding(batch.ids, self.words)
         if self.positions is not None:
             x = x + F.embedding(batch.positions + self.spec.position_offset, self.positions)
         if self.types is not None:
-            # (XLM-)RoBERTa has a single token type; BERT checkpoints with one row read every token as type 0 too
+            # with one row, as in (XLM-)RoBERTa, every token has type 0
             x = x + (F.embedding(batch.types, self.types) if self.spec.type_rows > 1 else self.types[0])
         x = self.norm(x)
         rotary = Rotary(batch.positions, self.frequencies) if self.spec.frequencies else None
-        asking = batch.rows_of(readout)
+        output_rows = batch.rows_of(readout)
         attend: Attend = partial(attention, batch=batch)
         if self.spec.alibi:
-            attend = AlibiAttention(batch, self.slopes, asking, x.dtype)
+            attend = AlibiAttention(batch, self.slopes, output_rows, x.dtype)
         for layer in self.layers[:-1]:
             x = layer(x, attend, rotary)
-        return self.layers[-1](x, attend, rotary, asking)
+        return self.layers[-1](x, attend, rotary, output_rows)
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values → [query rows, hidden]
@@ -184,14 +190,14 @@ class BertLayer:
         self.norm = LayerNorm.load(weights, layout.norm, size, eps)
 
     def __call__(
-        self, x: Tensor, attend: Attend, rotary: Rotary | None, asking: Tensor | None = None
+        self, x: Tensor, attend: Attend, rotary: Rotary | None, output_rows: Tensor | None = None
     ) -> Tensor:
-        """`asking` are the rows whose output is wanted, one per sequence; None: all."""
+        """Return the layer's output for `output_rows`, one per sequence; None: for all rows."""
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # each [rows, heads, dim], views
-        if asking is not None:
-            x, q = x[asking], q[asking]
+        if output_rows is not None:
+            x, q = x[output_rows], q[output_rows]
         if rotary is not None:
-            q, k = rotary.at(asking)(q), rotary(k)
+            q, k = rotary.at(output_rows)(q), rotary(k)
         x = self.attention_norm(self.out(attend(q, k, v), residual=x))
         return self.norm(self.down(self._inner(x), residual=x))
 

@@ -1,7 +1,7 @@
-"""BERT's relatives that are published with code of their own; the code is not needed, and never loaded.
+"""BERT's relatives that are published with their own code, which is not needed and never loaded.
 
-Facts are from the published configurations, from text-embeddings-inference (`gte.rs`, `jina.rs`) and from the
-conversion tables of transformers 5 (`conversion_mapping.py`, "gte" and "jina_embeddings_v3").
+Sources are the published configurations, text-embeddings-inference (`gte.rs`, `jina.rs`) and the conversion tables of
+transformers 5 (`conversion_mapping.py`, "gte" and "jina_embeddings_v3").
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 from sie_server.models.families.encoders.bert import BertEncoder, BertSpec, Layout, check_sizes
 from sie_server.models.heads.classifier import Classifier, TanhClassifier
-from sie_server.models.layers.linear import ACTIVATIONS, Weights
+from sie_server.models.layers.activations import ACTIVATIONS
+from sie_server.models.layers.linear import Weights
 from sie_server.models.layers.rotary import inverse_frequencies
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 
@@ -35,7 +36,7 @@ NEW_LAYOUT = Layout(
 )
 JINA_GATED_LAYOUT = Layout(up="mlp.gated_layers", down="mlp.wo", norm="mlp.layernorm")
 GATES = {"geglu": "gelu", "reglu": "relu"}  # feed_forward_type → the gate's activation
-# the head of a masked language model, kept in a checkpoint that is published to embed
+# the head of a masked language model, which some checkpoints of embedding models contain
 MLM_HEAD = tuple(
     f"cls.predictions.{name}"
     for name in (
@@ -52,9 +53,9 @@ TOKEN_CLASSIFIER = ("classifier.bias", "classifier.weight")
 
 
 def read_xlm_roberta_flash(config: dict[str, Any]) -> BertSpec:
-    """jina-reranker-v2-base-multilingual: XLM-R under other names.
+    """Read the configuration of jina-reranker-v2-base-multilingual: XLM-R with other weight names.
 
-    Its configuration names absolute positions; other checkpoints of the same code (jina-embeddings-v3) are rotary.
+    Its positions are absolute; other checkpoints of the same code (jina-embeddings-v3) have rotary positions.
     """
     kind = _one_of(config, "position_embedding_type", ("absolute", "rotary"), "absolute")
     _one_of(config, "hidden_act", ACTIVATIONS, "gelu")
@@ -79,9 +80,9 @@ def read_xlm_roberta_flash(config: dict[str, Any]) -> BertSpec:
 
 
 def read_new(config: dict[str, Any]) -> BertSpec:
-    """The `new` architecture (mGTE, Zhang et al., 2024, https://arxiv.org/abs/2407.19669): rotary, gated.
+    """Read the `new` architecture (mGTE, Zhang et al., 2024, https://arxiv.org/abs/2407.19669): rotary, gated.
 
-    With NTK scaling by f, as published: base · f, and every frequency divided by f^(2 / dim).
+    NTK scaling by f, as published, multiplies the base by f and divides every frequency by f^(2 / dim).
     """
     _one_of(config, "position_embedding_type", ("rope",), "rope")
     _one_of(config, "hidden_act", ACTIVATIONS, "gelu")
@@ -94,7 +95,7 @@ def read_new(config: dict[str, Any]) -> BertSpec:
         factor = scaling.get("factor", 1.0)
         if scaling.get("type") != "ntk" or scaling.get("mixed_b") is not None or factor <= 1:
             raise UnsupportedCheckpoint(
-                f"rope_scaling {scaling!r} is not served, only type 'ntk' with a factor above 1"
+                f"rope_scaling {scaling!r} is not supported; supported: type 'ntk' with a factor above 1"
             )
         base = base * factor
         divisor = factor ** (2 * config["num_attention_heads"] / config["hidden_size"])
@@ -120,10 +121,10 @@ def read_new(config: dict[str, Any]) -> BertSpec:
 
 
 def read_jina_bert(config: dict[str, Any]) -> BertSpec:
-    """JinaBERT (jina-reranker-v1, jina-embeddings-v2): BERT with ALiBi, and a feed-forward that may be gated.
+    """Read a JinaBERT configuration (jina-reranker-v1, jina-embeddings-v2): BERT with ALiBi, optionally gated.
 
-    What jina-embeddings-v2-base-code has beyond that (norms of queries and keys) is not served; such a checkpoint
-    fails at the names of its weights.
+    The norms of queries and keys in jina-embeddings-v2-base-code are not supported; that checkpoint fails to load
+    because of its additional weights.
     """
     _one_of(config, "position_embedding_type", ("alibi",), "absolute")
     kind = _one_of(config, "feed_forward_type", ("original", *GATES), "original")
@@ -151,10 +152,10 @@ def read_jina_bert(config: dict[str, Any]) -> BertSpec:
 
 
 def embedder(prefix: str, *unread: str) -> Callable[[BertSpec, Weights], BertEncoder]:
-    """Builds the encoder of a checkpoint that is published to embed.
+    """Return a function that builds the encoder of an embedding model.
 
-    Its weights may or may not stand under `prefix`, after the class they were saved from; `unread` are those of a head
-    that class has and an embedding does not need.
+    Its weights have the name prefix `prefix` or none, depending on the class they were saved from. `unread` are the
+    weights of that class's head, which embeddings do not need.
     """
 
     def build(spec: BertSpec, weights: Weights) -> BertEncoder:
@@ -167,7 +168,7 @@ def embedder(prefix: str, *unread: str) -> Callable[[BertSpec, Weights], BertEnc
 
 
 def new_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
-    """As BERT's: the dense layer is the pooler's."""
+    """Load a classifier like BERT's; the dense layer is in the pooler."""
     return TanhClassifier(spec.hidden_size, weights, "new.pooler.dense", "classifier")
 
 
@@ -175,8 +176,10 @@ def _frequencies(config: dict[str, Any], theta: float) -> tuple[float, ...]:
     return tuple(inverse_frequencies(config["hidden_size"] // config["num_attention_heads"], theta).tolist())
 
 
-def _one_of(config: dict[str, Any], key: str, served: Any, default: Any) -> Any:
+def _one_of(config: dict[str, Any], key: str, supported: Any, default: Any) -> Any:
     value = config.get(key, default)
-    if value not in served:
-        raise UnsupportedCheckpoint(f"{key} {value!r} is not served; served: {', '.join(map(str, served))}")
+    if value not in supported:
+        raise UnsupportedCheckpoint(
+            f"{key} {value!r} is not supported; supported: {', '.join(map(str, supported))}"
+        )
     return value

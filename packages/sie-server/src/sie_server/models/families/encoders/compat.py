@@ -1,8 +1,8 @@
-"""Any other sequence classifier that transformers implements, run by that library: the extra `sie-server[compat]`.
+"""Any other sequence classifier of transformers, run by that library: the extra `sie-server[compat]`.
 
-Right, but padded and slower than a family of our own, and always in fp32: the library computes the logit in the
-model's dtype, and logits rounded to bf16 would tie. Weights still come from the checkpoint by name and shape, so that
-no head is ever made up, and code from a repository is never loaded.
+Scores are the same, but batches are padded and slower than in a family of our own. Models run in fp32: the library
+computes the logit in the model's dtype, and logits rounded to bf16 would tie. Weights are loaded from the checkpoint by
+name and shape, so no head is initialised at random, and code from a repository is never loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sie_server.models.layers.linear import Weights
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 
 SUFFIX = "ForSequenceClassification"
-# Position tables whose first row in use is the one after the padding token's
+# Model types whose positions start at the row after the padding token's
 OFFSET_POSITIONS = {
     "camembert",
     "data2vec-text",
@@ -29,19 +29,19 @@ OFFSET_POSITIONS = {
     "roberta-prelayernorm",
     "xmod",
 }
-# Their tokenizers give a third token type to the classification token, which a pair of texts here does not carry
+# Model types whose tokenizers give the classification token a third token type, which `Tokens` cannot express
 THREE_TYPES = {"funnel", "xlnet"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompatSpec(BackboneSpec):
-    """The library's own configuration object."""
+    """The fields of every transformer, and the library's configuration object."""
 
     config: Any
 
 
 def serves(architecture: str) -> bool:
-    """True when the library is installed and has a classifier of exactly this name."""
+    """Return True when the library is installed and has a classifier of exactly this name."""
     if not architecture.endswith(SUFFIX):
         return False
     try:
@@ -52,7 +52,7 @@ def serves(architecture: str) -> bool:
 
 
 def hint(architecture: str) -> str:
-    """What to add to the message about an architecture that is not served."""
+    """Return the end of the error message about an unsupported architecture."""
     try:
         import transformers  # noqa: F401
     except ImportError:
@@ -62,12 +62,12 @@ def hint(architecture: str) -> str:
 
 
 def read(config: dict[str, Any]) -> CompatSpec:
-    """The fields every sequence needs; the rest stays in the library's configuration."""
+    """Read the common fields; all others stay in the library's configuration."""
     from transformers import CONFIG_MAPPING
 
     kind = config["model_type"]
     if kind in THREE_TYPES or kind not in CONFIG_MAPPING:
-        raise UnsupportedCheckpoint(f"model_type {kind!r} is not served through transformers")
+        raise UnsupportedCheckpoint(f"model_type {kind!r} is not supported through transformers")
     known = CONFIG_MAPPING[kind].from_dict(config)
     if known.pad_token_id is None:
         raise UnsupportedCheckpoint("config.json has no pad_token_id, which a padded batch needs")
@@ -83,13 +83,13 @@ def read(config: dict[str, Any]) -> CompatSpec:
 
 
 class CompatModel:
-    """Packed batch → logits: encoder and head are one part of the library."""
+    """Packed batch → logits: encoder and head are one model of the library."""
 
     def __init__(self, spec: CompatSpec, weights: Weights) -> None:
         from transformers import AutoModelForSequenceClassification
 
         self._types = spec.token_types
-        auto: Any = AutoModelForSequenceClassification  # the library leaves it untyped
+        auto: Any = AutoModelForSequenceClassification  # untyped in the library
         model = auto.from_config(spec.config, trust_remote_code=False)
         taken = {
             name: weights.take(name, *tensor.shape, dtype=torch.float32)
@@ -99,7 +99,7 @@ class CompatModel:
         self._model = model.to(device=next(iter(taken.values())).device, dtype=torch.float32).eval()
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
-        """[sequences, 1]; each group of the batch is one padded call."""
+        """Return the logits, [sequences, 1]; each group of the batch is one padded call."""
         return torch.cat([self._group(batch, index) for index in range(len(batch.groups))])
 
     def _group(self, batch: PackedBatch, index: int) -> Tensor:
@@ -116,15 +116,15 @@ class CompatModel:
 
 
 class CompatClassifier:
-    """The logit is there already."""
+    """The identity: `CompatModel` returns logits."""
 
     readout: Readout = "first"
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """[sequences, 1] → [sequences] fp32."""
+        """Return [sequences] fp32 from [sequences, 1]."""
         return hidden.squeeze(1).float()
 
 
 def classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
-    """Nothing to load."""
+    """Return the head, which has no weights."""
     return CompatClassifier()

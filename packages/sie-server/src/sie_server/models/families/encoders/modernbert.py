@@ -1,8 +1,8 @@
-"""ModernBERT encoders (Warner et al., 2024, https://arxiv.org/abs/2412.13663): pre-norm, rotary positions, gated
-feed-forward, layers that see everything alternating with layers that see a window.
+"""ModernBERT encoders (Warner et al., 2024, https://arxiv.org/abs/2412.13663).
 
-Configurations come in two ages: `global_rope_theta`, `local_rope_theta` and `global_attn_every_n_layers` as published,
-`rope_parameters` and `layer_types` as transformers 5 writes them; both are read.
+They are pre-norm, with rotary positions, a gated feed-forward, and layers of full attention alternating with layers of
+sliding-window attention. Two forms of configuration are read: `global_rope_theta`, `local_rope_theta` and
+`global_attn_every_n_layers` as published, and `rope_parameters` and `layer_types` as transformers 5 writes them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.heads.classifier import Classifier, pooled_states, pooling_readout
+from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.attention import attention
-from sie_server.models.layers.linear import ACTIVATIONS, LayerNorm, Linear, Weights
+from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.layers.local_attention import LocalAttention
 from sie_server.models.layers.rotary import Rotary, inverse_frequencies
 from sie_server.models.spec import BackboneSpec, Pooling, UnsupportedCheckpoint
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # the names in `layer_types`
-THETAS = {GLOBAL: 160_000.0, LOCAL: 10_000.0}  # where the configuration names none
+THETAS = {GLOBAL: 160_000.0, LOCAL: 10_000.0}  # used where the configuration names none
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModernBertSpec(BackboneSpec):
-    """Pre-norm encoder; the classifier's fields stand in the same config.json."""
+    """A pre-norm encoder, and its classifier's fields from the same config.json."""
 
     layer_types: tuple[str, ...]  # GLOBAL or LOCAL, one per layer
     thetas: dict[str, float]  # rotary base of each type
-    reach: int  # tokens a local layer sees to either side
+    reach: int  # tokens to either side that a local layer attends to
     num_heads: int
     intermediate_size: int
     hidden_act: str
@@ -42,20 +43,22 @@ class ModernBertSpec(BackboneSpec):
     norm_bias: bool
     attention_bias: bool
     mlp_bias: bool
-    pooling: Pooling  # of the classifier, as what follows
+    pooling: Pooling  # of the classifier, like the fields below
     classifier_act: str
     classifier_bias: bool
 
 
 def read_modernbert(config: dict[str, Any]) -> ModernBertSpec:
-    """Defaults are those of transformers' ModernBertConfig."""
+    """Read a ModernBERT configuration; defaults are those of transformers' ModernBertConfig."""
     acts = {key: config.get(key, "gelu") for key in ("hidden_activation", "classifier_activation")}
     for key, name in acts.items():
         if name not in ACTIVATIONS:
-            raise UnsupportedCheckpoint(f"{key} {name!r} is not served; served: {', '.join(ACTIVATIONS)}")
+            raise UnsupportedCheckpoint(
+                f"{key} {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+            )
     pooling = config.get("classifier_pooling", "cls")
     if pooling not in ("cls", "mean"):
-        raise UnsupportedCheckpoint(f"classifier_pooling {pooling!r} is not served; served: cls, mean")
+        raise UnsupportedCheckpoint(f"classifier_pooling {pooling!r} is not supported; supported: cls, mean")
     return ModernBertSpec(
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
@@ -83,23 +86,25 @@ def _layer_types(config: dict[str, Any]) -> tuple[str, ...]:
     if len(types) != count or not set(types) <= set(THETAS):
         raise UnsupportedCheckpoint(
             f"layer_types names {len(types)} layers of types {sorted(set(types))}; "
-            f"num_hidden_layers is {count}, served types are {', '.join(THETAS)}"
+            f"num_hidden_layers is {count}, supported types are {', '.join(THETAS)}"
         )
     return tuple(types)
 
 
 def _thetas(config: dict[str, Any]) -> dict[str, float]:
-    """Rotary base of each layer type, from `rope_parameters` where they stand there, else from the older names."""
+    """Read the rotary base of each layer type from `rope_parameters`, or else from the older fields."""
     if config.get("rope_scaling"):
-        raise UnsupportedCheckpoint(f"rope_scaling {config['rope_scaling']!r} is not served for ModernBERT")
+        raise UnsupportedCheckpoint(
+            f"rope_scaling {config['rope_scaling']!r} is not supported for ModernBERT"
+        )
     thetas: dict[str, float] = {}
     for kind, older in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
         named = (config.get("rope_parameters") or {}).get(kind) or {}
         if named.get("rope_type", "default") != "default":
             raise UnsupportedCheckpoint(
-                f"rope_parameters.{kind}.rope_type {named['rope_type']!r} is not served, only 'default'"
+                f"rope_parameters.{kind}.rope_type {named['rope_type']!r} is not supported; supported: 'default'"
             )
-        # a published null for the local one means: the same as the global one
+        # null, as published for the local base, means the global base
         theta = named.get("rope_theta", config.get(older, THETAS[kind]))
         thetas[kind] = float(thetas[GLOBAL] if theta is None else theta)
     return thetas
@@ -115,7 +120,7 @@ class ModernBertEncoder:
         self.words = table.take("tok_embeddings.weight", spec.vocab_size, spec.hidden_size)
         self.norm = norm(table, "norm")
         self.layers = [
-            # the first layer reads the normalised embeddings and has no norm of its own
+            # the first layer has no norm: the embeddings are normalised already
             ModernBertLayer(spec, part, norm(part, "attn_norm") if i else None)
             for i, part in enumerate(weights.at(f"layers.{i}") for i in range(len(spec.layer_types)))
         ]
@@ -127,22 +132,24 @@ class ModernBertEncoder:
         }
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
-        """Hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
+        """Return hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
         x = self.norm(F.embedding(batch.ids, self.words))
         rotaries = {kind: Rotary(batch.positions, f) for kind, f in self.frequencies.items()}
         local = LocalAttention(batch, self.spec.reach, x.dtype) if LOCAL in rotaries else None
-        asking = batch.rows_of(readout)
+        output_rows = batch.rows_of(readout)
         for i, (layer, kind) in enumerate(zip(self.layers, self.spec.layer_types, strict=True)):
-            rows = asking if i == len(self.layers) - 1 else None
+            rows = output_rows if i == len(self.layers) - 1 else None
             attend = (
-                partial(local, asking=rows) if local and kind == LOCAL else partial(attention, batch=batch)
+                partial(local, output_rows=rows)
+                if local and kind == LOCAL
+                else partial(attention, batch=batch)
             )
             x = layer(x, rotaries[kind], attend, rows)
         return self.final_norm(x)
 
 
 class ModernBertLayer:
-    """Attention and gated feed-forward, each on a normalised copy and added to the stream."""
+    """Norm → attention → residual, norm → gated feed-forward → residual."""
 
     def __init__(self, spec: ModernBertSpec, weights: Weights, attention_norm: LayerNorm | None) -> None:
         size, inner = spec.hidden_size, spec.intermediate_size
@@ -159,15 +166,16 @@ class ModernBertLayer:
         x: Tensor,
         rotary: Rotary,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
-        asking: Tensor | None,
+        output_rows: Tensor | None,
     ) -> Tensor:
-        """`asking` are the rows whose output is wanted, one per sequence; None: all."""
+        """Return the layer's output for `output_rows`, one per sequence; None: for all rows."""
         normed = self.attention_norm(x) if self.attention_norm else x
         qkv = self.qkv(normed).unflatten(1, (3, self.heads, -1))  # [rows, 3, heads, dim]
-        if asking is None:
+        if output_rows is None:
             q, k = rotary(qkv[:, :2]).unbind(1)
         else:
-            x, q, k = x[asking], rotary.at(asking)(qkv[asking, 0]), rotary(qkv[:, 1])
+            x, k = x[output_rows], rotary(qkv[:, 1])
+            q = rotary.at(output_rows)(qkv[output_rows, 0])
         x = self.out(attend(q, k, qkv[:, 2]), residual=x)
         up, gate = self.up_gate(self.norm(x)).chunk(2, dim=-1)
         return self.down(self.activation(up) * gate, residual=x)
@@ -186,11 +194,11 @@ class ModernBertClassifier:
         self.out = Linear.load(weights, "classifier", 1, size, exact)
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Hidden states of `readout` → [sequences] fp32."""
+        """Return [sequences] fp32 from the hidden states of `readout`."""
         pooled = pooled_states(hidden, batch, self.pooling)
         return self.out(self.norm(self.activation(self.dense(pooled)))).squeeze(1)
 
 
 def modernbert_classifier(spec: ModernBertSpec, weights: Weights) -> Classifier:
-    """The prediction head beside the encoder."""
+    """Load the prediction head and classifier."""
     return ModernBertClassifier(spec, weights)

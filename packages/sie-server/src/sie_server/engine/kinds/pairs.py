@@ -1,0 +1,65 @@
+"""Pairs: a cross-encoder reads query and document in one sequence and returns one logit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sie_server.engine.job import Chunking, Job, ScoreTexts, Work, build_job
+from sie_server.engine.kinds.base import Kind, Parts, Reader
+from sie_server.engine.storage.weights import CheckpointWeights
+from sie_server.engine.text.chunks import split
+from sie_server.engine.text.tokenizer import TextTokenizer
+from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.heads.classifier import Classifier
+from sie_server.models.registry import build_classifier
+
+
+class PairInput:
+    """Builds jobs of query-document pairs."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def score_job(self, texts: ScoreTexts) -> Job:
+        """See `TextInput.score_job`."""
+        sequences, cut, query_cut = self._tokenizer.pairs(texts.query, texts.documents, texts.limit)
+        job = build_job(("score",), sequences, cut)
+        job.query_truncated = query_cut
+        return job
+
+    def chunk_job(self, texts: ScoreTexts, chunking: Chunking) -> Job:
+        """See `ChunkInput.chunk_job`."""
+        head, room, query_cut = self._tokenizer.pair_head(texts.query, texts.limit)
+        parts = split(self._tokenizer, texts.documents, room, chunking)
+        job = build_job(("score",), [self._tokenizer.pair(head, ids) for ids in parts.ids], parts.cut)
+        job.query_truncated, job.chunks = query_cut, parts.chunks
+        return job
+
+
+class LogitReader:
+    """Reads one raw logit per sequence, for cross-encoders and causal rerankers."""
+
+    def __init__(self, head: Classifier) -> None:
+        self._head = head
+        self.readout: Readout = head.readout
+
+    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
+        """See `Reader.read`."""
+        results: list[Any] = [None] * len(works)
+        for place, logit in zip(batch.order, self._head.logits(hidden, batch).tolist(), strict=True):
+            results[place] = logit
+        return results
+
+
+def _input(parts: Parts) -> PairInput:
+    return PairInput(parts.tokenizer)
+
+
+def classifier_reader(parts: Parts, weights: CheckpointWeights) -> Reader:
+    """Build the reader of a classification head."""
+    return LogitReader(build_classifier(parts.spec, weights))
+
+
+PAIRS = Kind(input=_input, reader=classifier_reader)

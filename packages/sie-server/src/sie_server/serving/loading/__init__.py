@@ -1,0 +1,1 @@
+"""One version of a model from files to a working engine, and back to free memory."""

@@ -1,0 +1,47 @@
+"""What all tests share: one math thread a process, a marker per folder, and the time of each folder at the end."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+
+from support.checkpoints import cache
+
+# Workers run next to each other, so more than one thread a process only makes them wait for cores. Set before torch is
+# imported, and inherited by every process that a test starts.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.cache:  # shared by the workers, kept between runs and ignored by git
+        cache.use(config.cache.mkdir("checkpoints"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(getattr(pytest.mark, folder(item.nodeid)))
+
+
+def folder(nodeid: str) -> str:
+    """The folder below tests/ that a test is in."""
+    return nodeid.removeprefix("tests/").split("/")[0]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the seconds of each folder, added up over all workers."""
+    seconds: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    reports: Iterable[object] = (r for rs in terminalreporter.stats.values() for r in rs)
+    for report in reports:
+        if isinstance(report, pytest.TestReport):
+            seconds[folder(report.nodeid)] += report.duration
+            tests[folder(report.nodeid)] += report.when == "call"
+    if len(seconds) < 2:
+        return
+    terminalreporter.section("seconds by folder, all workers together")
+    for name, spent in seconds.most_common():
+        terminalreporter.line(f"{spent:8.1f} s  {tests[name]:5d} tests  tests/{name}")
