@@ -8,9 +8,12 @@ TYPESCRIPT_DEV := $(TYPESCRIPT)/node_modules/.installed
 INTEGRATIONS := sie-langchain sie-llamaindex sie-haystack
 SOURCES := packages/sie-sdk/src packages/sie-server/src $(INTEGRATIONS:%=packages/%/src)
 ARGS ?=
+# pytest-xdist; auto: one worker per core
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-floors check format bench parity quality clean
+.PHONY: help install demo test test-unit test-floors check format bench parity quality clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -22,7 +25,10 @@ demo: $(RUN) ## rerank keyword search results with a local server
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
 
 test: $(DEV) $(TYPESCRIPT_DEV) ## run all tests (ARGS="-k name" picks some)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-unit: $(DEV) ## run the unit tests
+	$(PYTEST) tests/unit $(ARGS)
 
 test-floors: ## run the tests with the lowest promised versions of the requirements
 	PYTHON="$(PYTHON)" scripts/test_floors $(ARGS)
@@ -47,7 +53,7 @@ bench: $(DEV) ## measure latency and throughput
 	$(BIN)/python -m bench $(ARGS)
 
 parity: $(DEV) ## compare scores with the reference implementations
-	$(BIN)/python -m pytest tests/parity $(ARGS)
+	$(PYTEST) tests/parity $(ARGS)
 
 quality: $(DEV) ## measure ranking quality on the evaluation sets
 	$(BIN)/python -m bench.quality $(ARGS)
