@@ -30,10 +30,10 @@ def test_positions_are_ids() -> None:
     ("entries", "words"),
     [
         ([("0", 0.9)], "1 of 2 texts have no score"),
-        ([("0", 0.9), ("0", 0.8)], "'0', which was not sent or has one already"),
-        ([("0", 0.9), ("2", 0.8)], "'2', which was not sent"),
-        ([("0", 0.9), (None, 0.8)], "None, which was not sent"),
-        ([("0", 0.9), ("1", float("nan"))], "nan is the score of item '1'"),
+        ([("0", 0.9), ("0", 0.8)], "'0' was not sent or already has a score"),
+        ([("0", 0.9), ("2", 0.8)], "'2' was not sent"),
+        ([("0", 0.9), (None, 0.8)], "None was not sent"),
+        ([("0", 0.9), ("1", float("nan"))], "the score of item '1' is nan"),
     ],
 )
 def test_anything_but_one_score_each_is_an_error(entries: list[tuple[str | None, float]], words: str) -> None:
