@@ -19,6 +19,7 @@ from sie_server.serving.service import Service
 from sie_server.wire import Item, ScoreRequest
 from support.waiting import until
 
+
 class Looks:
     """Counts the looks of the watchers of the models directory; made by the fixture `looks`."""
 
