@@ -18,6 +18,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY
 from sie_server.engine.lora.adapter import Adapter
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.families.adapters import Pairs, write_adapter
 from support.families.every import EVERY, Made
 
@@ -76,7 +77,7 @@ def test_an_adapter_equals_its_merged_weights(name: str, tmp_path: Path) -> None
     family, made = EVERY[name], EVERY[name].make(tmp_path / "made")
 
     def load(directory: Path) -> Engine:
-        return Engine(directory, device="cpu", dtype="float32", template=made.template)
+        return Engine(directory, device=DEVICE, dtype="float32", template=made.template)
 
     engine = load(made.served)
     pairs = pairs_for(made.served, engine)

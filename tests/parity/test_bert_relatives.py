@@ -24,6 +24,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.families.adapters import Pairs, under, write_adapter
 from support.families.relatives import (
     LAYERS,
@@ -53,7 +54,7 @@ def make(root: Path, relative: Relative) -> Case:
     published, library = make_relative(root, relative)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(library).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(published)
-    return Case(published, model, tokenizer, Engine(published, device="cpu", dtype="float32"))
+    return Case(published, model, tokenizer, Engine(published, device=DEVICE, dtype="float32"))
 
 
 def documents() -> list[str]:
@@ -149,7 +150,7 @@ def test_scaling_changes_scores(tmp_path: Path) -> None:
     case = make(tmp_path, RELATIVES["new"])
     scaled = np.array(logits(case.engine, documents()))
     edit(case.directory, {"rope_scaling": None})
-    plain = logits(Engine(case.directory, device="cpu", dtype="float32"), documents())
+    plain = logits(Engine(case.directory, device=DEVICE, dtype="float32"), documents())
     assert np.abs(scaled - plain).max() > 0.01
 
 
@@ -178,4 +179,4 @@ def test_what_cannot_be_served_is_named(
     directory = make(tmp_path, RELATIVES[relative]).directory
     edit(directory, change)
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")

@@ -28,6 +28,7 @@ from sie_server.engine.text.chunks import Chunking
 from sie_server.models.spec import LateInteractionSpec
 from support.checkpoints.colbert import BASES, make_jina, make_pylate, make_stanford
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 
 TOLERANCE = 1e-4
 Vectors = list[npt.NDArray[np.float32]]
@@ -133,7 +134,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         make_jina(directory, settings)
     else:
         make_stanford(directory, family, settings)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     rng = random.Random(4)
     queries = ["", "rain", "  rain falls - 3.14  "] + [random_text(rng, n) for n in (3, 6, 9, 40)]
     # from nothing to far beyond the limit, with punctuation
@@ -345,7 +346,7 @@ def test_a_longer_limit_moves_only_documents(case: Case) -> None:
 def test_bf16_ranks_as_fp32(case: Case) -> None:
     from scipy.stats import kendalltau
 
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     job, exact = (
         e.tokenize_score(case.queries[4], case.documents, case.limit) for e in (coarse, case.engine)
     )
@@ -354,7 +355,7 @@ def test_bf16_ranks_as_fp32(case: Case) -> None:
 
 def test_what_is_not_finite_in_one_text_stays_there(tmp_path: Path) -> None:
     """LFM2's convolution looks at rows before a text's first; they are another's, and count as 0 whatever they hold."""
-    engine = Engine(make_pylate(tmp_path / "model", "lfm2"), device="cpu", dtype="float32")
+    engine = Engine(make_pylate(tmp_path / "model", "lfm2"), device=DEVICE, dtype="float32")
     bad, good = (
         engine.tokenize_encode([text], ("multivector",), 64)
         for text in ("rain falls tomorrow harbour", "stars burn hydrogen")

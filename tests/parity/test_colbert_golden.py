@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sie_server.engine.engine import Engine
+from support.device import DEVICE
 
 GOLDEN = Path(__file__).parent / "golden" / "colbert"
 
@@ -18,7 +19,7 @@ def test_pylate_agrees(name: str) -> None:
     texts = json.loads((GOLDEN / "texts.json").read_text(encoding="utf-8"))
     with np.load(GOLDEN / name / "golden.npz") as file:
         golden = dict(file)
-    engine = Engine(GOLDEN / name, device="cpu", dtype="float32")
+    engine = Engine(GOLDEN / name, device=DEVICE, dtype="float32")
     limit = engine.max_seq_length
     for kind, values in (("query", texts["queries"]), ("document", texts["documents"])):
         job = engine.tokenize_encode(values, ("multivector",), limit, is_query=kind == "query")

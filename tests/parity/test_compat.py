@@ -19,6 +19,7 @@ from sie_server.errors import ModelLoadFailed
 from sie_server.serving.lifecycle.slots import Slot
 from support.checkpoints.compat import COMPAT, LIMIT, make_compat
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.requests.jobs import read_pairs, run_job
 
 
@@ -43,7 +44,7 @@ def reference(directory: Path) -> Any:
 @pytest.mark.parametrize("family", sorted(COMPAT))
 def test_logits_equal_transformers(tmp_path: Path, family: str) -> None:
     directory = make_compat(tmp_path, family)
-    engine = Engine(directory, device="cpu", dtype="bfloat16")  # computed in fp32 all the same
+    engine = Engine(directory, device=DEVICE, dtype="bfloat16")  # computed in fp32 all the same
     assert engine.spec.compat
     assert engine.spec.backbone.max_length == LIMIT
     ours, expected = logits(engine, documents()), reference(directory)
@@ -61,7 +62,7 @@ def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
     del weights["classifier.weight"]
     save_file(weights, directory / "model.safetensors")
     with pytest.raises(ModelLoadFailed, match=r"classifier\.weight"):
-        Engine(directory, device="cpu")
+        Engine(directory, device=DEVICE)
 
 
 def test_without_the_extra_the_message_says_what_to_install(
@@ -71,7 +72,7 @@ def test_without_the_extra_the_message_says_what_to_install(
     for name in [n for n in sys.modules if n.partition(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModelLoadFailed, match=r"pip install 'sie-server\[compat\]'"):
-        Engine(directory, device="cpu")
+        Engine(directory, device=DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], 
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu")
+        Engine(directory, device=DEVICE)
 
 
 def test_the_model_list_marks_what_runs_through_the_library() -> None:

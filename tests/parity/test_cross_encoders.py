@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
+from support.device import DEVICE
 from support.requests.jobs import read_pairs, run_job
 
 MAX_LENGTH = 96
@@ -48,7 +49,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         random_text(rng, rng.randint(1, 90)) for _ in range(PAIRS - 100)
     ]
     ids, logits = reference(directory, query, documents)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     yield Case(directory, engine, query, documents, ids, logits)
 
 
@@ -131,7 +132,7 @@ def test_scores_equal_sentence_transformers(case: Case) -> None:
 def test_bf16_ranks_as_fp32(case: Case) -> None:
     from scipy.stats import kendalltau
 
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     exact = logits_of(case.engine, case.query, case.documents)
     assert kendalltau(logits_of(coarse, case.query, case.documents), exact).statistic >= 0.9
 
@@ -145,7 +146,7 @@ def test_activation_comes_from_the_checkpoint(tmp_path: Path, name: str, place: 
     config = json.loads((directory / "config.json").read_text())
     config[place] = {"activation_fn": name} if place == "sentence_transformers" else name
     (directory / "config.json").write_text(json.dumps(config))
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.head.activation == name.rsplit(".", 1)[-1].lower()  # type: ignore[union-attr]
     model = CrossEncoder(str(directory), device="cpu")
     assert type(model.activation_fn).__name__.lower() == engine.spec.head.activation  # type: ignore[union-attr]
@@ -160,7 +161,7 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
         [work.tokens for work in job.work],
         pad_id=0,
         align=16,
-        device=torch.device("cpu"),
+        device=case.engine.device,
         dtype=torch.float32,
     )
     with torch.inference_mode():

@@ -19,6 +19,7 @@ from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import make_decoder
 from support.checkpoints.embedders import LIMIT, TASK, make_embedder
 from support.checkpoints.encoders import write_json
+from support.device import DEVICE
 from support.requests.jobs import run_job
 from support.servers.inprocess import asking, post
 
@@ -41,7 +42,7 @@ def vectors_of(engine: Engine, texts: list[str]) -> npt.NDArray[np.float32]:
 )
 def test_vectors_equal_sentence_transformers(tmp_path: Path, family: str, layout: str) -> None:
     directory = make_embedder(tmp_path, family, layout=layout)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.outputs == ["dense"] and engine.readout == "last"
     reference = SentenceTransformer(str(directory), device="cpu")
     expected = reference.encode(TEXTS, batch_size=4, show_progress_bar=False)
@@ -60,7 +61,7 @@ def test_vectors_equal_sentence_transformers(tmp_path: Path, family: str, layout
 
 
 def test_the_appended_token_survives_truncation(tmp_path: Path) -> None:
-    engine = Engine(make_embedder(tmp_path, "qwen3"), device="cpu", dtype="float32")
+    engine = Engine(make_embedder(tmp_path, "qwen3"), device=DEVICE, dtype="float32")
     job = engine.tokenize_encode(TEXTS, ("dense",), LIMIT, is_query=False)
     ends = {engine.tokens(work.tokens.ids.tolist())[-1] for work in job.work}
     assert ends == {"<|endoftext|>"} and any(job.truncated) and not all(job.truncated)
@@ -89,7 +90,7 @@ def test_bidirectional_attention_as_the_config_says(tmp_path: Path) -> None:
         tmp_path, "llama", pooling={"pooling_mode": "mean"}, is_causal=False, attention_bias=True
     )
     expected = SentenceTransformer(str(directory), device="cpu").encode(TEXTS, show_progress_bar=False)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     np.testing.assert_allclose(vectors_of(engine, TEXTS), expected, atol=1e-4, rtol=0)
 
 
@@ -118,13 +119,13 @@ def test_what_would_only_look_right_is_refused(
     before = json.loads((directory / file).read_text(encoding="utf-8"))
     write_json(directory / file, content if isinstance(content, list) else before | content)
     with pytest.raises(ModelLoadFailed, match=complaint):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_the_operator_may_make_it_a_reranker(tmp_path: Path) -> None:
     directory = make_embedder(tmp_path, "qwen3", layout="causal")
     (directory / "sie_reranker.yaml").write_text("template: qwen3-reranker", encoding="utf-8")
-    assert Engine(directory, device="cpu", dtype="float32").spec.outputs == ["score"]
+    assert Engine(directory, device=DEVICE, dtype="float32").spec.outputs == ["score"]
 
 
 def test_an_end_token_that_only_the_settings_name_is_refused(tmp_path: Path) -> None:
@@ -133,4 +134,4 @@ def test_an_end_token_that_only_the_settings_name_is_refused(tmp_path: Path) -> 
     (directory / "tokenizer.json").write_bytes((tmp_path / "plain" / "tokenizer.json").read_bytes())
     write_json(directory / "tokenizer_config.json", {"add_eos_token": True, "eos_token": "<|endoftext|>"})
     with pytest.raises(ModelLoadFailed, match="add_eos_token"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")

@@ -18,6 +18,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import make_decoder
+from support.device import DEVICE
 from support.requests.jobs import run_job
 
 QUERY = "how do stars burn hydrogen?"
@@ -36,7 +37,7 @@ def ours(engine: Engine, limit: int, instruction: str | None = None) -> list[flo
 def test_gemma_equals_flag_embedding(tmp_path: Path) -> None:
     flag = pytest.importorskip("FlagEmbedding")
     directory = make_decoder(tmp_path, "gemma")
-    engine = Engine(directory, device="cpu", dtype="float32", template="bge-reranker-gemma")
+    engine = Engine(directory, device=DEVICE, dtype="float32", template="bge-reranker-gemma")
     assert isinstance(engine._tokenizer, PromptTokenizer)
     length = 150  # what its max_length bounds is the passage, as long as the query is shorter than the prompt
     reranker = flag.FlagLLMReranker(str(directory), use_fp16=False, devices="cpu", max_length=length)
@@ -52,7 +53,7 @@ def test_gemma_equals_flag_embedding(tmp_path: Path) -> None:
 def test_qwen2_equals_mxbai_rerank(tmp_path: Path, instruction: str | None) -> None:
     mxbai = pytest.importorskip("mxbai_rerank.mxbai_rerank_v2")
     directory = make_decoder(tmp_path, "qwen2")
-    engine = Engine(directory, device="cpu", dtype="float32", template="mxbai-rerank-v2")
+    engine = Engine(directory, device=DEVICE, dtype="float32", template="mxbai-rerank-v2")
     reranker = mxbai.MxbaiRerankV2(str(directory), device="cpu", torch_dtype=torch.float32, max_length=150)
     # its tokenizer call is of transformers 4; the cut it asks for is the only thing it uses of it
     reranker.tokenizer.prepare_for_model = lambda first, second, max_length, **_: {

@@ -14,6 +14,7 @@ from sie_server.engine import forward
 from sie_server.engine.engine import Engine
 from sie_server.models.families.decoders import gemma2
 from support.checkpoints.decoders import DECODERS, make_decoder
+from support.device import DEVICE
 from support.families.decoder_cases import LIMIT, TOLERANCE, Case, ids_of, in_order, make_case
 
 
@@ -63,7 +64,7 @@ def test_alone_equals_batched_equals_permuted(case: Case) -> None:
 
 
 def test_sharing_the_prefix_changes_no_score(case: Case) -> None:
-    apart = Engine(case.directory, device="cpu", dtype="float32", template=case.template, share_prefix=False)
+    apart = Engine(case.directory, device=DEVICE, dtype="float32", template=case.template, share_prefix=False)
     shared = case.engine.tokenize_score(case.query, case.documents, LIMIT)
     whole = apart.tokenize_score(case.query, case.documents, LIMIT)
     assert ids_of(shared) == ids_of(whole)
@@ -136,7 +137,7 @@ def test_an_instruction_is_read_where_the_model_takes_one(case: Case) -> None:
 def test_bf16_ranks_as_fp32(case: Case) -> None:
     from scipy.stats import kendalltau
 
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16", template=case.template)
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16", template=case.template)
     exact = logits_of(case.engine, case.query, case.documents)
     assert kendalltau(logits_of(coarse, case.query, case.documents), exact).statistic >= 0.85
 
@@ -174,5 +175,5 @@ def test_capped_attention_in_blocks_of_rows(one_row: bool, monkeypatch: pytest.M
 
 def test_gemma2_reads_no_more_than_its_window(tmp_path: Path) -> None:
     directory = make_decoder(tmp_path, "gemma2", sliding_window=96)
-    engine = Engine(directory, device="cpu", dtype="float32", template="bge-reranker-gemma")
+    engine = Engine(directory, device=DEVICE, dtype="float32", template="bge-reranker-gemma")
     assert engine.spec.backbone.max_length == engine.max_seq_length == 96

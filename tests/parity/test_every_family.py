@@ -18,6 +18,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Sparse
 from sie_server.verify.references import Answers
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 from support.families.every import EVERY, Family
 
 QUERY_TEXT = "how do stars burn hydrogen"
@@ -45,7 +46,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family = EVERY[request.param]
     made = family.make(tmp_path_factory.mktemp("family"))
     engine = Engine(
-        made.served, device="cpu", dtype="float32", template=made.template, max_seq_length=family.limit
+        made.served, device=DEVICE, dtype="float32", template=made.template, max_seq_length=family.limit
     )
     rng = random.Random(5)
     documents = [random_text(rng, n) for n in lengths(family)]

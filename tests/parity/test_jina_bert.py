@@ -22,6 +22,7 @@ from sie_server.errors import ModelLoadFailed
 from sie_server.models.layers.alibi import KEPT, head_slopes
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.encoders import write_json
+from support.device import DEVICE
 from support.families.jina_bert import (
     EMBEDDERS,
     KINDS,
@@ -44,7 +45,7 @@ class Case:
 
 
 def make(root: Path, name: str) -> Case:
-    return Case(make_jina_bert(root, name), Engine(root, device="cpu", dtype="float32"))
+    return Case(make_jina_bert(root, name), Engine(root, device=DEVICE, dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], 
     config = json.loads((directory / "config.json").read_text())
     write_json(directory / "config.json", config | change)
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_an_encoder_alone_is_no_reranker(tmp_path: Path) -> None:
@@ -129,4 +130,4 @@ def test_an_encoder_alone_is_no_reranker(tmp_path: Path) -> None:
     case = make(tmp_path, "embeddings-prefixed")
     (tmp_path / "modules.json").unlink()
     with pytest.raises(ModelLoadFailed, match=r"lacks the weight 'classifier\.weight'"):
-        Engine(case.made.directory, device="cpu", dtype="float32")
+        Engine(case.made.directory, device=DEVICE, dtype="float32")

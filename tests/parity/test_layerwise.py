@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import ModelLoadFailed
+from support.device import DEVICE
 from support.servers.inprocess import ask, asking, in_order, post
 
 GOLDEN = Path(__file__).parent / "golden" / "layerwise"
@@ -33,7 +34,9 @@ class Case:
         self.golden = json.loads((self.directory / "golden.json").read_text(encoding="utf-8"))
         self.queries, self.documents = self.golden["queries"], self.golden["documents"]
         self.layers = [int(layer) for layer in self.golden["scores"]]
-        self.engine = Engine(self.directory, device="cpu", dtype="float32", template=self.template, **options)
+        self.engine = Engine(
+            self.directory, device=DEVICE, dtype="float32", template=self.template, **options
+        )
 
     def job(self, query: str, layer: int | None) -> Job:
         job = self.engine.tokenize_score(query, self.documents, 400)
@@ -57,7 +60,9 @@ def run(engine: Engine, *jobs: Job) -> None:
 
 
 def test_token_ids_equal_the_reference(case: Case) -> None:
-    engine = Engine(case.directory, device="cpu", dtype="float32", template=case.template, share_prefix=False)
+    engine = Engine(
+        case.directory, device=DEVICE, dtype="float32", template=case.template, share_prefix=False
+    )
     for number, query in enumerate(case.queries):
         job = engine.tokenize_score(query, case.documents, 400)
         ids = [work.tokens.ids.tolist() for work in sorted(job.work, key=lambda work: work.index)]
@@ -102,7 +107,7 @@ def test_the_last_layer_is_the_default(case: Case) -> None:
 
 
 def test_layers_above_the_cutoff_are_not_computed(case: Case) -> None:
-    engine = Engine(case.directory, device="cpu", dtype="float32", template=case.template)
+    engine = Engine(case.directory, device=DEVICE, dtype="float32", template=case.template)
     layer = case.layers[1]
     engine._forward.backbone.layers[layer:] = [None] * (len(engine._forward.backbone.layers) - layer)  # type: ignore[attr-defined]
     job = engine.tokenize_score(case.queries[2], case.documents, 400)
@@ -193,4 +198,4 @@ def test_a_checkpoint_of_another_kind_is_refused(
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelLoadFailed, match=message.replace("{", "\\{").replace("}", "\\}")):
-        Engine(directory, device="cpu", template=template or TEMPLATES[name])
+        Engine(directory, device=DEVICE, template=template or TEMPLATES[name])

@@ -27,6 +27,7 @@ from sie_server.errors import ModelLoadFailed
 from sie_server.serving.requests.scoring import per_document
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.listwise import make_listwise
+from support.device import DEVICE
 from support.servers.inprocess import ask, asking, in_order, post
 
 TOLERANCE = 1e-5
@@ -120,7 +121,7 @@ class Reference:
 class Case:
     def __init__(self, directory: Path, release: str) -> None:
         self.directory, self.release, self.lengths = directory, release, LENGTHS[release]
-        self.engine = Engine(directory, device="cpu", dtype="float32")
+        self.engine = Engine(directory, device=DEVICE, dtype="float32")
         self.reference = Reference(directory)
 
     def job(self, query: str, documents: list[str], limit: int, instruction: str | None = None) -> Job:
@@ -214,7 +215,7 @@ def test_requests_batched_together_score_as_alone(case: Case) -> None:
 
 def test_it_can_be_calibrated_and_ranks_alike_in_bf16(case: Case) -> None:
     """Sequences without a token to read out are no error: the batch size is measured with them."""
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     calibrate(coarse, 0.05)
     job = coarse.tokenize_score(QUERY, DOCUMENTS, 300)
     [result] = coarse.run(job.work)
@@ -265,7 +266,7 @@ def test_layers_that_are_not_served_are_refused(
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelLoadFailed, match=message):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 # ── over HTTP ──

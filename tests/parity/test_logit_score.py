@@ -19,6 +19,7 @@ from sie_server.errors import ModelLoadFailed
 from sie_server.serving.requests.ranking import activate
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import byte_level_tokenizer, make_decoder
+from support.device import DEVICE
 from support.requests.jobs import run_job
 
 FLAT = """<|im_start|>system
@@ -80,7 +81,7 @@ def test_scores_equal_sentence_transformers(saved: Path, instruction: str | None
     prompt = {"prompt": instruction} if instruction else {}
     expected = model.predict(pairs, batch_size=3, show_progress_bar=False, **prompt)
     # the catalog's template is another one, and is not asked
-    engine = Engine(saved, device="cpu", dtype="float32", template="qwen3-reranker")
+    engine = Engine(saved, device=DEVICE, dtype="float32", template="qwen3-reranker")
     job = engine.tokenize_score(QUERY, documents(), LIMIT, instruction)
     run_job(engine, job)
     assert any(job.truncated) and expected.std() > 0.02
@@ -94,7 +95,7 @@ def test_the_operators_file_comes_first(saved: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(saved, directory)
     (directory / "sie_reranker.yaml").write_text("template: zerank")
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.head.template.name == "zerank"  # type: ignore[union-attr]
 
 
@@ -122,4 +123,4 @@ def test_a_chat_template_that_does_not_show_both_texts_is_refused(
     (directory / "sentence_bert_config.json").write_text(json.dumps(settings))
     (directory / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelLoadFailed, match=message):
-        Engine(directory, device="cpu", dtype="float32", template="qwen3-reranker")
+        Engine(directory, device=DEVICE, dtype="float32", template="qwen3-reranker")

@@ -18,6 +18,7 @@ from sie_server.catalog import EMBEDDED
 from sie_server.engine.engine import Engine
 from sie_server.engine.text.chunks import Chunking
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
+from support.device import DEVICE
 from support.requests.jobs import run_job
 from support.servers.inprocess import ask, asking, in_order, post
 
@@ -73,7 +74,7 @@ def by_hand(directory: Path, text: str, overlap: int) -> tuple[list[float], list
 
 
 def test_every_window_scores_as_by_hand(directory: Path) -> None:
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     job = engine.tokenize_chunks(QUERY, DOCUMENTS, LIMIT, Chunking(7, 100))
     run_job(engine, job)
     assert job.chunks is not None
@@ -186,7 +187,7 @@ def test_a_window_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_document_is_read_to_the_end_of_a_token(directory: Path) -> None:
-    engine = Engine(directory, device="cpu")
+    engine = Engine(directory, device=DEVICE)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     plain = DOCUMENTS[:-2]  # in the others a token may end within a character
     for most in (1, 2, 7, 1000):

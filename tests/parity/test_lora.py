@@ -28,6 +28,7 @@ from support.checkpoints.colbert import make_pylate, make_stanford
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
 from support.checkpoints.decoders import DECODERS, make_decoder
 from support.checkpoints.encoders import make_encoder, make_splade
+from support.device import DEVICE
 from support.families.adapters import make_adapter, under, write_adapter
 from support.requests.jobs import read_pairs
 
@@ -66,7 +67,7 @@ def make_case(directory: Path, family: str) -> Case:
     make_cross_encoder(directory, family, max_length=LIMIT)
     rng = random.Random(4)
     documents = [random_text(rng, n) for n in [*range(20), 60, 90, 130]]
-    return Case(family, directory, Engine(directory, device="cpu", dtype="float32"), documents)
+    return Case(family, directory, Engine(directory, device=DEVICE, dtype="float32"), documents)
 
 
 def classifier(directory: Path) -> Any:
@@ -146,7 +147,7 @@ def test_a_mixed_batch_equals_each_alone(case: Case, tmp_path: Path) -> None:
 def test_base_weights_stay_as_they_are(tmp_path: Path, dtype: str) -> None:
     """Bit by bit over 100 mixed requests, also in the layout that oneDNN multiplies."""
     case = make_case(tmp_path / "model", "bert")
-    case.engine = Engine(case.directory, device="cpu", dtype=dtype)
+    case.engine = Engine(case.directory, device=DEVICE, dtype=dtype)
     before_logits, documents = logits(case.engine, case.documents), case.documents[:3]
     adapters = four_adapters(case, tmp_path)
     before = fingerprint(case.engine)
@@ -177,7 +178,7 @@ def test_bf16_ranks_as_fp32(case: Case, tmp_path: Path) -> None:
     from scipy.stats import kendalltau
 
     directory = adapter_of(case, tmp_path, target_modules="all-linear", r=2, lora_alpha=1)
-    coarse = Engine(case.directory, device="cpu", dtype="bfloat16")
+    coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     exact = logits(case.engine, case.documents, case.engine.attach(directory))
     logits(
         coarse, case.documents[:1]
@@ -203,7 +204,7 @@ def test_decoders_equal_peft_with_a_shared_start(family: str, tmp_path: Path) ->
             ]
         )
     ]
-    engine = Engine(directory, device="cpu", dtype="float32", template=template)
+    engine = Engine(directory, device=DEVICE, dtype="float32", template=template)
     adapters = [None, *(engine.attach(path) for path in made)]
     rng = random.Random(2)
     documents = [random_text(rng, n) for n in (1, 3, 8, 15, 30)]
@@ -229,7 +230,7 @@ def test_a_retrained_output_matrix_is_read_at_its_answers(tmp_path: Path) -> Non
     path = make_adapter(
         load(directory), tmp_path / "adapter", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]
     )
-    engine = Engine(directory, device="cpu", dtype="float32", template="mxbai-rerank-v2")
+    engine = Engine(directory, device=DEVICE, dtype="float32", template="mxbai-rerank-v2")
     job = engine.tokenize_score(QUERY, ["rain", "stars burn"], 400, adapter=engine.attach(path))
     whole = engine.tokenize_plain(QUERY, ["rain", "stars burn"], 400)
     model = under(load(directory).eval(), path)
@@ -255,7 +256,7 @@ def test_embeddings_equal_peft_in_sentence_transformers(tmp_path: Path) -> None:
     directory = make_encoder(tmp_path / "model")
     model = transformers.AutoModel.from_pretrained(directory)  # with a pooler, which nobody reads
     path = make_adapter(model, tmp_path / "adapter", r=3, target_modules="all-linear")
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["stars", "rain falls over the quiet harbour", "why do lawyers argue"]
     library = SentenceTransformer(str(directory), device="cpu")
     base = library.encode(texts)
@@ -273,7 +274,7 @@ def test_sparse_vectors_equal_peft(tmp_path: Path) -> None:
     path = make_adapter(
         load(directory), tmp_path / "adapter", r=3, target_modules=["query", "dense"], scale=0.1
     )
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["stars", "rain falls over the quiet harbour"]
     _, ours = vectors(engine, texts, "sparse", None, engine.attach(path))
     model, tokenizer = (
@@ -294,7 +295,7 @@ def test_colbert_vectors_equal_peft(tmp_path: Path, family: str) -> None:
     directory = make_pylate(tmp_path / "model", family)
     load = transformers.AutoModel.from_pretrained
     path = make_adapter(load(directory), tmp_path / "adapter", r=3, target_modules="all-linear")
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["stars", "rain falls over the quiet harbour"]
     plain, ours = vectors(engine, texts, "multivector", None, engine.attach(path))
     job = engine.tokenize_encode(texts, ("multivector",), LIMIT)
@@ -319,7 +320,7 @@ def test_the_projection_of_a_stanford_checkpoint_can_be_changed(tmp_path: Path) 
     for file in directory.iterdir():
         (merged / file.name).write_bytes(file.read_bytes())
     save_file(load | {"linear.weight": load["linear.weight"] + 3 * b @ a}, merged / "model.safetensors")
-    engine, other = (Engine(d, device="cpu", dtype="float32") for d in (directory, merged))
+    engine, other = (Engine(d, device=DEVICE, dtype="float32") for d in (directory, merged))
     texts = ["stars", "rain falls, over the quiet harbour"]
     [ours], [expected] = (
         vectors(engine, texts, "multivector", engine.attach(path)),
@@ -334,8 +335,8 @@ def test_cached_documents_belong_to_their_adapter(tmp_path: Path) -> None:
     load = transformers.AutoModel.from_pretrained
     path = make_adapter(load(directory), tmp_path / "adapter", r=3, target_modules="all-linear")
     cache = DocumentCache(1 << 20)
-    engine = Engine(directory, device="cpu", dtype="float32", documents=ModelDocuments(cache, "m", None))
-    plain = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32", documents=ModelDocuments(cache, "m", None))
+    plain = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["rain falls over the quiet harbour", "stars"]
     first, second = engine.attach(path), plain.attach(path)
     [base] = results(engine, engine.tokenize_score(QUERY, texts, LIMIT))
@@ -628,7 +629,7 @@ def test_older_adapters_are_pickle_free_bins(bert: Case, tmp_path: Path) -> None
 def test_models_through_transformers_take_no_adapters(tmp_path: Path) -> None:
     directory = write_electra(tmp_path / "model")
     with pytest.raises(ModelLoadFailed, match="runs through transformers, where adapters are not applied"):
-        Engine(directory, device="cpu").attach(tmp_path)
+        Engine(directory, device=DEVICE).attach(tmp_path)
 
 
 def write_electra(directory: Path) -> Path:

@@ -19,6 +19,7 @@ from sie_server.models.batch import PackedBatch, Tokens, pack
 from sie_server.models.layers import local_attention
 from sie_server.models.layers.local_attention import LocalAttention
 from support.checkpoints.cross_encoders import make_cross_encoder, random_text
+from support.device import DEVICE
 from support.requests.jobs import read_pairs, run_job
 
 LIMIT = 640  # the window of these checkpoints is 8 to either side, its blocks are 32
@@ -55,7 +56,7 @@ def test_long_sequences_equal_transformers(tmp_path: Path, pooling: str, layers:
         classifier_pooling=pooling,
         classifier_activation="silu",
     )
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     expected = reference(directory, "rain data", documents())
     ours = logits(engine, "rain data", documents())
     assert expected.std() > 0.05
@@ -72,16 +73,16 @@ def test_older_configuration_names_mean_the_same(tmp_path: Path) -> None:
     directory = make_cross_encoder(tmp_path, "modernbert", max_length=LIMIT, num_hidden_layers=4)
     path = directory / "config.json"
     newer = json.loads(path.read_text())
-    default = logits(Engine(directory, device="cpu", dtype="float32"), "rain", documents())
+    default = logits(Engine(directory, device=DEVICE, dtype="float32"), "rain", documents())
     older = {k: v for k, v in newer.items() if k not in ("layer_types", "rope_parameters")} | OLDER
     path.write_text(json.dumps(older))
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     ours = logits(engine, "rain", documents())
     np.testing.assert_allclose(ours, reference(directory, "rain", documents()), atol=TOLERANCE, rtol=0)
     assert np.abs(np.array(ours) - default).max() > 0.01  # the fields were read
     path.write_text(json.dumps(newer | {"rope_parameters": rope(3000.0, 70.0), "layer_types": LAYERS}))
     np.testing.assert_allclose(
-        logits(Engine(directory, device="cpu", dtype="float32"), "rain", documents()), ours, atol=1e-6
+        logits(Engine(directory, device=DEVICE, dtype="float32"), "rain", documents()), ours, atol=1e-6
     )
 
 
@@ -112,7 +113,7 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], 
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 LENGTHS = [1, 5, 16, 17, 40, 96, 97, 100, 128, 250, 256, 511]

@@ -21,6 +21,7 @@ from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.modular import LIMIT, MODELS, SIZE, make_encoder, make_reranker, shaken
+from support.device import DEVICE
 from support.requests.jobs import run_job
 
 
@@ -41,7 +42,7 @@ def logits(engine: Engine, texts: list[str]) -> list[float]:
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_modular_reranker_equals_cross_encoder(tmp_path: Path, family: str, pooling: str) -> None:
     directory, model = make_reranker(tmp_path, family, pooling)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.outputs == ["score"]
     assert engine.max_seq_length == LIMIT  # stands only in tokenizer_config.json
     expected = model.predict([("rain data", d) for d in documents()], show_progress_bar=False)
@@ -56,7 +57,7 @@ def test_modular_reranker_equals_cross_encoder(tmp_path: Path, family: str, pool
 @pytest.mark.parametrize("activation", [torch.nn.Identity(), torch.nn.Sigmoid()])
 def test_activation_comes_from_the_library_configuration(tmp_path: Path, activation: torch.nn.Module) -> None:
     directory, _ = make_reranker(tmp_path, activation=activation)
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.head.activation == type(activation).__name__.lower()  # type: ignore[union-attr]
     reloaded = CrossEncoder(str(directory), device="cpu")
     assert type(reloaded.activation_fn) is type(activation)
@@ -72,7 +73,7 @@ def test_embedder_equals_sentence_transformers(
     modules += [shaken(Dense(SIZE, 20)), Normalize()] if project else [Normalize()]
     model = SentenceTransformer(modules=modules, device="cpu")
     model.save_pretrained(str(tmp_path / "embedder"))
-    engine = Engine(tmp_path / "embedder", device="cpu", dtype="float32")
+    engine = Engine(tmp_path / "embedder", device=DEVICE, dtype="float32")
     assert engine.spec.outputs == ["dense"]
     assert engine.spec.dims == {"dense": 20 if project else SIZE}
     job = engine.tokenize_encode(documents(), ("dense",), engine.max_seq_length)
@@ -113,14 +114,14 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, file: str, change: Any, 
     directory, _ = make_reranker(tmp_path)
     edit(directory / file, change)
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
     directory, _ = make_reranker(tmp_path)
     (directory / "4_Dense" / "model.safetensors").unlink()
     with pytest.raises(ModelLoadFailed, match="4_Dense"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_a_weight_nobody_asked_for_is_named(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_weight_nobody_asked_for_is_named(tmp_path: Path) -> None:
     path = directory / "2_Dense" / "model.safetensors"
     save_file(load_file(path) | {"residual.weight": torch.ones(SIZE, SIZE)}, path)
     with pytest.raises(ModelLoadFailed, match=r"residual\.weight"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_a_projection_after_normalisation_is_refused(tmp_path: Path) -> None:
@@ -136,4 +137,4 @@ def test_a_projection_after_normalisation_is_refused(tmp_path: Path) -> None:
     model = SentenceTransformer(modules=[encoder, pooling, Normalize(), Dense(SIZE, 20)], device="cpu")
     model.save_pretrained(str(tmp_path / "embedder"))
     with pytest.raises(ModelLoadFailed, match="after Normalize"):
-        Engine(tmp_path / "embedder", device="cpu", dtype="float32")
+        Engine(tmp_path / "embedder", device=DEVICE, dtype="float32")

@@ -22,6 +22,7 @@ from sie_server.errors import ModelLoadFailed
 from sie_server.models.spec import LateInteractionSpec
 from support.checkpoints.colbert import make_pylate, make_stanford
 from support.checkpoints.cross_encoders import random_text
+from support.device import DEVICE
 
 Vectors = list[npt.NDArray[np.float32]]
 MARKED = {"query": "[Q] ", "document": "[D] "}
@@ -85,7 +86,7 @@ def save(root: Path, saved: Saved) -> Path:
 @pytest.fixture(scope="module", params=sorted(CASES))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     directory = save(tmp_path_factory.mktemp("multi"), CASES[request.param])
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     assert isinstance(engine.spec.head, LateInteractionSpec)
     yield Case(directory, MultiVectorEncoder(str(directory), device="cpu"), engine, engine.spec.head)
 
@@ -157,7 +158,7 @@ def test_stanfords_checkpoint_saved_again_scores_the_same(tmp_path: Path) -> Non
     MultiVectorEncoder(str(source), device="cpu").save_pretrained(str(tmp_path / "b"))
     results = []
     for directory in (source, tmp_path / "b"):
-        engine = Engine(directory, device="cpu", dtype="float32")
+        engine = Engine(directory, device=DEVICE, dtype="float32")
         job = engine.tokenize_score("rain falls", texts(4, 60), 40)
         for work, result in zip(job.work, engine.run(job.work), strict=True):
             if work.index >= 0:
@@ -207,7 +208,7 @@ def test_what_cannot_be_served_is_named(
     directory = save(tmp_path, CASES["fixed"])
     edit(directory / file, change)
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")
 
 
 @pytest.mark.parametrize("left_out", [2, 3])
@@ -217,4 +218,4 @@ def test_other_modules_are_named(tmp_path: Path, left_out: int) -> None:
     modules[left_out]["type"] = "sentence_transformers.x.TokenPooling"
     (directory / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ModelLoadFailed, match="TokenPooling"):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")

@@ -20,6 +20,7 @@ from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import SPECIAL_TOKENS, random_text, xlm_roberta_tokenizer
 from support.checkpoints.encoders import write_json, write_modules
+from support.device import DEVICE
 from support.requests.jobs import run_job
 
 LIMIT, SIZE = 120, 48
@@ -102,7 +103,7 @@ def test_embeddings_equal_transformers(
             :, 0
         ]
     expected = torch.nn.functional.normalize(first, dim=-1).numpy()
-    engine = Engine(directory, device="cpu", dtype="float32")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
     job = engine.tokenize_encode(texts, ("dense",), LIMIT)
     run_job(engine, job)
     np.testing.assert_allclose(np.stack([r["dense"] for r in job.results]), expected, atol=1e-5, rtol=0)
@@ -125,4 +126,4 @@ def test_a_head_that_is_not_known_stops_the_load(
         config = transformers.PretrainedConfig.get_config_dict(directory)[0]
         write_json(directory / "config.json", config | {"num_labels": 1})
     with pytest.raises(ModelLoadFailed, match=named):
-        Engine(directory, device="cpu", dtype="float32")
+        Engine(directory, device=DEVICE, dtype="float32")

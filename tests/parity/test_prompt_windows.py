@@ -16,6 +16,7 @@ from sie_server.engine.job import Chunk, Job
 from sie_server.engine.text.chunks import Chunking
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import DECODERS, make_decoder
+from support.device import DEVICE
 from support.families.decoder_cases import LIMIT, REFERENCES, TOLERANCE, Case, ids_of, make_case
 from support.requests.jobs import run_job
 from support.servers.inprocess import ask, asking, in_order, post
@@ -136,7 +137,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     directory = make_decoder(tmp_path_factory.mktemp("windows"), request.param)
     (directory / "sie_reranker.yaml").write_text(f"template: {DECODERS[request.param][3]}")
     with asking({"toy": Path(directory)}, max_chunks=4) as client:
-        yield client, Engine(directory, device="cpu", dtype="float32")
+        yield client, Engine(directory, device=DEVICE, dtype="float32")
 
 
 def test_the_best_window_is_the_answer(served: tuple[Any, Engine]) -> None:

@@ -18,6 +18,7 @@ from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import end_with
 from support.checkpoints.rankers import MAKERS, Made, edit_config, make_nemotron, make_qwen3_vl
+from support.device import DEVICE
 from support.servers.inprocess import ask, asking, in_order, post
 
 LIMIT = 220
@@ -38,7 +39,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def engine(made: Made) -> Engine:
-    return Engine(made.directory, device="cpu", dtype="float32", template=made.template)
+    return Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)
 
 
 def scored(engine: Engine, documents: list[str], query: str = QUERY) -> tuple[list[list[int]], list[float]]:
@@ -105,7 +106,7 @@ def test_scores_and_images_over_the_wire(made: Made) -> None:
 def test_untied_output_matrix(tmp_path: Path) -> None:
     made = make_qwen3_vl(tmp_path, tied=False)
     ids, logits = scored(
-        Engine(made.directory, device="cpu", dtype="float32", template=made.template), DOCUMENTS[:6]
+        Engine(made.directory, device=DEVICE, dtype="float32", template=made.template), DOCUMENTS[:6]
     )
     with torch.inference_mode():
         np.testing.assert_allclose(logits, [made.logit(row) for row in ids], atol=1e-3, rtol=0)
@@ -115,7 +116,7 @@ def test_the_last_token_of_the_tokenizer_is_kept(tmp_path: Path) -> None:
     """A post-processor that also appends a token: the document is cut in front of it."""
     made = make_nemotron(tmp_path)
     end_with(made.directory, "<|endoftext|>")
-    engine = Engine(made.directory, device="cpu", dtype="float32", template=made.template)
+    engine = Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)
     ids, _ = scored(engine, DOCUMENTS)
     last = transformers.PreTrainedTokenizerFast.from_pretrained(made.directory)("a")["input_ids"][-1]
     assert {row[-1] for row in ids} == {last} and max(map(len, ids)) == LIMIT
@@ -135,7 +136,7 @@ def test_fields_that_cannot_be_served(
     made = MAKERS[kind](tmp_path)
     edit_config(made.directory, **change)
     with pytest.raises(ModelLoadFailed, match=complaint):
-        Engine(made.directory, device="cpu", dtype="float32", template=made.template)
+        Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_template_for_another_head_is_refused(
 ) -> None:
     made = MAKERS[kind](tmp_path)
     with pytest.raises(ModelLoadFailed, match=complaint):
-        Engine(made.directory, device="cpu", dtype="float32", template=template)
+        Engine(made.directory, device=DEVICE, dtype="float32", template=template)
 
 
 def test_other_towers_are_not_ignored(tmp_path: Path) -> None:
@@ -158,4 +159,4 @@ def test_other_towers_are_not_ignored(tmp_path: Path) -> None:
     path = made.directory / "model.safetensors"
     save_file({**load_file(path), "model.audio.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ModelLoadFailed, match="audio"):
-        Engine(made.directory, device="cpu", dtype="float32", template=made.template)
+        Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)

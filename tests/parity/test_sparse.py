@@ -21,6 +21,7 @@ from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.encoders import make_bge_m3, make_splade, write_json
+from support.device import DEVICE
 from support.servers.inprocess import ask, asking, in_order, post
 
 RNG = random.Random(6)
@@ -182,7 +183,7 @@ def test_half_a_bge_m3_is_refused(tmp_path: Path) -> None:
     directory = make_bge_m3(tmp_path / "half")
     (directory / "colbert_linear.pt").unlink()
     with pytest.raises(ModelLoadFailed, match=r"colbert_linear\.pt is missing"):
-        Engine(directory, device="cpu")
+        Engine(directory, device=DEVICE)
 
 
 def test_a_linear_file_with_code_in_it_is_never_run(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_a_linear_file_with_code_in_it_is_never_run(tmp_path: Path) -> None:
 
     (directory / "sparse_linear.pt").write_bytes(pickle.dumps({"weight": Evil()}))
     with pytest.raises(ModelLoadFailed, match="code is never run"):
-        Engine(directory, device="cpu")
+        Engine(directory, device=DEVICE)
     assert not proof.exists()
 
 
@@ -234,4 +235,4 @@ def test_another_splade_pooling_is_refused(tmp_path: Path, pooling: dict[str, st
     directory = make_splade(tmp_path / "other")
     write_json(directory / "1_SpladePooling" / "config.json", pooling)
     with pytest.raises(ModelLoadFailed, match="SpladePooling"):
-        Engine(directory, device="cpu")
+        Engine(directory, device=DEVICE)

@@ -15,6 +15,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import DECODERS, make_decoder
+from support.device import DEVICE
 
 LIMIT = 400
 TOLERANCE = 1e-3
@@ -154,7 +155,7 @@ def make_case(directory: Path, family: str) -> Case:
     return Case(
         directory,
         template,
-        Engine(directory, device="cpu", dtype="float32", template=template),
+        Engine(directory, device=DEVICE, dtype="float32", template=template),
         AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval(),
         PreTrainedTokenizerFast.from_pretrained(directory),
         "how do stars burn hydrogen?",

@@ -17,6 +17,7 @@ from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.operators.watcher import Follower
 from sie_server.serving.service import Service
 from sie_server.wire import Item, ScoreRequest
+from support.device import DEVICE
 from support.waiting import until
 
 
@@ -57,7 +58,7 @@ class Looks:
         await until(lambda: self.count >= start + 3)
 
 
-FP32 = ServerConfig(device="cpu", dtype="float32", offline=True, threads=1, batch_tokens=2048, model=())
+FP32 = ServerConfig(device=DEVICE, dtype="float32", offline=True, threads=1, batch_tokens=2048, model=())
 
 
 @contextmanager
