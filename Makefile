@@ -8,12 +8,16 @@ TYPESCRIPT_DEV := $(TYPESCRIPT)/node_modules/.installed
 INTEGRATIONS := sie-langchain sie-llamaindex sie-haystack
 SOURCES := packages/sie-sdk/src packages/sie-server/src $(INTEGRATIONS:%=packages/%/src)
 ARGS ?=
+# Processes that run tests. Each imports torch and its friends once, which takes 15 s of CPU.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench parity quality clean
+.PHONY: help install demo test test-unit check format bench parity quality clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 install: $(RUN) ## fill .venv with the server, the client and the demo
 	@echo "Installed. Next: make demo"
@@ -21,8 +25,11 @@ install: $(RUN) ## fill .venv with the server, the client and the demo
 demo: $(RUN) ## rerank keyword search results with a local server
 	@$(BIN)/python examples/demo/demo.py $(ARGS)
 
-test: $(DEV) $(TYPESCRIPT_DEV) ## run all tests (ARGS="-k name" picks some)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) $(TYPESCRIPT_DEV) ## run all tests (ARGS="-k name" picks some, WORKERS=4 runs four at once)
+	$(PYTEST) $(PARALLEL) $(ARGS)
+
+test-unit: $(DEV) ## run the unit tests, which need no server
+	$(PYTEST) $(PARALLEL) tests/unit $(ARGS)
 
 check: $(DEV) $(TYPESCRIPT_DEV) ## formatting, lint, types, import rules and generated pages
 	$(BIN)/ruff format --check .
@@ -40,8 +47,8 @@ format: $(DEV) ## format the code and fix what can be fixed
 bench: $(DEV) ## measure latency and throughput
 	$(BIN)/python -m bench $(ARGS)
 
-parity: $(DEV) ## compare scores with the reference implementations
-	$(BIN)/python -m pytest tests/parity $(ARGS)
+parity: $(DEV) ## compare scores with the reference implementations (SIE_TEST_DEVICE=cuda: on a GPU)
+	$(PYTEST) $(PARALLEL) tests/parity $(ARGS)
 
 quality: $(DEV) ## measure ranking quality on the evaluation sets
 	$(BIN)/python -m bench.quality $(ARGS)
