@@ -8,7 +8,6 @@ from typing import Any
 
 import cohere
 import httpx
-import litellm
 import pytest
 import voyageai
 
@@ -240,6 +239,8 @@ def test_a_model_that_is_loading_says_when_to_come_back(tmp_path: Path, checkpoi
 
 
 def test_what_the_clients_make_of_errors(server: Server, guarded: Server) -> None:
+    import litellm  # takes seconds, so only the worker that runs this pays for it
+
     ask: dict[str, Any] = {"model": PROBABILITY, "query": QUERY, "documents": TEXTS}
     with pytest.raises(cohere.UnauthorizedError):
         cohere.ClientV2("wrong", base_url=guarded.base_url).rerank(**ask)

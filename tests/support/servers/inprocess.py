@@ -58,7 +58,6 @@ class Looks:
         await until(lambda: self.count >= start + 3)
 
 
-__all__ = ["FP32", "ask", "asking", "in_order", "post", "scores", "serving", "until"]
 FP32 = ServerConfig(device=DEVICE, dtype="float32", offline=True, threads=1, batch_tokens=2048, model=())
 
 
