@@ -1,4 +1,4 @@
-"""Parity is about values, not speed: one thread keeps these tests quick on a machine that does other things too."""
+"""Parity tests compare values, not speed, so they use one thread and stay quick on a busy machine."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
-"""An adapter on a served model equals the same change merged into its weights, for every family there is.
+"""An adapter on a served model equals the same change merged into its weights, for every family.
 
-`peft` itself is the reference where it can load a family (test_lora.py); this needs no library and leaves nobody out.
+`peft` itself is the reference where it can load a family (test_lora.py). These tests
+need no library and cover all families.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from support.families.adapters import Pairs, write_adapter
 from support.families.every import EVERY, Made
 
 RANK, ALPHA = 3, 6.0
-FAMILIES = [name for name in sorted(EVERY) if name not in ("deberta-v2", "electra", "camembert")]  # not ours
+FAMILIES = [
+    name for name in sorted(EVERY) if name not in ("deberta-v2", "electra", "camembert")
+]  # run by transformers
 DOCUMENTS = [random_text(random.Random(i), 1 + 5 * i) for i in range(8)]
 
 
 def pairs_for(directory: Path, engine: Engine) -> Pairs:
-    """A and B for every linear module whose weights are in the checkpoint's main file."""
+    """Return A and B for every linear module whose weights are in the checkpoint's main file."""
     generator = torch.Generator().manual_seed(7)
     pairs = Pairs()
     for name, tensor in sorted(load_file(directory / "model.safetensors").items()):
@@ -52,7 +55,7 @@ def merged(made: Made, pairs: Pairs, directory: Path) -> Path:
 
 
 def results(engine: Engine, limit: int, adapter: Adapter | None = None) -> list[float]:
-    """Scores; for a model without, the first numbers of its vectors."""
+    """Return scores, or for a model without scores a sum over the first values of each vector."""
     outputs = engine.spec.outputs
     if "score" in outputs:
         job = engine.tokenize_score(ScoreTexts("how do stars burn", DOCUMENTS, limit), adapter=adapter)
@@ -81,7 +84,7 @@ def test_an_adapter_equals_its_merged_weights(name: str, tmp_path: Path) -> None
 
     engine = load(made.served)
     pairs = pairs_for(made.served, engine)
-    assert len(pairs) >= 8  # all of several layers' products
+    assert len(pairs) >= 8  # all linear modules of several layers
     adapter = engine.attach(write_adapter(tmp_path / "adapter", RANK, ALPHA, pairs))
     limit = min(family.limit, engine.max_seq_length)
     plain, ours = results(engine, limit), results(engine, limit, adapter)

@@ -1,10 +1,10 @@
-"""Architectures that are published with code of their own, against the same arithmetic in transformers.
+"""Architectures published with their own code give the logits of the equivalent classes in transformers.
 
-No weights and no remote code are at hand, so a checkpoint is written twice with one set of random weights: as the
-library's class saves it, for the reference, and under the names and configuration fields of the published repositories,
-for us. For the `new` architecture transformers has `Gte…`, for the rotary XLM-R `JinaEmbeddingsV3…` (both convert the
-published names themselves), and jina-reranker-v2-base-multilingual, whose configuration says absolute positions, is
-XLM-R under other names.
+Neither their weights nor their code is available offline, so the tests write one set of random weights twice: as the
+library's class saves it (the reference), and under the names and configuration fields of the published repositories
+(the served checkpoint). The reference is `Gte…` for the `new` architecture and `JinaEmbeddingsV3…` for the rotary
+XLM-R; both convert the published names themselves. jina-reranker-v2-base-multilingual, whose configuration says
+absolute positions, is XLM-R under other names.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def test_alone_equals_batched_equals_permuted(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["new", "xlm-roberta-flash"])
 def test_adapters_on_published_names_equal_peft(tmp_path: Path, name: str) -> None:
-    """Where the published modules are fused and the library's are not, one A does for all of its three."""
+    """The published modules are fused, so one A serves the three separate modules of the library."""
     case, (theirs, ours) = make(tmp_path, RELATIVES[name]), adapted_modules(name)
     library, own = (
         write_adapter(tmp_path / side, 3, 0.3, pairs) for side, pairs in (("peft", theirs), ("us", ours))
@@ -117,7 +117,7 @@ def test_adapters_on_published_names_equal_peft(tmp_path: Path, name: str) -> No
 
 
 def adapted_modules(name: str) -> tuple[Pairs, Pairs]:
-    """An adapter for the library's class, and the same under the published names."""
+    """Return one adapter under the names of the library's class and under the published names."""
     generator, theirs, ours = torch.Generator().manual_seed(1), Pairs(), Pairs()
     for i in range(LAYERS):
         a, b, down_a, down_b = (
@@ -147,7 +147,7 @@ def adapted_modules(name: str) -> tuple[Pairs, Pairs]:
 
 
 def test_scaling_changes_scores(tmp_path: Path) -> None:
-    """The fields of the configuration are read: without them the same weights give other logits."""
+    """Without its configuration fields, the same weights give different logits."""
     case = make(tmp_path, RELATIVES["new"])
     scaled = np.array(logits(case.engine, documents()))
     edit(case.directory, {"rope_scaling": None})
@@ -174,7 +174,7 @@ def edit(directory: Path, change: dict[str, Any]) -> None:
         ("xlm-roberta-flash", {"auto_map": None}, "embeddings.LayerNorm.weight"),
     ],
 )
-def test_what_cannot_be_served_is_named(
+def test_unsupported_settings_are_named(
     tmp_path: Path, relative: str, change: dict[str, Any], named: str
 ) -> None:
     directory = make(tmp_path, RELATIVES[relative]).directory

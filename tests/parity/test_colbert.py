@@ -1,7 +1,7 @@
 """ColBERT checkpoints: ids, token vectors and scores equal a plain reference, and sentence-transformers' own reader.
 
-The plain reference follows what PyLate 1.6's `ColBERT.tokenize` and `encode` do, on transformers; PyLate itself cannot
-be installed beside transformers 5.23 (`test_colbert_golden.py` holds what it says).
+The plain reference follows PyLate 1.6's `ColBERT.tokenize` and `encode` on transformers. PyLate itself cannot be
+installed together with transformers 5.23; `test_colbert_golden.py` compares with its recorded results.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STANFORD = {
     "mask_punctuation": True,
     "attend_to_mask_tokens": False,
 }
-# name → layout, family, settings, and what must come out of them: query, document limit, expanded, attended, skipping
+# name → layout, family, settings, and the expected spec: query limit, document limit, expanded, attended, skipping
 CASES: dict[str, tuple[str, str, Any, tuple[int, int, bool, bool, bool]]] = {
     "pylate": ("pylate", "bert", {}, (16, 60, True, False, True)),
     "pylate-attend": ("pylate", "bert", {"attend_to_expansion_tokens": True}, (16, 60, True, True, True)),
@@ -63,7 +63,7 @@ CASES: dict[str, tuple[str, str, Any, tuple[int, int, bool, bool, bool]]] = {
         "pylate",
         "bert",
         {"query_prefix": None, "document_prefix": None, "query_length": None, "document_length": None},
-        (32, 96, True, False, True),  # 180, as far as the positions reach
+        (32, 96, True, False, True),  # PyLate's default of 180, limited by the model's positions
     ),
     "stanford": ("stanford", "bert", STANFORD, (20, 50, True, False, True)),
     "stanford-attend": (
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[str, str, Any, tuple[int, int, bool, bool, bool]]] = {
         STANFORD | {"attend_to_mask_tokens": True, "mask_punctuation": False},
         (20, 50, True, True, False),
     ),
-    "pylate-edge": (  # as mxbai-edge-colbert: lower-cased, queries as they are, a wider layer between
+    "pylate-edge": (  # as mxbai-edge-colbert: lower-cased, no query expansion, a wider layer between
         "pylate",
         "modernbert",
         {"dims": (64, 24), "lower_case": True, "do_query_expansion": False},
@@ -136,7 +136,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     engine = Engine(directory, device=DEVICE, dtype="float32")
     rng = random.Random(4)
     queries = ["", "rain", "  rain falls - 3.14  "] + [random_text(rng, n) for n in (3, 6, 9, 40)]
-    # from nothing to far beyond the limit, with punctuation
+    # empty to far beyond the limit, with punctuation
     documents = ["", "?", "- - -"] + [random_text(rng, n) for n in (1, 2, 5, 13, 17, 30, 60, 90)]
     documents += [random_text(rng, rng.randint(1, 40)) + " E-Mail - X." for _ in range(20)]
     assert isinstance(engine.spec.head, LateInteractionSpec)
@@ -144,7 +144,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 class Reference:
-    """One text at a time, padded with transformers, as PyLate does it."""
+    """The plain reference: one text at a time through transformers, padded as in PyLate."""
 
     def __init__(self, case: Case) -> None:
         self.spec, self.limit = case.spec, case.limit
@@ -159,7 +159,7 @@ class Reference:
         model = kind(kind.config_class.from_pretrained(own_config)).eval()
         prefix = f"{model.base_model_prefix}."
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k != "linear.weight"}
-        if layout == "jina":  # whose published names transformers converts while it loads
+        if layout == "jina":  # transformers converts the published names while it loads
             self.model: Any = kind.from_pretrained(own_config).eval()
         else:
             model.load_state_dict(own, strict=True)
@@ -169,7 +169,7 @@ class Reference:
         self.dense = dense or [{"linear.weight": weights["linear.weight"]}]
 
     def read(self, text: str, *, is_query: bool) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """Token ids and normalised token vectors of one text."""
+        """Return token ids and normalised token vectors of one text."""
         length = self.spec.query_length if is_query else self.limit
         marker = self.spec.query_marker if is_query else self.spec.document_marker
         ids = self.tokenizer(text.strip(), truncation=True, max_length=length - 1).input_ids
@@ -182,7 +182,7 @@ class Reference:
         return ids, self.vectors(ids, mask, skip=not is_query)
 
     def vectors(self, ids: list[int], mask: list[int], *, skip: bool) -> npt.NDArray[np.float32]:
-        """Normalised token vectors; with `skip` without those of the skip list."""
+        """Return normalised token vectors; `skip` omits tokens of the skip list."""
         with torch.inference_mode():
             x = self.model(torch.tensor([ids]), attention_mask=torch.tensor([mask])).last_hidden_state[0]
             for layer in self.dense:
@@ -194,7 +194,7 @@ class Reference:
         return torch.nn.functional.normalize(x[kept], dim=-1).numpy()
 
     def windows(self, text: str, limit: int, overlap: int) -> Iterator[tuple[npt.NDArray[np.float32], str]]:
-        """Token vectors and characters of each window of a document."""
+        """Return token vectors and character span of each window of a document."""
         backend, stripped = self.tokenizer.backend_tokenizer, text.strip()
         first, *last = self.tokenizer("").input_ids
         marker = self.tokenizer.convert_tokens_to_ids(self.spec.document_marker)
@@ -257,7 +257,7 @@ def test_ids_and_vectors_equal_the_reference(case: Case, is_query: bool) -> None
 
 
 def test_vectors_equal_sentence_transformers(case: Case) -> None:
-    """Its `MultiVectorEncoder` reads both layouts."""
+    """`MultiVectorEncoder` reads both layouts."""
     if case.name == "pylate-defaults":
         pytest.skip("it takes an absent marker for none, PyLate for its own")
     if case.name == "jina":
@@ -267,7 +267,7 @@ def test_vectors_equal_sentence_transformers(case: Case) -> None:
         (True, case.queries, model.encode_query),
         (False, case.documents, model.encode_document),
     ):
-        # PyLate strips texts, which only a byte-level vocabulary notices
+        # PyLate strips texts; this changes only the ids of byte-level vocabularies
         stripped = [text.strip() for text in texts]
         expected = encode(stripped, convert_to_numpy=True, show_progress_bar=False)
         assert_same(encoded(case.engine, texts, case.limit, is_query=is_query), list(expected))
@@ -284,7 +284,7 @@ def test_scores_are_the_sum_of_best_matches(case: Case) -> None:
         assert len(set(np.round(ours, 3))) > 5
 
 
-def test_every_window_of_a_long_document_scores_as_by_hand(case: Case) -> None:
+def test_every_window_of_a_long_document_scores_as_the_reference(case: Case) -> None:
     reference, engine, query = Reference(case), case.engine, case.queries[4]
     documents = [
         "",
@@ -355,8 +355,8 @@ def test_bf16_ranks_as_fp32(case: Case) -> None:
     assert kendalltau(scored(coarse, job), scored(case.engine, exact)).statistic >= 0.8
 
 
-def test_what_is_not_finite_in_one_text_stays_there(tmp_path: Path) -> None:
-    """LFM2's convolution looks at rows before a text's first; they are another's, and count as 0 whatever they hold."""
+def test_non_finite_values_of_one_text_do_not_spread(tmp_path: Path) -> None:
+    """LFM2's convolution reads rows before a text's first. These belong to another text and must count as 0."""
     engine = Engine(make_pylate(tmp_path / "model", "lfm2"), device=DEVICE, dtype="float32")
     bad, good = (
         engine.tokenize_encode([text], ("multivector",), 64)

@@ -1,4 +1,4 @@
-"""Ids, vectors and scores equal PyLate 1.6's own, recorded by scripts/pylate_golden.py on committed checkpoints."""
+"""Ids, vectors and scores equal those of PyLate 1.6, recorded by scripts/pylate_golden.py on committed checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequence classifiers without a family of their own, run through transformers, against the library called directly."""
+"""Sequence classifiers that the server runs through transformers give the logits of the library called directly."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reference(directory: Path) -> Any:
 @pytest.mark.parametrize("family", sorted(COMPAT))
 def test_logits_equal_transformers(tmp_path: Path, family: str) -> None:
     directory = make_compat(tmp_path, family)
-    engine = Engine(directory, device=DEVICE, dtype="bfloat16")  # computed in fp32 all the same
+    engine = Engine(directory, device=DEVICE, dtype="bfloat16")  # compat models compute in fp32 anyway
     assert engine.spec.compat
     assert engine.spec.backbone.max_length == LIMIT
     ours, expected = logits(engine, documents()), reference(directory)
@@ -66,9 +66,7 @@ def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
         Engine(directory, device=DEVICE)
 
 
-def test_without_the_extra_the_message_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_the_message_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = make_compat(tmp_path, "deberta-v2")
     for name in [n for n in sys.modules if n.partition(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -86,7 +84,7 @@ def test_without_the_extra_the_message_says_what_to_install(
         ({"num_labels": 3}, "3 labels"),
     ],
 )
-def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_unsupported_settings_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     directory = make_compat(tmp_path, "deberta-v2")
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -94,7 +92,7 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], 
         Engine(directory, device=DEVICE)
 
 
-def test_the_model_list_marks_what_runs_through_the_library() -> None:
+def test_the_model_list_marks_models_run_through_transformers() -> None:
     marked = {name: Slot(model).info([]).compat for name, model in catalog().items()}
     assert marked["mixedbread-ai/mxbai-rerank-base-v1"]
     assert not marked["BAAI/bge-reranker-base"]

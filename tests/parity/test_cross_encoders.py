@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 @dataclass
 class Case:
-    """One family's checkpoint, its pairs, and what transformers says of them."""
+    """One family's checkpoint, its pairs, and the ids and logits of transformers."""
 
     directory: Path
     engine: Engine
@@ -44,7 +44,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     rng = random.Random(11)
     query = random_text(rng, 7)
-    # word counts from nothing to far beyond the limit, every length in between
+    # every word count from 0 to far beyond the limit
     documents = [random_text(rng, n) for n in range(100)] + [
         random_text(rng, rng.randint(1, 90)) for _ in range(PAIRS - 100)
     ]
@@ -78,7 +78,7 @@ def test_token_ids_equal_the_reference(case: Case) -> None:
     ours = in_order(job, [work.tokens.ids.tolist() for work in job.work])
     assert ours == case.ids
     longest = max(map(len, case.ids))
-    assert longest == MAX_LENGTH  # some were cut
+    assert longest == MAX_LENGTH  # some are truncated
     assert job.truncated.count(True) == sum(len(t) > 0 for t in cut_by_reference(case))
 
 
@@ -89,7 +89,7 @@ def cut_by_reference(case: Case) -> list[str]:
 
 def test_batched_logits_equal_transformers(case: Case) -> None:
     ours = torch.tensor(logits_of(case.engine, case.query, case.documents))
-    assert case.logits.std() > 0.05  # a checkpoint whose logits are all alike would prove nothing
+    assert case.logits.std() > 0.05  # equal logits would prove nothing
     assert (ours - case.logits).abs().max() <= TOLERANCE
 
 
@@ -120,7 +120,7 @@ def test_requests_mixed_in_one_batch_keep_their_scores(case: Case) -> None:
 
 
 def test_scores_equal_sentence_transformers(case: Case) -> None:
-    """The whole of `CrossEncoder.predict`: tokenisation, logits, activation."""
+    """Compare with `CrossEncoder.predict` as a whole: tokenisation, logits, activation."""
     cut = set(cut_by_reference(case))
     short = [d for d in case.documents if d not in cut]
     model = CrossEncoder(str(case.directory), device="cpu", model_kwargs={"dtype": torch.float32})
@@ -156,7 +156,7 @@ def test_activation_comes_from_the_checkpoint(tmp_path: Path, name: str, place: 
 
 
 def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
-    """The last layer computed for the read-out token only equals the same layer computed for all."""
+    """Computing the last layer for the read-out token only gives the values of computing it for all tokens."""
     from sie_server.models.batch import pack
 
     job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents[:30], MAX_LENGTH))
@@ -174,7 +174,7 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
 
 
 def test_a_padding_token_inside_a_text_counts_as_the_reference_counts_it(case: Case) -> None:
-    """(XLM-)RoBERTa give it no position of its own; every later token's position shifts."""
+    """(XLM-)RoBERTa do not count it as a position, so the positions of all later tokens shift."""
     pad = "[PAD]" if "[PAD]" in case.engine._tokenizer._tokenizer.get_vocab() else "<pad>"
     documents = [f"rain {pad} falls over {pad}{pad} the harbour", "rain falls over the harbour", pad]
     ids, logits = reference(case.directory, case.query, documents)

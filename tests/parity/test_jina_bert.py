@@ -1,8 +1,8 @@
 """JinaBERT (jina-reranker-v1, jina-embeddings-v2) against its formulas.
 
-No library on PyPI has this architecture and its repository's code is never run, so the reference is written here from
-the papers: padded, one head after the other, with nothing of ours. Checkpoints have the names and configuration fields
-of the published ones.
+No library on PyPI implements this architecture, and the code of its repository is never run. The reference therefore
+follows the papers: padded, one head after the other, without code of the server. Checkpoints use the names and
+configuration fields of the published ones.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 
 def documents() -> list[str]:
-    """From nothing to beyond the limit, on both sides of what keeps its bias for all layers."""
+    """Return documents from empty to beyond the limit, on both sides of the length up to which layers share a bias."""
     rng = random.Random(8)
     return [random_text(rng, n) for n in [*range(12), 70, 71, 150, 150, 290, 330, 500, 560, 900]]
 
@@ -118,7 +118,7 @@ def test_embeddings_equal_the_formulas(cases: dict[str, Case], name: str) -> Non
         ({"num_attention_heads": 0}, "num_attention_heads"),
     ],
 )
-def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_unsupported_settings_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     directory = make(tmp_path, "reranker-v1").made.directory
     config = json.loads((directory / "config.json").read_text())
     write_json(directory / "config.json", config | change)
@@ -126,8 +126,8 @@ def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], 
         Engine(directory, device=DEVICE, dtype="float32")
 
 
-def test_an_encoder_alone_is_no_reranker(tmp_path: Path) -> None:
-    """Without modules.json the name stands for a classifier, and its head is never made up."""
+def test_an_encoder_without_head_is_refused_as_reranker(tmp_path: Path) -> None:
+    """Without modules.json the architecture name means a classifier, and a missing head is never initialised."""
     case = make(tmp_path, "embeddings-prefixed")
     (tmp_path / "modules.json").unlink()
     with pytest.raises(ModelLoadFailed, match=r"lacks the weight 'classifier\.weight'"):

@@ -1,6 +1,6 @@
-"""Rerankers with a head after each of many layers: ids and scores equal FlagEmbedding's own.
+"""Rerankers with a head after each of many layers: ids and scores equal those of FlagEmbedding.
 
-They were recorded by scripts/layerwise_golden.py (FlagEmbedding 1.4.2) on committed random checkpoints.
+scripts/layerwise_golden.py recorded them with FlagEmbedding 1.4.2 on committed random checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 
 class Case:
-    """One checkpoint, and what FlagEmbedding says of it: per layer, all documents of each query."""
+    """One checkpoint and FlagEmbedding's scores: per layer, all documents of each query."""
 
     def __init__(self, name: str, **options: Any) -> None:
         self.directory, self.template = GOLDEN / name, TEMPLATES[name]
@@ -84,7 +84,7 @@ def test_scores_equal_the_reference_at_every_layer(case: Case) -> None:
 
 
 def test_alone_equals_batched_equals_permuted_equals_mixed(case: Case) -> None:
-    """Requests that stop after different layers, interleaved in one batch."""
+    """One batch interleaves requests that stop after different layers."""
     jobs = {layer: case.job(case.queries[2], layer) for layer in case.layers}
     works = [work for row in zip(*(job.work for job in jobs.values()), strict=True) for work in row]
     for start in range(0, len(works), 7):
@@ -154,7 +154,7 @@ def test_other_vendors_clients_get_probabilities_or_logits(client: TestClient, n
     np.testing.assert_allclose(found("/v2/rerank", {"max_tokens_per_doc": 2}), expected, atol=1e-6)
     whole = in_order(ask(client, name, "rain", texts, normalize="none"))
     np.testing.assert_allclose(found("/vllm/rerank", {"use_activation": False}), whole, atol=1e-5)
-    assert np.abs(logits - whole).max() > 1e-3  # two tokens of a text are not all
+    assert np.abs(logits - whole).max() > 1e-3  # truncation to two tokens changes scores
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_other_vendors_clients_get_probabilities_or_logits(client: TestClient, n
             {"cutoff_layer": 2},
             "one head; omit cutoff_layer - at `$.options.cutoff_layer`",
         ),
-        # the catalog's default for this id, in a checkpoint that has no such layer
+        # the catalog's default layer for this id is missing from the checkpoint
         ("BAAI/bge-reranker-v2-minicpm-layerwise", {}, "no head after layer 28"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Listwise rerankers: prompts, blocks and scores equal a plain implementation of the reference on transformers' Qwen3.
+"""Listwise rerankers: prompts, blocks and scores equal a plain reference implementation on transformers' Qwen3.
 
-`Reference` is written from the `modeling.py` of jina-reranker-v3: one string per block, one forward pass per block.
+`Reference` follows the `modeling.py` of jina-reranker-v3: one string per block, one forward pass per block.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROOM = {"v3": 4096, "v3.5": 16384}  # model_max_length
 
 
 class Reference:
-    """`JinaForRanking.rerank`, with an instruction where one is given."""
+    """`JinaForRanking.rerank`, with an optional instruction."""
 
     def __init__(self, directory: Path) -> None:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
@@ -101,7 +101,7 @@ class Reference:
         self.prompts = []
         query, asked = self.truncated(query, lengths[0])
         room = self.tokenizer.model_max_length - 2 * asked
-        if instruction:  # the reference gives none here; its tokens take room as the query's do
+        if instruction:  # the published code has none; it takes up space as the query does
             room -= len(self.tokenizer(instruction).input_ids)
         found, queries, weights, block, left = [], [], [], [], room
         for i, document in enumerate(documents):
@@ -159,13 +159,13 @@ def test_ids_and_scores_equal_the_reference(case: Case, query: str, instruction:
     assert [work.tokens.ids.tolist() for work in job.work] == case.reference.prompts
     assert len(job.work) == 1
     ours = case.scores(job)
-    assert np.std(expected) > 0.02  # scores that are all alike would prove nothing
+    assert np.std(expected) > 0.02  # equal scores would prove nothing
     print("max |Δ|", np.abs(np.array(ours) - expected).max(), "std", np.std(expected))
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_blocks_are_formed_and_merged_as_in_the_reference(case: Case) -> None:
-    """260 documents: two full blocks and a rest; then documents that fill more than the room."""
+    """260 documents make two full blocks and a partial one; then token counts exceed the room of a block."""
     rng = random.Random(9)
     short, limit = [random_text(rng, rng.randint(1, 4)) for _ in range(260)], 64
     long = [random_text(rng, rng.randint(20, 90)) for _ in range(90 if case.release == "v3" else 20)]
@@ -178,7 +178,7 @@ def test_blocks_are_formed_and_merged_as_in_the_reference(case: Case) -> None:
         np.testing.assert_allclose(case.scores(job), expected, atol=TOLERANCE, rtol=0)
 
 
-def test_what_is_cut_is_what_the_reference_cuts(case: Case) -> None:
+def test_texts_are_truncated_as_in_the_reference(case: Case) -> None:
     limit, query = 24, random_text(random.Random(1), 1500)
     documents = [random_text(RNG, 60), "short", "日本語" * 40, "é" * 500]
     job = case.job(query, documents, limit)
@@ -214,7 +214,7 @@ def test_requests_batched_together_score_as_alone(case: Case) -> None:
 
 
 def test_it_can_be_calibrated_and_ranks_alike_in_bf16(case: Case) -> None:
-    """Sequences without a token to read out are no error: the batch size is measured with them."""
+    """Calibration runs sequences without a read-out token, which must not fail."""
     coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     calibrate(coarse, 0.05)
     job = coarse.tokenize_score(ScoreTexts(QUERY, DOCUMENTS, 300))
@@ -226,10 +226,10 @@ def test_it_can_be_calibrated_and_ranks_alike_in_bf16(case: Case) -> None:
     assert np.corrcoef(found, exact)[0, 1] > 0.99
 
 
-def test_order_and_company_matter(case: Case) -> None:
+def test_scores_depend_on_position_and_other_documents(case: Case) -> None:
     same = ["the same text"] * 3
     scores = case.scores(case.job(QUERY, same, 300))
-    assert len(set(scores)) == 3  # equal documents stand at different places
+    assert len(set(scores)) == 3  # equal documents score differently by position
     some, limit = DOCUMENTS[3:9], 300
     there, back = (case.scores(case.job(QUERY, docs, limit)) for docs in (some, some[::-1]))
     assert not np.allclose(there, back[::-1], atol=1e-3)
@@ -240,7 +240,7 @@ def test_order_and_company_matter(case: Case) -> None:
     [
         ([], 100, 10, []),
         ([1] * 126, 1000, 10, [125, 1]),
-        ([5] * 6, 30, 10, [4, 2]),  # 30 - 20 leaves no more than the longest
+        ([5] * 6, 30, 10, [4, 2]),  # a block closes once at most `longest` tokens are left
         ([50, 1], 60, 10, [1, 1]),
         ([1, 1], 5, 10, [1, 1]),
     ],
@@ -281,7 +281,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 def test_scores_over_http(client: TestClient, case: Case) -> None:
     if case.release != "v3":
-        return  # one release is enough here
+        return  # one release is enough
     documents = DOCUMENTS * 6
     answer = ask(client, "listwise", QUERY, documents, max_seq_length=100)
     case.reference.tokenizer.model_max_length = 900
@@ -324,11 +324,11 @@ def test_inspect_shows_the_blocks(client: TestClient) -> None:
         ({"instruction": "word " * 900}, "$.instruction"),
     ],
 )
-def test_what_makes_no_sense_is_refused(client: TestClient, options: dict[str, Any], field: str) -> None:
+def test_inapplicable_options_are_refused(client: TestClient, options: dict[str, Any], field: str) -> None:
     assert field in ask(client, "listwise", QUERY, ["a"], 400, **options)["error"]["message"]
 
 
-def test_a_document_is_read_to_so_many_tokens(client: TestClient) -> None:
+def test_max_document_tokens_truncates_each_document(client: TestClient) -> None:
     documents = ["stars", "rain falls over the quiet harbour", DOCUMENTS[5]]
     limits = {"max_document_tokens": 3, "long_document": "refuse"}
     body = {"query": {"text": QUERY}, "items": [{"text": t} for t in documents], "options": limits}
@@ -343,7 +343,7 @@ def test_a_document_is_read_to_so_many_tokens(client: TestClient) -> None:
     assert cut == [entry.get("truncated", False) for entry in entries]
 
 
-def test_what_is_too_long_can_be_refused(client: TestClient) -> None:
+def test_texts_that_are_too_long_can_be_refused(client: TestClient) -> None:
     error = ask(client, "listwise", QUERY, ["a", "word " * 900], 400, long_document="refuse")["error"]
     assert "$.items[1]" in error["message"] and "longer" in error["message"]
 

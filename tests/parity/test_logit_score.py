@@ -1,4 +1,4 @@
-"""Rerankers saved by sentence-transformers: `1_LogitScore` and the chat template decide, before any table of ours."""
+"""Rerankers saved by sentence-transformers: `1_LogitScore` and the chat template override the catalog."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def documents() -> list[str]:
 
 @pytest.fixture(scope="module", params=["flat", "structured", "one answer"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository as `CrossEncoder.save_pretrained` writes it."""
+    """Save a repository with `CrossEncoder.save_pretrained`."""
     directory = make_decoder(tmp_path_factory.mktemp("plain"), "qwen3")
     template = STRUCTURED if request.param == "structured" else FLAT
     transformer = Transformer(
@@ -81,7 +81,7 @@ def test_scores_equal_sentence_transformers(saved: Path, instruction: str | None
     pairs = [(QUERY, document) for document in documents()]
     prompt = {"prompt": instruction} if instruction else {}
     expected = model.predict(pairs, batch_size=3, show_progress_bar=False, **prompt)
-    # the catalog's template is another one, and is not asked
+    # the catalog's template differs and is not used
     engine = Engine(saved, device=DEVICE, dtype="float32", template="qwen3-reranker")
     job = engine.tokenize_score(ScoreTexts(QUERY, documents(), LIMIT, instruction))
     run_job(engine, job)
@@ -92,7 +92,7 @@ def test_scores_equal_sentence_transformers(saved: Path, instruction: str | None
     print("max |Δ|", np.abs(np.array(ours) - expected).max())
 
 
-def test_the_operators_file_comes_first(saved: Path, tmp_path: Path) -> None:
+def test_the_operators_template_file_takes_precedence(saved: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(saved, directory)
     (directory / "sie_reranker.yaml").write_text("template: zerank")

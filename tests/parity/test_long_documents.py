@@ -1,4 +1,4 @@
-"""Documents over the limit in overlapping windows: every window's score, the aggregate, the span, the cost."""
+"""Documents over the limit are read in overlapping windows: each window's score, the aggregate, the span, the cost."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def stripped(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def by_hand(directory: Path, text: str, overlap: int) -> tuple[list[float], list[tuple[int, int]]]:
-    """Windows cut from the reference tokenizer's ids, put behind the query, through transformers one by one."""
+    """Return scores and spans of windows of the reference's ids, each run through transformers after the query."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
     query = tokenizer(QUERY, add_special_tokens=False).input_ids
     whole = tokenizer(text, add_special_tokens=False)
-    # offsets straight from the file: transformers moves those of a lone space to the next character
+    # offsets come from the file, because transformers moves those of a lone space to the next character
     plain = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text, add_special_tokens=False)
     assert plain.ids == whole.input_ids
     room = LIMIT - len(query) - tokenizer.num_special_tokens_to_add(pair=True)
@@ -73,7 +73,7 @@ def by_hand(directory: Path, text: str, overlap: int) -> tuple[list[float], list
     return scores, spans
 
 
-def test_every_window_scores_as_by_hand(directory: Path) -> None:
+def test_every_window_scores_as_the_reference(directory: Path) -> None:
     engine = Engine(directory, device=DEVICE, dtype="float32")
     job = engine.tokenize_score(ScoreTexts(QUERY, DOCUMENTS, LIMIT, chunking=Chunking(7, 100)))
     run_job(engine, job)
@@ -125,7 +125,7 @@ def test_the_needle_is_found_where_truncation_loses_it(client: TestClient) -> No
 
 
 def test_windows_of_the_embedded_model_score_as_their_texts_alone(client: TestClient) -> None:
-    """At a space between words, a window's text has the window's own tokens."""
+    """Windows split at spaces, so tokenising the text of a window yields the window's tokens."""
     text = " ".join(f"word{i % 7} rain" for i in range(120))
     options = {"max_seq_length": 64, "long_document": "chunk", "chunk_overlap": 0}
     answer = ask(client, "mini", QUERY, [text[:700]], **options)
@@ -186,10 +186,10 @@ def test_a_window_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
         assert post(client, "/v1/score/nan", body, 500)["code"] == "INFERENCE_ERROR"
 
 
-def test_a_document_is_read_to_the_end_of_a_token(directory: Path) -> None:
+def test_shortened_documents_end_at_a_token(directory: Path) -> None:
     engine = Engine(directory, device=DEVICE)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    plain = DOCUMENTS[:-2]  # in the others a token may end within a character
+    plain = DOCUMENTS[:-2]  # in the others, tokens may end within a character
     for most in (1, 2, 7, 1000):
         kept, cut = engine.shorten(DOCUMENTS, most)
         for text, short, was_cut in zip(DOCUMENTS, kept, cut, strict=True):
@@ -198,5 +198,5 @@ def test_a_document_is_read_to_the_end_of_a_token(directory: Path) -> None:
             assert (short == text) if not was_cut else (len(short) < len(text))
             if text in plain:
                 read = tokenizer.encode(short, add_special_tokens=False).ids
-                # SentencePiece's sign for a word's start may be a token without characters of its own
+                # SentencePiece's word-start marker may be a token without characters
                 assert read[:most] == ids[:most] and len(read) <= most + (directory.name[:3] == "xlm")

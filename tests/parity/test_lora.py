@@ -90,7 +90,7 @@ def expected_logits(case: Case, adapter: Path | None) -> torch.Tensor:
 
 
 def results(engine: Engine, *jobs: Job) -> list[list[Any]]:
-    """All jobs in one batch, their works dealt out in turn; queries first."""
+    """Run all jobs in one batch, with their works interleaved and queries first."""
     works = sorted(chain.from_iterable(job.work for job in jobs), key=lambda work: work.index)
     for work, result in zip(works, engine.run(works), strict=True):
         if work.index >= 0:
@@ -114,10 +114,10 @@ def test_logits_equal_peft(case: Case, tmp_path: Path, name: str) -> None:
     assert (expected - expected_logits(case, None)).abs().mean() > 0.05
     adapter = case.engine.attach(directory)
     assert_close(logits(case.engine, case.documents, adapter), expected)
-    assert case.engine.adapter_bytes(directory) == adapter.nbytes  # known before it is read
+    assert case.engine.adapter_bytes(directory) == adapter.nbytes  # known before the weights are read
 
 
-def test_a_retrained_head_is_exchanged_whole(case: Case, tmp_path: Path) -> None:
+def test_a_retrained_head_is_replaced_as_a_whole(case: Case, tmp_path: Path) -> None:
     module = {"bert": "pooler", "modernbert": "head", "modernbert-mean": "head"}.get(
         case.family, "classifier"
     )
@@ -145,7 +145,7 @@ def test_a_mixed_batch_equals_each_alone(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_base_weights_stay_as_they_are(tmp_path: Path, dtype: str) -> None:
-    """Bit by bit over 100 mixed requests, also in the layout that oneDNN multiplies."""
+    """They stay equal bit for bit over 100 mixed requests, also in oneDNN's packed layout."""
     case = make_case(tmp_path / "model", "bert")
     case.engine = Engine(case.directory, device=DEVICE, dtype=dtype)
     before_logits, documents = logits(case.engine, case.documents), case.documents[:3]
@@ -160,7 +160,7 @@ def test_base_weights_stay_as_they_are(tmp_path: Path, dtype: str) -> None:
 
 
 def fingerprint(engine: Engine) -> dict[str, str]:
-    """Module and tensor → hash of every weight that adapters can mean."""
+    """Return module and tensor → hash of every weight that adapters can target."""
     found = {}
     for name, target in engine._targets.items():
         layer = target.layer
@@ -180,9 +180,8 @@ def test_bf16_ranks_as_fp32(case: Case, tmp_path: Path) -> None:
     directory = adapter_of(case, tmp_path, target_modules="all-linear", r=2, lora_alpha=1)
     coarse = Engine(case.directory, device=DEVICE, dtype="bfloat16")
     exact = logits(case.engine, case.documents, case.engine.attach(directory))
-    logits(
-        coarse, case.documents[:1]
-    )  # from here on weights are packed where the processor multiplies bf16 fast
+    # this first run packs the weights if the processor has fast bf16 products
+    logits(coarse, case.documents[:1])
     rough = logits(coarse, case.documents, coarse.attach(directory))
     assert kendalltau(rough, exact).statistic >= 0.8
 
@@ -254,7 +253,7 @@ def test_embeddings_equal_peft_in_sentence_transformers(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     directory = make_encoder(tmp_path / "model")
-    model = transformers.AutoModel.from_pretrained(directory)  # with a pooler, which nobody reads
+    model = transformers.AutoModel.from_pretrained(directory)  # with an unused pooler
     path = make_adapter(model, tmp_path / "adapter", r=3, target_modules="all-linear")
     engine = Engine(directory, device=DEVICE, dtype="float32")
     texts = ["stars", "rain falls over the quiet harbour", "why do lawyers argue"]
@@ -311,7 +310,7 @@ def test_colbert_vectors_equal_peft(tmp_path: Path, family: str) -> None:
 
 
 def test_the_projection_of_a_stanford_checkpoint_can_be_changed(tmp_path: Path) -> None:
-    """Its class is in no library, so the adapter is written here and compared with the merged checkpoint."""
+    """No library has its class, so the test writes the adapter and compares it with the merged checkpoint."""
     directory = make_stanford(tmp_path / "model", "bert", {"dim": 24})
     load, merged = load_file(directory / "model.safetensors"), tmp_path / "merged"
     a, b = torch.randn(2, 48), torch.randn(24, 2)
@@ -341,7 +340,7 @@ def test_cached_documents_belong_to_their_adapter(tmp_path: Path) -> None:
     first, second = engine.attach(path), plain.attach(path)
     [base] = results(engine, engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT)))
     job = engine.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=first)
-    assert not job.known  # those of the base model are others
+    assert not job.known  # cached documents of the base model do not count
     [changed] = results(engine, job)
     [expected] = results(plain, plain.tokenize_score(ScoreTexts(QUERY, texts, LIMIT), adapter=second))
     assert_close(changed, expected)
@@ -363,7 +362,7 @@ def test_cached_documents_belong_to_their_adapter(tmp_path: Path) -> None:
 
 
 def edited(directory: Path, config: dict[str, Any] | None = None, change: Any = None) -> Path:
-    """Change an adapter's configuration, or its tensors by a function."""
+    """Change an adapter's configuration, or apply a function to its tensors."""
     path = directory / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
     if change:
@@ -495,10 +494,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_applied_is_refused_and_named(bert: Case, tmp_path: Path, name: str) -> None:
+def test_unsupported_adapters_are_refused_and_named(bert: Case, tmp_path: Path, name: str) -> None:
     config, change, message = REFUSED[name]
     directory = adapter_of(bert, tmp_path, target_modules=["query"])
-    bert.engine.attach(directory, ["our/base"])  # whole, before the change
+    bert.engine.attach(directory, ["our/base"])  # the unchanged adapter is accepted
     with pytest.raises(ModelLoadFailed, match="cannot load the adapter") as refusal:
         bert.engine.attach(edited(directory, config, change), ["our/base"])
     assert message in refusal.value.message
@@ -522,9 +521,9 @@ EXPRESSIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
-def test_expressions_mean_what_they_mean_to_peft(bert: Case, tmp_path: Path, name: str) -> None:
+def test_expressions_match_the_modules_that_peft_matches(bert: Case, tmp_path: Path, name: str) -> None:
     expected, given = dict(EXPRESSIONS[name]), dict(EXPRESSIONS[name])
-    saved = given.pop("modules_to_save", None)  # PEFT writes by name, and reads by expression
+    saved = given.pop("modules_to_save", None)  # PEFT writes names but reads expressions
     directory = adapter_of(bert, tmp_path, **(given | ({"modules_to_save": ["classifier"]} if saved else {})))
     edited(directory, expected)
     assert_close(
@@ -544,7 +543,7 @@ SLOW: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("field", SLOW)
-def test_an_expression_that_takes_too_long_is_refused_and_stops_nobody(
+def test_an_expression_that_takes_too_long_is_refused_without_blocking(
     bert: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
     monkeypatch.setattr(patterns, "LIMIT_S", 0.5)
@@ -560,7 +559,7 @@ def test_an_expression_that_takes_too_long_is_refused_and_stops_nobody(
 
 
 def test_a_rank_for_each_of_many_modules_is_read_in_time(tmp_path: Path) -> None:
-    """As EVA writes them: whole names, of which each module tries all before its own."""
+    """EVA writes full names, and each module is compared with all of them up to its own."""
     names = [f"model.layers.{layer}.self_attn.{part}_proj" for layer in range(64) for part in "qkvougd"]
     fields = {"peft_type": "LORA", "rank_pattern": dict.fromkeys(names, 2), "alpha_pattern": {names[-1]: 5.0}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
@@ -598,7 +597,7 @@ def test_odd_tensors_of_a_bin_are_refused_and_named(bert: Case, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", [2, "\ud800"])
-def test_a_bin_whose_names_are_none_is_refused(bert: Case, tmp_path: Path, name: Any) -> None:
+def test_a_bin_with_invalid_tensor_names_is_refused(bert: Case, tmp_path: Path, name: Any) -> None:
     directory = adapter_of(bert, tmp_path)
     (directory / "adapter_model.safetensors").unlink()
     torch.save({name: torch.ones(1)}, directory / "adapter_model.bin")
@@ -625,9 +624,9 @@ def test_older_adapters_are_pickle_free_bins(bert: Case, tmp_path: Path) -> None
     path.unlink()
     adapter = bert.engine.attach(directory)
     assert torch.equal(logits(bert.engine, bert.documents, adapter), expected)
-    fused = 2 * 48 + 2 * 3 * 48  # query and value: each B is as wide as the fused projection
+    fused = 2 * 48 + 2 * 3 * 48  # query and value; each B has the width of the fused projection
     layer = fused + (48 + 48) + (48 + 96) + (96 + 48)
-    assert adapter.nbytes == 4 * 4 * (3 * layer + 48 + 48)  # rank 4 in fp32; and the pooler
+    assert adapter.nbytes == 4 * 4 * (3 * layer + 48 + 48)  # rank 4 in fp32, including the pooler
 
 
 def test_models_through_transformers_take_no_adapters(tmp_path: Path) -> None:

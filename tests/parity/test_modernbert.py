@@ -1,4 +1,4 @@
-"""ModernBERT beyond the common suite: long sequences, both ages of the configuration, the window itself."""
+"""ModernBERT beyond test_every_family.py: long sequences, old and new configuration fields, the attention window."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.checkpoints.cross_encoders import make_cross_encoder, random_text
 from support.device import DEVICE
 from support.requests.jobs import read_pairs, run_job
 
-LIMIT = 640  # the window of these checkpoints is 8 to either side, its blocks are 32
+LIMIT = 640  # these checkpoints attend to 8 tokens on either side, in blocks of 32
 TOLERANCE = 1e-4
 
 
@@ -41,13 +41,13 @@ def reference(directory: Path, query: str, documents: list[str]) -> torch.Tensor
 
 
 def documents() -> list[str]:
-    """Lengths on both sides of every border: window, block, the switch to blocks, the limit."""
+    """Return documents on both sides of every boundary: window, block, the switch to blocks, the limit."""
     rng = random.Random(4)
     return [random_text(rng, n) for n in (0, 1, 5, 9, 20, 25, 50, 60, 61, 62, 63, 64, 90, 150, 200, 260, 900)]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("layers", [3, 4])  # the last layer is local, global
+@pytest.mark.parametrize("layers", [3, 4])  # the last layer is local or global
 def test_long_sequences_equal_transformers(tmp_path: Path, pooling: str, layers: int) -> None:
     directory = make_cross_encoder(
         tmp_path,
@@ -70,7 +70,7 @@ OLDER = {"global_attn_every_n_layers": 2, "global_rope_theta": 3000.0, "local_ro
 
 
 def test_older_configuration_names_mean_the_same(tmp_path: Path) -> None:
-    """As published before transformers 5: no `layer_types`, no `rope_parameters`."""
+    """Configurations from before transformers 5 have neither `layer_types` nor `rope_parameters`."""
     directory = make_cross_encoder(tmp_path, "modernbert", max_length=LIMIT, num_hidden_layers=4)
     path = directory / "config.json"
     newer = json.loads(path.read_text())
@@ -80,7 +80,7 @@ def test_older_configuration_names_mean_the_same(tmp_path: Path) -> None:
     engine = Engine(directory, device=DEVICE, dtype="float32")
     ours = logits(engine, "rain", documents())
     np.testing.assert_allclose(ours, reference(directory, "rain", documents()), atol=TOLERANCE, rtol=0)
-    assert np.abs(np.array(ours) - default).max() > 0.01  # the fields were read
+    assert np.abs(np.array(ours) - default).max() > 0.01  # the fields take effect
     path.write_text(json.dumps(newer | {"rope_parameters": rope(3000.0, 70.0), "layer_types": LAYERS}))
     np.testing.assert_allclose(
         logits(Engine(directory, device=DEVICE, dtype="float32"), "rain", documents()), ours, atol=1e-6
@@ -109,7 +109,7 @@ def rope(full: float, sliding: float, kind: str = "default") -> dict[str, Any]:
         ({"num_hidden_layers": 2, "layer_types": None}, "layers.2"),
     ],
 )
-def test_what_cannot_be_served_is_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_unsupported_settings_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     directory = make_cross_encoder(tmp_path, "modernbert")
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -135,7 +135,7 @@ def test_the_window_equals_one_sequence_at_a_time(align: int, reach: int, readou
     asking = batch.rows_of(readout)
     attend = LocalAttention(batch, reach, torch.float32)
     ours = attend(q if asking is None else q[asking], k, v, asking)
-    assert not ours.isnan().any()  # not even in spare rows: a NaN value times weight 0 would still spread
+    assert not ours.isnan().any()  # also in unused rows: NaN times a weight of 0 is still NaN
     for place, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
         rows = slice(start, start + length)
         band = (torch.arange(length)[:, None] - torch.arange(length)).abs() <= reach
@@ -147,7 +147,7 @@ def test_the_window_equals_one_sequence_at_a_time(align: int, reach: int, readou
 
 
 def test_the_window_is_linear_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Query-key products of a long sequence double when its length does."""
+    """Doubling the length of a long sequence doubles its query-key products."""
     products: list[int] = []
 
     def counting(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: Any) -> torch.Tensor:

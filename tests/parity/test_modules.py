@@ -1,5 +1,5 @@
-"""Checkpoints made of sentence-transformers modules, written by that library: rerankers with a modular head, and
-embedders with and without a projection."""
+"""Checkpoints that sentence-transformers saves as modules: rerankers with a modular head, and embedders with and
+without a projection."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_modular_reranker_equals_cross_encoder(tmp_path: Path, family: str, pool
     directory, model = make_reranker(tmp_path, family, pooling)
     engine = Engine(directory, device=DEVICE, dtype="float32")
     assert engine.spec.outputs == ["score"]
-    assert engine.max_seq_length == LIMIT  # stands only in tokenizer_config.json
+    assert engine.max_seq_length == LIMIT  # set only in tokenizer_config.json
     expected = model.predict([("rain data", d) for d in documents()], show_progress_bar=False)
     ours = logits(engine, documents())
     assert expected.std() > 0.05
@@ -111,7 +111,7 @@ def edit(path: Path, change: Any) -> None:
         ),
     ],
 )
-def test_what_cannot_be_served_is_named(tmp_path: Path, file: str, change: Any, named: str) -> None:
+def test_unsupported_settings_are_named(tmp_path: Path, file: str, change: Any, named: str) -> None:
     directory, _ = make_reranker(tmp_path)
     edit(directory / file, change)
     with pytest.raises(ModelLoadFailed, match=named):
@@ -125,7 +125,7 @@ def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
         Engine(directory, device=DEVICE, dtype="float32")
 
 
-def test_a_weight_nobody_asked_for_is_named(tmp_path: Path) -> None:
+def test_an_unexpected_weight_is_named(tmp_path: Path) -> None:
     directory, _ = make_reranker(tmp_path)
     path = directory / "2_Dense" / "model.safetensors"
     save_file(load_file(path) | {"residual.weight": torch.ones(SIZE, SIZE)}, path)

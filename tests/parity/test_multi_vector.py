@@ -1,4 +1,4 @@
-"""Multi-vector encoders as sentence-transformers 6 saves them: equal to its `MultiVectorEncoder`."""
+"""Multi-vector encoders saved by sentence-transformers 6 give the results of its `MultiVectorEncoder`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPOKEN = {"query": "search query: ", "document": "rain "}
 
 @dataclass(frozen=True)
 class Saved:
-    """What is changed in a model before the library saves it."""
+    """Changes to a model before the library saves it."""
 
     family: str
     expansion: dict[str, Any] | None
@@ -72,7 +72,7 @@ class Case:
 
 
 def save(root: Path, saved: Saved) -> Path:
-    """Written by the library, from a checkpoint in PyLate's layout."""
+    """Save a checkpoint in PyLate's layout with sentence-transformers."""
     source = make_pylate(root / "pylate", saved.family, **saved.make)
     model = MultiVectorEncoder(str(source), device="cpu")
     first: Any = model[0]
@@ -115,7 +115,7 @@ def test_scores_equal_the_library(case: Case) -> None:
     for query in queries:
         q = case.reference.encode_query(query, show_progress_bar=False)
         ds = case.reference.encode_document(documents, show_progress_bar=False)
-        # one pair at a time: batches of documents are padded
+        # one pair at a time, because batches of documents are padded
         expected = [float(case.reference.similarity([q], [d])) for d in ds]
         job = case.engine.tokenize_score(ScoreTexts(query, documents, case.engine.max_seq_length))
         for work, result in zip(job.work, case.engine.run(job.work), strict=True):
@@ -124,7 +124,7 @@ def test_scores_equal_the_library(case: Case) -> None:
         np.testing.assert_allclose(job.results, expected, atol=1e-4, rtol=0)
 
 
-def test_windows_of_a_document_are_its_own_tokens_behind_the_prompt(case: Case) -> None:
+def test_windows_are_the_documents_tokens_after_the_prompt(case: Case) -> None:
     prompt = case.spec.document_prompt
     tokenizer = Tokenizer.from_str(case.reference.tokenizer.backend_tokenizer.to_str())
     tokenizer.no_truncation()
@@ -143,7 +143,7 @@ def test_windows_of_a_document_are_its_own_tokens_behind_the_prompt(case: Case) 
         chunks = [chunk for chunk, _ in windows]
         stripped = text.strip()
         assert text[chunks[0].start : chunks[-1].end] == stripped
-        # what lies between two windows is space; where a token is only the mark of a word's start, they share a letter
+        # only space lies between two windows; they share a letter if a token is only a word-start marker
         gaps = [text[one.end : two.start] for one, two in pairwise(chunks)]
         assert not any(gap.strip() for gap in gaps)
         assert all(
@@ -202,7 +202,7 @@ def edit(path: Path, change: dict[str, Any]) -> None:
         ("1_Dense/config.json", {"module_input_name": "sentence_embedding"}, "sentence_embedding"),
     ],
 )
-def test_what_cannot_be_served_is_named(
+def test_unsupported_settings_are_named(
     tmp_path: Path, file: str, change: dict[str, Any], named: str
 ) -> None:
     directory = save(tmp_path, CASES["fixed"])

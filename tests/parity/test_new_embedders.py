@@ -1,7 +1,7 @@
-"""Embedders of the `new` architecture (gte-multilingual-base, gte-*-en-v1.5) against transformers' `GteModel`.
+"""Embedders of the `new` architecture (gte-multilingual-base, gte-*-en-v1.5) equal transformers' `GteModel`.
 
-gte-multilingual-base is published as the class that also has its token weights (`NewForTokenClassification`); its two
-classifier tensors are known by name and left alone, everything else must be used.
+gte-multilingual-base is published as the class that also has its token weights (`NewForTokenClassification`). Its two
+classifier tensors are ignored by name; all other tensors must be used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLASSIFIER = {"classifier.weight": torch.ones(1, SIZE), "classifier.bias": torch
 def make(
     root: Path, architecture: str, prefix: str, beside: dict[str, torch.Tensor]
 ) -> tuple[Path, Any, Any]:
-    """A checkpoint as published; also the library's model and tokenizer."""
+    """Write a checkpoint as published, and return it with the library's model and tokenizer."""
     tokenizer = xlm_roberta_tokenizer()
     shape = SHAPE | {"vocab_size": tokenizer.get_vocab_size()}
     rope = {"rope_type": "default", "rope_theta": 300.0}
@@ -118,7 +118,7 @@ def test_embeddings_equal_transformers(
         ("NewForSequenceClassification", CLASSIFIER, r"new\.pooler\.dense\.weight"),
     ],
 )
-def test_a_head_that_is_not_known_stops_the_load(
+def test_an_unknown_head_stops_the_load(
     tmp_path: Path, architecture: str, beside: dict[str, torch.Tensor], named: str
 ) -> None:
     directory, _, _ = make(tmp_path, architecture, "new.", beside)

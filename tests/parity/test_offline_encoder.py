@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 with its real weights, from the installed package: no hub, sentence-transformers' vectors."""
+"""all-MiniLM-L6-v2 loads its real weights from the installed package, offline, and equals sentence-transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def f(x): return {"a": [x ** 2, 3.14], 'b': None}  # noqa
 
 
 def texts() -> list[str]:
-    """500, from no word to several times the limit, most of them short; half of them mix languages."""
+    """Return 500 texts, from empty to several times the limit, most of them short; half of them mix languages."""
     rng = random.Random(8)
     words = [word for sentence in SENTENCES for word in sentence.split()]
     made = ["", " ", "?", "🙂 emoji", "a" * 400, *SENTENCES]
@@ -47,7 +47,7 @@ def texts() -> list[str]:
 
 def test_vectors_equal_sentence_transformers() -> None:
     source = catalog()[MODEL].source
-    assert Path(source).is_dir()  # the package's folder, not a hub id
+    assert Path(source).is_dir()  # the package's folder, not a Hub id
     all_texts = texts()
     expected = SentenceTransformer(source, device="cpu").encode(all_texts, show_progress_bar=False)
     with asking({}) as client:  # offline
@@ -57,7 +57,7 @@ def test_vectors_equal_sentence_transformers() -> None:
     cosines = (ours * expected).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(expected, axis=1)
     assert len(cosines) == 500
     assert cosines.min() >= 0.99999
-    assert np.std(ours @ ours[6]) > 0.05  # the texts are not all alike
+    assert np.std(ours @ ours[6]) > 0.05  # equal texts would prove nothing
     assert sum(bool(item.get("truncated")) for item in answer["items"]) > 5
 
 

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings` as OpenAI's clients use it."""
+"""`POST /v1/embeddings` answers as OpenAI's clients expect."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_bad_input_names_the_field(client: TestClient, body: dict[str, Any], pat
     assert path in message and "$.params" not in message
 
 
-def test_token_ids_get_a_reason(client: TestClient) -> None:
+def test_token_ids_are_refused_with_a_reason(client: TestClient) -> None:
     message = post(client, ROUTE, {"model": "org/plain", "input": [[101, 102]]}, 400)["detail"]["message"]
     assert "token ids are not supported" in message
 
@@ -100,7 +100,7 @@ def test_an_unknown_model_is_a_404(client: TestClient) -> None:
 
 
 def test_the_official_client(client: TestClient) -> None:
-    """Where it is installed: it asks for base64 unless told otherwise, and decodes it."""
+    """The `openai` package, if installed, requests base64 by default and decodes it."""
     openai = pytest.importorskip("openai")
     official = openai.OpenAI(
         base_url="http://testserver/v1", api_key="none", http_client=_http(openai, client)
@@ -114,7 +114,7 @@ def test_the_official_client(client: TestClient) -> None:
 
 
 def _http(openai: Any, client: TestClient) -> Any:
-    """A client of the library's own HTTP package that hands every request to the application."""
+    """Return a client of the library's own HTTP package that sends every request to the application."""
     package = openai.DefaultHttpxClient.__mro__[1].__module__.split(".")[0]
     library = __import__(package)
 

@@ -1,4 +1,4 @@
-"""Long documents for causal rerankers: every window is the card's own prompt over one piece of the document."""
+"""Long documents for causal rerankers: every window is the model card's prompt over one piece of the document."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RNG = random.Random(5)
 DOCUMENTS = [
     *(random_text(RNG, n) for n in (0, 1, 30, 250, 900)),
     "  naïve café " * 60 + "3.14\n\n",
-    "日本 ü? 東京 🌍🌋" * 40,  # characters of several tokens each
+    "日本 ü? 東京 🌍🌋" * 40,  # each character has several tokens
 ]
 
 
@@ -57,7 +57,7 @@ def windows_of(job: Job, document: int) -> list[tuple[Chunk, list[int], float]]:
 
 
 def cut_ids(case: Case, text: str) -> list[list[int]]:
-    """The reference's prompt over the whole document, with one window of the document's ids left in it."""
+    """Return the reference's prompts, each with one window of the document's ids."""
 
     def whole(document: str) -> list[int]:
         return REFERENCES[case.template][0](case.tokenizer, case.query, document, None, 1_000_000)
@@ -65,7 +65,7 @@ def cut_ids(case: Case, text: str) -> list[list[int]]:
     ids, other = whole(text), whole("zebra")
     same = next((i for i in range(len(ids)) if ids[i] != other[i]), len(ids))
     tail = next(i for i in range(1, len(ids)) if ids[-i] != other[-i]) - 1 if text else 0
-    # a document may begin with the very token that a text before it ends with, so never more than without one
+    # a document may begin with the last token of the text before it, so limit this to the prompt without a document
     before = min(same, len(whole("")) - tail)
     own, room = ids[before : len(ids) - tail], LIMIT - before - tail
     starts = range(0, max(1, len(own) - OVERLAP), room - OVERLAP)
@@ -75,11 +75,13 @@ def cut_ids(case: Case, text: str) -> list[list[int]]:
 def test_a_window_is_the_prompt_over_a_piece_of_the_document(case: Case, job: Job) -> None:
     for number, text in enumerate(DOCUMENTS):
         windows = windows_of(job, number)
-        if case.template == "ctxl-rerank-v2":  # text follows the document in its piece
+        if case.template == "ctxl-rerank-v2":  # this prompt has text after the document in the same piece
             inner = text[windows[0][0].start : windows[0][0].end]
             expected = [case.reference_ids(case.query, text[c.start : c.end]) for c, _, _ in windows]
             if len(windows) == 1:
-                expected = [case.reference_ids(case.query, text)]  # an uncut document keeps its spaces
+                expected = [
+                    case.reference_ids(case.query, text)
+                ]  # a document that is not split keeps its spaces
             elif not text.startswith(inner):
                 windows, expected = windows[1:], expected[1:]
             if text.endswith("\n"):
@@ -117,7 +119,7 @@ def test_short_documents_are_read_as_without_splitting(case: Case) -> None:
     assert ids_of(chunked) == ids_of(case.engine.tokenize_score(ScoreTexts(case.query, short, LIMIT)))
 
 
-def test_an_instruction_stands_in_every_window(case: Case) -> None:
+def test_every_window_contains_the_instruction(case: Case) -> None:
     if not case.engine.spec.takes_instruction:
         return
     told = case.engine.tokenize_score(
@@ -133,7 +135,10 @@ def test_an_instruction_stands_in_every_window(case: Case) -> None:
 
 def test_windows_share_their_prefix(case: Case, job: Job) -> None:
     assert job.prefix is None or job.tokens < job.input_tokens
-    if case.template in ("qwen3-reranker", "mxbai-rerank-v2"):  # the others begin with little or the document
+    if case.template in (
+        "qwen3-reranker",
+        "mxbai-rerank-v2",
+    ):  # the others start with a short text or the document
         assert job.prefix is not None
 
 

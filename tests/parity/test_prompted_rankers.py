@@ -44,7 +44,7 @@ def engine(made: Made) -> Engine:
 
 
 def scored(engine: Engine, documents: list[str], query: str = QUERY) -> tuple[list[list[int]], list[float]]:
-    """Token ids and raw logits, in the order of `documents`."""
+    """Return token ids and raw logits, in the order of `documents`."""
     job = engine.tokenize_score(ScoreTexts(query, documents, LIMIT))
     before = job.prefix.ids.tolist() if job.prefix else []
     ids: list[list[int]] = [[] for _ in documents]
@@ -55,7 +55,7 @@ def scored(engine: Engine, documents: list[str], query: str = QUERY) -> tuple[li
 
 
 def kept(ours: list[int], whole: list[int]) -> int:
-    """Tokens that a cut prompt shares with the whole one, at its start and at its end."""
+    """Return the number of tokens that a truncated prompt shares with the full one, at its start and end."""
     start = next((i for i, (a, b) in enumerate(zip(ours, whole, strict=False)) if a != b), len(ours))
     own, all_of_it = ours[:start:-1], whole[::-1]
     return start + next((i for i, (a, b) in enumerate(zip(own, all_of_it, strict=False)) if a != b), len(own))
@@ -70,7 +70,7 @@ def test_ids_and_logits_equal_the_reference(made: Made, engine: Engine) -> None:
     with torch.inference_mode():
         expected = [made.logit(row) for row in ids]
     print(made.template, "max |Δ|", np.abs(np.array(logits) - expected).max(), "std", np.std(expected))
-    assert np.std(expected) > 0.05  # logits that are all alike would prove nothing
+    assert np.std(expected) > 0.05  # equal logits would prove nothing
     np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=0)
 
 
@@ -85,7 +85,9 @@ def test_alone_equals_batched_equals_permuted(engine: Engine) -> None:
 
 def test_only_causal_models_share_the_start_of_their_prompts(made: Made, engine: Engine) -> None:
     job = engine.tokenize_score(ScoreTexts(QUERY, [text + " rain" for text in DOCUMENTS[:8]], LIMIT))
-    assert (job.prefix is not None) == (made.template == "qwen3-vl-reranker")  # m0 puts the document first
+    assert (job.prefix is not None) == (
+        made.template == "qwen3-vl-reranker"
+    )  # m0's prompt starts with the document
 
 
 def test_scores_and_images_over_the_wire(made: Made) -> None:
@@ -113,8 +115,8 @@ def test_untied_output_matrix(tmp_path: Path) -> None:
         np.testing.assert_allclose(logits, [made.logit(row) for row in ids], atol=1e-3, rtol=0)
 
 
-def test_the_last_token_of_the_tokenizer_is_kept(tmp_path: Path) -> None:
-    """A post-processor that also appends a token: the document is cut in front of it."""
+def test_a_token_that_the_tokenizer_appends_is_kept(tmp_path: Path) -> None:
+    """If a post-processor appends a token, the document is truncated before it."""
     made = make_nemotron(tmp_path)
     end_with(made.directory, "<|endoftext|>")
     engine = Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)
@@ -155,7 +157,7 @@ def test_a_template_for_another_head_is_refused(
         Engine(made.directory, device=DEVICE, dtype="float32", template=template)
 
 
-def test_other_towers_are_not_ignored(tmp_path: Path) -> None:
+def test_weights_of_unknown_towers_are_refused(tmp_path: Path) -> None:
     made = make_qwen3_vl(tmp_path)
     path = made.directory / "model.safetensors"
     save_file({**load_file(path), "model.audio.weight": torch.zeros(2, 2)}, path)

@@ -1,4 +1,4 @@
-"""What a score is: type, normalisation, raw logits, documents; asked of the real application."""
+"""Scores from the real application: type, normalisation, raw logits, documents."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TEXTS = [random_text(random.Random(i), 1 + 3 * i) for i in range(12)]
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same weights twice: one names no activation (sigmoid), one names the identity."""
+    """Write the same weights twice: one names no activation (so sigmoid), one names the identity."""
     root = tmp_path_factory.mktemp("contract")
     models = {"sigmoid": make_cross_encoder(root / "sigmoid", "bert"), "identity": root / "identity"}
-    # copied, not made again: training the tokenizer twice may give two tokenizers
+    # a copy, because training the tokenizer again may give a different one
     shutil.copytree(models["sigmoid"], models["identity"])
     config = models["identity"] / "config.json"
     named = {"activation_fn": "torch.nn.modules.linear.Identity"}
@@ -62,7 +62,7 @@ def sigmoid(x: float) -> float:
     ("model", "normalize", "kind"),
     [
         ("sigmoid", None, "probability"),
-        ("sigmoid", "sigmoid", "probability"),  # not a second time
+        ("sigmoid", "sigmoid", "probability"),  # not applied twice
         ("sigmoid", "none", "logit"),
         ("identity", None, "logit"),
         ("identity", "none", "logit"),
@@ -82,13 +82,13 @@ def test_normalisation_is_applied_once_to_the_raw_logit(
     assert "warnings" not in answer
 
 
-def test_extras_are_absent_unless_asked_for(client: TestClient) -> None:
+def test_extras_are_absent_unless_requested(client: TestClient) -> None:
     answer = ask(client, "sigmoid", QUERY, TEXTS)
     assert list(answer) == ["model", "query_id", "scores", "usage", "score_type"]
     assert all(list(entry) == ["item_id", "score", "rank"] for entry in answer["scores"])
 
 
-def test_documents_come_back_with_their_own_entry(client: TestClient) -> None:
+def test_documents_are_returned_in_their_own_entry(client: TestClient) -> None:
     answer = ask(client, "sigmoid", QUERY, TEXTS, return_documents=True, top_n=5)
     assert len(answer["scores"]) == 5
     for entry in answer["scores"]:
@@ -120,7 +120,7 @@ def test_logits_that_the_sigmoid_cannot_tell_apart_keep_their_order(tmp_path: Pa
     with asking({"steep": directory}) as client:
         raw = in_order(ask(client, "steep", QUERY, TEXTS, normalize="none"))
         squashed = ask(client, "steep", QUERY, TEXTS)
-    assert len({entry["score"] for entry in squashed["scores"]}) < len(TEXTS)  # some are 1.0 exactly
+    assert len({entry["score"] for entry in squashed["scores"]}) < len(TEXTS)  # some are exactly 1.0
     order = [int(entry["item_id"].removeprefix("item-")) for entry in squashed["scores"]]
     assert order == sorted(range(len(raw)), key=lambda i: -raw[i])
 
@@ -141,7 +141,7 @@ def test_wrong_values_name_the_option(client: TestClient, options: dict[str, Any
 
 
 @pytest.mark.parametrize("model", ["sigmoid", "mini"])
-def test_what_is_too_long_can_be_refused(client: TestClient, model: str) -> None:
+def test_texts_that_are_too_long_can_be_refused(client: TestClient, model: str) -> None:
     long = "stars burn " * 300
     assert ask(client, model, QUERY, TEXTS, long_document="refuse") == ask(client, model, QUERY, TEXTS)
     for query, texts, path in (
@@ -153,7 +153,7 @@ def test_what_is_too_long_can_be_refused(client: TestClient, model: str) -> None
 
 
 @pytest.mark.parametrize("model", ["sigmoid", "mini"])
-def test_so_many_tokens_of_each_document(client: TestClient, model: str) -> None:
+def test_max_document_tokens_truncates_each_document(client: TestClient, model: str) -> None:
     words = "stars burn hydrogen into helium"
     answer = ask(client, model, "rain", [words, "stars"], max_document_tokens=2, long_document="refuse")
     whole = ask(client, model, "rain", ["stars burn", "stars"])

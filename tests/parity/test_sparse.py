@@ -1,4 +1,4 @@
-"""bge-m3 whole, against FlagEmbedding's formulas in plain torch over transformers; SPLADE against SparseEncoder."""
+"""bge-m3 equals FlagEmbedding's formulas in plain torch on transformers; SPLADE equals `SparseEncoder`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SPLADES = {
 
 @dataclass
 class Reference:
-    """One text by the formulas of FlagEmbedding 1.4, `EncoderOnlyEmbedderM3ModelForInference`."""
+    """Vectors of one text by the formulas of FlagEmbedding 1.4, `EncoderOnlyEmbedderM3ModelForInference`."""
 
     dense: torch.Tensor
     sparse: torch.Tensor  # [vocabulary]
@@ -77,7 +77,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {
         name: make_splade(root / name, strategy=s, function=f, tied=t) for name, (s, f, t) in SPLADES.items()
     }
-    # as the first SPLADE models were published; SparseEncoder then takes its own defaults
+    # the first SPLADE models had no module files, for which SparseEncoder uses its defaults
     made["bare"] = make_splade(root / "bare")
     for file in ("modules.json", "1_SpladePooling/config.json", "config_sentence_transformers.json"):
         (root / "bare" / file).unlink()
@@ -104,7 +104,7 @@ def encode(
 
 
 def unpacked(item: Any) -> np.ndarray[Any, Any]:
-    """A sparse vector at full width; its indices must rise and its values be above 0."""
+    """Return a sparse vector at full width, and check that its indices increase and its values are positive."""
     sparse = item["sparse"]
     assert sparse["indices"] == sorted(set(sparse["indices"]))
     assert all(value > 0 for value in sparse["values"])
@@ -116,7 +116,7 @@ def unpacked(item: Any) -> np.ndarray[Any, Any]:
 # ── bge-m3 ──
 
 
-def test_bge_m3_gives_all_three(client: TestClient, m3: M3) -> None:
+def test_bge_m3_returns_all_three_outputs(client: TestClient, m3: M3) -> None:
     answer = encode(client, "m3", TEXTS, ["dense", "sparse", "multivector"])
     entries = 0
     for text, item in zip(TEXTS, answer["items"], strict=True):
@@ -179,7 +179,7 @@ def test_wrong_score_options_are_named(client: TestClient, model_options: dict[s
     assert f"$.options.{field}" in answer["detail"]["message"]
 
 
-def test_half_a_bge_m3_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_bge_m3_is_refused(tmp_path: Path) -> None:
     directory = make_bge_m3(tmp_path / "half")
     (directory / "colbert_linear.pt").unlink()
     with pytest.raises(ModelLoadFailed, match=r"colbert_linear\.pt is missing"):
@@ -213,7 +213,7 @@ def test_splade_equals_sparse_encoder(client: TestClient, folders: dict[str, Pat
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_splade_gives_nothing_else(client: TestClient) -> None:
+def test_splade_has_no_other_outputs(client: TestClient) -> None:
     assert "dense" in encode(client, "max-relu-True", TEXTS, ["dense"], 400)["detail"]["message"]
     assert "score" in ask(client, "max-relu-True", QUERY, TEXTS, 400)["detail"]["message"]
 

@@ -1,4 +1,4 @@
-"""`/v1/inspect` shows what the reference tokenizer gives; `verify` finds what differs and nothing else."""
+"""`/v1/inspect` shows the reference tokenizer's output; `verify` finds real differences and no others."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_pairs_are_shown_as_the_reference_tokenizes_them(client: TestClient, toy
     answer = inspect(client, "toy")
     assert answer["max_seq_length"] == LIMIT and answer["query_truncated"] is False and "query" not in answer
     for i, (text, item) in enumerate(zip(TEXTS, answer["items"], strict=True)):  # type: ignore[call-overload]
-        # in lists: an empty text by itself would count as no second text
+        # in lists, because an empty text alone would count as no second text
         [ids] = tokenizer([QUERY], [text], truncation="only_second", max_length=LIMIT).input_ids
         assert item["item_id"] == f"item-{i}"
         assert item["token_ids"] == ids
@@ -67,7 +67,7 @@ def test_pairs_are_shown_as_the_reference_tokenizes_them(client: TestClient, toy
         assert item["truncated"] is (text == LONG)
 
 
-def test_what_was_cut_is_shown(client: TestClient, toy: Path) -> None:
+def test_truncated_texts_are_shown(client: TestClient, toy: Path) -> None:
     item = inspect(client, "toy")["items"][2]  # type: ignore[index]
     read = LONG[: item["read_to"]]
     tokenizer = AutoTokenizer.from_pretrained(toy)
@@ -84,7 +84,7 @@ def test_the_usage_of_a_score_is_what_inspect_shows(client: TestClient) -> None:
             assert total == ask(client, model, QUERY, TEXTS, **options)["usage"]["input_tokens"]
 
 
-def test_late_interaction_shows_the_query_by_itself(client: TestClient) -> None:
+def test_late_interaction_shows_the_query_separately(client: TestClient) -> None:
     answer = inspect(client, "mini", max_seq_length=32)
     query, long = answer["query"], answer["items"][2]  # type: ignore[index]
     assert query["text"] == "[CLS] how stars burn hydrogen [SEP]" and query["item_id"] is None  # type: ignore[index]
@@ -136,8 +136,8 @@ def test_a_causal_reranker_passes_under_its_template(tmp_path: Path) -> None:
     assert "token ids    equal" in output
 
 
-def test_another_lower_casing_is_found_by_its_token(toy: Path, tmp_path: Path) -> None:
-    """tokenizer.json and tokenizer_config.json disagree: the reference believes one, we the other."""
+def test_a_different_lower_casing_is_found_by_its_token(toy: Path, tmp_path: Path) -> None:
+    """tokenizer.json and tokenizer_config.json disagree; the reference follows one and the server the other."""
     directory = make_cross_encoder(tmp_path / "cased", "bert", max_length=LIMIT)
     path = directory / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -161,10 +161,10 @@ def test_weights_that_are_not_numbers_never_pass(toy: Path, tmp_path: Path) -> N
     assert not verify(directory, 8).equal(1e9)
 
 
-def test_without_a_reference_it_says_why(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_reference_verify_says_why(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CannotVerify, match="no reference library"):
         verify(EMBEDDED / "mini-en", 5)
-    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if transformers were not installed
     with pytest.raises(CannotVerify, match="pip install transformers"):
         verify(toy, 5)
 
