@@ -1,42 +1,51 @@
-"""Settings of every test run: one math thread per worker, a marker per folder, and the time per folder at the end."""
+"""Shared by all tests: one math thread per process, a marker per folder, and the time of each folder at the end."""
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 
-# set before torch is imported, because workers share the cores and more math threads than cores slow each other down
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+from support.checkpoints import cache
 
-TESTS = Path(__file__).parent
-FOLDERS = ("unit", "parity", "service", "integrations", "examples")
+# The modules are handed out in this order: the short ones come last, so that all workers end at about the same time.
+FOLDERS = ("service", "integrations", "examples", "parity", "unit")
+
+# Workers run next to each other, so more than one thread a process only makes them wait for cores. Set before torch is
+# imported, and inherited by every process that a test starts.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test with its folder, so that `-m "not service"` works."""
+def pytest_configure(config: pytest.Config) -> None:
+    if config.cache:  # shared by the workers, kept between runs and ignored by git
+        cache.use(config.cache.mkdir("checkpoints"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        if folder in FOLDERS:
-            item.add_marker(folder)
+        item.add_marker(getattr(pytest.mark, folder(item.nodeid)))
+    items.sort(key=lambda item: FOLDERS.index(folder(item.nodeid)))
+
+
+def folder(nodeid: str) -> str:
+    """The folder below tests/ that a test is in."""
+    return nodeid.removeprefix("tests/").split("/")[0]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print tests and seconds per folder, summed over all workers."""
-    seconds: dict[str, float] = defaultdict(float)
-    tests: dict[str, int] = defaultdict(int)
-    for outcome, reports in terminalreporter.stats.items():
-        for report in reports:
-            if not isinstance(report, pytest.TestReport):
-                continue
-            folder = report.nodeid.split("/")[1]
-            seconds[folder] += report.duration
-            tests[folder] += outcome != ""  # the key "" holds setup and teardown
-    if not tests:
+    """Print the seconds of each folder, added up over all workers."""
+    seconds: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    reports: Iterable[object] = (r for rs in terminalreporter.stats.values() for r in rs)
+    for report in reports:
+        if isinstance(report, pytest.TestReport):
+            seconds[folder(report.nodeid)] += report.duration
+            tests[folder(report.nodeid)] += report.when == "call"
+    if len(seconds) < 2:
         return
-    terminalreporter.section("time by folder")
-    for folder in sorted(seconds, key=lambda folder: -seconds[folder]):
-        terminalreporter.write_line(f"tests/{folder:<13} {tests[folder]:>5} tests {seconds[folder]:>7.1f} s")
+    terminalreporter.section("seconds by folder, all workers together")
+    for name, spent in seconds.most_common():
+        terminalreporter.line(f"{spent:8.1f} s  {tests[name]:5d} tests  tests/{name}")

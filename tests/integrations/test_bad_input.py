@@ -8,7 +8,6 @@ from typing import Any
 
 import cohere
 import httpx
-import litellm
 import pytest
 import voyageai
 
@@ -239,7 +238,9 @@ def test_a_model_that_is_loading_sends_retry_after(tmp_path: Path, checkpoint_di
             assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_the_clients_raise_their_own_errors(server: Server, guarded: Server) -> None:
+def test_what_the_clients_make_of_errors(server: Server, guarded: Server) -> None:
+    import litellm  # takes seconds, so only the worker that runs this pays for it
+
     ask: dict[str, Any] = {"model": PROBABILITY, "query": QUERY, "documents": TEXTS}
     with pytest.raises(cohere.UnauthorizedError):
         cohere.ClientV2("wrong", base_url=guarded.base_url).rerank(**ask)

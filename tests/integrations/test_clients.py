@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import cohere
-import litellm
 import numpy as np
 import openai
 import pytest
@@ -133,6 +132,8 @@ PROVIDERS = {
 
 
 def ask_litellm(server: Server, provider: str, **options: Any) -> Any:
+    import litellm  # takes seconds, so only the worker that runs this pays for it
+
     return litellm.rerank(
         model=f"{provider}/{MODEL}",
         query=QUERY,

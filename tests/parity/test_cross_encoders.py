@@ -164,7 +164,7 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
         [work.tokens for work in job.work],
         pad_id=0,
         align=16,
-        device=torch.device("cpu"),
+        device=case.engine.device,
         dtype=torch.float32,
     )
     with torch.inference_mode():

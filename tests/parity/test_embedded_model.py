@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
 
 
 @pytest.fixture(scope="module")
+def dense(reference: SentenceTransformer, texts: list[str]) -> npt.NDArray[np.float32]:
+    """The reference's vectors of `texts`."""
+    return reference.encode(texts, convert_to_numpy=True, show_progress_bar=False)
+
+
+@pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine(MODEL, device=DEVICE, dtype="float32", max_seq_length=LIMIT)
 
@@ -79,25 +87,28 @@ def scores(engine: Engine, query: str, texts: list[str]) -> list[float]:
 
 
 def test_dense_equals_sentence_transformers(
-    engine: Engine, reference: SentenceTransformer, texts: list[str]
+    engine: Engine, dense: npt.NDArray[np.float32], texts: list[str]
 ) -> None:
-    expected = reference.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     ours = np.stack(vectors(engine, texts, "dense"))
-    assert (ours * expected).sum(1).min() >= 0.99999
+    assert (ours * dense).sum(1).min() >= 0.99999
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
 
 
-def test_bf16_dense_stays_close(reference: SentenceTransformer, texts: list[str]) -> None:
-    expected = reference.encode(texts, convert_to_numpy=True, show_progress_bar=False)
+def test_bf16_dense_stays_close(dense: npt.NDArray[np.float32], texts: list[str]) -> None:
     ours = np.stack(vectors(Engine(MODEL, device=DEVICE, dtype="bfloat16"), texts, "dense"))
-    assert (ours * expected).sum(1).min() >= 0.999
+    assert (ours * dense).sum(1).min() >= 0.999
 
 
-def plain_scores(query: str, texts: list[str], reference: SentenceTransformer) -> list[float]:
-    """Return 0.5 · cosine + weighted MaxSim, computed from the formula one pair at a time."""
+Encode = Callable[[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def encode(reference: SentenceTransformer) -> Encode:
+    """The reference's vector, token vectors and token weights of one text; each text is read once."""
     tokenizer, model = reference.tokenizer, reference[0].auto_model
     weights = load_file(MODEL / "model.safetensors")["scorer.token_weights"]
 
+    @functools.cache
     def encode(text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         inputs = tokenizer(text, truncation=True, max_length=LIMIT, return_tensors="pt")
         with torch.inference_mode():
@@ -105,6 +116,11 @@ def plain_scores(query: str, texts: list[str], reference: SentenceTransformer) -
         tokens = torch.nn.functional.normalize(hidden, dim=-1)
         return torch.nn.functional.normalize(hidden.mean(0), dim=0), tokens, weights[inputs.input_ids[0]]
 
+    return encode
+
+
+def plain_scores(query: str, texts: list[str], encode: Encode) -> list[float]:
+    """0.5 · cosine + weighted MaxSim, one pair at a time, straight from the formula."""
     query_dense, query_tokens, w = encode(query)
     dense_weight = json.loads((MODEL / "sie_scorer.json").read_text())["dense_weight"]
     result = []
@@ -117,10 +133,8 @@ def plain_scores(query: str, texts: list[str], reference: SentenceTransformer) -
 
 
 @pytest.mark.parametrize("query", ["how do stars burn hydrogen", "indemnification", "", "[MASK]", "?"])
-def test_scores_equal_the_formula(
-    engine: Engine, reference: SentenceTransformer, texts: list[str], query: str
-) -> None:
-    np.testing.assert_allclose(scores(engine, query, texts), plain_scores(query, texts, reference), atol=1e-4)
+def test_scores_equal_the_formula(engine: Engine, encode: Encode, texts: list[str], query: str) -> None:
+    np.testing.assert_allclose(scores(engine, query, texts), plain_scores(query, texts, encode), atol=1e-4)
 
 
 def test_alone_equals_batched_and_mixed(engine: Engine, texts: list[str]) -> None:

@@ -160,14 +160,14 @@ def test_other_vendors_clients_get_probabilities_or_logits(client: TestClient, n
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("minicpm", {"cutoff_layer": 1}, "there is after 2, 3, 4, 5, 6 - at `$.options.cutoff_layer`"),
-        ("gemma2", {"cutoff_layer": 3}, "there is after 2, 4, 6 - at `$.options.cutoff_layer`"),
+        ("minicpm", {"cutoff_layer": 1}, "it has heads after 2, 3, 4, 5, 6 - at `$.options.cutoff_layer`"),
+        ("gemma2", {"cutoff_layer": 3}, "it has heads after 2, 4, 6 - at `$.options.cutoff_layer`"),
         ("gemma2", {"cutoff_layer": "all"}, "$.options.cutoff_layer"),
         ("gemma2", {"cutoff_layer": 2, "compress_ratio": 2}, "$.options.compress_ratio"),
         (
             "sie/mini-en",
             {"cutoff_layer": 2},
-            "one head; leave cutoff_layer out - at `$.options.cutoff_layer`",
+            "one head; omit cutoff_layer - at `$.options.cutoff_layer`",
         ),
         # the catalog's default layer for this id is missing from the checkpoint
         ("BAAI/bge-reranker-v2-minicpm-layerwise", {}, "no head after layer 28"),

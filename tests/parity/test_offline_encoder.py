@@ -33,12 +33,13 @@ def f(x): return {"a": [x ** 2, 3.14], 'b': None}  # noqa
 
 
 def texts() -> list[str]:
-    """Return 500 texts, from empty to several times the limit; half of them mix languages."""
+    """Return 500 texts, from empty to several times the limit, most of them short; half of them mix languages."""
     rng = random.Random(8)
     words = [word for sentence in SENTENCES for word in sentence.split()]
     made = ["", " ", "?", "🙂 emoji", "a" * 400, *SENTENCES]
-    while len(made) < 500:
-        count = min(600, int(rng.lognormvariate(3, 1)))
+    counts = [150, 200, 250, 300, 400, 500, 600]
+    counts += [min(60, int(rng.lognormvariate(1.3, 1))) for _ in range(500 - len(made) - len(counts))]
+    for count in counts:
         source = words if rng.random() < 0.5 else rng.choice(SENTENCES).split()
         made.append(" ".join(rng.choice(source) for _ in range(count)))
     return made

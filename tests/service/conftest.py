@@ -9,9 +9,16 @@ import pytest
 
 from support.checkpoints import cross_encoders
 from support.servers import processes
+from support.servers.inprocess import Looks
 from support.servers.processes import Server
 
 MAX_BODY_MB = 8
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """Counts the looks of the watchers of the models directory."""
+    return Looks(monkeypatch)
 
 
 @pytest.fixture(scope="session")

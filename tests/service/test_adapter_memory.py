@@ -17,7 +17,8 @@ from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.families.adapters import make_adapter
 from support.servers import inprocess
-from support.servers.inprocess import scores, until
+from support.servers.inprocess import scores
+from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
 NAMES = ["one", "two", "three", "four"]

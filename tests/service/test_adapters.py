@@ -32,8 +32,9 @@ from support.checkpoints import cross_encoders
 from support.checkpoints.colbert import make_pylate
 from support.families.adapters import make_adapter, under
 from support.servers import inprocess, processes
-from support.servers.inprocess import ask, asking, in_order, post, until
+from support.servers.inprocess import ask, asking, in_order, post
 from support.servers.processes import Server
+from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue", ""]
 NAMES = ["laws", "stars", "cooking"]
@@ -303,8 +304,9 @@ async def test_traffic_while_five_adapters_come_and_go(made: Path) -> None:
 
         clients = [asyncio.create_task(client(i)) for i in range(16)]
         for turn in itertools.count():
-            if turn >= 12 and answered > 150:
+            if turn >= 12 and answered > 150 and gone:
                 break
+            assert turn < 300, (answered, gone)
             names = [f"extra-{turn}-{i}" for i in range(5)]
             for i, name in enumerate(names):
                 await service.admin.load_adapter(MODEL, name, str(made / "lora" / NAMES[i % 3]))

@@ -16,7 +16,8 @@ import pytest
 
 from sie_sdk import SIEClient
 from support.checkpoints import cross_encoders
-from support.servers.processes import Server, eventually
+from support.servers.processes import Server
+from support.waiting import eventually
 
 MODEL = "toy/bert"
 CLIENTS, ROUNDS = 20, 10

@@ -1,4 +1,4 @@
-"""Cross-origin requests (CORS) to a real server with keys: preflights, exposed headers and refused origins."""
+"""CORS preflights and responses of a real server with keys."""
 
 from __future__ import annotations
 

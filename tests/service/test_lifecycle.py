@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from sie_sdk import Item, SIEClient
 from sie_server import __version__
 from support.servers import processes
-from support.servers.processes import Server, eventually
+from support.servers.processes import Server
+from support.waiting import eventually
 
 MINI = "sie/mini-en"
 WORDS = "rain falls tomorrow over the quiet harbour and nobody reads contracts about proteins "

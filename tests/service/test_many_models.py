@@ -13,7 +13,8 @@ import pytest
 
 from support.checkpoints import cross_encoders
 from support.servers import processes
-from support.servers.processes import Server, eventually
+from support.servers.processes import Server
+from support.waiting import eventually
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
 POLL = ("--models-dir-poll-s", "0.1", "--batch-tokens", "8", "--dtype", "float32", "--threads", "1")

@@ -34,7 +34,8 @@ from sie_server.serving.loading import loader
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.servers import inprocess, processes
-from support.servers.inprocess import scores, until
+from support.servers.inprocess import Looks, scores
+from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
 MIB = 2**20
@@ -264,7 +265,9 @@ async def test_a_pin_applies_while_the_model_loads(made: Path, monkeypatch: pyte
             assert not service.registry.info("cut").pinned
 
 
-async def test_a_load_after_an_unload_uses_the_latest_configuration(made: Path, tmp_path: Path) -> None:
+async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
+    made: Path, tmp_path: Path, looks: Looks
+) -> None:
     def write(source: str) -> None:
         entry = {"id": "m", "source": str(made / source), "license": "mit", "description": source,
                  "outputs": ["score"], "max_seq_length": 64}  # fmt: skip
@@ -277,7 +280,9 @@ async def test_a_load_after_an_unload_uses_the_latest_configuration(made: Path, 
             unloading = asyncio.create_task(service.admin.unload("m"))
             await asyncio.sleep(0.05)
             write("b")
-            await asyncio.sleep(0.3)  # the change also waits for the unload
+            await looks.wait()
+            assert looks.begun == ["m"]  # the change, which waits as well
+            assert service.registry.info("m").source == str(made / "a")
             load = asyncio.create_task(service.admin.load("m"))
             await asyncio.sleep(0.05)
         await unloading
@@ -560,7 +565,7 @@ async def test_ids_and_revisions_of_admin_callers(made: Path) -> None:
 # ── the models directory ──
 
 
-async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> None:
+async def test_files_added_changed_and_removed(made: Path, tmp_path: Path, looks: Looks) -> None:
     def write(weights: str) -> None:
         entry = {"id": "m", "source": str(made / weights), "license": "mit", "description": "",
                  "outputs": ["score"], "max_seq_length": 64}  # fmt: skip
@@ -577,7 +582,7 @@ async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> No
             write("cut")
             await until(lambda: service.registry.info("m").last_error)
             (tmp_path / "m.yaml").write_text("id: [")
-            await asyncio.sleep(0.2)
+            await looks.wait()
             assert await ask(service) == second
         assert set(answers) == {first, second}
         (tmp_path / "m.yaml").unlink()
@@ -586,8 +591,8 @@ async def test_files_added_changed_and_removed(made: Path, tmp_path: Path) -> No
             await ask(service)
 
 
-async def test_a_model_added_by_an_admin_and_the_directory_at_once(made: Path, tmp_path: Path) -> None:
-    """An admin's load of a new id fails while the directory adds a model of this id, which stays known."""
+async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path, looks: Looks) -> None:
+    """An admin's load of a new id fails while the directory gets a model of that id: it is known all the same."""
     async with serving(
         models_dir=str(tmp_path), source_roots=(str(made),), models_dir_poll_s=0.05
     ) as service:
@@ -595,7 +600,8 @@ async def test_a_model_added_by_an_admin_and_the_directory_at_once(made: Path, t
             loading = asyncio.create_task(service.admin.load("m", str(made / "cut")))
             await until(lambda: "m" in service.registry)
             shutil.copytree(made / "a", tmp_path / "m")
-            await asyncio.sleep(0.5)  # the watcher has found the model and waits
+            await looks.wait()
+            assert looks.begun == ["m"]  # and waits for the load
         with pytest.raises(ModelLoadFailed):
             await loading
         assert len(await ask(service)) == 3

@@ -15,6 +15,7 @@ from sie_sdk.types import Item
 from support.checkpoints import cross_encoders
 from support.servers import processes
 from support.servers.processes import Server
+from support.waiting import eventually
 
 CLIENTS, SWAPS = 16, 20
 QUERY = "how do stars burn"
@@ -71,7 +72,7 @@ def test_twenty_swaps_do_not_affect_sixteen_clients(tmp_path: Path, versions: di
             running = [pool.submit(client, i) for i in range(CLIENTS)]
             for turn in range(SWAPS):
                 before = len(answered)
-                assert processes.eventually(lambda: len(answered) > before + CLIENTS)  # noqa: B023
+                assert eventually(lambda: len(answered) > before + CLIENTS)  # noqa: B023
                 swap(server, versions["ab"[turn % 2]])
                 if turn % 5 == 0:
                     swap(server, versions["broken"], 502)  # the old version keeps serving

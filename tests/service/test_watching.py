@@ -17,7 +17,8 @@ from sie_server.serving.operators import watcher
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.servers import inprocess, processes
-from support.servers.inprocess import scores, until
+from support.servers.inprocess import Looks, scores
+from support.waiting import until
 
 MIB = 2**20
 serving = partial(inprocess.serving, batch_tokens=8, models_dir_poll_s=0.05)
@@ -51,14 +52,14 @@ async def ask(service: Service, model: str = "m") -> tuple[float, ...]:
     return await scores(service, model, "how do stars burn", ["stars burn hydrogen", "rain falls"])
 
 
-async def test_a_removed_model_is_not_replaced_by_a_hub_id(made: Path, tmp_path: Path) -> None:
+async def test_a_removed_model_is_not_replaced_by_a_hub_id(made: Path, tmp_path: Path, looks: Looks) -> None:
     shutil.copytree(made / "a", tmp_path / "org/m")
     async with serving(models_dir=str(tmp_path), model=("org/m",)) as service:
         await service.operations.preload()
         first = await ask(service, "org/m")
         shutil.move(tmp_path / "org/m", tmp_path / ".m")
         await until(lambda: "org/m" not in service.registry)
-        await asyncio.sleep(0.3)
+        await looks.wait()
         assert "org/m" not in service.registry and ".m" not in service.registry
         shutil.move(tmp_path / ".m", tmp_path / "org/m")
         await until(lambda: "org/m" in service.registry)
@@ -97,10 +98,9 @@ async def test_the_next_load_uses_a_version_that_could_not_be_swapped_in(made: P
         assert (await service.admin.load("m")).source == str(made / "encoder")
 
 
-async def test_a_change_that_did_not_fit_in_memory_is_retried(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_change_for_which_there_was_no_room_is_tried_again(
+    made: Path, tmp_path: Path, looks: Looks
 ) -> None:
-    monkeypatch.setattr(watcher, "RETRY_S", 0.2)
     write(tmp_path, "m", made / "a")
     write(tmp_path, "other", made / "b")
     size = (made / "a/model.safetensors").stat().st_size / MIB
@@ -111,31 +111,30 @@ async def test_a_change_that_did_not_fit_in_memory_is_retried(
             write(tmp_path, "m", made / "b")
             await until(lambda: "memory_budget_mb" in (service.registry.info("m").last_error or ""))
             assert service.registry.info("m").source == str(made / "a")
+        looks.ahead_s = watcher.RETRY_S
         await until(lambda: service.registry.info("m").source == str(made / "b"))
         assert service.registry.info("m").last_error is None
 
 
-async def test_an_admin_request_overrides_a_failed_change(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_an_admin_has_the_last_word_over_a_change_that_failed(
+    made: Path, tmp_path: Path, looks: Looks
 ) -> None:
-    monkeypatch.setattr(watcher, "RETRY_S", 0.2)
     write(tmp_path, "m", made / "a")
     async with serving(models_dir=str(tmp_path), source_roots=(str(made),)) as service:
         await service.admin.load("m")
         write(tmp_path, "m", "org/not-there")
         await until(lambda: service.registry.info("m").last_error)
         failures = count(service, "sie_model_load_failures_total", "m")
+        looks.ahead_s = watcher.RETRY_S
         await until(lambda: count(service, "sie_model_load_failures_total", "m") > failures)
-        while True:
-            try:  # a retry may be running
-                await service.admin.swap("m", str(made / "b"))
-                break
-            except Conflict:
-                await asyncio.sleep(0.01)
-        failures = count(service, "sie_model_load_failures_total", "m")
-        await asyncio.sleep(0.6)
+        assert looks.begun == ["m", "m"]  # the change, and another try; the next is not due yet
+        await service.admin.swap("m", str(made / "b"))
+        looks.ahead_s = 2 * watcher.LONGEST_RETRY_S
+        await looks.wait()
+        assert looks.begun == ["m", "m", "m"]
+        await until(lambda: looks.under_way == 0)
         assert service.registry.info("m").source == str(made / "b")
-        assert count(service, "sie_model_load_failures_total", "m") == failures
+        assert count(service, "sie_model_load_failures_total", "m") == failures + 1
 
 
 async def test_a_changed_description_keeps_the_weights_chosen_by_an_admin(made: Path, tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ async def test_a_changed_description_keeps_the_weights_chosen_by_an_admin(made: 
         await until(lambda: service.registry.info("m").source == str(made / "a"))
 
 
-async def test_a_slow_change_does_not_delay_others(made: Path, tmp_path: Path) -> None:
+async def test_a_change_that_takes_long_holds_up_no_other(made: Path, tmp_path: Path, looks: Looks) -> None:
     write(tmp_path, "slow", made / "a")
     async with serving(models_dir=str(tmp_path)) as service:
         async with service.registry.lease("slow"):
@@ -165,7 +164,8 @@ async def test_a_slow_change_does_not_delay_others(made: Path, tmp_path: Path) -
             write(tmp_path, "other", made / "b")
             await until(lambda: "other" in service.registry)
             write(tmp_path, "slow", made / "b")
-            await asyncio.sleep(0.3)
+            await looks.wait()
+            assert "slow" not in service.registry
         await until(lambda: "slow" in service.registry)
         assert await ask(service, "slow") == await ask(service, "other")
 

@@ -1,7 +1,4 @@
-"""The device of engines and servers under test: `SIE_TEST_DEVICE`, by default the CPU.
-
-`SIE_TEST_DEVICE=cuda make parity` compares a GPU with the reference implementations, which always run on the CPU.
-"""
+"""The device that tests run models on."""
 
 from __future__ import annotations
 

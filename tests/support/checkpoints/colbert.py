@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
+from support.checkpoints.cache import cached
 from support.checkpoints.cross_encoders import FAMILIES, SPECIAL_TOKENS
 
 BASES = {
@@ -35,6 +36,7 @@ LFM2_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_t
 STANFORD_MARKERS = ["[unused0]", "[unused1]"]
 
 
+@cached
 def make_pylate(
     directory: Path,
     family: str,
@@ -82,6 +84,7 @@ def make_pylate(
     return directory
 
 
+@cached
 def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None, *, hidden: int = 48) -> Path:
     """Write backbone and `linear.weight` to one file, and `artifact.metadata` next to it (None: left out)."""
     tokenizer = _tokenizer(family)
@@ -101,6 +104,7 @@ def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None,
     return directory
 
 
+@cached
 def make_jina(directory: Path, metadata: dict[str, Any]) -> Path:
     """Write jina-colbert-v2 in Stanford's layout with its own markers, and transformers' form of it to `library`."""
     tokenizer = _tokenizer("xlm-roberta")

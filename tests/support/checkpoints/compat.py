@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from support.checkpoints.cache import cached
 from support.checkpoints.cross_encoders import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
 
 LIMIT = 100  # not a multiple of 16, so padded rows exceed the position tables
@@ -42,6 +43,7 @@ COMPAT: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
+@cached
 def make_compat(directory: Path, family: str) -> Path:
     config_class, model_class, more = COMPAT[family]
     camembert = family == "camembert"

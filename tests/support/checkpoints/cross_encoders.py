@@ -14,6 +14,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from support.checkpoints.cache import cached
+
 _SENTENCES = """
 machine learning learns patterns from data while rain falls tomorrow over the quiet harbour and nobody reads
 contracts about indemnification unless lawyers argue why proteins fold when heated in water or how stars burn
@@ -157,6 +159,7 @@ SPECIAL_TOKENS["xlm-roberta"] = SPECIAL_TOKENS["roberta"]
 SPECIAL_TOKENS["modernbert"] = SPECIAL_TOKENS["modernbert-mean"] = SPECIAL_TOKENS["bert"]
 
 
+@cached
 def make_cross_encoder(
     directory: Path, family: str, *, max_length: int = 128, seed: int = 0, **config: Any
 ) -> Path:

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.trainers import BpeTrainer
 
 from sie_server.templates import named_template, template_names
+from support.checkpoints.cache import cached
 from support.checkpoints.cross_encoders import _corpus
 
 # Qwen2's pre-tokeniser pattern (tokenizer.json of Qwen2 and Qwen3)
@@ -163,6 +164,7 @@ def roughen_decoder(model: torch.nn.Module, family: str = "") -> None:
             parameter.data += 1.0
 
 
+@cached
 def make_decoder(
     directory: Path, family: str, *, positions: int = 1024, seed: int = 0, **fields: Any
 ) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
+from support.checkpoints.cache import cached
 from support.checkpoints.decoders import end_with, make_decoder
 from support.checkpoints.encoders import write_json, write_modules
 
@@ -16,6 +17,7 @@ LIMIT = 96
 TASK = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
 
+@cached
 def make_embedder(
     directory: Path,
     family: str,

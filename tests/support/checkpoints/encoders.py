@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from support.checkpoints.cache import cached
 from support.checkpoints.cross_encoders import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
 
 SHAPE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
@@ -36,6 +37,7 @@ def write_modules(directory: Path, *kinds: str) -> None:
     write_json(directory / "modules.json", modules)
 
 
+@cached
 def make_encoder(directory: Path, *, normalize: bool = True, prompts: dict[str, Any] | None = None) -> Path:
     """Write a random BertModel with mean pooling; `prompts` are keys of config_sentence_transformers.json."""
     tokenizer = bert_tokenizer()
@@ -58,6 +60,7 @@ def make_encoder(directory: Path, *, normalize: bool = True, prompts: dict[str, 
     return directory
 
 
+@cached
 def make_bge_m3(directory: Path) -> Path:
     """Write a random BAAI/bge-m3: XLM-R, cls pooling, and the two linear layers in their own files."""
     tokenizer = xlm_roberta_tokenizer()
@@ -91,6 +94,7 @@ def make_bge_m3(directory: Path) -> Path:
     return directory
 
 
+@cached
 def make_splade(directory: Path, *, strategy: str = "max", function: str = "relu", tied: bool = True) -> Path:
     """Write a random SPLADE model in the layout of sentence-transformers' SparseEncoder."""
     tokenizer = bert_tokenizer()

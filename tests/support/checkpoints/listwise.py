@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import AddedToken
 
+from support.checkpoints.cache import cached
 from support.checkpoints.decoders import byte_level_tokenizer
 
 # as in v3.5, layers with a window far shorter than any prompt alternate with full ones, and the last one is full
@@ -22,6 +23,7 @@ HYBRID = {
 RELEASES: dict[str, dict[str, Any]] = {"v3": {"use_sliding_window": False}, "v3.5": HYBRID}
 
 
+@cached
 def make_listwise(
     directory: Path,
     release: str = "v3",

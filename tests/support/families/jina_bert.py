@@ -170,8 +170,9 @@ def norm(case: JinaBert, name: str, x: torch.Tensor) -> torch.Tensor:
 def attend(case: JinaBert, name: str, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return softmax(q · k / √d − slope · |i − j|) · v, one head after the other; `mask` is [texts, tokens]."""
     q, k, v = (linear(case, f"{name}.{part}", x) for part in ("query", "key", "value"))
-    heads, dim, places = case.kind.heads, SIZE // case.kind.heads, range(x.shape[1])
-    distance = torch.tensor([[float(abs(i - j)) for j in places] for i in places])
+    heads, dim = case.kind.heads, SIZE // case.kind.heads
+    places = torch.arange(x.shape[1])
+    distance = (places[:, None] - places[None, :]).abs().float()
     mixed = []
     for head in range(heads):
         part = slice(head * dim, (head + 1) * dim)

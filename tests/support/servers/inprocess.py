@@ -8,17 +8,56 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from starlette.testclient import TestClient
 
 from sie_server.api.app import create_app
 from sie_server.config import ServerConfig
 from sie_server.serving.metrics import RequestTiming
+from sie_server.serving.operators.watcher import Follower
 from sie_server.serving.service import Service
 from sie_server.wire import Item, ScoreRequest
 from support.device import DEVICE
-from support.polling import until
+from support.waiting import until
 
-__all__ = ["FP32", "ask", "asking", "in_order", "post", "scores", "serving", "until"]
+
+class Looks:
+    """Counts the looks of the watchers of the models directory; made by the fixture `looks`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.ahead_s = 0.0  # how far the clock of the watchers is ahead
+        self.begun: list[str] = []  # models with a change or another try that a watcher began
+        self.under_way = 0  # of those
+        follow, start = Follower.follow, Follower._start
+
+        def counted(follower: Follower, found: Any, now: float) -> None:
+            follow(follower, found, now + self.ahead_s)
+            self.count += 1
+
+        def noted(follower: Follower, name: str, change: Any) -> None:
+            async def counted_change() -> None:
+                self.under_way += 1
+                try:
+                    await change()
+                finally:
+                    self.under_way -= 1
+
+            self.begun.append(name)
+            start(follower, name, counted_change)
+
+        monkeypatch.setattr(Follower, "follow", counted)
+        monkeypatch.setattr(Follower, "_start", noted)
+
+    async def wait(self) -> None:
+        """Wait until a change that is on disk now has been acted on.
+
+        A change counts at the second look that sees it, and the look under way may have missed it.
+        """
+        start = self.count
+        await until(lambda: self.count >= start + 3)
+
+
 FP32 = ServerConfig(device=DEVICE, dtype="float32", offline=True, threads=1, batch_tokens=2048, model=())
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+import sie_sdk.client
 from sie_sdk import SIEAsyncClient, SIEClient
 from sie_sdk.codec import encode_body
 
@@ -84,14 +87,30 @@ def answer() -> Callable[..., httpx.Response]:
     return packed
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that clients would have slept; they do not sleep."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(sie_sdk.client, "time", SimpleNamespace(**vars(time) | {"sleep": slept.append}))
+    monkeypatch.setattr(asyncio, "sleep", sleep)  # imported where it is called
+    return slept
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64  # the default of 5 makes a burst of connections wait a second
-    closed = 0  # connections
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.closed = threading.Semaphore(0)  # released for every connection that was closed
 
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)
-        self.closed += 1
+        self.closed.release()
 
 
 class Loopback:
@@ -116,14 +135,10 @@ class Loopback:
                 pass
 
         self._server = Server(("127.0.0.1", 0), Handler)
+        self.closed = self._server.closed
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
-
-    @property
-    def closed(self) -> int:
-        """Return the number of connections that the server has closed."""
-        return self._server.closed
 
     def close(self) -> None:
         self.leave.set()

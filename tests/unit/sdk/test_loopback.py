@@ -15,7 +15,6 @@ import pytest
 
 from sie_sdk import Item, SIEAsyncClient, SIEConnectionError, SIETimeoutError, errors
 from sie_sdk.codec import encode_body
-from support.polling import eventually
 
 Connect = Callable[..., Any]
 Start = Callable[..., Any]
@@ -84,12 +83,13 @@ def test_silence_in_the_middle_of_the_answer_is_a_timeout(connect: Connect, loop
     assert len(server.seen) == 1
 
 
-def test_a_refused_connection_fails_soon_and_names_the_url(connect: Connect) -> None:
+def test_a_refused_connection_fails_soon_and_names_the_url(connect: Connect, pauses: list[float]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening, so connections are refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(SIEConnectionError, match=f"cannot connect to {url}.*3 tries") as caught:
             ask(connect(None, url))
+    assert len(pauses) == 2 and sum(pauses) < 2
     assert type(caught.value) is SIEConnectionError
 
 
@@ -115,9 +115,9 @@ def test_a_connection_the_server_closed_while_idle_is_no_error(connect: Connect,
 
     server = loopback(behave)
     client = connect(None, server.url)
-    for closed in range(1, 4):
+    for _ in range(3):
         assert ask(client) == SCORED
-        assert eventually(lambda closed=closed: server.closed == closed)
+        assert server.closed.acquire(timeout=10)
 
 
 def test_an_answer_that_breaks_off_is_not_retried(connect: Connect, loopback: Start) -> None:
@@ -152,8 +152,8 @@ def test_a_redirect_is_not_followed_with_the_key(connect: Connect, loopback: Sta
 
 
 def test_many_calls_at_once_share_one_async_client(loopback: Start) -> None:
-    everybody = threading.Barrier(20)  # opens when all twenty requests have arrived
-    server = loopback(lambda handler, number: (everybody.wait(20), scored(handler, number)))
+    all_there = threading.Barrier(20, timeout=10)  # broken when calls go one after the other
+    server = loopback(lambda handler, number: (all_there.wait(), scored(handler, number)))
 
     async def burst() -> list[Any]:
         async with SIEAsyncClient(server.url) as client:

@@ -13,6 +13,7 @@ import pytest
 
 from sie_sdk.errors import AuthError, ProtocolError
 from sie_sdk.texts import Ranked, TextClient, in_order, numbered
+from support.waiting import until
 
 
 def result(*entries: tuple[str | None, float], **more: Any) -> Any:
@@ -84,22 +85,21 @@ async def test_no_request_is_sent_without_texts() -> None:
 
 
 async def test_waiting_does_not_block_the_event_loop(loopback: Callable[..., Any]) -> None:
-    release = threading.Event()
+    proceed = threading.Semaphore(0)
 
     def slow(handler: Any, _: int) -> None:
-        release.wait(20)
+        proceed.acquire(timeout=10)
         handler.send_response(401)
         handler.send_header("content-length", "0")
         handler.end_headers()
 
-    client = TextClient(loopback(slow).url)
-    for call in (client.arank("m", "q", ["a"]), client.aembed("m", ["a"])):
-        release.clear()
+    server = loopback(slow)
+    client = TextClient(server.url)
+    for number, call in enumerate((client.arank("m", "q", ["a"]), client.aembed("m", ["a"])), 1):
         waiting = asyncio.ensure_future(call)
-        for _ in range(10):  # a blocked loop would only continue after the server's timeout
-            await asyncio.sleep(0)
-        assert not waiting.done()
-        release.set()
+        await until(lambda: len(server.seen) == number)  # noqa: B023
+        assert not waiting.done()  # a call that blocked the loop would be over
+        proceed.release()
         with pytest.raises(AuthError):
             await waiting
     await client.aclose()

@@ -1,4 +1,4 @@
-"""The engine's calls to the operating system also work outside Linux, which these tests simulate."""
+"""The engine works on operating systems other than Linux, which these tests simulate."""
 
 from __future__ import annotations
 

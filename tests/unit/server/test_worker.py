@@ -15,7 +15,7 @@ from sie_server.errors import InferenceError, QueueFull, ResourceExhausted
 from sie_server.models.batch import Tokens
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.worker import DeviceWorker
-from support.polling import until
+from support.waiting import until
 
 
 class LengthEngine:
@@ -56,13 +56,14 @@ async def worker() -> Any:
     await asyncio.to_thread(worker.close)
 
 
+def waiting(worker: DeviceWorker) -> int:
+    """Tokens in the queue."""
+    return worker._queue.tokens_waiting
+
+
 async def run(worker: DeviceWorker, engine: Any, job: Job) -> list[Any]:
     await worker.run(engine, job, RequestTiming())
     return job.results
-
-
-def tokens_waiting(worker: DeviceWorker) -> int:
-    return worker._queue.tokens_waiting
 
 
 async def test_results_come_back_in_the_order_of_the_request(worker: DeviceWorker) -> None:
@@ -72,11 +73,10 @@ async def test_results_come_back_in_the_order_of_the_request(worker: DeviceWorke
 async def test_only_the_failing_request_fails(worker: DeviceWorker) -> None:
     engine = LengthEngine()
     engine.gate.clear()
-    # keep the device busy while the other requests queue up
     first = asyncio.create_task(run(worker, engine, job_of(99)))
-    await until(engine.entered.is_set)
+    await until(engine.entered.is_set)  # keeps the device busy while the others queue up
     others = [asyncio.create_task(run(worker, engine, job_of(n))) for n in (5, 13, 7)]
-    await until(lambda: tokens_waiting(worker) == 25)
+    await until(lambda: waiting(worker) == 5 + 13 + 7)
     engine.gate.set()
     done = await asyncio.gather(first, *others, return_exceptions=True)
     assert sorted(engine.batches[1]) == [5, 7, 13]  # all three were in one batch
@@ -141,10 +141,10 @@ async def test_calls_do_not_delay_batches(worker: DeviceWorker) -> None:
 
     first = asyncio.create_task(worker.call(lambda: gate.wait(30)))
     calls = [asyncio.create_task(worker.call(lambda: order.append("call"))) for _ in range(5)]
-    waiting = asyncio.create_task(run(worker, NotingEngine(), job_of(4)))
-    await until(lambda: len(worker._calls) == 5 and tokens_waiting(worker) == 4)
+    batch = asyncio.create_task(run(worker, NotingEngine(), job_of(4)))
+    await until(lambda: len(worker._calls) >= 5 and waiting(worker) == 4)
     gate.set()
-    await asyncio.gather(first, *calls, waiting)
+    await asyncio.gather(first, *calls, batch)
     assert order.index("batch") <= 1
 
 
@@ -160,20 +160,20 @@ async def test_a_closed_worker_accepts_nothing(worker: DeviceWorker) -> None:
         await worker.call(lambda: None)
 
 
-async def test_requests_that_wait_when_the_worker_closes_fail(worker: DeviceWorker) -> None:
+async def test_who_waits_when_the_worker_closes_is_told(worker: DeviceWorker) -> None:
     engine = LengthEngine(batch_tokens=10)
     engine.gate.clear()
     running = asyncio.create_task(run(worker, engine, job_of(10)))
     await until(engine.entered.is_set)
-    waiting = [
+    queued = [
         asyncio.create_task(run(worker, engine, job_of(10))),
         asyncio.create_task(worker.call(lambda: None)),
     ]
-    await until(lambda: len(worker._calls) == 1 and tokens_waiting(worker) == 10)
+    await until(lambda: worker._calls and waiting(worker) == 10)
     closing = asyncio.create_task(asyncio.to_thread(worker.close))
     await until(lambda: worker._closed)
     engine.gate.set()
     assert await running == [10]
     await closing
-    failures = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
-    assert [type(error) for error in failures] == [QueueFull, QueueFull]
+    told = await asyncio.wait_for(asyncio.gather(*queued, return_exceptions=True), 30)
+    assert [type(error) for error in told] == [QueueFull, QueueFull]

@@ -1,4 +1,4 @@
-/** Request bodies, requests that are refused before sending, and responses that do not follow docs/http-api.md. */
+/** Requests, errors before sending, and responses that do not follow docs/http-api.md. */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";

@@ -2,7 +2,7 @@
 
 An adapter maps each layer to the change it makes there. Sequences of one adapter lie next to each other in a batch, so
 a change is one product over a slice of the rows. The layer's own weights are never written. `models.layers.adapted`
-tells a layer which rows of the current batch to change.
+selects the rows of the current batch that a layer changes.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class DeviceWorker:
             self._die(error)
 
     def _die(self, error: BaseException) -> None:
-        """Fail all requests: without this thread they would wait for ever."""
+        """Fail all requests: without this thread they would wait indefinitely."""
         log.critical("the device thread has failed", exc_info=error)
         with self._wake:
             self._closed = True

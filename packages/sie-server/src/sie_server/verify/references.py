@@ -31,7 +31,7 @@ class Answers:
     """The results of a reference library."""
 
     reference: str  # library and version
-    compared: str  # what is compared
+    compared: str  # for example logits
     scores: list[float]  # per document
     ids: list[list[int]]  # per document, with the query's for models that read both in one sequence
     vectors: list[Tensor] = field(

@@ -152,13 +152,13 @@ class Loader:
         except Exception as error:
             raise as_load_error(model.id, error) from error
         finally:
-            # No request will ever ask for the texts of a probe.
+            # No request contains the texts of a probe.
             if documents := (adapter or engine).documents:
                 documents.forget()
 
     async def free(self, release: Callable[[], None]) -> None:
         """Call `release`, which drops the tensors of an unused version, and return their memory to the system."""
-        # The device may still work for a caller that hung up and so has no lease any more.
+        # The device may still work for a caller that hung up and has no lease.
         with suppress(QueueFull):  # the device thread has ended
             await self._worker.call(lambda: None)
 

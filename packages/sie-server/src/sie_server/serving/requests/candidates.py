@@ -58,7 +58,7 @@ def candidates_of(request: ScoreRequest) -> Candidates:
     """Check query and items as far as possible without the model.
 
     Raises:
-        InvalidInput: an item has neither text nor vectors or both, or the items are of different kinds.
+        InvalidInput: an item has neither text nor vectors or both, or the items mix texts and vectors.
     """
     query = None if _is_vectors(request.query, "$.query") else text_of(request.query, "$.query")
     given = [_is_vectors(item, f"$.items[{i}]") for i, item in enumerate(request.items)]

@@ -63,7 +63,7 @@ def cutoff_layer_of(spec: ModelSpec, options: Options) -> int | None:
     """Return the layer after which the score is read; None: the last one.
 
     Raises:
-        InvalidInput: the model has no head after that layer, or the request asks for token compression.
+        InvalidInput: the model has no head after that layer, or the request contains token compression.
     """
     if options.compress_ratio not in (None, 1):
         raise InvalidInput(
