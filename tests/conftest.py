@@ -1,4 +1,4 @@
-"""Shared by all tests: one math thread per process, a marker per folder, and the time of each folder at the end."""
+"""Settings of every test run: one math thread per process, a marker per folder, and the time of each folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from support.checkpoints import cache
 
-# The modules are handed out in this order: the short ones come last, so that all workers end at about the same time.
+# order of the folders: short modules run last, so that all workers end at about the same time
 FOLDERS = ("service", "integrations", "examples", "parity", "unit")
 
-# Workers run next to each other, so more than one thread a process only makes them wait for cores. Set before torch is
-# imported, and inherited by every process that a test starts.
+# Set before torch is imported, and inherited by every process that a test starts. With several workers, more threads
+# per process would only wait for cores.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
@@ -31,12 +31,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def folder(nodeid: str) -> str:
-    """The folder below tests/ that a test is in."""
+    """Return the folder of a test below tests/."""
     return nodeid.removeprefix("tests/").split("/")[0]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the seconds of each folder, added up over all workers."""
+    """Print tests and seconds of each folder, summed over all workers."""
     seconds: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     reports: Iterable[object] = (r for rs in terminalreporter.stats.values() for r in rs)

@@ -238,8 +238,8 @@ def test_a_model_that_is_loading_sends_retry_after(tmp_path: Path, checkpoint_di
             assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_what_the_clients_make_of_errors(server: Server, guarded: Server) -> None:
-    import litellm  # takes seconds, so only the worker that runs this pays for it
+def test_the_clients_raise_their_own_errors(server: Server, guarded: Server) -> None:
+    import litellm  # the import takes seconds, so it is limited to the worker of this test
 
     ask: dict[str, Any] = {"model": PROBABILITY, "query": QUERY, "documents": TEXTS}
     with pytest.raises(cohere.UnauthorizedError):

@@ -132,7 +132,7 @@ PROVIDERS = {
 
 
 def ask_litellm(server: Server, provider: str, **options: Any) -> Any:
-    import litellm  # takes seconds, so only the worker that runs this pays for it
+    import litellm  # the import takes seconds, so it is limited to the worker of these tests
 
     return litellm.rerank(
         model=f"{provider}/{MODEL}",

@@ -62,7 +62,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
 
 @pytest.fixture(scope="module")
 def dense(reference: SentenceTransformer, texts: list[str]) -> npt.NDArray[np.float32]:
-    """The reference's vectors of `texts`."""
+    """Return the reference's vectors of `texts`."""
     return reference.encode(texts, convert_to_numpy=True, show_progress_bar=False)
 
 
@@ -104,7 +104,7 @@ Encode = Callable[[str], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 @pytest.fixture(scope="module")
 def encode(reference: SentenceTransformer) -> Encode:
-    """The reference's vector, token vectors and token weights of one text; each text is read once."""
+    """Return the reference's vector, token vectors and token weights of a text, computed once per text."""
     tokenizer, model = reference.tokenizer, reference[0].auto_model
     weights = load_file(MODEL / "model.safetensors")["scorer.token_weights"]
 
@@ -120,7 +120,7 @@ def encode(reference: SentenceTransformer) -> Encode:
 
 
 def plain_scores(query: str, texts: list[str], encode: Encode) -> list[float]:
-    """0.5 · cosine + weighted MaxSim, one pair at a time, straight from the formula."""
+    """Return 0.5 · cosine + weighted MaxSim, computed from the formula one pair at a time."""
     query_dense, query_tokens, w = encode(query)
     dense_weight = json.loads((MODEL / "sie_scorer.json").read_text())["dense_weight"]
     result = []

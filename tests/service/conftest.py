@@ -17,7 +17,7 @@ MAX_BODY_MB = 8
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    """Counts the looks of the watchers of the models directory."""
+    """Observe the scans of the models directory."""
     return Looks(monkeypatch)
 
 

@@ -335,8 +335,8 @@ def test_a_models_entry(server: Server) -> None:
     assert info["last_error"] is None and info["profiles"] == ["default"]
 
 
-def test_asking_about_a_model_never_loads_it(server: Server) -> None:
-    name = "BAAI/bge-reranker-v2-m3"  # in the catalog; no other test here requests it
+def test_describing_a_model_never_loads_it(server: Server) -> None:
+    name = "BAAI/bge-reranker-v2-m3"  # in the catalog, and not used by other tests
     for _ in range(2):
         info = server.get(f"/v1/models/{name}").json()
         assert (info["loaded"], info["state"], info["outputs"]) == (False, "available", ["score"])

@@ -1,4 +1,4 @@
-"""CORS preflights and responses of a real server with keys."""
+"""CORS: preflights, responses and refused origins of real servers."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from support.servers.processes import Server
 
 PAGE = (DOCS / "http-api.md").read_text(encoding="utf-8")
 PAIRS = [(one, after) for one, after in pairwise(blocks(PAGE)) if one.language in ("bash", "python")]
-# only the types of these fields are compared; also scores of acme/contracts, whose weights are random
+# only types are compared of these fields, and of scores of acme/contracts, whose weights are random
 FREE = {"memory_bytes", "seconds", "timing"}
 FREE_IF_RANDOM = {"score", "input_tokens"}
 FREE_HEADERS = {"date", "content-length", "x-sie-request-id", "x-sie-server-version"}
@@ -69,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def outputs(place: Place) -> list[str]:
-    """The output of each example."""
+    """Return the output of each example."""
     programs.found("curl", "curl")
     return [place.shown(output_of(block, place)) for block, _ in PAIRS]
 
@@ -102,7 +102,7 @@ def test_an_example_prints_the_shown_output(outputs: list[str], index: int) -> N
 
 
 def parse(response: str) -> tuple[str, dict[str, str], Any]:
-    """Status line, headers and body in the output of `curl -i`."""
+    """Return status line, headers and body from the output of `curl -i`."""
     head, _, body = response.replace("\r\n", "\n").partition("\n\n")
     status, *lines = head.splitlines()
     return status, dict(line.split(": ", 1) for line in lines), json.loads(body)

@@ -169,7 +169,7 @@ def own_address() -> str | None:
 
 @pytest.fixture(scope="module")
 def open_server(folder: Path) -> Iterator[Server]:
-    """Listens on every address without keys. The variable makes uvicorn trust proxy headers; the server must not."""
+    """Serve on every address without keys. The variable makes uvicorn trust proxy headers; the server must not."""
     env = {"FORWARDED_ALLOW_IPS": "*"}
     with processes.running(folder, "--host", "0.0.0.0", env=env) as server:
         yield server

@@ -265,7 +265,7 @@ async def test_a_pin_applies_while_the_model_loads(made: Path, monkeypatch: pyte
             assert not service.registry.info("cut").pinned
 
 
-async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
+async def test_a_load_after_an_unload_uses_the_latest_configuration(
     made: Path, tmp_path: Path, looks: Looks
 ) -> None:
     def write(source: str) -> None:
@@ -281,7 +281,7 @@ async def test_a_load_that_waits_for_an_unload_takes_what_is_configured_then(
             await asyncio.sleep(0.05)
             write("b")
             await looks.wait()
-            assert looks.begun == ["m"]  # the change, which waits as well
+            assert looks.begun == ["m"]  # the change also waits for the unload
             assert service.registry.info("m").source == str(made / "a")
             load = asyncio.create_task(service.admin.load("m"))
             await asyncio.sleep(0.05)
@@ -591,8 +591,10 @@ async def test_files_added_changed_and_removed(made: Path, tmp_path: Path, looks
             await ask(service)
 
 
-async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path, looks: Looks) -> None:
-    """An admin's load of a new id fails while the directory gets a model of that id: it is known all the same."""
+async def test_a_model_added_by_an_admin_and_the_directory_at_once(
+    made: Path, tmp_path: Path, looks: Looks
+) -> None:
+    """An admin's load of a new id fails while the directory adds a model of this id, which stays known."""
     async with serving(
         models_dir=str(tmp_path), source_roots=(str(made),), models_dir_poll_s=0.05
     ) as service:
@@ -601,7 +603,7 @@ async def test_a_model_that_comes_by_two_ways_at_once(made: Path, tmp_path: Path
             await until(lambda: "m" in service.registry)
             shutil.copytree(made / "a", tmp_path / "m")
             await looks.wait()
-            assert looks.begun == ["m"]  # and waits for the load
+            assert looks.begun == ["m"]  # the change waits for the load
         with pytest.raises(ModelLoadFailed):
             await loading
         assert len(await ask(service)) == 3

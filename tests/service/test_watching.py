@@ -98,7 +98,7 @@ async def test_the_next_load_uses_a_version_that_could_not_be_swapped_in(made: P
         assert (await service.admin.load("m")).source == str(made / "encoder")
 
 
-async def test_a_change_for_which_there_was_no_room_is_tried_again(
+async def test_a_change_that_did_not_fit_in_memory_is_retried(
     made: Path, tmp_path: Path, looks: Looks
 ) -> None:
     write(tmp_path, "m", made / "a")
@@ -116,9 +116,7 @@ async def test_a_change_for_which_there_was_no_room_is_tried_again(
         assert service.registry.info("m").last_error is None
 
 
-async def test_an_admin_has_the_last_word_over_a_change_that_failed(
-    made: Path, tmp_path: Path, looks: Looks
-) -> None:
+async def test_an_admin_request_overrides_a_failed_change(made: Path, tmp_path: Path, looks: Looks) -> None:
     write(tmp_path, "m", made / "a")
     async with serving(models_dir=str(tmp_path), source_roots=(str(made),)) as service:
         await service.admin.load("m")
@@ -127,7 +125,7 @@ async def test_an_admin_has_the_last_word_over_a_change_that_failed(
         failures = count(service, "sie_model_load_failures_total", "m")
         looks.ahead_s = watcher.RETRY_S
         await until(lambda: count(service, "sie_model_load_failures_total", "m") > failures)
-        assert looks.begun == ["m", "m"]  # the change, and another try; the next is not due yet
+        assert looks.begun == ["m", "m"]  # the change and one retry; the next is not due yet
         await service.admin.swap("m", str(made / "b"))
         looks.ahead_s = 2 * watcher.LONGEST_RETRY_S
         await looks.wait()
@@ -155,7 +153,7 @@ async def test_a_changed_description_keeps_the_weights_chosen_by_an_admin(made: 
         await until(lambda: service.registry.info("m").source == str(made / "a"))
 
 
-async def test_a_change_that_takes_long_holds_up_no_other(made: Path, tmp_path: Path, looks: Looks) -> None:
+async def test_a_slow_change_does_not_delay_others(made: Path, tmp_path: Path, looks: Looks) -> None:
     write(tmp_path, "slow", made / "a")
     async with serving(models_dir=str(tmp_path)) as service:
         async with service.registry.lease("slow"):

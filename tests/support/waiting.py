@@ -1,4 +1,4 @@
-"""Polling for tests that wait for another thread, task or process. Nothing else in the tests waits by the clock."""
+"""Poll for a condition that another thread, task or process fulfils. Tests use no other waits by the clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def eventually(holds: Callable[[], bool], within: float = 60) -> bool:
-    """Return whether the condition holds at some time within `within` seconds."""
+    """Wait until the condition holds; return whether it did within `within` seconds."""
     end = time.monotonic() + within
     while time.monotonic() < end:
         if holds():

@@ -1,4 +1,4 @@
-"""Builds every random checkpoint once: for the whole run, for all workers, and for later runs with the same makers."""
+"""A cache of random checkpoints, shared by all workers and by later runs with the same makers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def use(directory: Path) -> None:
 
 
 def cached(make: Callable[Concatenate[Path, P], Path]) -> Callable[Concatenate[Path, P], Path]:
-    """Let `make`, which fills a directory from its arguments alone, run once for each set of arguments.
+    """Cache a maker: `make` runs once per set of arguments, which alone must determine the directory's content.
 
-    Callers get copies, so that they may edit them.
+    Callers receive copies, which they may edit.
     """
 
     @functools.wraps(make)
@@ -42,16 +42,16 @@ def cached(make: Callable[Concatenate[Path, P], Path]) -> Callable[Concatenate[P
             if not kept.exists():
                 _build(kept, lambda to: make(to, *args, **kwargs))
             shutil.copytree(kept, directory, dirs_exist_ok=True)
-        import torch  # not before it is needed: the process that hands out the tests never does
+        import torch  # imported late, because the process that distributes the tests does not need it
 
-        torch.manual_seed(0)  # the same state for the test whether it was built or copied
+        torch.manual_seed(0)  # equal random state after building and copying
         return directory
 
     return copy
 
 
 def _build(kept: Path, make: Callable[[Path], object]) -> None:
-    """Build to the side and rename: of two workers that do so at the same time, the first wins."""
+    """Build in a temporary directory and rename it; if two workers do so at the same time, the first one wins."""
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".building-") as folder:
         made = Path(folder) / "checkpoint"
         make(made)
@@ -64,7 +64,7 @@ def _build(kept: Path, make: Callable[[Path], object]) -> None:
 
 @functools.cache
 def _makers() -> str:
-    """A hash of what decides about the bytes: the makers' sources and the versions of the libraries."""
+    """Return a hash of everything that determines the bytes: sources of the makers and versions of the libraries."""
     content = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         content.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Routes, fields, headers, errors and metrics of the code, in the words of docs/http-api.md.
+"""Routes, fields, headers, errors and metrics of the code, in the notation of docs/http-api.md.
 
 Everything is cached: the code does not change while tests run.
 """

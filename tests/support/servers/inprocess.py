@@ -22,13 +22,13 @@ from support.waiting import until
 
 
 class Looks:
-    """Counts the looks of the watchers of the models directory; made by the fixture `looks`."""
+    """Counts scans of the models directory, and the changes that they start; created by the fixture `looks`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        self.ahead_s = 0.0  # how far the clock of the watchers is ahead
-        self.begun: list[str] = []  # models with a change or another try that a watcher began
-        self.under_way = 0  # of those
+        self.ahead_s = 0.0  # added to the watchers' clock
+        self.begun: list[str] = []  # model of each change or retry that a watcher has started
+        self.under_way = 0  # started and not ended
         follow, start = Follower.follow, Follower._start
 
         def counted(follower: Follower, found: Any, now: float) -> None:
@@ -50,9 +50,9 @@ class Looks:
         monkeypatch.setattr(Follower, "_start", noted)
 
     async def wait(self) -> None:
-        """Wait until a change that is on disk now has been acted on.
+        """Wait until the watcher has acted on changes that are now on disk.
 
-        A change counts at the second look that sees it, and the look under way may have missed it.
+        A change counts at the second scan that finds it, and a scan in progress may miss it.
         """
         start = self.count
         await until(lambda: self.count >= start + 3)

@@ -34,7 +34,7 @@ from support.device import DEVICE
 JSON, MSGPACK = "application/json", "application/msgpack"
 START_S = 120.0  # generous: the machine may be shared
 PLAIN = False  # servers under test speak plain HTTP, and httpx takes 20 ms of CPU to read the certificates
-NOBODY = "http://127.0.0.1:9"  # the discard port, where nobody listens
+NOBODY = "http://127.0.0.1:9"  # the discard port, on which no server listens
 
 
 @dataclass
@@ -138,9 +138,9 @@ def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iter
 
 
 def environment(folder: Path, more: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without its SIE_ settings, with a hub that does not answer, and settings for tests.
+    """Return this process's environment without its SIE_ settings, with an unreachable hub and settings for tests.
 
-    The batch size is not measured when a model loads, which takes 1.5 s a model.
+    The batch size is fixed, because measuring it takes 1.5 s per loaded model.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIE_", "HF_", "TRANSFORMERS_"))}
     return {

@@ -89,14 +89,14 @@ def answer() -> Callable[..., httpx.Response]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that clients would have slept; they do not sleep."""
+    """Record the seconds that clients would sleep, without sleeping."""
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
     monkeypatch.setattr(sie_sdk.client, "time", SimpleNamespace(**vars(time) | {"sleep": slept.append}))
-    monkeypatch.setattr(asyncio, "sleep", sleep)  # imported where it is called
+    monkeypatch.setattr(asyncio, "sleep", sleep)  # the client imports it inside the function
     return slept
 
 
@@ -106,7 +106,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.closed = threading.Semaphore(0)  # released for every connection that was closed
+        self.closed = threading.Semaphore(0)  # released for every closed connection
 
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)

@@ -387,7 +387,7 @@ def test_a_loading_model_is_invisible_to_the_caller(connect: Connect, answer: An
     assert len(wire.requests) == 4
 
 
-def test_the_drivers_really_wait(connect: Connect, answer: Answer, pauses: list[float]) -> None:
+def test_the_drivers_wait_between_tries(connect: Connect, answer: Answer, pauses: list[float]) -> None:
     wire = Recorder(refusal(503, "QUEUE_FULL", 20), answer(SCORED))
     connect(wire).score("org/name", QUERY, ITEMS)
     assert len(pauses) == 1 and 20 <= pauses[0] < 40

@@ -152,7 +152,7 @@ def test_a_redirect_is_not_followed_with_the_key(connect: Connect, loopback: Sta
 
 
 def test_many_calls_at_once_share_one_async_client(loopback: Start) -> None:
-    all_there = threading.Barrier(20, timeout=10)  # broken when calls go one after the other
+    all_there = threading.Barrier(20, timeout=10)  # times out if the calls run one after the other
     server = loopback(lambda handler, number: (all_there.wait(), scored(handler, number)))
 
     async def burst() -> list[Any]:

@@ -1,4 +1,4 @@
-"""The distribution: fast to import, alone, and documented truthfully."""
+"""The distribution imports quickly, does not depend on the server, and its metadata and README are correct."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ async def test_waiting_does_not_block_the_event_loop(loopback: Callable[..., Any
     for number, call in enumerate((client.arank("m", "q", ["a"]), client.aembed("m", ["a"])), 1):
         waiting = asyncio.ensure_future(call)
         await until(lambda: len(server.seen) == number)  # noqa: B023
-        assert not waiting.done()  # a call that blocked the loop would be over
+        assert not waiting.done()  # a call that blocks the loop would have ended
         proceed.release()
         with pytest.raises(AuthError):
             await waiting

@@ -1,4 +1,4 @@
-"""The engine works on operating systems other than Linux, which these tests simulate."""
+"""The engine also works on operating systems other than Linux, which these tests simulate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API keys: valid and invalid ones, and that none is ever shown. The gate: which callers count as local."""
+"""API keys are parsed or refused, and never shown; the gate authenticates requests and recognises local callers."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_a_configuration_does_not_show_its_keys(tmp_path: Path) -> None:
     assert read_keys(load_config({}, {}, str(file)))[0].name == "key-1"
 
 
-def test_every_key_is_compared_whichever_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A return at the first match would reveal by its time which key it was."""
+def test_every_key_is_always_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Returning at the first match would reveal by timing which key matched."""
     compared: list[bytes] = []
 
     def count(ours: bytes, sent: bytes) -> bool:
@@ -132,7 +132,7 @@ def test_every_key_is_compared_whichever_is_right(monkeypatch: pytest.MonkeyPatc
 
 
 def asgi(path: str, peer: str | None = "127.0.0.1", **headers: str) -> dict[str, Any]:
-    """The part of a request that the gate reads."""
+    """Return the ASGI scope that the gate reads."""
     raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
     return {"type": "http", "path": path, "headers": raw, "client": peer and (peer, 5000)}
 
@@ -184,7 +184,7 @@ def test_open_routes_stay_open() -> None:
         ("fe80::1%eth0", {"host": "localhost"}, False),
         ("testclient", {"host": "localhost"}, False),
         ("", {"host": "localhost"}, False),
-        (None, {"host": "localhost"}, False),  # a Unix socket has no address
+        (None, {"host": "localhost"}, False),  # a Unix socket has no peer address
         ("127.0.0.1", {"host": "evil.example:8080"}, False),  # DNS rebinding
         ("127.0.0.1", {"host": "localhost.evil.example"}, False),
         ("127.0.0.1", {"host": "evil@localhost"}, False),

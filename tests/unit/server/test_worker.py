@@ -57,7 +57,7 @@ async def worker() -> Any:
 
 
 def waiting(worker: DeviceWorker) -> int:
-    """Tokens in the queue."""
+    """Return the number of tokens in the queue."""
     return worker._queue.tokens_waiting
 
 
@@ -74,7 +74,7 @@ async def test_only_the_failing_request_fails(worker: DeviceWorker) -> None:
     engine = LengthEngine()
     engine.gate.clear()
     first = asyncio.create_task(run(worker, engine, job_of(99)))
-    await until(engine.entered.is_set)  # keeps the device busy while the others queue up
+    await until(engine.entered.is_set)  # keep the device busy while the other requests queue up
     others = [asyncio.create_task(run(worker, engine, job_of(n))) for n in (5, 13, 7)]
     await until(lambda: waiting(worker) == 5 + 13 + 7)
     engine.gate.set()
@@ -160,7 +160,7 @@ async def test_a_closed_worker_accepts_nothing(worker: DeviceWorker) -> None:
         await worker.call(lambda: None)
 
 
-async def test_who_waits_when_the_worker_closes_is_told(worker: DeviceWorker) -> None:
+async def test_requests_that_wait_when_the_worker_closes_fail(worker: DeviceWorker) -> None:
     engine = LengthEngine(batch_tokens=10)
     engine.gate.clear()
     running = asyncio.create_task(run(worker, engine, job_of(10)))
