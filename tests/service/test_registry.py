@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from sie_server.engine.engine import Engine
+from sie_server.engine.engine import BATCH_SIZES, Engine
 from sie_server.errors import (
     Conflict,
     InvalidInput,
@@ -147,6 +147,18 @@ async def test_a_loaded_model_uses_its_reserved_memory(made: Path) -> None:
         assert answer.memory_bytes == pytest.approx(size_of(made / "a") * MIB, rel=0.02)
         assert metric(service, "sie_model_memory_bytes", model="a") == answer.memory_bytes
         assert (answer.state, answer.source, answer.pinned) == ("loaded", str(made / "a"), False)
+
+
+async def test_the_batch_size_is_measured_once_for_a_shape(made: Path) -> None:
+    async with serving(models_dir=str(made), batch_tokens=0) as service:
+        with_sizes = []
+        for name in "ab":
+            await service.admin.load(name)
+            async with service.registry.lease(name) as (engine, _):
+                with_sizes.append((engine.batch_tokens, engine.tokens_per_second))
+        [measured] = service._loader._measured.values()
+        assert with_sizes == [measured, measured]
+        assert measured[0] in BATCH_SIZES[engine.device.type] and measured[1] > 0
 
 
 async def test_downloads_do_not_delay_local_models(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

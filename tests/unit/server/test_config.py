@@ -25,7 +25,8 @@ def test_environment_values_are_text() -> None:
 
 
 def test_variables_of_the_client_are_ignored() -> None:
-    load_config({}, {"SIE_BASE_URL": "http://x", "SIE_API_KEY": "k", "SIE_TIMEOUT": "3"}, None)
+    variables = {"SIE_BASE_URL": "http://x", "SIE_API_KEY": "k", "SIE_TIMEOUT": "3"}
+    assert load_config({}, variables, None) == load_config({}, {}, None)
 
 
 @pytest.mark.parametrize(
