@@ -85,9 +85,8 @@ def test_alone_equals_batched_equals_permuted(engine: Engine) -> None:
 
 def test_only_causal_models_share_the_start_of_their_prompts(made: Made, engine: Engine) -> None:
     job = engine.tokenize_score(ScoreTexts(QUERY, [text + " rain" for text in DOCUMENTS[:8]], LIMIT))
-    assert (job.prefix is not None) == (
-        made.template == "qwen3-vl-reranker"
-    )  # m0's prompt starts with the document
+    # m0's prompt starts with the document
+    assert (job.prefix is not None) == (made.template == "qwen3-vl-reranker")
 
 
 def test_scores_and_images_over_the_wire(made: Made) -> None:

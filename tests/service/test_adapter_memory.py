@@ -103,9 +103,8 @@ async def test_many_at_once_stay_within_the_budget(made: Path, sizes: tuple[floa
         asking = asyncio.gather(*(ask(service, NAMES[i % 4]) for i in range(24)), return_exceptions=True)
         while not asking.done():
             assert held(service) <= budget
-            await asyncio.sleep(
-                1e-3
-            )  # without a pause, this loop would keep the GIL from the loading threads
+            # without a pause, this loop would keep the GIL from the loading threads
+            await asyncio.sleep(1e-3)
         assert len({answer for answer in asking.result() if isinstance(answer, tuple)}) == 4
         assert all(isinstance(answer, tuple) for answer in asking.result())
 
@@ -170,9 +169,8 @@ async def test_memory_freed_by_a_failed_adapter_is_used_at_once(
             other = asyncio.create_task(ask(service, model=OTHER))
             await asyncio.sleep(0.1)
             failing.set()
-            assert await asyncio.wait_for(
-                other, 3
-            )  # without a wake-up, a waiting load checks again after 5 s
+            # without a wake-up, a waiting load checks again after 5 s
+            assert await asyncio.wait_for(other, 3)
         with pytest.raises(ModelLoadFailed):
             await adapter
 

@@ -406,10 +406,8 @@ def test_a_shutdown_does_not_wait_longer_than_drain_s(folder: Path) -> None:
         assert eventually(lambda: server.metric("sie_queue_tokens") > 0)
         server.process.send_signal(SIGTERM)
         answer = receive(connection)
-        assert (answer.status_code, answer.json()["code"]) == (
-            503,
-            "QUEUE_FULL",
-        )  # so that clients retry on another server
+        # so that clients retry on another server
+        assert (answer.status_code, answer.json()["code"]) == (503, "QUEUE_FULL")
         assert server.process.wait(45) == 0
 
 

@@ -190,9 +190,8 @@ def test_a_shared_start_is_found_and_leaves_every_sequence_a_token() -> None:
     assert prefix is not None and [t.ids.tolist() for t in own] == [[2], [2]]
     for alone in ([tokens(1, 2, 3)], [tokens(1, 2), tokens(3, 2)], [tokens(5), tokens(5)]):
         assert share_prefix(alone)[0] is None
-    assert (
-        share_prefix([tokens(1, *range(50)), tokens(1, *range(9, 60))])[0] is None
-    )  # too short to be worth sharing
+    # too short to be worth sharing
+    assert share_prefix([tokens(1, *range(50)), tokens(1, *range(9, 60))])[0] is None
 
 
 # ── checkpoints ──

@@ -34,9 +34,8 @@ class Answers:
     compared: str  # for example logits
     scores: list[float]  # per document
     ids: list[list[int]]  # per document, with the query's for models that read both in one sequence
-    vectors: list[Tensor] = field(
-        default_factory=list
-    )  # of the query and every document; empty for cross-encoders
+    # of the query and every document; empty for cross-encoders
+    vectors: list[Tensor] = field(default_factory=list)
 
 
 Reference = Callable[[Path, Engine, str, list[str]], Answers]

@@ -49,9 +49,8 @@ def make_room(
         return Plan(True, evict, drop)
     busy = sorted((a for a in free if a.in_use), key=lambda a: a.serving_since)
     in_transition = [a for a in allocations if a.in_transition]
-    missing -= (
-        _total(idle) + _total(adapters) + _total(in_transition)
-    )  # free now, or soon without being drained
+    # This memory is free now, or soon without a drain.
+    missing -= _total(idle) + _total(adapters) + _total(in_transition)
     drain = _enough(busy, missing)
     if drain is not None:
         return Plan(False, drain=[a.name for a in drain])
