@@ -115,7 +115,7 @@ class Service:
             SIEError: any kind except those of HTTP.
         """
         name, options = self._options("score", model, request.options, request.instruction, "$")
-        candidates = texts_only(request)
+        candidates, options = texts_only(request), options.for_reading()
         async with self.registry.lease(name, options.adapter) as (engine, _):
             plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
             return await self._tokenize(lambda: inspect(plan), timing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
@@ -50,6 +50,13 @@ class ParsedOptions:
     instruction: Instruction
     adapter: str | None  # LoRA adapter, from the model's id or from an option
     warnings: list[str]  # options and instructions that have no effect
+
+    def for_reading(self) -> ParsedOptions:
+        """The same without the options about scores, which change nothing that a model reads."""
+        known = msgspec.structs.replace(
+            self.known, normalize=None, return_logits=None, score_mode=None, score_weights=None
+        )
+        return replace(self, known=known)
 
 
 def parse_options(

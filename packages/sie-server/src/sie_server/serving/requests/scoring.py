@@ -54,7 +54,8 @@ class ScorePlan:
         _require_score(model, engine)
         if not spec.takes_instruction:
             refuse_instruction(parsed.instruction)
-        chunking = chunking_of(options, max_chunks)
+        scale, limit = scale_of(spec, options), engine.limit(options.max_seq_length)
+        cutoff_layer, chunking = cutoff_layer_of(spec, options), chunking_of(options, max_chunks)
         if candidates.vectors and chunking:
             raise InvalidInput("only texts can be split - at `$.options.long_document`")
         if candidates.texts is None and options.max_document_tokens:
@@ -65,10 +66,10 @@ class ScorePlan:
             candidates=candidates,
             options=options,
             instruction=parsed.instruction.text,
-            limit=engine.limit(options.max_seq_length),
-            scale=scale_of(spec, options),
+            limit=limit,
+            scale=scale,
             chunking=chunking,
-            cutoff_layer=cutoff_layer_of(spec, options),
+            cutoff_layer=cutoff_layer,
             m3_scoring=m3_scoring_of(options),
             warnings=parsed.warnings,
         )
