@@ -1,4 +1,4 @@
-"""A real server for the examples: the embedded reranker, and the encoder that comes as a package."""
+"""A server for the examples, with the embedded reranker and the encoder from an installed package."""
 
 from __future__ import annotations
 

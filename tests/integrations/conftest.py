@@ -1,4 +1,4 @@
-"""One server for all clients: a model that gives probabilities, one that gives logits, one that gives similarities."""
+"""A server for all clients, with models that output probabilities, logits and similarities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.requests.questions import KEY
 from support.servers import processes
 from support.servers.processes import Server
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks the network when it is imported
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise its import requests a file from the network
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, checkpoint_dirs: Path) -> I
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory, checkpoint_dirs: Path) -> Iterator[Server]:
-    """The same with an API key."""
+    """Serve the same models to callers with an API key."""
     env = {"SIE_API_KEYS": f"web:infer:{KEY}"}
     with processes.running(tmp_path_factory.mktemp("guarded"), *_arguments(checkpoint_dirs), env=env) as it:
         yield it

@@ -1,4 +1,4 @@
-"""One server with models of every kind, shared by the whole folder."""
+"""A server with models of several kinds, shared by the whole folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAX_BODY_MB = 8
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    """Counts the looks of the watchers of the models directory."""
+    """Count how often the watcher has looked at the models directory."""
     return Looks(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for --models-dir: org/name below it."""
+    """Return a directory for --models-dir, with models at org/name."""
     root = tmp_path_factory.mktemp("models")
     cross_encoders.make_cross_encoder(root / "toy/bert", "bert")
     cross_encoders.make_cross_encoder(root / "toy/roberta", "roberta", seed=1)
@@ -36,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
-    """Serves `models` and sie/mini-en in fp32."""
+    """Serve `models` and sie/mini-en in fp32."""
     args = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
     with processes.running(tmp_path_factory.mktemp("server"), *args, "--max-body-mb", str(MAX_BODY_MB)) as it:
         yield it
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[S
 
 @pytest.fixture(scope="session")
 def documented(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
-    """Serves the ids of the documentation."""
+    """Serve the model ids of the documentation."""
     named = {"BAAI/bge-reranker-v2-m3": "toy/xlm-roberta", "BAAI/bge-m3": "toy/encoder"}
     args = [f"--model={name}={models / path}" for name, path in named.items()]
     folder = tmp_path_factory.mktemp("documented")

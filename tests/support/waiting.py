@@ -1,4 +1,4 @@
-"""Polling for tests that wait for another thread, task or process. Nothing else in the tests waits by the clock."""
+"""Polling helpers for tests that wait for another thread, task or process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One server for the three frameworks, and a port that only remembers what it was sent."""
+"""A server for the three frameworks, and a port that only records the requests it gets."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PROMPTS = {"prompts": {"query": "stars: ", "document": "rain: "}}
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Serves sie/mini-en, a cross-encoder, a reranker that takes an instruction and an encoder with prompts."""
+    """Serve sie/mini-en, a cross-encoder, a reranker with instructions and an encoder with prompts."""
     root: Path = tmp_path_factory.mktemp("models")
     cross_encoders.make_cross_encoder(root / "toy/bert", "bert")
     decoders.make_decoder(root / "toy/instructed", "qwen3")
     (root / "toy/instructed/sie_reranker.yaml").write_text("template: qwen3-reranker")
     encoders.make_encoder(root / "toy/encoder", prompts=PROMPTS)
-    # without the cache, so that the same request is the same arithmetic each time
+    # no document cache, so that equal requests are computed in the same way
     args = ["--models-dir", str(root), "--dtype", "float32", "--document-cache-mb", "0"]
     with processes.running(tmp_path_factory.mktemp("server"), *args) as it:
         yield it
@@ -49,7 +49,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def doorman() -> Iterator[tuple[str, list[str | None]]]:
-    """A port that answers 401 to everybody: its address, and the Authorization headers it has seen."""
+    """Answer 401 to every request; yield the address and the Authorization headers received."""
     seen: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Builds every random checkpoint once: for the whole run, for all workers, and for later runs with the same makers."""
+"""A cache of the random checkpoints: each is built once, for all workers and for later runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _root: Path | None = None
 
 
 def use(directory: Path) -> None:
-    """Keep checkpoints below `directory`, and delete those of other makers."""
+    """Keep checkpoints below `directory`, and delete those that other versions of the makers built."""
     global _root
     _root = directory / _makers()
     _root.mkdir(exist_ok=True)
@@ -26,9 +26,9 @@ def use(directory: Path) -> None:
 
 
 def cached(make: Callable[Concatenate[Path, P], Path]) -> Callable[Concatenate[Path, P], Path]:
-    """Let `make`, which fills a directory from its arguments alone, run once for each set of arguments.
+    """Run `make`, which fills a directory from nothing but its arguments, once for each set of arguments.
 
-    Callers get copies, so that they may edit them.
+    Callers get copies, which they may edit.
     """
 
     @functools.wraps(make)
@@ -42,16 +42,16 @@ def cached(make: Callable[Concatenate[Path, P], Path]) -> Callable[Concatenate[P
             if not kept.exists():
                 _build(kept, lambda to: make(to, *args, **kwargs))
             shutil.copytree(kept, directory, dirs_exist_ok=True)
-        import torch  # not before it is needed: the process that hands out the tests never does
+        import torch  # imported late, as the process that distributes the tests does not need it
 
-        torch.manual_seed(0)  # the same state for the test whether it was built or copied
+        torch.manual_seed(0)  # the same state whether the checkpoint was built or copied
         return directory
 
     return copy
 
 
 def _build(kept: Path, make: Callable[[Path], object]) -> None:
-    """Build to the side and rename: of two workers that do so at the same time, the first wins."""
+    """Build next to `kept` and rename; if two workers build at the same time, the first one wins."""
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".building-") as folder:
         made = Path(folder) / "checkpoint"
         make(made)
@@ -64,7 +64,7 @@ def _build(kept: Path, make: Callable[[Path], object]) -> None:
 
 @functools.cache
 def _makers() -> str:
-    """A hash of what decides about the bytes: the makers' sources and the versions of the libraries."""
+    """Return a hash of the sources of the makers and the versions of the libraries."""
     content = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         content.update(path.read_bytes())

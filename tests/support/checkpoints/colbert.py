@@ -21,7 +21,7 @@ BASES = {
     "modernbert": transformers.ModernBertModel,
     "xlm-roberta": transformers.XLMRobertaModel,
 }
-# jina-colbert-v2: rotary XLM-R published with code of its own; the weights' names are those of JinaEmbeddingsV3Model
+# jina-colbert-v2: rotary XLM-R with remote code; its weights have the names of JinaEmbeddingsV3Model
 FLASH_CONFIG = {
     "auto_map": {
         "AutoConfig": "jinaai/xlm-roberta-flash-implementation--configuration_xlm_roberta.XLMRobertaFlashConfig"
@@ -47,7 +47,7 @@ def make_pylate(
     lower_case: bool = False,
     **settings: Any,
 ) -> Path:
-    """`modules.json` of Transformer and Dense modules, as `pylate.models.ColBERT.save_pretrained` leaves it."""
+    """Write Transformer and Dense modules with `modules.json`, as `pylate.models.ColBERT.save_pretrained` does."""
     tokenizer = _tokenizer(family)
     tokenizer.add_tokens(["[Q] ", "[D] "])
     backbone = _random_backbone(family, tokenizer, hidden)
@@ -86,7 +86,7 @@ def make_pylate(
 
 @cached
 def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None, *, hidden: int = 48) -> Path:
-    """Backbone and `linear.weight` in one file, `artifact.metadata` beside it (None: left out)."""
+    """Write backbone and `linear.weight` to one file, and `artifact.metadata` next to it unless it is None."""
     tokenizer = _tokenizer(family)
     tokenizer.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in STANFORD_MARKERS])
     backbone = _random_backbone(family, tokenizer, hidden)
@@ -106,7 +106,7 @@ def make_stanford(directory: Path, family: str, metadata: dict[str, Any] | None,
 
 @cached
 def make_jina(directory: Path, metadata: dict[str, Any]) -> Path:
-    """jina-colbert-v2: Stanford's layout, markers of its own; `library` in it is what transformers saves of it."""
+    """Write jina-colbert-v2: Stanford's layout with its own markers, and in `library` the form that transformers saves."""
     tokenizer = _tokenizer("xlm-roberta")
     markers = [metadata["query_token_id"], metadata["doc_token_id"]]
     tokenizer.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in markers])
@@ -132,7 +132,7 @@ def make_jina(directory: Path, metadata: dict[str, Any]) -> Path:
 
 
 def _tokenizer(family: str) -> Tokenizer:
-    """Real vocabularies have a token for every punctuation mark; the one trained here would not."""
+    """Return the tokenizer with a token for every punctuation mark, as real vocabularies have."""
     tokenizer: Tokenizer = _lfm2_tokenizer() if family == "lfm2" else FAMILIES[family][2]()
     if family == "xlm-roberta":  # as the real file has it, and as transformers rebuilds it
         split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
@@ -187,7 +187,7 @@ def _save_tokenizer(directory: Path, family: str, tokenizer: Tokenizer) -> None:
 
 
 def _lfm2_tokenizer() -> Tokenizer:
-    """A byte-level vocabulary without a mask token; texts begin with a token and end without one."""
+    """Return a byte-level tokenizer without a mask token that adds a token to the start of a text only."""
     tokenizer = FAMILIES["modernbert"][2]()
     tokenizer.add_special_tokens(list(LFM2_TOKENS.values()))
     start = LFM2_TOKENS["bos_token"]

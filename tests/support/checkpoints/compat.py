@@ -12,7 +12,7 @@ from support.checkpoints.cache import cached
 from support.checkpoints.cross_encoders import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
 
 LIMIT = 100  # no multiple of 16: slots are longer than the position tables
-# family → what its configuration says beyond the common shape
+# family → configuration fields in addition to the common shape
 COMPAT: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "deberta-v2": (  # as mxbai-rerank-v1
         transformers.DebertaV2Config,

@@ -1,4 +1,4 @@
-"""Random-weight checkpoints with the real architecture and configuration fields, written as users have them on disk.
+"""Random checkpoints with the real architectures and configuration fields, in the layout that users have on disk.
 
 Tokenizers are trained here on a few sentences with the real models, pre-tokenisers and post-processors of each family.
 """

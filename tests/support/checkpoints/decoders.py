@@ -1,7 +1,7 @@
 """Random-weight decoders with the real configuration fields and tokenizers of the real kinds, written as on the hub.
 
 Tokenizers are trained here: byte-level BPE with control tokens (Qwen, Llama, Mistral), and Gemma's BPE over `▁` with
-byte fallback. The templates' own words are in the corpus, so that prompts stay short and the answers are one token.
+byte fallback. The corpus contains the words of the templates, so that prompts stay short and answers are one token.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _texts() -> list[str]:
 
 
 def byte_level_tokenizer(bos: str | None = None) -> Tokenizer:
-    """As Qwen, Llama 3 and Mistral have it; with `bos` the post-processor puts it first."""
+    """Return the tokenizer of Qwen, Llama 3 and Mistral; the post-processor prepends `bos`, if given."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,7 +58,7 @@ def byte_level_tokenizer(bos: str | None = None) -> Tokenizer:
 
 
 def gemma_tokenizer() -> Tokenizer:
-    """Spaces become `▁`, unknown characters bytes, no word boundaries."""
+    """Return a tokenizer that maps spaces to `▁` and unknown characters to bytes, without word boundaries."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     # words only while training; the real tokenizer merges whatever its table allows
@@ -79,7 +79,7 @@ def gemma_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-# family → config class, model class, tokenizer, template it is tested with, fields of its own
+# family → config class, model class, tokenizer, template of its tests, its own fields
 DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
     "qwen2": (
         transformers.Qwen2Config,
@@ -123,7 +123,7 @@ DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
             "head_dim": 16,
             "num_key_value_heads": 2,
             "query_pre_attn_scalar": 24,
-            "attn_logit_softcapping": 2.0,  # low enough to be felt
+            "attn_logit_softcapping": 2.0,  # low enough to change scores
             "final_logit_softcapping": 3.0,
             "sliding_window": 512,
         },
@@ -157,7 +157,7 @@ DECODERS: dict[str, tuple[Any, Any, Any, str, dict[str, Any]]] = {
 
 
 def roughen_decoder(model: torch.nn.Module, family: str = "") -> None:
-    """Weights so uneven that wrong code does not agree by chance; Gemma's norms count from 1 themselves."""
+    """Make weights so uneven that wrong code does not agree by chance; Gemma's norms add 1 themselves."""
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.1)
         if name.endswith("norm.weight") and not family.startswith("gemma"):

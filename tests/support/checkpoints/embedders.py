@@ -1,4 +1,4 @@
-"""Random decoders under the modules of an embedding model, in the layouts they are published in."""
+"""Random decoders with the modules of an embedding model, in the layouts of published models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_embedder(
     pooling: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Path:
-    """A random decoder under modules.json.
+    """Write a random decoder with modules.json.
 
     Layouts: `bare` (AutoModel's class and names), `qwen3-embedding` (a language model's class, the bare model's names)
     and `causal` (a language model with all its tensors).

@@ -1,4 +1,4 @@
-"""Random encoders in the layouts in which embedding models are published."""
+"""Random encoders in the layouts of published embedding models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def roughen(model: torch.nn.Module) -> None:
-    """Weights so uneven that wrong code does not agree by chance."""
+    """Make weights so uneven that wrong code does not agree by chance."""
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
         if "LayerNorm.weight" in name:
@@ -29,7 +29,7 @@ def roughen(model: torch.nn.Module) -> None:
 
 
 def write_modules(directory: Path, *kinds: str) -> None:
-    """modules.json: the first module at the top, the others in folders of their own."""
+    """Write modules.json with the first module at the top level and the others in folders."""
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind.rsplit('.', 1)[-1]}" if i else "", "type": kind}
         for i, kind in enumerate(kinds)
@@ -39,7 +39,7 @@ def write_modules(directory: Path, *kinds: str) -> None:
 
 @cached
 def make_encoder(directory: Path, *, normalize: bool = True, prompts: dict[str, Any] | None = None) -> Path:
-    """A random BertModel with mean pooling; `prompts` are the keys of config_sentence_transformers.json."""
+    """Write a random BertModel with mean pooling; `prompts` are the keys of config_sentence_transformers.json."""
     tokenizer = bert_tokenizer()
     torch.manual_seed(7)
     config = transformers.BertConfig(
@@ -62,7 +62,7 @@ def make_encoder(directory: Path, *, normalize: bool = True, prompts: dict[str, 
 
 @cached
 def make_bge_m3(directory: Path) -> Path:
-    """A random BAAI/bge-m3: XLM-R, cls pooling, and the two linear layers in files of their own."""
+    """Write a random BAAI/bge-m3: XLM-R, cls pooling, and the two linear layers in separate files."""
     tokenizer = xlm_roberta_tokenizer()
     torch.manual_seed(9)
     config = transformers.XLMRobertaConfig(
@@ -72,7 +72,7 @@ def make_bge_m3(directory: Path) -> Path:
         type_vocab_size=1,
         **SHAPE,
     )
-    model = transformers.XLMRobertaModel(config).eval()  # with the pooler that the published file has
+    model = transformers.XLMRobertaModel(config).eval()  # with a pooler, as in the published file
     roughen(model)
     model.save_pretrained(directory)
     for name, outputs in (("sparse", 1), ("colbert", 48)):
@@ -96,7 +96,7 @@ def make_bge_m3(directory: Path) -> Path:
 
 @cached
 def make_splade(directory: Path, *, strategy: str = "max", function: str = "relu", tied: bool = True) -> Path:
-    """A random SPLADE model in the layout of sentence-transformers' SparseEncoder."""
+    """Write a random SPLADE model in the layout of sentence-transformers' SparseEncoder."""
     tokenizer = bert_tokenizer()
     torch.manual_seed(10)
     config = transformers.BertConfig(

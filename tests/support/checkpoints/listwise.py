@@ -1,4 +1,4 @@
-"""Random-weight listwise rerankers with the configuration fields of jina-reranker-v3 and v3.5, as on the hub."""
+"""Random listwise rerankers with the configuration fields of jina-reranker-v3 and v3.5, as on the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from support.checkpoints.cache import cached
 from support.checkpoints.decoders import byte_level_tokenizer
 
-# windows far shorter than any prompt, between layers that see everything; the last one does, as in v3.5
+# windows far shorter than any prompt, alternating with full attention; the last layer is full, as in v3.5
 HYBRID = {
     "use_sliding_window": True,
     "sliding_window": 24,

@@ -1,4 +1,4 @@
-"""Random rerankers whose head is made of sentence-transformers modules, written by that library."""
+"""Random rerankers with a head of sentence-transformers modules, saved by that library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODELS = {"bert": transformers.BertModel, "modernbert": transformers.ModernBertM
 
 
 def make_encoder(directory: Path, family: str) -> Transformer:
-    """A random bare encoder and its tokenizer, as sentence-transformers loads them."""
+    """Write a random encoder and its tokenizer, and load them with sentence-transformers."""
     config_class, _, build_tokenizer, tokenizer_class, _ = FAMILIES[family]
     tokenizer = build_tokenizer()
     torch.manual_seed(3)
@@ -39,7 +39,7 @@ def make_encoder(directory: Path, family: str) -> Transformer:
 
 
 def shaken(module: Any) -> Any:
-    """Weights wide enough that wrong code would not agree by chance."""
+    """Make weights so uneven that wrong code does not agree by chance."""
     for name, parameter in module.named_parameters():
         torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
         if name.lower().endswith("norm.weight"):
@@ -50,7 +50,7 @@ def shaken(module: Any) -> Any:
 def make_reranker(
     tmp_path: Path, family: str = "modernbert", pooling: Any = "cls", activation: Any = None
 ) -> tuple[Path, CrossEncoder]:
-    """The layout of the ettin rerankers: encoder, pooling, Dense without bias and GELU, LayerNorm, Dense to one."""
+    """Write the ettin layout: encoder, pooling, Dense without bias and GELU, LayerNorm, Dense to one."""
     modules = [
         make_encoder(tmp_path / "encoder", family),
         Pooling(SIZE, pooling_mode=pooling),

@@ -1,7 +1,7 @@
-"""Random rerankers that read a template beyond the plain causal ones, and the reference over each.
+"""Random prompted rerankers that are not plain causal models, each with its reference.
 
-The references are transformers' own classes with the heads put on by hand, as each repository's code does it. For the
-vision-language ones that is the whole multimodal model, so that its three-coordinate positions prove ours.
+The references are the classes of transformers with heads added here, as the code of each repository adds them. For
+vision-language models that is the whole multimodal model, so that its three-coordinate positions verify ours.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ JUDGE = (
 
 @dataclass
 class Made:
-    """A checkpoint on disk and the reference over it."""
+    """A checkpoint on disk and its reference."""
 
     directory: Path
     template: str
-    ids: Callable[[str, str], list[int]]  # query, document → what the reference reads, whole
+    ids: Callable[[str, str], list[int]]  # query, document → all token ids that the reference reads
     logit: Callable[[list[int]], float]
 
 
@@ -94,7 +94,7 @@ def make_nemotron(directory: Path) -> Made:
 
 
 def make_nemotron_vl(directory: Path) -> Made:
-    """llama-nemotron-rerank-vl: the same Llama below `model.language_model`, SigLIP and a projector beside it."""
+    """llama-nemotron-rerank-vl: the same Llama below `model.language_model`, with SigLIP and a projector."""
     made = make_nemotron(directory)
     path = directory / "model.safetensors"
     tensors = {
@@ -140,7 +140,7 @@ def make_qwen3_vl(directory: Path, *, tied: bool = True) -> Made:
 
 
 def make_jina_m0(directory: Path) -> Made:
-    """jina-reranker-m0: Qwen2-VL in the names of its release, `visual.` and `model.`, and an MLP for a head."""
+    """jina-reranker-m0: Qwen2-VL with the tensor names of its release, `visual.` and `model.`, and an MLP head."""
     tokenizer = save_tokenizer(directory)
     rope = {"type": "mrope", "mrope_section": [2, 2, 2]}
     config = transformers.Qwen2VLConfig(

@@ -1,4 +1,4 @@
-"""Random PEFT adapters, written by `peft` itself; B is not zero, as it is at the start of a training."""
+"""Random PEFT adapters, saved by `peft`; unlike before a training, B is not zero."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_adapter(model: Any, directory: Path, *, seed: int = 0, scale: float = 0
     noise = {}
     for name, tensor in sorted(load_file(path).items()):
         if name.endswith(".base_layer.weight"):
-            noise[name] = tensor  # a copy of the base's
+            noise[name] = tensor  # a copy of the base model's
             continue
         noise[name] = torch.randn(tensor.shape, generator=generator) * scale
         if "norm" in name.lower() and name.endswith("weight"):
@@ -32,12 +32,12 @@ def make_adapter(model: Any, directory: Path, *, seed: int = 0, scale: float = 0
 
 
 def under(model: Any, directory: Path) -> Any:
-    """`model` with the adapter, as PEFT loads it; the model itself is changed in place."""
+    """Return `model` with the adapter, as PEFT loads it; the model is changed in place."""
     return peft.PeftModel.from_pretrained(model, str(directory)).eval()
 
 
 def write_adapter(directory: Path, rank: int, alpha: float, pairs: Pairs) -> Path:
-    """An adapter for modules that no library class has: module → A and B, in PEFT's files."""
+    """Write an adapter (module → A and B) in PEFT's files, for modules that no library class has."""
     directory.mkdir()
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(pairs)}
     (directory / "adapter_config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""What causal rerankers are compared with: each model card's own template code, and transformers' logits."""
+"""References of causal rerankers: the template code of each model card, and the logits of transformers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def qwen3(tokenizer: Any, query: str, document: str, instruction: str | None, li
 
 
 def mxbai(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """mxbai_rerank 0.1.6, MxbaiRerankV2.prepare_inputs; its max_length leaves out the fixed parts around."""
+    """mxbai_rerank 0.1.6, MxbaiRerankV2.prepare_inputs; its max_length does not count the fixed parts."""
     prefix = plain(
         tokenizer,
         "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
@@ -67,7 +67,7 @@ def mxbai(tokenizer: Any, query: str, document: str, instruction: str | None, li
 
 
 def gemma(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """FlagEmbedding 1.4.2, BaseLLMReranker; only the document gives way, the prompt never."""
+    """FlagEmbedding 1.4.2, BaseLLMReranker; only the document is truncated, never the prompt."""
     prompt = plain(
         tokenizer,
         "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
@@ -80,7 +80,7 @@ def gemma(tokenizer: Any, query: str, document: str, instruction: str | None, li
 
 
 def zerank(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """The chat form rendered as one string; the document is what gives way."""
+    """The chat form rendered as one string; the document is truncated."""
     system = query
     if instruction:
         system = f"<query>{query}</query>\n<instruction>{instruction}</instruction>"
@@ -95,7 +95,7 @@ def zerank(tokenizer: Any, query: str, document: str, instruction: str | None, l
 
 
 def ctxl(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """The card's prompt, with the tokenizer's own bos; documents are cut by us, so only uncut ones are compared."""
+    """The card's prompt with the tokenizer's bos; the card does not truncate, so only whole documents are compared."""
     instruction = f" {instruction}" if instruction else ""
     return list(
         tokenizer(
@@ -116,7 +116,7 @@ REFERENCES: dict[str, tuple[Reference, list[str]]] = {  # template → its ids, 
 
 @dataclass
 class Case:
-    """One family's checkpoint, its documents, and what transformers says of them."""
+    """The checkpoint of a family, documents, and the reference for them."""
 
     directory: Path
     template: str
@@ -140,7 +140,7 @@ class Case:
 
 
 def make_case(directory: Path, family: str) -> Case:
-    """A random checkpoint of `family` in `directory`, loaded by us and by transformers."""
+    """Write a random checkpoint of `family` to `directory` and load it with the engine and with transformers."""
     make_decoder(directory, family)
     template = DECODERS[family][3]
     rng = random.Random(11)

@@ -1,4 +1,4 @@
-"""One random checkpoint of every family that is served, and the reference its answers are compared with."""
+"""A random checkpoint and a reference for every supported family."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from support.families.relatives import RELATIVES, make_relative
 
 @dataclass(frozen=True)
 class Made:
-    """A checkpoint on disk, and the reference's answers where `sie-server verify` would have none."""
+    """A checkpoint on disk, with a reference if `sie-server verify` has none for it."""
 
     served: Path
     template: str | None = None
     reference: Reference | None = None
 
     def answers(self, engine: Engine, query: str, documents: list[str]) -> Answers:
-        """What the reference makes of the texts."""
+        """Return the answers of the reference."""
         reference = self.reference or reference_of(self.served, engine)
         return reference(self.served, engine, query, documents)
 
@@ -55,7 +55,7 @@ def _decoder(family: str) -> Callable[[Path], Made]:
 
 
 def _relative(name: str) -> Callable[[Path], Made]:
-    """Published under other names: the reference reads the library's own form of the same weights."""
+    """Return a maker of the published form; the reference reads the library's form of the same weights."""
 
     def make(directory: Path) -> Made:
         published, library = make_relative(directory, RELATIVES[name])
@@ -80,7 +80,7 @@ def _jina_bert(name: str) -> Callable[[Path], Made]:
 
 
 def _prompted(make: Callable[[Path], rankers.Made]) -> Callable[[Path], Made]:
-    """A template over a model whose head, or whose backbone, is put together by hand."""
+    """Return a maker of a prompted reranker whose head or backbone no library class has."""
 
     def write(directory: Path) -> Made:
         made = make(directory / "checkpoint")

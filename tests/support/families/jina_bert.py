@@ -1,8 +1,8 @@
 """JinaBERT (jina-reranker-v1, jina-embeddings-v2): random checkpoints, and its formulas in plain torch.
 
-No library on PyPI has this architecture and its repository's code is never run, so the reference is written here from
-the papers: padded, one head after the other, with nothing of ours. Checkpoints have the names and configuration fields
-of the published ones.
+No library on PyPI has this architecture and the code of its repository is never run, so the reference is written here
+from the papers, one head after the other, without code of the server. Checkpoints have the tensor names and
+configuration fields of the published ones.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ AUTO_MAP = {
 
 @dataclass(frozen=True)
 class Kind:
-    """One way in which such a checkpoint is published."""
+    """A form in which such a checkpoint is published."""
 
     architecture: str
     feed_forward: str
     heads: int
     tokenizer: Callable[[], Any]
-    head: str = "classifier"  # or "mlm": what stands beside the encoder; none: nothing
+    head: str = "classifier"  # next to the encoder: "classifier", "mlm" or nothing
     prefix: str = "bert."
 
 
@@ -67,7 +67,7 @@ EMBEDDERS = sorted(name for name in KINDS if name.startswith("embeddings"))
 
 
 def shapes(kind: Kind, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the checkpoint."""
+    """Return the shape of every tensor of the checkpoint."""
     found: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (vocabulary, SIZE),
         "embeddings.token_type_embeddings.weight": (2, SIZE),
@@ -193,7 +193,7 @@ def feed_forward(case: JinaBert, layer: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def hidden(case: JinaBert, inputs: Any) -> torch.Tensor:
-    """[texts, tokens, hidden]"""
+    """Return the last hidden states  # [texts, tokens, hidden]"""
     table = f"{case.kind.prefix}embeddings"
     types = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
     x = case.tensors[f"{table}.word_embeddings.weight"][inputs["input_ids"]]
@@ -207,7 +207,7 @@ def hidden(case: JinaBert, inputs: Any) -> torch.Tensor:
 
 
 def classified(case: JinaBert, inputs: Any) -> torch.Tensor:
-    """[texts] logits."""
+    """Return the logits  # [texts]"""
     first = hidden(case, inputs)[:, 0]
     return linear(case, "classifier", torch.tanh(linear(case, "bert.pooler.dense", first)))[:, 0]
 

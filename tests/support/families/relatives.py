@@ -1,7 +1,7 @@
-"""Random checkpoints of architectures that are published with code of their own, written twice.
+"""Random checkpoints of architectures that are published with remote code, each written twice.
 
-No weights and no remote code are at hand, so one set of random weights is written as the library's class saves it, for
-the reference, and under the names and configuration fields of the published repositories, for us.
+The published weights and code are not available offline, so one set of random weights is written as the class of the
+library saves it, for the reference, and with the names and configuration fields of the published repository.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Relative:
-    """How one architecture is built in the library, and what the published repository calls it."""
+    """How an architecture is built in the library, and its names in the published repository."""
 
     model: Callable[..., Any]
     config: Callable[..., Any]
@@ -48,7 +48,7 @@ def new_names(tensors: Tensors) -> Tensors:
 
 
 def flash_names(tensors: Tensors) -> Tensors:
-    """XLM-R's names → those of jina's implementation: fused projections, flash-attention's module names."""
+    """Rename the tensors of XLM-R to those of jina's implementation, which has fused projections and other modules."""
     layer = re.compile(r"roberta[.]encoder[.]layer[.](\d+)[.](.*)[.](weight|bias)")
     parts = {
         "attention.output.dense": "mixer.out_proj",
@@ -105,7 +105,7 @@ NEW = {
     "unpad_inputs": False,
     "use_memory_efficient_attention": False,
 }
-# base · f and all frequencies divided by f^(2 / dim), said in transformers' words
+# base · f and all frequencies divided by f^(2 / dim), as transformers configures it
 NTK = {"rope_type": "linear", "factor": FACTOR ** (2 * HEADS / SIZE), "rope_theta": THETA * FACTOR}
 RELATIVES = {
     "new": Relative(
@@ -140,7 +140,7 @@ RELATIVES = {
 
 
 def make_relative(root: Path, relative: Relative) -> tuple[Path, Path]:
-    """The published form, and the library's; both have the tokenizer."""
+    """Write the published form and the library's, both with the tokenizer, and return their directories."""
     tokenizer = xlm_roberta_tokenizer()
     shape = SHAPE | {"vocab_size": tokenizer.get_vocab_size()}
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""How each dialect asks, and where its answer has the ranking."""
+"""The request of each dialect, and the place of the ranking in its answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.servers.processes import Server
 
 @dataclass(frozen=True)
 class Spoken:
-    """How a dialect asks, and where its answer has the hits."""
+    """The request of a dialect, and the place of the hits in its answer."""
 
     path: str
     body: Callable[[str, list[str]], dict[str, Any]]
@@ -32,7 +32,7 @@ class Spoken:
         return answer.json()
 
     def found(self, answer: Any) -> Hits:
-        """Positions and scores, the best first; `/score` answers in the order of the documents."""
+        """Return positions and scores, the best first; `/score` answers in the order of the documents."""
         hits = [(hit["index"], hit[self.score]) for hit in self.hits(answer)]
         if self.ordered:
             return hits

@@ -1,4 +1,4 @@
-"""What nearly every comparison does: put a job through an engine, and read pairs as the reference library does."""
+"""Run a job on an engine, and tokenise pairs as the reference library does."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sie_server.engine.job import Job
 
 
 def run_job(engine: Engine, job: Job) -> list[Any]:
-    """The results of a job without a query of its own, in one pass."""
+    """Run a job whose query needs no pass of its own, in one pass, and return its results."""
     for work, result in zip(job.work, engine.run(job.work), strict=True):
         job.put(work.index, result)
     return job.results
 
 
 def read_pairs(tokenizer: Any, query: str, documents: list[str], limit: int) -> Any:
-    """The encoding by transformers, padded, with only the documents cut."""
+    """Return the encoding by transformers, padded, with only the documents truncated."""
     return tokenizer(
         [query] * len(documents),
         documents,

@@ -1,4 +1,4 @@
-"""The question every client asks, and what our own client says to it."""
+"""The request that every client sends, and the answer that the Python client gets to it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TEXTS = [
     "",
     "lawyers argue about contracts",
 ]
-LONG = "rain falls tomorrow over the quiet harbour " * 60  # more than the toy models read
+LONG = "rain falls tomorrow over the quiet harbour " * 60  # longer than the limit of the toy models
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the Python client says of the same question."""
+    """The answer that the Python client gets to the same request."""
 
     order: list[int]
     scores: dict[int, float]
@@ -56,13 +56,13 @@ def expect(
 
 
 def probabilities(model: str) -> dict[str, str]:
-    """Options under which the model's scores are what dialects promise: probabilities where there are logits."""
+    """Return the options that make the scores those of the dialects: probabilities instead of logits."""
     return {} if model == SIMILARITY else {"normalize": "sigmoid"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A question that can be asked in every dialect; `ids` and `top_n` where the caller gives them."""
+    """A request that exists in every dialect; `ids` and `top_n` are optional."""
 
     model: str
     query: str
@@ -72,14 +72,14 @@ class Request:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The native route's, without `top_n`."""
+        """The body of the native route, without `top_n`."""
         items: list[dict[str, str]] = [{"text": text} for text in self.texts]
         if self.ids:
             items = [{"id": i, **item} for i, item in zip(self.ids, items, strict=True)]
         return {"query": {"id": "q", "text": self.query}, "items": items}
 
     def hits(self, scores: list[Any], item_id: str = "item_id") -> Hits:
-        """Positions and scores of a native answer's entries, known by the ids of the documents."""
+        """Return positions and scores of the entries of a native answer, which names documents by id."""
         names = self.ids or [f"item-{i}" for i in range(len(self.texts))]
         assert [entry["rank"] for entry in scores] == list(range(len(scores)))
         return [(names.index(entry[item_id]), entry["score"]) for entry in scores]
@@ -98,7 +98,7 @@ UNUSUAL = [
 
 
 def random_requests(count: int) -> list[Request]:
-    """1 to 20 documents each, some of them empty, unusual, long or twice the same."""
+    """Return requests of 1 to 20 documents, some of them empty, unusual, long or duplicates."""
     rng = random.Random(11)
 
     def text(words: int) -> str:

@@ -1,4 +1,4 @@
-"""One query and its candidates for all frameworks, and the ranking that the client itself gets."""
+"""One query and its candidates for all frameworks, and the ranking that the client returns for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXTS = [
     "It will rain tomorrow.",
     "Machine learning learns from data.",
     "Deep neural networks power modern systems.",
-    "Machine learning learns from data.",  # the same again: candidates are known by their position
+    "Machine learning learns from data.",  # a duplicate: candidates are identified by position
     "",
 ]
 
@@ -20,7 +20,7 @@ TEXTS = [
 def ranking(
     client: SIEClient, model: str, query: str, texts: list[str], **params: Any
 ) -> list[tuple[int, float]]:
-    """Positions and scores, the best first."""
+    """Return positions and scores, the best first."""
     items = [Item(id=str(index), text=text) for index, text in enumerate(texts)]
     entries = client.score(model, Item(text=query), items, **params)["scores"]
     return [(int(entry["item_id"] or ""), entry["score"]) for entry in entries]

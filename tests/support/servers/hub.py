@@ -1,4 +1,4 @@
-"""A model hub on this machine: what `huggingface_hub` asks of one, answered from a folder of checkpoints.
+"""A model hub on this machine that answers the requests of `huggingface_hub` from a folder of checkpoints.
 
 Requests: https://huggingface.co/docs/hub/api (model info, tree) and the `resolve` addresses of files.
 """
@@ -20,7 +20,7 @@ PIECE = 256 * 1024
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `folder`/ORGANISATION/NAME/…; every repository has one commit, and `main` and its hash name it."""
+    """Serves `folder`/ORGANISATION/NAME/…; each repository has one commit, available as `main` and by its hash."""
 
     daemon_threads = True
 
@@ -28,7 +28,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.pause_s = 0.0  # after each piece of a file
-        self.sent: list[str] = []  # files that were asked for
+        self.sent: list[str] = []  # files that were requested
 
     @property
     def url(self) -> str:
@@ -39,7 +39,7 @@ class Hub(ThreadingHTTPServer):
         return {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
 
     def commit(self, repository: str) -> str:
-        """Another one whenever a file changes."""
+        """Return a hash that changes with every change of a file."""
         names = [f"{name} {blob(path)}" for name, path in self.files(repository).items()]
         return hashlib.sha1("\n".join(names).encode()).hexdigest()
 
@@ -57,7 +57,7 @@ def running(folder: Path) -> Iterator[Hub]:
 
 
 def blob(path: Path) -> str:
-    """The id of a file's content, as git makes it."""
+    """Return the git blob id of a file."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The real application over real checkpoints, asked through ASGI inside the test's process: quick to start."""
+"""The real application over real checkpoints, called through ASGI in the process of the test, so it starts fast."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from support.waiting import until
 
 
 class Looks:
-    """Counts the looks of the watchers of the models directory; made by the fixture `looks`."""
+    """Counts how often a watcher has looked at the models directory; tests get it as the fixture `looks`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        self.ahead_s = 0.0  # how far the clock of the watchers is ahead
-        self.begun: list[str] = []  # models with a change or another try that a watcher began
-        self.under_way = 0  # of those
+        self.ahead_s = 0.0  # added to the watcher's clock
+        self.begun: list[str] = []  # models whose change or retry the watcher began
+        self.under_way = 0  # changes and retries that have not ended
         follow, begin = Follower.follow, Follower._begin
 
         def counted(follower: Follower, found: Any, now: float) -> None:
@@ -50,9 +50,9 @@ class Looks:
         monkeypatch.setattr(Follower, "_begin", noted)
 
     async def wait(self) -> None:
-        """Wait until a change that is on disk now has been acted on.
+        """Wait until the watcher has acted on the files as they are now.
 
-        A change counts at the second look that sees it, and the look under way may have missed it.
+        The watcher acts when two looks agree, and the look that is running may have missed the latest change.
         """
         start = self.count
         await until(lambda: self.count >= start + 3)
@@ -63,7 +63,7 @@ FP32 = ServerConfig(device=DEVICE, dtype="float32", offline=True, threads=1, bat
 
 @contextmanager
 def asking(models: dict[str, Path], **config: Any) -> Iterator[TestClient]:
-    """A client of an app that serves `models` (id → directory) in fp32 on one thread."""
+    """Yield a client of an app that serves `models` (id → directory) in fp32 on one thread."""
     named = tuple(f"{name}={path}" for name, path in models.items())
     app = create_app(msgspec.structs.replace(FP32, model=named, **config))
     with TestClient(app, headers={"accept": "application/json"}) as client:
@@ -71,7 +71,7 @@ def asking(models: dict[str, Path], **config: Any) -> Iterator[TestClient]:
 
 
 def post(client: TestClient, path: str, body: Any, status: int = 200) -> Any:
-    """The decoded JSON answer, which must have this status."""
+    """Return the decoded JSON answer, which must have this status."""
     answer = client.post(path, json=body)
     assert answer.status_code == status, answer.text
     return answer.json()
@@ -80,20 +80,20 @@ def post(client: TestClient, path: str, body: Any, status: int = 200) -> Any:
 def ask(
     client: TestClient, model: str, query: str, texts: list[str], status: int = 200, **options: Any
 ) -> Any:
-    """A score request for plain texts."""
+    """Send a score request for plain texts."""
     body = {"query": {"text": query}, "items": [{"text": text} for text in texts], "options": options}
     return post(client, f"/v1/score/{model}", body, status)
 
 
 def in_order(answer: Any, key: str = "score") -> list[Any]:
-    """One field of the entries in the order of the request."""
+    """Return one field of the entries in the order of the request."""
     entries = sorted(answer["scores"], key=lambda entry: int(entry["item_id"].removeprefix("item-")))
     return [entry[key] for entry in entries]
 
 
 @asynccontextmanager
 async def serving(**config: Any) -> AsyncIterator[Service]:
-    """The service without HTTP, in fp32 on one thread; nothing is loaded yet."""
+    """Yield the service without HTTP, in fp32 on one thread, with no model loaded."""
     service = Service(msgspec.structs.replace(FP32, **config))
     try:
         yield service
@@ -102,7 +102,7 @@ async def serving(**config: Any) -> AsyncIterator[Service]:
 
 
 async def scores(service: Service, model: str, query: str, texts: list[str]) -> tuple[float, ...]:
-    """Scores in the order of `texts`."""
+    """Return the scores in the order of `texts`."""
     request = ScoreRequest(Item(text=query), [Item(text=text) for text in texts])
     answer = await service.score(model, request, RequestTiming())
     by_id = {entry.item_id: entry.score for entry in answer.scores}

@@ -1,7 +1,7 @@
-"""Real `sie-server` processes on the loopback interface, the checkpoints they serve, and how tests talk to them.
+"""Real `sie-server` processes on the loopback interface, the checkpoints they serve, and requests to them.
 
-Nothing here knows the server's code: it is started as a user starts it and seen through its port, its log and its
-exit status. No process started here can reach a model hub.
+Nothing here imports the server: it is started on the command line and observed through its port, its log and its exit
+status. No process started here can reach a model hub.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from support.checkpoints.cache import cached
 from support.device import DEVICE
 
 JSON, MSGPACK = "application/json", "application/msgpack"
-START_S = 120.0  # generous: the machine may be shared
+START_S = 120.0  # generous, as the machine may be shared
 PLAIN = False  # servers under test speak plain HTTP, and httpx takes 20 ms of CPU to read the certificates
-NOBODY = "http://127.0.0.1:9"  # the discard port, where nobody listens
+NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 
 @dataclass
 class Server:
-    """One running process."""
+    """A running server process."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -51,7 +51,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """Everything it has written so far."""
+        """The log so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def post(
@@ -63,7 +63,7 @@ class Server:
         accept: str | None = JSON,
         headers: dict[str, str] | None = None,
     ) -> httpx.Response:
-        """POST `body`: bytes as they are, anything else encoded as `content_type` says."""
+        """POST `body`: bytes unchanged, other values encoded according to `content_type`."""
         sent = {"content-type": content_type, "accept": accept, **(headers or {})}
         if not isinstance(body, bytes):
             body = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
@@ -79,7 +79,7 @@ class Server:
         return httpx.get(self.base_url + path, headers=headers, timeout=60, verify=PLAIN)
 
     def score(self, model: str, query: str, texts: list[str], **body: Any) -> dict[str, Any]:
-        """The answer to a plain JSON request, which must be a 200."""
+        """Send a plain JSON request and return the answer, which must have status 200."""
         sent = {"query": {"text": query}, "items": [{"text": text} for text in texts], **body}
         answer = self.post(f"/v1/score/{model}", sent)
         assert answer.status_code == 200, answer.text
@@ -87,13 +87,13 @@ class Server:
         return answered
 
     def scores(self, model: str, query: str, texts: list[str], **options: Any) -> list[float]:
-        """Scores in the order of `texts`."""
+        """Return the scores in the order of `texts`."""
         entries = self.score(model, query, texts, options=options)["scores"]
         by_id = {entry["item_id"]: entry["score"] for entry in entries}
         return [by_id[f"item-{i}"] for i in range(len(texts))]
 
     def metric(self, name: str, **labels: str) -> float:
-        """A sample of /metrics; 0 when it is not there yet."""
+        """Return a sample of /metrics, or 0 if it does not exist yet."""
         for line in self.get("/metrics").text.splitlines():
             match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
             if match and dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")) == labels:
@@ -101,20 +101,20 @@ class Server:
         return 0.0
 
     def raw(self) -> socket.socket:
-        """A bare connection, for what no HTTP client would send."""
+        """Open a bare connection, for requests that no HTTP client would send."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def signal_and_wait(self, number: int = signal.SIGTERM, within: float = 60) -> int:
-        """Send a signal; the exit status."""
+        """Send a signal and return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(within)
 
 
 @contextlib.contextmanager
 def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """`sie-server serve` with `args`, ready to serve; at the end it must stop on SIGTERM with status 0.
+    """Run `sie-server serve` with `args` until the block ends; then it must stop on SIGTERM with status 0.
 
-    A test may stop the process itself and look at the status.
+    A test may stop the process itself and check the status.
     """
     port = free_port()
     log_path = folder / f"server-{port}.log"
@@ -138,9 +138,9 @@ def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iter
 
 
 def environment(folder: Path, more: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without its SIE_ settings, with a hub that does not answer, and settings for tests.
+    """Return the environment of a process under test: no SIE_ settings of the caller, and a hub that does not answer.
 
-    The batch size is not measured when a model loads, which takes 1.5 s a model.
+    A batch size is set, as measuring it takes 1.5 s for each model that loads.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIE_", "HF_", "TRANSFORMERS_"))}
     return {
@@ -194,7 +194,7 @@ def command_line(
 
 @cached
 def make_encoder(directory: Path, *, pooling: str = "mean") -> Path:
-    """A random BertModel in the sentence-transformers layout: it gives dense vectors and cannot score."""
+    """Write a random BertModel in the sentence-transformers layout, which outputs dense vectors and cannot score."""
     cross_encoders.make_cross_encoder(directory, "bert", seed=3)  # for its tokenizer
     vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
     (directory / "model.safetensors").unlink()
@@ -224,14 +224,14 @@ def make_encoder(directory: Path, *, pooling: str = "mean") -> Path:
 
 
 def poison(directory: Path, source: Path) -> Path:
-    """A copy of `source` whose first attention weight is NaN."""
+    """Copy `source` and set its first attention weight to NaN."""
     shutil.copytree(source, directory)
     edit_weights(directory, lambda w: w[next(n for n in w if n.endswith("query.weight"))].fill_(float("nan")))
     return directory
 
 
 def edit_weights(directory: Path, edit: Any) -> None:
-    """Load the tensors of a checkpoint, let `edit` change the table, write them back."""
+    """Load the tensors of a checkpoint, pass them to `edit`, and write them back."""
     path = directory / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     edit(tensors)

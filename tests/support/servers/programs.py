@@ -1,10 +1,11 @@
 """Programs that tests run: Node with the TypeScript client, curl, a browser.
 
-Without them the tests that need them are skipped, but never in CI.
+A test whose program is missing is skipped, but fails in CI.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -19,7 +20,7 @@ SDK = Path(__file__).parents[3] / "packages" / "sie-ts-sdk"
 
 
 def found(what: str, *names: str) -> str:
-    """The path of the first of these programs."""
+    """Return the path of the first of these programs that is installed."""
     path = next((path for name in names if (path := shutil.which(name))), None)
     if path is None:
         missing(f"{what} is not installed")
@@ -27,14 +28,14 @@ def found(what: str, *names: str) -> str:
 
 
 def missing(message: str) -> None:
-    """A machine without the tools may skip; CI may not."""
+    """Skip the test, or fail it in CI."""
     if os.environ.get("CI"):
         pytest.fail(f"{message}, and in CI these tests must run")
     pytest.skip(message)
 
 
 def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> str:
-    """Run to the end; what it printed."""
+    """Run a program to its end and return its output."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -50,13 +51,25 @@ def run(*command: str, cwd: Path = SDK, env: dict[str, str] | None = None) -> st
 
 @functools.cache
 def npm() -> str:
-    """npm, once the client and its tests are built, which happens once per run."""
+    """Build the client and its tests, and return the path of npm."""
     path = found("npm", "npm")
     major = int(run(found("Node", "node"), "--version").strip("v\n").split(".")[0])
     if major < 20:
         missing(f"Node {major} is older than 20")
     if not (SDK / "node_modules").is_dir():
         missing("packages/sie-ts-sdk has no node_modules (make installs them)")
-    run(path, "run", "build")
-    run(path, "run", "build:test")
+    _build(path)
     return path
+
+
+def _build(npm: str) -> None:
+    """Build once per run: the workers share the folder that the build writes to."""
+    this_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"process {os.getpid()}")
+    with (SDK / "node_modules" / ".built-by-tests").open("a+") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        mark.seek(0)
+        if mark.read() != this_run:
+            run(npm, "run", "build")
+            run(npm, "run", "build:test")
+            mark.truncate(0)
+            mark.write(this_run)
