@@ -29,7 +29,7 @@ def checkpoint_dirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _arguments(root: Path) -> list[str]:
     models = [f"--model=toy/{name}={root / name}" for name in ("bert", "logit", "encoder")]
-    limits = ["--batch-tokens=2048", "--max-body-mb=2", "--document-cache-mb=0"]
+    limits = ["--batch-tokens=2048", "--max-body-mb=2"]
     return [*models, "--model=sie/mini-en", "--dtype=float32", *limits]
 
 

@@ -32,7 +32,16 @@ LIMIT = 256
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     rng = random.Random(2)
-    some = [random_text(rng, n) for n in [0, 1, 2, 3, 400] + [rng.randint(1, 250) for _ in range(75)]]
+    counts = [
+        0,
+        1,
+        2,
+        3,
+        400,
+        *(rng.randint(1, 50) for _ in range(60)),
+        *(rng.randint(50, 250) for _ in range(15)),
+    ]
+    some = [random_text(rng, n) for n in counts]
     return [*some, "Ünïcödé", "一二三 mixed text", "  ", "a" * 300, "!?!"]
 
 

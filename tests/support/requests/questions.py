@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +39,17 @@ class Expected:
             assert abs(score - self.scores[index]) <= 1e-6, (index, score, self.scores[index])
 
 
+@functools.cache
+def _client(base_url: str) -> SIEClient:
+    """Return one client per server; opening a connection for each of hundreds of requests takes seconds."""
+    return SIEClient(base_url)
+
+
 def expect(
     server: Server, model: str, query: str = QUERY, texts: list[str] = TEXTS, **options: object
 ) -> Expected:
-    with SIEClient(server.base_url) as client:
-        answer = client.score(model, {"text": query}, [{"text": text} for text in texts], options=options)
+    items = [{"text": text} for text in texts]
+    answer = _client(server.base_url).score(model, {"text": query}, items, options=options)
     places = [int(entry["item_id"].removeprefix("item-")) for entry in answer["scores"]]
     return Expected(places, {i: e["score"] for i, e in zip(places, answer["scores"], strict=True)})
 

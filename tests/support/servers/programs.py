@@ -5,6 +5,7 @@ Without them the tests that need them are skipped, but never in CI.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -57,6 +58,18 @@ def npm() -> str:
         missing(f"Node {major} is older than 20")
     if not (SDK / "node_modules").is_dir():
         missing("packages/sie-ts-sdk has no node_modules (make installs them)")
-    run(path, "run", "build")
-    run(path, "run", "build:test")
+    _build(path)
     return path
+
+
+def _build(npm: str) -> None:
+    """Build once per run: the workers share the folder that the build writes to."""
+    this_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"process {os.getpid()}")
+    with (SDK / "node_modules" / ".built-by-tests").open("a+") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        mark.seek(0)
+        if mark.read() != this_run:
+            run(npm, "run", "build")
+            run(npm, "run", "build:test")
+            mark.truncate(0)
+            mark.write(this_run)
