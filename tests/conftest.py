@@ -20,8 +20,9 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.cache:  # shared by the workers, kept between runs and ignored by git
-        cache.use(config.cache.mkdir("checkpoints"))
+    kept = getattr(config, "cache", None)  # shared by the workers, kept between runs and ignored by git
+    if kept:
+        cache.use(kept.mkdir("checkpoints"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

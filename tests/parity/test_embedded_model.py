@@ -163,6 +163,7 @@ def test_alone_equals_batched_and_mixed(engine: Engine, texts: list[str]) -> Non
     np.testing.assert_allclose(encode.results[4]["dense"], vectors(engine, texts[:5], "dense")[4], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bf16_ranks_as_fp32(engine: Engine) -> None:
     """Compare the full rankings of real passages by Kendall's tau."""
     corpus = Path(__file__).parents[2] / "examples" / "demo" / "corpus.jsonl"

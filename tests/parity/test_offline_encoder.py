@@ -45,6 +45,7 @@ def texts() -> list[str]:
     return made
 
 
+@pytest.mark.slow
 def test_vectors_equal_sentence_transformers() -> None:
     source = catalog()[MODEL].source
     assert Path(source).is_dir()  # the package's folder, not a Hub id

@@ -53,6 +53,7 @@ def load(server: Server, status: int = 200, **body: object) -> dict[str, object]
     return dict(answer.json())
 
 
+@pytest.mark.slow
 def test_only_needed_files_are_downloaded_and_only_once(tmp_path: Path, theirs: Hub, stored: Path) -> None:
     theirs.sent.clear()
     flags = ["--model", MODEL, "--adapter", f"{MODEL}:laws={LORA}", "--batch-tokens", "512"]

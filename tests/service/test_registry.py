@@ -449,6 +449,7 @@ async def test_unloading_waits_for_a_pass_of_a_cancelled_request(made: Path) -> 
 # ── swaps ──
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_tokens", "tolerance"), [(8, 0.0), (2048, 1e-4)])
 async def test_swapping_under_load_mixes_no_versions(made: Path, batch_tokens: int, tolerance: float) -> None:
     """Answers are exact with one pair per pass, and differ in shared batches by far less than A and B do."""

@@ -49,6 +49,7 @@ def swap(server: Server, source: Path, status: int = 200) -> None:
     assert answer.status_code == status, answer.text
 
 
+@pytest.mark.slow
 def test_twenty_swaps_do_not_affect_sixteen_clients(tmp_path: Path, versions: dict[str, Path]) -> None:
     # one pair per pass, so that other requests do not change the last bits of an answer
     args = ["--model", f"m={versions['a']}", "--source-roots", str(versions["a"].parent)]
