@@ -19,6 +19,7 @@ from sie_server.models.batch import Tokens
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.worker import DeviceWorker
 from support.servers import processes
+from support.waiting import until
 
 PROGRAM = """
 import sys
@@ -58,6 +59,7 @@ async def test_every_waiting_request_fails_and_later_ones_are_refused() -> None:
         assert all(isinstance(failure, QueueFull) and "Panic" in failure.message for failure in failures)
         with pytest.raises(QueueFull):
             await worker.call(lambda: None)
+        await until(lambda: deaths)
         assert [type(death) for death in deaths] == [QueueFull]
     await asyncio.to_thread(worker.close)
 
