@@ -8,8 +8,8 @@ TYPESCRIPT_DEV := $(TYPESCRIPT)/node_modules/.installed
 INTEGRATIONS := sie-langchain sie-llamaindex sie-haystack
 SOURCES := packages/sie-sdk/src packages/sie-server/src $(INTEGRATIONS:%=packages/%/src)
 ARGS ?=
-# Processes that run tests. Each of them imports torch and the reference libraries, about 15 s of CPU time.
-WORKERS ?= 2
+# Processes that run tests; service tests wait for servers, so three keep two cores busy.
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
