@@ -1,6 +1,7 @@
 """The life of a request between decoding and encoding: lease, tokenise, queue, forward, read out, rank.
 
-`score` shows the steps. Steps ④ to ⑦ (queue, pack, forward, head) happen in `DeviceWorker.run`, on the device thread.
+`score` shows the steps. `DeviceWorker.run` waits for steps ④ to ⑦ (queue, pack, forward, head), which happen on the
+device thread.
 """
 
 from __future__ import annotations
