@@ -23,6 +23,7 @@ from support.waiting import until
 
 PROGRAM = """
 import sys
+import time
 from sie_server import cli
 from sie_server.serving import worker
 
@@ -33,6 +34,10 @@ def fail(engine, works):
     raise Panic("native code")
 
 worker.run_isolated = fail
+if sys.argv[2] == "loading":
+    from sie_server.serving.loading import loader
+    fetch = loader.fetch
+    loader.fetch = lambda source, **how: time.sleep(600) if source.startswith("org/") else fetch(source, **how)
 sys.argv = ["sie-server", "serve", "--port", sys.argv[1], "--batch-tokens", "2048"]
 cli.main()
 """
@@ -75,10 +80,11 @@ async def test_a_call_that_panics_fails_too() -> None:
     await asyncio.to_thread(worker.close)
 
 
-def test_the_process_ends_with_a_message_and_a_non_zero_status(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loads", ["idle", "loading"])
+def test_the_process_ends_with_a_message_and_a_non_zero_status(tmp_path: Path, loads: str) -> None:
     port = processes.free_port()
     server = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(port)],
+        [sys.executable, "-c", PROGRAM, str(port), loads],
         env=processes.environment(tmp_path),
         stderr=subprocess.PIPE,
         text=True,
@@ -86,6 +92,10 @@ def test_the_process_ends_with_a_message_and_a_non_zero_status(tmp_path: Path) -
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(url)
+        if loads == "loading":  # a download that never ends must not keep the process alive
+            admin = httpx.Client(timeout=httpx.Timeout(60, read=0.5))
+            with pytest.raises(httpx.ReadTimeout):
+                admin.post(f"{url}/v1/admin/load", json={"model": "org/slow", "source": "org/slow"})
         body = {"query": {"text": "a"}, "items": [{"text": "b"}]}
         answer = httpx.post(f"{url}/v1/score/sie/mini-en", json=body, timeout=30)
         assert answer.status_code == 503 and answer.json()["code"] == "QUEUE_FULL"

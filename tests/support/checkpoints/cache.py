@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
+from sie_server import templates
+
 P = ParamSpec("P")
 _root: Path | None = None
 
@@ -66,8 +68,10 @@ def _build(kept: Path, make: Callable[[Path], object]) -> None:
 def _makers() -> str:
     """Return a hash of everything that determines the bytes: sources of the makers and versions of the libraries."""
     content = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    makers = Path(__file__).parents[1].rglob("*.py")
+    prompts = Path(templates.__file__).parent.rglob("*.yaml")  # some makers train tokenizers on them
+    for path in sorted([*makers, *prompts]):
         content.update(path.read_bytes())
-    for name in ("torch", "transformers", "tokenizers", "safetensors", "sentence-transformers"):
+    for name in ("numpy", "torch", "transformers", "tokenizers", "safetensors", "sentence-transformers"):
         content.update(importlib.metadata.version(name).encode())
     return content.hexdigest()[:16]

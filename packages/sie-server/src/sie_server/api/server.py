@@ -60,7 +60,8 @@ def serve(config: ServerConfig) -> None:
 
     def on_fatal(error: SIEError) -> None:
         failures.append(error)
-        server.should_exit = True
+        server.config.timeout_graceful_shutdown = 1  # the remaining requests can only fail
+        server.drain()
 
     app = create_app(config, on_fatal)
     if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
@@ -82,22 +83,27 @@ def serve(config: ServerConfig) -> None:
         server.run(sockets=[listener])
     finally:
         listener.close()
+    _leave_what_still_loads(failures)
     if failures:
         raise ServerFailed(failures[0].message)
-    _leave_what_still_loads()
 
 
-def _leave_what_still_loads() -> None:
-    """End the process if a download or load is still running. Python would wait for its thread without a limit."""
+def _leave_what_still_loads(failures: list[SIEError]) -> None:
+    """End the process if a download or load is still running. Python would wait for its thread without a limit.
+
+    With `failures`, the first one is printed, and the exit status is 1.
+    """
     busy = [thread for thread in threading.enumerate() if thread.name.startswith(LOADING_THREADS)]
     for thread in busy:
         thread.join(JOIN_S)  # an idle thread ends at once
     if any(thread.is_alive() for thread in busy):
         log.warning("abandoning a download or load that is still running")
+        if failures:
+            print(f"Error: {failures[0].message}", file=sys.stderr)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(1 if failures else 0)
 
 
 def bind(host: str, port: int) -> socket.socket:

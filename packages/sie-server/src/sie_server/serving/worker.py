@@ -50,6 +50,7 @@ class DeviceWorker:
         self._calls: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
         self._wake = threading.Condition()
         self._closed = False
+        self._failure: QueueFull | None = None  # of the thread itself
         self._metrics, self._on_death = metrics, on_death
         self._thread = threading.Thread(
             target=self._work, args=(cpu_threads,), name="sie-device", daemon=True
@@ -65,7 +66,7 @@ class DeviceWorker:
         ticket = PendingTicket(engine, job, timing)
         with self._wake:
             if self._closed:
-                raise _stopping()
+                raise self._failure or _stopping()
             self._queue.admit(ticket)
             self._pending.add(ticket)
             self._metrics.queue_tokens.set(self._queue.tokens_waiting)
@@ -94,7 +95,7 @@ class DeviceWorker:
         done: asyncio.Future[Result] = self._loop.create_future()
         with self._wake:
             if self._closed:
-                raise _stopping()
+                raise self._failure or _stopping()
             self._calls.append((function, done))
             self._wake.notify()
         return await done
@@ -145,12 +146,9 @@ class DeviceWorker:
     def _die(self, error: BaseException) -> None:
         """Fail all requests: without this thread they would wait indefinitely."""
         log.critical("the device thread has failed", exc_info=error)
+        failure = _thread_failed(error)
         with self._wake:
-            self._closed = True
-        failure = QueueFull(
-            f"the device thread has failed ({type(error).__name__}) and the server is stopping",
-            retry_after_s=1,
-        )
+            self._closed, self._failure = True, failure
         with suppress(RuntimeError):  # the event loop is closed
             self._fail_all(failure)
             if self._on_death:
@@ -182,8 +180,8 @@ class DeviceWorker:
             value = function()
         except Exception as error:
             failure = error
-        except BaseException:
-            self._loop.call_soon_threadsafe(_resolve, done, None, _stopping())
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(_resolve, done, None, _thread_failed(error))
             raise
         self._loop.call_soon_threadsafe(_resolve, done, value, failure)
 
@@ -201,6 +199,11 @@ class DeviceWorker:
                 if ticket.job in failures:
                     self._drop(ticket)
         self._loop.call_soon_threadsafe(_deliver, batch, failures, start, end)
+
+
+def _thread_failed(error: BaseException) -> QueueFull:
+    name = type(error).__name__
+    return QueueFull(f"the device thread has failed ({name}) and the server is stopping", retry_after_s=1)
 
 
 def _stopping() -> QueueFull:
