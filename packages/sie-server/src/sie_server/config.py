@@ -121,10 +121,45 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
             description="Tokens that may wait in the queue; further requests are answered with QUEUE_FULL",
         ),
     ] = 4_000_000
+    max_wait_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Longest time that a request may wait for the device, in seconds; a request whose estimated "
+            "wait is longer is answered with QUEUE_FULL at once",
+        ),
+    ] = 20.0
     max_chunks: Annotated[
         int, Meta(ge=1, description="Maximum number of windows per document (options.long_document: chunk)")
     ] = 64
     max_body_mb: Annotated[int, Meta(ge=1, description="Largest request body, in MiB")] = 64
+    max_bodies_mb: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Memory for all request bodies and unsent responses together, in MiB; further bodies are "
+            "answered with QUEUE_FULL",
+        ),
+    ] = 256
+    body_timeout_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Seconds that a client may take to send a body or to read a response, plus one second per "
+            "64 KiB",
+        ),
+    ] = 30.0
+    header_timeout_s: Annotated[
+        float, Meta(gt=0, description="Seconds that a client may take to send the headers of a request")
+    ] = 10.0
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Open connections; if all are busy, further requests are answered with QUEUE_FULL, except "
+            "those for health routes",
+        ),
+    ] = 1000
     load_wait_s: Annotated[
         float,
         Meta(
@@ -132,6 +167,17 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
             description="Seconds that a request waits for its model before it is answered with MODEL_LOADING",
         ),
     ] = 20.0
+    load_stall_s: Annotated[
+        float,
+        Meta(gt=0, description="Seconds without progress after which the load of a model is given up"),
+    ] = 600.0
+    device_stall_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Seconds that one step of the device may take before /livez fails and the server ends",
+        ),
+    ] = 300.0
     drain_s: Annotated[
         float, Meta(ge=0, description="Seconds that a shutdown waits for accepted requests")
     ] = 60.0
