@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy as copying
+import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from sie_server.engine.job import Job, build_job
 from sie_server.errors import QueueFull
 from sie_server.models.batch import Tokens
-from sie_server.serving.queue import SLICE_BATCHES, Batch, Ticket, TokenQueue
+from sie_server.serving.queue import SLICE_BATCHES, Batch, Demand, Ticket, TokenQueue
+from sie_server.wire import Priority
 
 
 @dataclass(eq=False)
@@ -29,6 +32,13 @@ def queue_of(*tickets: Ticket, max_tokens: int = 10_000) -> TokenQueue[Ticket]:
     for ticket in tickets:
         queue.admit(ticket)
     return queue
+
+
+def copy_of(queue: TokenQueue[Ticket]) -> TokenQueue[Ticket]:
+    """Return a queue with the same waiting work, which can be taken from without a change of the original."""
+    other = copying.copy(queue)
+    other._tickets = [copying.copy(ticket) for ticket in queue._tickets]
+    return other
 
 
 def sizes(batch: Batch | None) -> list[int]:
@@ -91,10 +101,10 @@ def test_a_small_request_passes_a_bulk_request() -> None:
     assert batch is not None and batch.works[0].job is small.job
 
 
-def test_a_bulk_request_is_rescheduled_after_every_slice() -> None:
-    """A small request waits for at most one slice of the bulk request, not for all of it."""
+@pytest.mark.parametrize("priority", [None, "bulk"])
+def test_a_small_request_waits_for_at_most_one_batch_of_a_bulk_request(priority: Priority | None) -> None:
     model = Model()
-    bulk = Ticket(model, job_of(*[50] * 400))
+    bulk = Ticket(model, job_of(*[50] * 400), priority)
     queue = queue_of(bulk, max_tokens=100_000)
     for _ in range(60):
         queue.take()
@@ -103,14 +113,24 @@ def test_a_bulk_request_is_rescheduled_after_every_slice() -> None:
         waited = 0
         while not small.exhausted:
             waited += sum(sizes(queue.take()))
-        assert waited <= (SLICE_BATCHES + 1) * model.batch_tokens
+        assert waited <= 2 * model.batch_tokens
     assert not bulk.exhausted
 
 
-def test_a_bulk_request_is_never_starved() -> None:
-    """With one small request always queued, a bulk request of B tokens ends after at most 2·B tokens and a batch."""
+def test_a_large_request_may_ask_for_the_interactive_lane() -> None:
     model = Model()
-    bulk = Ticket(model, job_of(*[100] * 20))
+    large, bulk = Ticket(model, job_of(*[50] * 80), "interactive"), Ticket(model, job_of(*[50] * 80))
+    queue = queue_of(bulk, large, max_tokens=100_000)
+    while not large.exhausted:
+        queue.take()
+    assert bulk.tokens_waiting > 2000  # more than half of it is left
+
+
+@pytest.mark.parametrize(("priority", "share"), [("interactive", 1 / 2), (None, 1 / (1 + SLICE_BATCHES))])
+def test_a_large_request_is_never_starved(priority: Priority | None, share: float) -> None:
+    """With one small request always queued, a large request still gets its share of the device."""
+    model = Model()
+    bulk = Ticket(model, job_of(*[100] * 20), priority)
     small = Ticket(model, job_of(100))
     queue = queue_of(bulk, small)
     work_done = 0
@@ -119,7 +139,61 @@ def test_a_bulk_request_is_never_starved() -> None:
             small = Ticket(model, job_of(100))
             queue.admit(small)
         work_done += sum(sizes(queue.take()))
-    assert work_done <= 2 * 2000 + 100
+    assert work_done <= 2000 / share + 100
+
+
+@pytest.mark.parametrize(
+    ("waiting", "lengths", "seconds"),
+    [
+        ([], (100,), 0.1),
+        ([(100, 100)], (100,), 0.1),  # the smaller one goes first
+        ([(100,)], (100, 100), 0.3),
+        ([(100,) * 20], (100,), 0.1),  # a bulk request gives precedence
+        ([(100,) * 20], (100,) * 10, 2.0),  # two bulk requests share the device
+    ],
+)
+def test_the_time_until_a_request_is_done_is_estimated(
+    waiting: list[tuple[int, ...]], lengths: tuple[int, ...], seconds: float
+) -> None:
+    model = Model()
+    queue = queue_of(*(Ticket(model, job_of(*job)) for job in waiting))
+    estimate = queue.seconds_until_done(Demand(model, sum(lengths)))
+    assert estimate == pytest.approx(seconds)
+
+
+def test_the_estimate_is_what_the_device_then_needs() -> None:
+    rng = random.Random(1)
+    model = Model()
+    queue, needed, estimated = queue_of(max_tokens=1_000_000), 0, 0.0
+    for _ in range(300):
+        job = job_of(*(rng.randint(10, 40) for _ in range(rng.choice([1, 3, 10, 60]))))
+        estimate = queue.seconds_until_done(Demand(model, job.tokens)) * model.tokens_per_second
+        queue.admit(Ticket(model, job))
+        copy, handed = copy_of(queue), 0
+        ticket = copy._tickets[-1]
+        while not ticket.exhausted:
+            handed += sum(sizes(copy.take()))
+        # a small job may also fill the rest of an earlier batch
+        assert handed <= 1.2 * estimate + 3 * model.batch_tokens
+        needed, estimated = needed + handed, estimated + estimate
+        for _ in range(rng.randint(0, 8)):
+            queue.take()
+        assert queue.tokens_waiting == sum(waiting.tokens_waiting for waiting in queue._tickets)
+    assert estimated == pytest.approx(needed, rel=0.2)
+
+
+def test_many_bulk_requests_share_one_lane() -> None:
+    model = Model()
+    queue = queue_of(*(Ticket(model, job_of(*[50] * 100)) for _ in range(20)), max_tokens=1_000_000)
+    for _ in range(30):
+        queue.take()
+    small = Ticket(model, job_of(50))
+    queue.admit(small)
+    assert queue.seconds_until_done(Demand(model, 50)) <= 0.2
+    waited = 0
+    while not small.exhausted:
+        waited += sum(sizes(queue.take()))
+    assert waited <= 2 * model.batch_tokens
 
 
 def test_equal_requests_are_first_come_first_served() -> None:

@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from sie_server.api import codec, openai, openapi
 from sie_server.api.edge.bodies import read_body, unless_gone
+from sie_server.api.edge.deadline import check_unread
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
@@ -38,6 +39,7 @@ async def embeddings(request: Request) -> Response:
     """POST /v1/embeddings: OpenAI's format, JSON in both directions"""
     timing: RequestTiming = request.state.timing
     service = service_of(request)
+    check_unread(request)
     content = await read_body(request, service.config.max_body_mb * 2**20)
     body = codec.decode(content, codec.JSON, openai.EmbeddingsRequest)
     request.state.model = body.model  # label in the metrics
@@ -52,6 +54,8 @@ async def embeddings(request: Request) -> Response:
 async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
     timing: RequestTiming = request.state.timing
     service, model = service_of(request), request.path_params["model"]
+    if run != service.inspect:  # which does not use the device
+        check_unread(request, model)
     body = await read_body(request, service.config.max_body_mb * 2**20)
     decoded = codec.decode(body, codec.request_media(request.headers.get("content-type")), kind)
     result = await unless_gone(request, run(model, decoded, timing))
@@ -72,14 +76,18 @@ async def get_model(request: Request) -> Response:
 
 
 async def alive(request: Request) -> Response:
-    """GET /healthz, /livez"""
-    return PlainTextResponse("ok")
+    """GET /healthz, /livez: 503 when the device thread has ended, or is stuck in one step"""
+    problem = service_of(request).death()
+    return PlainTextResponse(problem or "ok", 503 if problem else 200)
 
 
 async def ready(request: Request) -> Response:
-    """GET /readyz: 503 until the models configured to load at start are loaded, and during shutdown"""
-    is_ready = request.app.state.ready and not request.app.state.draining
-    return PlainTextResponse("ok" if is_ready else "not ready", 200 if is_ready else 503)
+    """GET /readyz: 503 until the models configured to load at start are loaded, after failures, and during shutdown"""
+    state, service = request.app.state, service_of(request)
+    problem = service.death() or (None if service.worker.health.works else "the device does not work")
+    if not state.ready or state.draining:
+        problem = problem or "not ready"
+    return PlainTextResponse(problem or "ok", 503 if problem else 200)
 
 
 async def metrics(request: Request) -> Response:

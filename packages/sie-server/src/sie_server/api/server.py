@@ -17,10 +17,12 @@ import uvicorn
 from sie_server.api.app import create_app
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
-from sie_server.serving.loading.loader import LOADING_THREADS
 
 log = logging.getLogger("sie_server.api")
 JOIN_S = 0.2
+SHOWN_S = 1.0  # /livez reports a failure for so long before the server ends
+GRACE_S = 3.0  # after `drain_s`, for the last answers and the end of the service
+OWN_THREADS = "sie-"  # names of the server's threads start so
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
@@ -44,6 +46,8 @@ class DrainingServer(uvicorn.Server):
 
     def drain(self) -> None:
         """Reject new requests and finish accepted ones. A second signal stops at once."""
+        if not self.should_exit:
+            end_within((self.config.timeout_graceful_shutdown or 0) + GRACE_S)
         self.config.app.state.draining = True  # type: ignore[union-attr]
         self.force_exit = self.should_exit
         self.should_exit = True
@@ -61,7 +65,7 @@ def serve(config: ServerConfig) -> None:
     def on_fatal(error: SIEError) -> None:
         failures.append(error)
         server.config.timeout_graceful_shutdown = 1  # the remaining requests can only fail
-        server.drain()
+        asyncio.get_running_loop().call_later(SHOWN_S, server.drain)
 
     app = create_app(config, on_fatal)
     if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
@@ -83,27 +87,44 @@ def serve(config: ServerConfig) -> None:
         server.run(sockets=[listener])
     finally:
         listener.close()
-    _leave_what_still_loads(failures)
+    _leave_running_threads(failures)
     if failures:
         raise ServerFailed(failures[0].message)
 
 
-def _leave_what_still_loads(failures: list[SIEError]) -> None:
-    """End the process if a download or load is still running. Python would wait for its thread without a limit.
+def end_within(seconds: float) -> None:
+    """End the process after `seconds`, even if something hangs that the event loop waits for."""
 
-    With `failures`, the first one is printed, and the exit status is 1.
+    def end() -> None:
+        log.error("the server has not stopped within %.0f s and is ended", seconds)
+        _end_process(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _leave_running_threads(failures: list[SIEError]) -> None:
+    """End the process if a thread of the server is still busy. Python would wait for it without a limit.
+
+    No caller waits for the work of such a thread. With `failures`, the first one is printed, and the status is 1.
     """
-    busy = [thread for thread in threading.enumerate() if thread.name.startswith(LOADING_THREADS)]
+    busy = [thread for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)]
     for thread in busy:
-        thread.join(JOIN_S)  # an idle thread ends at once
-    if any(thread.is_alive() for thread in busy):
-        log.warning("abandoning a download or load that is still running")
+        thread.join(JOIN_S / max(1, len(busy)))  # an idle thread ends at once
+    alive = sorted({thread.name for thread in busy if thread.is_alive()})
+    if alive:
+        log.warning("abandoning work that is still running: %s", ", ".join(alive))
         if failures:
             print(f"Error: {failures[0].message}", file=sys.stderr)
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1 if failures else 0)
+        _end_process(1 if failures else 0)
+
+
+def _end_process(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def bind(host: str, port: int) -> socket.socket:

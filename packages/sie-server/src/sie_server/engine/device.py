@@ -58,3 +58,17 @@ def out_of_memory(error: BaseException) -> bool:
     # from torch, from the system, and from cuBLAS, whose errors torch raises as a plain RuntimeError
     words = ("can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in words)
+
+
+def device_lost(error: BaseException) -> bool:
+    """Return whether an error has made the device unusable for this process.
+
+    CUDA reports such errors once, and every later call fails with the same error.
+    See https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html, cudaErrorIllegalAddress and others.
+    """
+    words = (
+        "CUDA error: an illegal memory access",
+        "CUDA error: device-side assert",
+        "CUDA error: unspecified launch",
+    )
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

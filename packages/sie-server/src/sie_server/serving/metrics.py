@@ -15,12 +15,18 @@ TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 @dataclass
 class RequestTiming:
-    """The time that one request spent in each stage, in milliseconds."""
+    """The time that one request spent in each stage, in milliseconds, and when its answer is due."""
 
     started: float = field(default_factory=time.perf_counter)
+    deadline: float | None = None  # of the same clock as `started`
     tokenization_ms: float = 0.0
     queue_ms: float = 0.0
     inference_ms: float = 0.0
+
+    def set_deadline(self, milliseconds: float) -> None:
+        """Set the deadline to so long after the start, unless it is earlier already."""
+        deadline = self.started + milliseconds / 1e3
+        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
 
     @property
     def total_ms(self) -> float:

@@ -1,21 +1,29 @@
 """Scheduling order: which work the device does next. Pure policy over waiting jobs, without a clock, threads or models.
 
-Work is counted in tokens. A job is served in slices of at most `SLICE_BATCHES` batches. The scheduling key of a job is
-its *due*: the tokens handed to the device when its slice was set, plus the tokens of the slice. So equal jobs of one
-slice are served first come, first served. A small job overtakes a bulk job, which returns to the queue after every
-slice. Only work that arrives while the device is handed one slice of tokens can overtake a slice. No job starves, and
-no job waits for more than one slice of a bulk job.
+Work is counted in tokens. A job is served in *slices*. The scheduling key of a slice is its *due*: the tokens handed to
+the device when the slice was set, plus a distance in tokens. Only work that arrives while the device is handed that
+distance can overtake a slice, so no job starves.
+
+A job has one of two lanes. In the interactive lane, a slice has at most `SLICE_BATCHES` batches, and its distance is
+its own length. So equal jobs of one slice are served first come, first served, and smaller jobs before larger ones. In
+the bulk lane, a slice is one batch, and jobs take turns. The whole lane has one due: `SLICE_BATCHES` batches after its
+last work. So an interactive job waits for at most one batch of bulk jobs, in addition to the running one.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from sie_server.engine.job import Job, Work
 from sie_server.errors import QueueFull
+from sie_server.wire import Priority
 
 SLICE_BATCHES = 4  # a hundred passages of natural length are about one slice
+TYPICAL_TOKENS = 512.0  # of a job, before any is known
+TYPICAL_SHARE = 0.1  # of the newest job in the moving average
 
 
 class Model(Protocol):
@@ -25,24 +33,58 @@ class Model(Protocol):
     tokens_per_second: float
 
 
+@dataclass(frozen=True)
+class Demand:
+    """The device work of a job: what the policy knows of it, before and after it is tokenised."""
+
+    model: Model
+    tokens: int
+    priority: Priority | None = None  # None: the lane follows from the size
+
+    @property
+    def bulk(self) -> bool:
+        """Return whether the job runs in the bulk lane."""
+        if self.priority is not None:
+            return self.priority == "bulk"
+        return self.tokens > SLICE_BATCHES * self.model.batch_tokens
+
+    @property
+    def seconds(self) -> float:
+        """Device time of the whole job."""
+        return self.tokens / self.model.tokens_per_second
+
+    def slice_of(self, tokens: int) -> int:
+        """Return the length of the next slice when `tokens` are left."""
+        batches = 1 if self.bulk else SLICE_BATCHES
+        return min(tokens, batches * self.model.batch_tokens)
+
+
 @dataclass(eq=False)
 class Ticket:
     """A job in the queue."""
 
     model: Model
     job: Job
+    priority: Priority | None = None
     due: int = 0
     slice_left: int = 0  # tokens
     tokens_waiting: int = field(init=False)
     next_work: int = 0
+    demand: Demand = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens_waiting = self.job.tokens
+        self.demand = Demand(self.model, self.tokens_waiting, self.priority)
 
     @property
     def exhausted(self) -> bool:
         """True when all its work has been handed out."""
         return self.next_work >= len(self.job.work)
+
+    def start_slice(self, handed_out: int) -> None:
+        """Begin the next slice."""
+        self.slice_left = self.demand.slice_of(self.tokens_waiting)
+        self.due = handed_out + self.slice_left
 
 
 T = TypeVar("T", bound=Ticket)
@@ -63,10 +105,9 @@ class TokenQueue(Generic[T]):
         self._max_tokens = max_tokens
         self._tickets: list[T] = []
         self._handed_out = 0  # tokens since the start
-
-    @property
-    def tokens_waiting(self) -> int:
-        return sum(ticket.tokens_waiting for ticket in self._tickets)
+        self._bulk_due = 0  # of the bulk lane
+        self.tokens_waiting = 0
+        self.typical_tokens = TYPICAL_TOKENS  # of a job: moving average
 
     def __bool__(self) -> bool:
         return bool(self._tickets)
@@ -79,43 +120,73 @@ class TokenQueue(Generic[T]):
         Raises:
             QueueFull: with the seconds after which the job will fit.
         """
-        waiting = self.tokens_waiting
-        excess = waiting + ticket.tokens_waiting - self._max_tokens
-        if waiting and excess > 0:
-            seconds = self._seconds(min(excess, waiting))
+        excess = self.excess(ticket.tokens_waiting)
+        if excess:
+            seconds = self.seconds_of(excess)
             raise QueueFull(
-                f"{waiting} tokens are waiting and {ticket.tokens_waiting} more do not fit "
-                f"(max_queue_tokens {self._max_tokens}); try again in {seconds:.0f} s",
+                f"{self.tokens_waiting} tokens are waiting and {ticket.tokens_waiting} more do not fit "
+                f"(max_queue_tokens {self._max_tokens}); try again in {max(1.0, seconds):.0f} s",
                 retry_after_s=seconds,
             )
-        self._start_slice(ticket)
+        ticket.start_slice(self._handed_out)
+        if ticket.demand.bulk and not any(other.demand.bulk for other in self._tickets):
+            self._set_bulk_due(ticket.model)
         self._tickets.append(ticket)
+        self.tokens_waiting += ticket.tokens_waiting
+        self.typical_tokens += TYPICAL_SHARE * (ticket.tokens_waiting - self.typical_tokens)
 
-    def _start_slice(self, ticket: T) -> None:
-        ticket.slice_left = min(ticket.tokens_waiting, SLICE_BATCHES * ticket.model.batch_tokens)
-        ticket.due = self._handed_out + ticket.slice_left
+    def excess(self, tokens: int) -> int:
+        """Return how many waiting tokens must go before a job of `tokens` fits; 0: it fits now."""
+        if not self.tokens_waiting:
+            return 0
+        return max(0, min(self.tokens_waiting + tokens - self._max_tokens, self.tokens_waiting))
 
-    def _seconds(self, tokens: int) -> float:
+    def seconds_of(self, tokens: int) -> float:
         """Estimate the device time of the next `tokens` tokens, at the measured rate of each model."""
-        waiting = self.tokens_waiting
         whole = sum(ticket.tokens_waiting / ticket.model.tokens_per_second for ticket in self._tickets)
-        return max(1.0, whole * tokens / waiting)
+        return whole * tokens / max(1, self.tokens_waiting)
+
+    def seconds_until_done(self, demand: Demand) -> float:
+        """Estimate the device time until a job that arrives now is finished, its own time included."""
+        first = demand.slice_of(demand.tokens)
+        due, rounds = self._handed_out + first, math.ceil(demand.tokens / max(1, first)) - 1
+        seconds, bulk = demand.seconds, 0.0
+        for ticket in self._tickets:
+            rate, waiting = ticket.model.tokens_per_second, ticket.tokens_waiting
+            if ticket.demand.bulk and not demand.bulk:
+                bulk += waiting / rate
+            elif demand.bulk and not ticket.demand.bulk:
+                seconds += waiting / rate
+            else:
+                ahead = ticket.slice_left if demand.bulk or ticket.due <= due else 0
+                # between two slices of this job, every other job gets one
+                seconds += (ahead + min(waiting - ahead, rounds * ticket.demand.slice_of(waiting))) / rate
+        batches = rounds + (self._bulk_due <= due)
+        return seconds + min(bulk, batches * demand.model.batch_tokens / demand.model.tokens_per_second)
+
+    def _set_bulk_due(self, model: Model) -> None:
+        self._bulk_due = self._handed_out + SLICE_BATCHES * model.batch_tokens
+
+    def _order(self, ticket: T) -> tuple[int, int]:
+        return (self._bulk_due, ticket.due) if ticket.demand.bulk else (ticket.due, 0)
 
     def drop(self, ticket: T) -> None:
         """Forget the rest of a job whose caller has gone or whose work has failed."""
         if ticket in self._tickets:
             self._tickets.remove(ticket)
+            self.tokens_waiting -= ticket.tokens_waiting
 
     def clear(self) -> list[T]:
         """Empty the queue; return the tickets that were waiting."""
         waiting, self._tickets = self._tickets, []
+        self.tokens_waiting = 0
         return waiting
 
     def take(self) -> Batch[T] | None:
         """Return the next batch, or None when the queue is empty. Never waits for more work."""
         if not self._tickets:
             return None
-        by_due = sorted(self._tickets, key=lambda ticket: ticket.due)
+        by_due = sorted(self._tickets, key=self._order)
         model = by_due[0].model
         works: list[Work] = []
         taken: list[T] = []
@@ -126,15 +197,29 @@ class TokenQueue(Generic[T]):
                 if part:
                     works += part
                     taken.append(ticket)
-                    room -= sum(len(work.tokens) for work in part)
+                    room -= tokens_of(part)
             if room <= 0:
                 break
-        self._handed_out += sum(len(work.tokens) for work in works)
-        self._tickets = [ticket for ticket in self._tickets if not ticket.exhausted]
+        handed = tokens_of(works)
+        self._handed_out += handed
+        self.tokens_waiting -= handed
+        self._forget_exhausted(taken)
+        if any(ticket.demand.bulk for ticket in taken):
+            self._set_bulk_due(model)
         for ticket in taken:
             if ticket.slice_left <= 0:
-                self._start_slice(ticket)
+                ticket.start_slice(self._handed_out)
         return Batch(works, taken)
+
+    def _forget_exhausted(self, taken: list[T]) -> None:
+        # the tokens of a shared prefix wait with the ticket, but are no part of any work
+        self.tokens_waiting -= sum(ticket.tokens_waiting for ticket in taken if ticket.exhausted)
+        self._tickets = [ticket for ticket in self._tickets if not ticket.exhausted]
+
+
+def tokens_of(works: Iterable[Work]) -> int:
+    """Return the tokens that pass through the model, without shared prefixes."""
+    return sum(len(work.tokens) for work in works)
 
 
 def _take_from(ticket: Ticket, room: int, *, at_least_one: bool) -> list[Work]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -19,17 +20,22 @@ from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
+from sie_server.errors import QueueFull
+from sie_server.serving.admission import Admission, Admitted, Arrival
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
 from sie_server.serving.lifecycle.budget import MemoryBudget
 from sie_server.serving.lifecycle.registry import Registry
+from sie_server.serving.lifecycle.slots import Slot
 from sie_server.serving.lifecycle.table import SlotTable
 from sie_server.serving.lifecycle.transitions import Transitions
 from sie_server.serving.loading.loader import Loader
+from sie_server.serving.loading.probe import check_device
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.operators.admin import ModelAdmin
 from sie_server.serving.operators.operations import Operations
 from sie_server.serving.operators.watcher import watch
+from sie_server.serving.queue import Demand
 from sie_server.serving.requests.candidates import candidates_of, texts_of, texts_only
 from sie_server.serving.requests.encoding import EncodePlan
 from sie_server.serving.requests.inspection import inspect
@@ -41,6 +47,7 @@ from sie_server.wire import (
     EncodeRequest,
     EncodeResponse,
     InspectResponse,
+    Options,
     ScoreRequest,
     ScoreResponse,
 )
@@ -57,7 +64,10 @@ class Service:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.config = config
         self.metrics = Metrics()
-        self.worker = DeviceWorker(config.max_queue_tokens, config.threads, self.metrics, on_death)
+        self.worker = DeviceWorker(
+            config.max_queue_tokens, config.threads, self.metrics, on_death, check_device
+        )
+        self.admission = Admission(self.worker, config.max_wait_s)
         cache_bytes = config.document_cache_mb * 2**20
         self.documents = DocumentCache(cache_bytes) if cache_bytes else None
         if self.documents:
@@ -66,6 +76,7 @@ class Service:
         self._tokenizers = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="sie-tokenize")
         self._housekeeping: list[asyncio.Task[None]] = []
         self._open_registry()
+        self._keep_running(self.worker.watch(config.device_stall_s))
 
     def _open_registry(self) -> None:
         config, metrics, loader = self.config, self.metrics, self._loader
@@ -103,10 +114,11 @@ class Service:
         """
         name, options = self._options("score", model, request.options, request.instruction, "$")
         candidates = candidates_of(request)
-        async with self.registry.lease(name, options.adapter) as (engine, adapter):
-            plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
-            job = await self._tokenize(lambda: plan.job(adapter), timing)
-            await self._run(name, engine, job, timing)
+        async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+            plan = ScorePlan.build(model, leased.engine, candidates, options, self.config.max_chunks)
+            with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
+                job = await self._tokenize(lambda: plan.job(leased.adapter), timing)
+                await self._run(name, leased.engine, job, timing, admitted)
         return plan.response(job)
 
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
@@ -130,10 +142,11 @@ class Service:
         params = request.params or EncodeParams()
         name, options = self._options("encode", model, params.options, params.instruction, "$.params")
         texts = texts_of(request.items)
-        async with self.registry.lease(name, options.adapter) as (engine, adapter):
-            plan = EncodePlan.build(model, engine, request.items, texts, params, options)
-            job = await self._tokenize(lambda: plan.job(adapter), timing)
-            await self._run(name, engine, job, timing)
+        async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+            plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options)
+            with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
+                job = await self._tokenize(lambda: plan.job(leased.adapter), timing)
+                await self._run(name, leased.engine, job, timing, admitted)
         return plan.response(job, timing)
 
     def _options(
@@ -144,18 +157,59 @@ class Service:
         profiles = self.registry.profiles(name)
         return name, parse_options(raw, path, route, profiles, instruction=instruction, adapter_in_id=adapter)
 
+    def check_early(self, model: str | None, timing: RequestTiming) -> None:
+        """Refuse a request before its body is read, if the device has too much to do for any request.
+
+        Raises:
+            QueueFull
+        """
+        slots = self.registry.table.by_id
+        slot = slots.get(self.registry.resolve(model)[0]) if model else self._any_serving()
+        if slot and slot.serving and slot.serving.engine:
+            self.admission.check_early(slot.serving.engine, timing.deadline)
+
+    def _any_serving(self) -> Slot | None:
+        """Return a model that is loaded: every estimate of the queue is that of all models."""
+        return next((slot for slot in self.registry.table.by_id.values() if slot.serving), None)
+
+    @contextmanager
+    def _admit(
+        self, engine: Engine, characters: int, options: Options, timing: RequestTiming
+    ) -> Iterator[Admitted]:
+        """Check that the device can answer in time.
+
+        Raises:
+            QueueFull
+        """
+        tokens = self.admission.ratios.tokens(engine, characters)
+        arrival = Arrival(Demand(engine, tokens, options.priority), timing.started, timing.deadline)
+        with self.admission.admit(arrival, characters) as admitted:
+            yield admitted
+
     async def _tokenize(self, work: Callable[[], Result], timing: RequestTiming) -> Result:
         start = perf_counter()
         result = await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
         timing.tokenization_ms += (perf_counter() - start) * 1e3
         return result
 
-    async def _run(self, model: str, engine: Engine, job: Job, timing: RequestTiming) -> None:
+    async def _run(
+        self, model: str, engine: Engine, job: Job, timing: RequestTiming, admitted: Admitted
+    ) -> None:
+        admitted.queued(job)
         if job.work:
-            await self.worker.run(engine, job, timing)
+            await self.worker.run(engine, job, timing, admitted.arrival.demand.priority)
         if job.known:
             await self.worker.score_known(engine, job, timing)
         self.metrics.tokens.labels(model).inc(job.tokens)
+
+    def death(self) -> str | None:
+        """Return why the device thread can answer no request any more; None: it can."""
+        health = self.worker.health
+        if health.dead:
+            return "the device thread has failed"
+        if health.step_s > self.config.device_stall_s:
+            return "the device thread is stuck"
+        return None
 
     async def close(self) -> None:
         """End all threads. Requests that still wait fail."""
@@ -165,3 +219,26 @@ class Service:
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
         self._loader.close()
         await asyncio.to_thread(self.worker.close)
+
+
+@asynccontextmanager
+async def _in_time(options: Options, timing: RequestTiming) -> AsyncIterator[None]:
+    """End the work of the block at the request's deadline.
+
+    Raises:
+        QueueFull: the deadline is over.
+    """
+    if options.deadline_ms is not None:
+        timing.set_deadline(options.deadline_ms)
+    left = None if timing.deadline is None else max(0.0, timing.deadline - perf_counter())
+    limit = asyncio.timeout(left)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise QueueFull(
+            "the deadline of the request was over before its answer; try again later or with a later deadline",
+            retry_after_s=1,
+        ) from None

@@ -13,23 +13,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sie_server.engine.device import out_of_memory, use_cpu_threads
+from sie_server.engine.device import device_lost, out_of_memory, use_cpu_threads
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Work
 from sie_server.errors import InferenceError, QueueFull, ResourceExhausted, SIEError
+from sie_server.serving.health import TEST_EVERY_S, DeviceHealth, SelfTest, all_failed
 from sie_server.serving.metrics import Metrics, RequestTiming
-from sie_server.serving.queue import Batch, Ticket, TokenQueue
+from sie_server.serving.queue import Batch, Demand, Ticket, TokenQueue, tokens_of
+from sie_server.wire import Priority
 
 log = logging.getLogger("sie_server.worker")
 Result = TypeVar("Result")
 OnDeath = Callable[[SIEError], None]
+JOIN_S = 2.0  # a batch that still runs when the server stops has no caller
 
 
 class PendingTicket(Ticket):
     """A ticket that a coroutine on the event loop waits for."""
 
-    def __init__(self, engine: Engine, job: Job, timing: RequestTiming) -> None:
-        super().__init__(engine, job)
+    def __init__(self, engine: Engine, job: Job, timing: RequestTiming, priority: Priority | None) -> None:
+        super().__init__(engine, job, priority)
         self.engine, self.timing = engine, timing
         self.unfinished = len(job.work)
         self.submitted = time.perf_counter()
@@ -41,9 +44,17 @@ class DeviceWorker:
     """Runs jobs through models, in batches across requests."""
 
     def __init__(
-        self, max_queue_tokens: int, cpu_threads: int, metrics: Metrics, on_death: OnDeath | None = None
+        self,
+        max_queue_tokens: int,
+        cpu_threads: int,
+        metrics: Metrics,
+        on_death: OnDeath | None = None,
+        self_test: SelfTest = lambda engine: None,
     ) -> None:
-        """`on_death` is called once, on the event loop, if the device thread ends by an exception."""
+        """`on_death` is called once, on the event loop, if the device thread ends by an exception.
+
+        `self_test` runs a model on texts of the server, and raises an SIEError if the model fails.
+        """
         self._loop = asyncio.get_running_loop()
         self._queue: TokenQueue[PendingTicket] = TokenQueue(max_queue_tokens)
         self._pending: set[PendingTicket] = set()  # in the queue or on the device
@@ -51,19 +62,39 @@ class DeviceWorker:
         self._wake = threading.Condition()
         self._closed = False
         self._failure: QueueFull | None = None  # of the thread itself
-        self._metrics, self._on_death = metrics, on_death
+        self._metrics, self._on_death, self._self_test = metrics, on_death, self_test
+        self.health = DeviceHealth()
+        self._running_until = 0.0  # estimated end of the running batch
         self._thread = threading.Thread(
             target=self._work, args=(cpu_threads,), name="sie-device", daemon=True
         )
         self._thread.start()
 
-    async def run(self, engine: Engine, job: Job, timing: RequestTiming) -> None:
+    @property
+    def typical_tokens(self) -> int:
+        """Tokens of a typical job."""
+        return int(self._queue.typical_tokens)
+
+    def seconds_until_done(self, demand: Demand) -> float:
+        """Estimate the time until a job that arrives now is finished."""
+        with self._wake:
+            running = max(0.0, self._running_until - time.perf_counter())
+            return running + self._queue.seconds_until_done(demand)
+
+    def seconds_until_fit(self, demand: Demand) -> float:
+        """Estimate the time until the queue has room for a job; 0: it has room now."""
+        with self._wake:
+            return self._queue.seconds_of(self._queue.excess(demand.tokens))
+
+    async def run(
+        self, engine: Engine, job: Job, timing: RequestTiming, priority: Priority | None = None
+    ) -> None:
         """Wait until `job` has all its results. Cancelling the wait drops the work that has not started.
 
         Raises:
             QueueFull, InferenceError, ResourceExhausted
         """
-        ticket = PendingTicket(engine, job, timing)
+        ticket = PendingTicket(engine, job, timing, priority)
         with self._wake:
             if self._closed:
                 raise self._failure or _stopping()
@@ -116,13 +147,33 @@ class DeviceWorker:
             raise _as_answer(error) from error
         timing.inference_ms += (time.perf_counter() - started) * 1e3
 
+    async def watch(self, stall_s: float) -> None:
+        """Give the thread up if one step takes longer than `stall_s`; runs until cancelled.
+
+        A thread cannot be ended, so the process has to end.
+        """
+        while not self._closed:
+            await asyncio.sleep(min(1.0, stall_s / 4))
+            if self.health.step_s > stall_s and not self._closed:
+                self._give_up(_thread_stuck(self.health.step_s))
+
     def close(self) -> None:
-        """Finish the running batch and end the thread. Requests that still wait fail."""
+        """End the thread after its running batch, for which this waits only briefly. Requests that still wait fail."""
         with self._wake:
             self._closed = True
             self._wake.notify()
-        self._thread.join(timeout=30)
+        self._thread.join(JOIN_S)
         self._fail_all(_stopping())
+
+    def _give_up(self, failure: QueueFull) -> None:
+        """Fail all requests, now and later, and report the failure."""
+        self.health.dead = True
+        with self._wake:
+            self._closed, self._failure = True, failure
+        with suppress(RuntimeError):  # the event loop is closed
+            self._fail_all(failure)
+            if self._on_death:
+                self._loop.call_soon_threadsafe(self._on_death, failure)
 
     def _fail_all(self, error: SIEError) -> None:
         """Fail every call and every job that has no result yet."""
@@ -146,13 +197,7 @@ class DeviceWorker:
     def _die(self, error: BaseException) -> None:
         """Fail all requests: without this thread they would wait indefinitely."""
         log.critical("the device thread has failed", exc_info=error)
-        failure = _thread_failed(error)
-        with self._wake:
-            self._closed, self._failure = True, failure
-        with suppress(RuntimeError):  # the event loop is closed
-            self._fail_all(failure)
-            if self._on_death:
-                self._loop.call_soon_threadsafe(self._on_death, failure)
+        self._give_up(_thread_failed(error))
 
     def _step(self) -> bool:
         """Run the next call and the next batch; neither blocks the other. Return False when closed.
@@ -160,11 +205,15 @@ class DeviceWorker:
         The thread refers to no model while it waits.
         """
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._calls or self._queue)
+            self.health.step_ends()
+            pause = None if self.health.works else TEST_EVERY_S
+            self._wake.wait_for(lambda: self._closed or self._calls or self._queue, pause)
+            self.health.step_begins()
             call = self._calls.pop(0) if self._calls and not self._closed else None
         if call:
             self._run_call(*call)
             del call
+            self.health.step_begins()
         with self._wake:
             if self._closed:
                 return False
@@ -172,7 +221,15 @@ class DeviceWorker:
             self._metrics.queue_tokens.set(self._queue.tokens_waiting)
         if batch:
             self._run_batch(batch)
+        elif not self.health.works:
+            self._test_device()
         return True
+
+    def _test_device(self) -> None:
+        if error := self.health.test(self._self_test):
+            log.error("the device does not work: %s", error.message)
+        else:
+            log.warning("the device works: the server's own texts are scored")
 
     def _run_call(self, function: Callable[[], Any], done: asyncio.Future[Any]) -> None:
         value, failure = None, None
@@ -187,10 +244,10 @@ class DeviceWorker:
 
     def _run_batch(self, batch: Batch[PendingTicket]) -> None:
         engine = batch.tickets[0].engine
-        start = time.perf_counter()
+        tokens, start = tokens_of(batch.works), time.perf_counter()
+        self._running_until = start + tokens / engine.tokens_per_second
         failures = run_isolated(engine, batch.works)
-        end = time.perf_counter()
-        tokens = sum(len(work.tokens) for work in batch.works)
+        end = self._running_until = time.perf_counter()
         self._metrics.batch_tokens.observe(tokens)
         if len(batch.works) > 1:  # a small batch says little about the rate of a full queue
             engine.tokens_per_second += 0.1 * (tokens / (end - start) - engine.tokens_per_second)
@@ -199,11 +256,23 @@ class DeviceWorker:
                 if ticket.job in failures:
                     self._drop(ticket)
         self._loop.call_soon_threadsafe(_deliver, batch, failures, start, end)
+        self.health.batch_ended(engine, failed=all_failed(batch.works, failures))
+        if not self.health.works:
+            self._test_device()
 
 
 def _thread_failed(error: BaseException) -> QueueFull:
     name = type(error).__name__
     return QueueFull(f"the device thread has failed ({name}) and the server is stopping", retry_after_s=1)
+
+
+def _thread_stuck(seconds: float) -> QueueFull:
+    log.critical("the device thread has been in one step for %.0f s (device_stall_s)", seconds)
+    return QueueFull(
+        f"the device thread is stuck: one step has taken {seconds:.0f} s, longer than device_stall_s; "
+        "the server is stopping",
+        retry_after_s=1,
+    )
 
 
 def _stopping() -> QueueFull:
@@ -233,6 +302,10 @@ def _resolve(done: asyncio.Future[Any], value: Any, error: Exception | None) -> 
         done.set_result(value)
 
 
+class DeviceLost(BaseException):
+    """The device cannot be used again in this process."""
+
+
 def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
     """Run works and put the results into their jobs; return the jobs that failed.
 
@@ -246,6 +319,8 @@ def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
                 work.job.put(work.index, result)
         return {}
     except Exception as error:
+        if device_lost(error):  # every later pass would fail as well
+            raise DeviceLost(str(error)) from error
         failure, too_large = _as_answer(error), out_of_memory(error) and len(works) > 1
         if len(jobs) == 1 and not too_large:
             log.exception("a forward pass failed")

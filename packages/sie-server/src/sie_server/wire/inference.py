@@ -10,6 +10,7 @@ OutputType = Literal["dense", "sparse", "multivector"]
 OutputDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 ScoreType = Literal["logit", "probability", "maxsim", "cosine", "dot"]
 ScoreMode = Literal["dense", "sparse", "multivector", "weighted"]
+Priority = Literal["interactive", "bulk"]
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Weights = Annotated[list[Annotated[float, Meta(ge=0)]], Meta(min_length=3, max_length=3)]
@@ -45,6 +46,16 @@ class Options(Struct, frozen=True):
     ] = None
     lora_id: Annotated[str | None, Meta(description="Alias of `lora`")] = None
     is_query: Annotated[bool | None, Meta(description="encode: the texts are queries")] = None
+    priority: Annotated[
+        Priority | None,
+        Meta(description="Lane in the queue; default: bulk for requests of more than four batches"),
+    ] = None
+    deadline_ms: Annotated[
+        Positive | None,
+        Meta(
+            description="Milliseconds after which the answer is of no use; a request that would take longer is rejected"
+        ),
+    ] = None
     dimensions: Annotated[
         Positive | None,
         Meta(description="encode: truncate vectors to their first dimensions (Matryoshka)"),

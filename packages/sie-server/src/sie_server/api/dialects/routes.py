@@ -15,6 +15,7 @@ from sie_server.api.dialects.dialect import answer_of, warning_header
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.vendors import tei
 from sie_server.api.edge.bodies import read_body, unless_gone
+from sie_server.api.edge.deadline import check_unread
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
@@ -65,6 +66,7 @@ ROUTES = [
 
 
 async def _body(request: Request) -> dict[str, Any]:
+    check_unread(request)
     body = await read_body(request, _service(request).config.max_body_mb * 2**20)
     return codec.decode(body, codec.JSON, dict[str, Any])
 

@@ -1,4 +1,4 @@
-"""Checks that a new version has to pass before it replaces another: same outputs, finite numbers."""
+"""Checks of a version: before it replaces another, and after repeated failures of the device."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 from sie_server.catalog import ModelConfig
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job, M3Scoring, ScoreTexts, Sparse
+from sie_server.engine.job import QUERY, Job, M3Scoring, ScoreTexts, Sparse
 from sie_server.engine.lora.adapter import Adapter
-from sie_server.errors import ModelLoadFailed
+from sie_server.errors import InferenceError, ModelLoadFailed
 
 TEXTS = ["when does rain fall", "rain falls tomorrow over the harbour", "stars burn hydrogen"]
 
@@ -70,3 +70,23 @@ def is_finite(result: Any) -> bool:
     """True when a score, the vectors of a text or the result of a listwise block holds finite numbers only."""
     values = result.values() if isinstance(result, dict) else [result]
     return all(np.isfinite(v.values if isinstance(v, Sparse) else v).all() for v in values)
+
+
+def check_device(engine: Engine) -> None:
+    """Run a small request through a model that has passed its checks before; on the device thread.
+
+    Raises:
+        InferenceError: the pass fails, or its results are not finite numbers.
+    """
+    limit, outputs = engine.max_seq_length, engine.spec.outputs
+    try:
+        if "score" in outputs:
+            job = engine.tokenize_plain(ScoreTexts(TEXTS[0], TEXTS[1:], limit))  # without cached documents
+            job.m3_scoring = M3Scoring("weighted")
+        else:
+            job = engine.tokenize_encode(TEXTS, tuple(outputs[:1]), limit)
+        pairs = list(zip(job.work, engine.run(job.work), strict=True))
+    except Exception as error:
+        raise InferenceError(f"a forward pass failed: {type(error).__name__}: {error}") from error
+    if not all(is_finite(result) for work, result in pairs if work.index != QUERY):
+        raise InferenceError("the results of a known text are not finite numbers")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sie_server.arrays import array_of
 from sie_server.engine.job import Floats
+from sie_server.engine.text.tokenizer import CHARS_PER_TOKEN
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec, ModelSpec
 from sie_server.wire import Item, ScoreRequest
@@ -99,6 +100,12 @@ def text_of(item: Item, path: str) -> str:
 def texts_of(items: Sequence[Item]) -> list[str]:
     """Return the texts of `$.items`."""
     return [text_of(item, f"$.items[{i}]") for i, item in enumerate(items)]
+
+
+def characters_of(texts: Iterable[str], limit: int) -> int:
+    """Return the characters of texts that are read to `limit` tokens each."""
+    most = limit * CHARS_PER_TOKEN
+    return sum(min(len(text), most) for text in texts)
 
 
 def _is_vectors(item: Item, path: str) -> bool:

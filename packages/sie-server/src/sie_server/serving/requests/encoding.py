@@ -15,6 +15,7 @@ from sie_server.errors import InvalidInput
 from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.requests import truncation, vectors
+from sie_server.serving.requests.candidates import characters_of
 from sie_server.serving.requests.options import Instruction, ParsedOptions, refuse_instruction
 from sie_server.wire import EncodedItem, EncodeParams, EncodeResponse, Item, Options, Usage
 
@@ -80,6 +81,11 @@ class EncodePlan:
             vocabulary=spec.backbone.vocab_size,
             warnings=parsed.warnings,
         )
+
+    @property
+    def characters(self) -> int:
+        """The characters that the model may read, for the estimate of its work."""
+        return characters_of(self.texts, self.limit)
 
     def job(self, adapter: Adapter | None) -> Job:
         """Tokenise the texts; blocking, for a tokeniser thread."""

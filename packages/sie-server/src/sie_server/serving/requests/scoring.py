@@ -12,7 +12,7 @@ from sie_server.engine.job import Chunking, Job, M3Scoring, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import InvalidInput
 from sie_server.serving.requests import truncation
-from sie_server.serving.requests.candidates import Candidates
+from sie_server.serving.requests.candidates import Candidates, characters_of
 from sie_server.serving.requests.options import ParsedOptions, refuse_instruction
 from sie_server.serving.requests.ranking import per_document, rank
 from sie_server.serving.requests.score_options import (
@@ -72,6 +72,16 @@ class ScorePlan:
             cutoff_layer=cutoff_layer,
             m3_scoring=m3_scoring_of(options),
             warnings=parsed.warnings,
+        )
+
+    @property
+    def characters(self) -> int:
+        """The characters that the model may read, for the estimate of its work."""
+        candidates, most = self.candidates, self.chunking.most if self.chunking else 1
+        count = characters_of(candidates.texts or (), self.limit * most)
+        # most models read the query with every document; the measured ratio of the others is lower
+        return count + len(self.candidates.request.items) * characters_of(
+            [candidates.query or ""], self.limit
         )
 
     def job(self, adapter: Adapter | None) -> Job:
