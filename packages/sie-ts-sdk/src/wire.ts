@@ -126,6 +126,8 @@ export interface Options {
   lora?: string | null;
   lora_id?: string | null;
   is_query?: boolean | null;
+  priority?: "bulk" | "interactive" | null;
+  deadline_ms?: number | null;
   dimensions?: number | null;
   normalize?: "none" | "sigmoid" | null;
   score_mode?: "dense" | "multivector" | "sparse" | "weighted" | null;

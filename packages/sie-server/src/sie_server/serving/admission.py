@@ -148,7 +148,7 @@ class Admission:
 
     @contextmanager
     def admit(self, arrival: Arrival, characters: int) -> Iterator[Admitted]:
-        """Check a request of so many `characters`, and learn from its end.
+        """Check a request that may read `characters`, and learn from its end.
 
         Raises:
             QueueFull: the answer would come too late.

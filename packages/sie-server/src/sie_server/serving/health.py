@@ -21,7 +21,7 @@ SelfTest = Callable[[Engine], None]
 
 
 class DeviceHealth:
-    """What is known of the device thread."""
+    """The state of the device thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -3,8 +3,8 @@
 Under overload, a queue that is longer than the callers' patience serves only callers that are about to leave. So when
 callers hang up while they wait, the server shortens the wait that it accepts, and refuses further requests instead.
 
-Few callers must not shorten the wait of all others. The limit follows only if callers that left asked for a
-considerable share of the recent work, and a caller counts only if it waited for much longer than its own request takes.
+Few callers must not shorten the wait of all others. The limit follows only if a considerable share of the recent work
+belonged to callers that left, and a caller counts only if it waited for much longer than its own request takes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ distance can overtake a slice, so no job starves.
 
 A job has one of two lanes. In the interactive lane, a slice has at most `SLICE_BATCHES` batches, and its distance is
 its own length. So equal jobs of one slice are served first come, first served, and smaller jobs before larger ones. In
-the bulk lane, a slice is one batch, and jobs take turns. The whole lane has one due: `SLICE_BATCHES` batches after its
+the bulk lane, a slice is one batch, and jobs alternate. The whole lane has one due: `SLICE_BATCHES` batches after its
 last work. So an interactive job waits for at most one batch of bulk jobs, in addition to the running one.
 """
 

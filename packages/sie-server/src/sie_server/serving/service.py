@@ -203,7 +203,7 @@ class Service:
         self.metrics.tokens.labels(model).inc(job.tokens)
 
     def death(self) -> str | None:
-        """Return why the device thread can answer no request any more; None: it can."""
+        """Return why the device thread can no longer answer requests; None: it can."""
         health = self.worker.health
         if health.dead:
             return "the device thread has failed"

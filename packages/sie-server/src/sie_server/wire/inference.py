@@ -53,7 +53,7 @@ class Options(Struct, frozen=True):
     deadline_ms: Annotated[
         Positive | None,
         Meta(
-            description="Milliseconds after which the answer is of no use; a request that would take longer is rejected"
+            description="Milliseconds after which the caller cannot use the answer; a request that would take longer is rejected"
         ),
     ] = None
     dimensions: Annotated[

@@ -18,6 +18,7 @@ ORIGIN = re.compile(r"https?://[^/\s*?#@]+")
 REQUEST_HEADERS = [
     "Authorization",
     "Content-Type",
+    "X-SIE-Deadline-Ms",
     "X-SIE-Machine-Profile",
     "X-SIE-Pool",
     "X-SIE-Request-ID",
