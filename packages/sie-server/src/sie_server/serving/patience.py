@@ -19,7 +19,10 @@ SHARE = 1 / 3  # of the work in the window
 SERVICE_TIMES = (
     2.0  # a caller that leaves earlier, in device times of its own request, says nothing about waiting
 )
-MARGIN = 1 / 3  # of the patience is accepted as a wait; the batch with the request may take as long again
+MARGIN = (
+    1 / 4
+)  # of the patience is accepted as a wait; the rest is for the running batch and the request's own one
+DECREASE = 0.7  # of the limit, if callers that were admitted under it leave as well
 HOLD_S = 5.0  # the limit stays, then grows
 GROWTH = 1.03  # per second, to find out whether callers have become more patient
 CALM_S = 2.0  # without refusals, or twice the limit if that is longer: the overload is over
@@ -55,16 +58,17 @@ class Patience:
         if waited_s < SERVICE_TIMES * max(needed_s, least_s):
             return
         self._end_calm(now)
+        if now - waited_s < self._changed:
+            return  # it was admitted under an earlier limit
         self._outcomes.append(Outcome(now, tokens, waited_s))
         while self._outcomes[0].at < now - WINDOW_S:
             self._outcomes.popleft()
         waits = sorted(outcome.waited_s for outcome in self._outcomes if outcome.waited_s is not None)
         lost = sum(outcome.tokens for outcome in self._outcomes if outcome.waited_s is not None)
         if len(waits) >= FEWEST and lost > SHARE * sum(outcome.tokens for outcome in self._outcomes):
-            patience = waits[len(waits) // 4]
-            limit = max(least_s, MARGIN * patience)
-            if limit < self.limit_s(now):
-                self._limit_s, self._changed, self._refused = limit, now, now
+            limit = min(MARGIN * waits[len(waits) // 4], DECREASE * self.limit_s(now))
+            self._limit_s, self._changed, self._refused = max(least_s, limit), now, now
+            self._outcomes.clear()
 
     def refused(self, now: float) -> None:
         """Note that a request was refused: the overload goes on."""

@@ -5,8 +5,8 @@ the device when the slice was set, plus a distance in tokens. Only work that arr
 distance can overtake a slice, so no job starves.
 
 A job has one of two lanes. In the interactive lane, a slice has at most `SLICE_BATCHES` batches, and its distance is
-its own length. So equal jobs of one slice are served first come, first served, and smaller jobs before larger ones. In
-the bulk lane, a slice is one batch, and jobs alternate. The whole lane has one due: `SLICE_BATCHES` batches after its
+its own length in whole batches. So jobs of at most one batch are served first come, first served, and before larger
+ones. In the bulk lane, a slice is one batch, and jobs alternate. The whole lane has one due: `SLICE_BATCHES` batches after its
 last work. So an interactive job waits for at most one batch of bulk jobs, in addition to the running one.
 """
 
@@ -58,6 +58,14 @@ class Demand:
         batches = 1 if self.bulk else SLICE_BATCHES
         return min(tokens, batches * self.model.batch_tokens)
 
+    def distance(self, slice_tokens: int) -> int:
+        """Return the tokens between the start of a slice and its due: whole batches.
+
+        Otherwise every slightly smaller job that arrives during a batch would overtake the jobs that wait already.
+        """
+        batch = self.model.batch_tokens
+        return max(1, math.ceil(slice_tokens / batch)) * batch
+
 
 @dataclass(eq=False)
 class Ticket:
@@ -84,7 +92,7 @@ class Ticket:
     def start_slice(self, handed_out: int) -> None:
         """Begin the next slice."""
         self.slice_left = self.demand.slice_of(self.tokens_waiting)
-        self.due = handed_out + self.slice_left
+        self.due = handed_out + self.demand.distance(self.slice_left)
 
 
 T = TypeVar("T", bound=Ticket)
@@ -149,7 +157,7 @@ class TokenQueue(Generic[T]):
     def seconds_until_done(self, demand: Demand) -> float:
         """Estimate the device time until a job that arrives now is finished, its own time included."""
         first = demand.slice_of(demand.tokens)
-        due, rounds = self._handed_out + first, math.ceil(demand.tokens / max(1, first)) - 1
+        due, rounds = self._handed_out + demand.distance(first), math.ceil(demand.tokens / max(1, first)) - 1
         seconds, bulk = demand.seconds, 0.0
         for ticket in self._tickets:
             rate, waiting = ticket.model.tokens_per_second, ticket.tokens_waiting

@@ -64,7 +64,7 @@ class DeviceWorker:
         self._failure: QueueFull | None = None  # of the thread itself
         self._metrics, self._on_death, self._self_test = metrics, on_death, self_test
         self.health = DeviceHealth()
-        self._running_until = 0.0  # estimated end of the running batch
+        self._running_until, self._is_running = 0.0, False  # estimated end of the running batch
         self._thread = threading.Thread(
             target=self._work, args=(cpu_threads,), name="sie-device", daemon=True
         )
@@ -78,7 +78,8 @@ class DeviceWorker:
     def seconds_until_done(self, demand: Demand) -> float:
         """Estimate the time until a job that arrives now is finished."""
         with self._wake:
-            running = max(0.0, self._running_until - time.perf_counter())
+            # a batch that takes longer than estimated is assumed to take as long again
+            running = abs(self._running_until - time.perf_counter()) if self._is_running else 0.0
             return running + self._queue.seconds_until_done(demand)
 
     def seconds_until_fit(self, demand: Demand) -> float:
@@ -245,12 +246,12 @@ class DeviceWorker:
     def _run_batch(self, batch: Batch[PendingTicket]) -> None:
         engine = batch.tickets[0].engine
         tokens, start = tokens_of(batch.works), time.perf_counter()
-        self._running_until = start + tokens / engine.tokens_per_second
+        self._running_until, self._is_running = start + tokens / engine.tokens_per_second, True
         failures = run_isolated(engine, batch.works)
-        end = self._running_until = time.perf_counter()
+        end, self._is_running = time.perf_counter(), False
         self._metrics.batch_tokens.observe(tokens)
         if len(batch.works) > 1:  # a small batch says little about the rate of a full queue
-            engine.tokens_per_second += 0.1 * (tokens / (end - start) - engine.tokens_per_second)
+            engine.tokens_per_second += 0.2 * (tokens / (end - start) - engine.tokens_per_second)
         with self._wake:
             for ticket in batch.tickets:
                 if ticket.job in failures:
