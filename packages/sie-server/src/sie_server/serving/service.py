@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -35,6 +34,7 @@ from sie_server.serving.requests.encoding import EncodePlan
 from sie_server.serving.requests.inspection import inspect
 from sie_server.serving.requests.options import ParsedOptions, Route, parse_options
 from sie_server.serving.requests.scoring import ScorePlan
+from sie_server.serving.tokenizing import TokenizerPool
 from sie_server.serving.worker import DeviceWorker, OnDeath
 from sie_server.wire import (
     EncodeParams,
@@ -63,7 +63,7 @@ class Service:
         if self.documents:
             self.metrics.registry.register(CacheCollector(self.documents))
         self._loader = Loader(config, self.worker, self.documents)
-        self._tokenizers = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="sie-tokenize")
+        self._tokenizers = TokenizerPool(config.tokenizer_threads)
         self._housekeeping: list[asyncio.Task[None]] = []
         self._open_registry()
 
@@ -105,7 +105,7 @@ class Service:
         candidates = candidates_of(request)
         async with self.registry.lease(name, options.adapter) as (engine, adapter):
             plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
-            job = await self._tokenize(lambda: plan.job(adapter), timing)
+            job = await self._tokenize(lambda: plan.job(adapter), candidates.texts or (), timing)
             await self._run(name, engine, job, timing)
         return plan.response(job)
 
@@ -119,7 +119,7 @@ class Service:
         candidates, options = texts_only(request), options.for_reading()
         async with self.registry.lease(name, options.adapter) as (engine, _):
             plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
-            return await self._tokenize(lambda: inspect(plan), timing)
+            return await self._tokenize(lambda: inspect(plan), candidates.texts or (), timing)
 
     async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
         """Turn texts into vectors.
@@ -132,7 +132,7 @@ class Service:
         texts = texts_of(request.items)
         async with self.registry.lease(name, options.adapter) as (engine, adapter):
             plan = EncodePlan.build(model, engine, request.items, texts, params, options)
-            job = await self._tokenize(lambda: plan.job(adapter), timing)
+            job = await self._tokenize(lambda: plan.job(adapter), texts, timing)
             await self._run(name, engine, job, timing)
         return plan.response(job, timing)
 
@@ -144,9 +144,11 @@ class Service:
         profiles = self.registry.profiles(name)
         return name, parse_options(raw, path, route, profiles, instruction=instruction, adapter_in_id=adapter)
 
-    async def _tokenize(self, work: Callable[[], Result], timing: RequestTiming) -> Result:
+    async def _tokenize(
+        self, work: Callable[[], Result], texts: Sequence[str], timing: RequestTiming
+    ) -> Result:
         start = perf_counter()
-        result = await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
+        result = await self._tokenizers.run(work, texts)
         timing.tokenization_ms += (perf_counter() - start) * 1e3
         return result
 
@@ -162,6 +164,6 @@ class Service:
         for task in self._housekeeping:
             task.cancel()
         self.registry.close()
-        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        self._tokenizers.close()
         self._loader.close()
         await asyncio.to_thread(self.worker.close)
