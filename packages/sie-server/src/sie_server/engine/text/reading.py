@@ -82,7 +82,7 @@ class TextReader:
                         found[i] = _reading(encoding, limit, spans, cut=not window.whole)
                     elif width < SLICE_CHARS:
                         again.append(i)
-            todo, width = again, min(width * GROWTH, most, SLICE_CHARS)
+            todo, width = again, _wider(width, min(most, SLICE_CHARS))
         return [found[i] if i in found else self._long(prefix, text, limit) for i, text in enumerate(texts)]
 
     def read_each(self, texts: Sequence[str], limit: int, *, prefix: str = "") -> Iterator[Reading]:
@@ -111,6 +111,11 @@ class TextReader:
             if window.whole or len(ids) > limit + edge:
                 return Reading(ids[:limit], spans[:limit], len(ids) > limit or end < length)
             start = _restart(spans, start, end)
+
+
+def _wider(width: int, most: int) -> int:
+    """Return the width of the next window; the last one is not preceded by one of nearly its size."""
+    return most if width * GROWTH * 2 > most else width * GROWTH
 
 
 def text_window(text: str, width: int) -> TextWindow:
