@@ -33,7 +33,7 @@ class CountingTokenizer:
 
 
 def counted(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> CountingTokenizer:
-    """Count the calls of a loaded tokenizer from here on, whichever part of it makes them."""
+    """Count the calls of a loaded tokenizer from here on, from every part of it."""
     counting = CountingTokenizer(tokenizer._tokenizer)
     monkeypatch.setattr(tokenizer, "_tokenizer", counting)
     monkeypatch.setattr(tokenizer._reader, "_tokenizer", counting)

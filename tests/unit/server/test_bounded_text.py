@@ -1,4 +1,4 @@
-"""The text that is tokenised is bounded by the tokens that are wanted, whatever the text, and cut texts say so."""
+"""Every text is tokenised only as far as the wanted tokens need, and a text that is cut is reported."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ KINDS = {
     "colbert": _colbert,
     "prompted, the document last": _prompted("qwen3-reranker"),
     "prompted, text after the document": _prompted("ctxl-rerank-v2"),
-    "prompted, document first": _prompted("mxbai-rerank-v2"),
+    "prompted, instruction beside the texts": _prompted("mxbai-rerank-v2"),
     "listwise": _listwise,
 }
 

@@ -1,4 +1,4 @@
-"""The tokeniser threads: small requests pass large ones, large ones take turns, cancelled ones end soon."""
+"""The tokeniser threads: small requests pass large ones, large ones alternate, cancelled ones end soon."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ async def test_an_error_of_the_work_frees_its_place(pool: TokenizerPool) -> None
 
 
 async def test_a_new_request_does_not_make_up_for_the_past_of_others(pool: TokenizerPool) -> None:
-    """With all its turns at once, a stream of new requests would keep an old one waiting for ever."""
+    """Otherwise a stream of new requests would delay an old one indefinitely."""
     log: list[str] = []
     gate = threading.Event()
     old = start(pool, Steps("old", log, 6, gate=gate, held=3), LARGE)

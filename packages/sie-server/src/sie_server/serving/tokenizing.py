@@ -40,7 +40,7 @@ class Turns:
         self._waiting: list[Ticket] = []
 
     def join(self, ticket: Ticket) -> None:
-        """Add a request, level with the one that has tokenised least: new requests do not overtake for ever."""
+        """Add a request, level with the one that has tokenised least: new requests must not delay it indefinitely."""
         with self._changed:
             ticket.used = min((other.used for other in self._present), default=0)
             self._present.append(ticket)

@@ -23,7 +23,7 @@ from sie_server.models.spec import UnsupportedCheckpoint, read_json
 from sie_server.templates import PLACEHOLDER, RerankTemplate
 
 PROBE = "a b"  # the text in every placeholder when a template is checked
-SMALL_STEPS = 8  # after so many tries, a document that does not fit is shortened by half instead of one token
+SMALL_STEPS = 8  # tries; after these, a document that does not fit is shortened by half instead of one token
 
 
 @dataclass(frozen=True)
