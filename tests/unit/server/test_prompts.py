@@ -34,6 +34,7 @@ from sie_server.templates import (
 from sie_server.wire import Item, ScoreRequest
 from support.checkpoints.cross_encoders import make_cross_encoder, random_text
 from support.checkpoints.decoders import byte_level_tokenizer, gemma_tokenizer, make_decoder
+from support.counting import counted
 from support.device import DEVICE
 
 TEMPLATES = sorted(template_names())
@@ -146,21 +147,9 @@ def test_no_room_for_a_document_is_the_callers_error(prompts: PromptTokenizer) -
 def test_a_huge_document_is_never_tokenised_whole(
     prompts: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
-    inner = prompts._tokenizer
-
-    class Counting:
-        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> object:
-            seen.extend(map(len, texts))
-            return inner.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-
-        def encode(self, text: str, add_special_tokens: bool) -> object:
-            seen.append(len(text))
-            return inner.encode(text, add_special_tokens=add_special_tokens)
-
-    monkeypatch.setattr(prompts, "_tokenizer", Counting())
+    counting = counted(prompts, monkeypatch)
     prompts.prompts("rain", ["rain falls over the harbour " * 80_000], None, 512)
-    assert sum(seen) < 60_000
+    assert 0 < sum(counting.calls) < 60_000
 
 
 def test_answers_must_be_one_token_each_and_case_matters(tmp_path: Path) -> None:

@@ -172,9 +172,10 @@ class Engine:
 
         If the last token ends inside a character, the whole character is kept.
         """
-        encoded, cut = self._tokenizer.encode_with_spans(texts, most)
-        ends = [spans[-1][1] if spans else 0 for _, spans in encoded]
-        return [t[:e] if c else t for t, e, c in zip(texts, ends, cut, strict=True)], cut
+        found = self._tokenizer.read(texts, most)
+        return [reading.start_of(text) for reading, text in zip(found, texts, strict=True)], [
+            reading.cut for reading in found
+        ]
 
     def tokenize_vectors(
         self,
@@ -199,12 +200,14 @@ class Engine:
         max_seq_length: int,
         *,
         is_query: bool = False,
+        prompt: str = "",
         adapter: Adapter | None = None,
     ) -> Job:
-        """Build the job of an encode request; its results are vectors."""
+        """Build the job of an encode request; its results are vectors. `prompt` is put before every text."""
         encoder = self._input_of(adapter)
         assert isinstance(encoder, EncodeInput)  # the spec lists outputs other than "score"
-        return _with_changes(encoder.encode_job(texts, outputs, max_seq_length, is_query=is_query), adapter)
+        job = encoder.encode_job(texts, outputs, max_seq_length, is_query=is_query, prompt=prompt)
+        return _with_changes(job, adapter)
 
     def _input_of(self, adapter: Adapter | None) -> TextInput:
         return adapter.input if adapter else self._input

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from time import perf_counter
 from typing import Any, TypeVar
@@ -41,6 +40,7 @@ from sie_server.serving.requests.encoding import EncodePlan
 from sie_server.serving.requests.inspection import inspect
 from sie_server.serving.requests.options import ParsedOptions, Route, parse_options
 from sie_server.serving.requests.scoring import ScorePlan
+from sie_server.serving.tokenizing import TokenizerPool
 from sie_server.serving.worker import DeviceWorker, OnDeath
 from sie_server.wire import (
     EncodeParams,
@@ -73,7 +73,7 @@ class Service:
         if self.documents:
             self.metrics.registry.register(CacheCollector(self.documents))
         self._loader = Loader(config, self.worker, self.documents)
-        self._tokenizers = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="sie-tokenize")
+        self._tokenizers = TokenizerPool(config.tokenizer_threads)
         self._housekeeping: list[asyncio.Task[None]] = []
         self._open_registry()
         self._keep_running(self.worker.watch(config.device_stall_s))
@@ -117,7 +117,7 @@ class Service:
         async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
             plan = ScorePlan.build(model, leased.engine, candidates, options, self.config.max_chunks)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
-                job = await self._tokenize(lambda: plan.job(leased.adapter), timing)
+                job = await self._tokenize(lambda: plan.job(leased.adapter), candidates.texts or (), timing)
                 await self._run(name, leased.engine, job, timing, admitted)
         return plan.response(job)
 
@@ -131,7 +131,7 @@ class Service:
         candidates, options = texts_only(request), options.for_reading()
         async with self.registry.lease(name, options.adapter) as (engine, _):
             plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
-            return await self._tokenize(lambda: inspect(plan), timing)
+            return await self._tokenize(lambda: inspect(plan), candidates.texts or (), timing)
 
     async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
         """Turn texts into vectors.
@@ -145,7 +145,7 @@ class Service:
         async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
             plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
-                job = await self._tokenize(lambda: plan.job(leased.adapter), timing)
+                job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
                 await self._run(name, leased.engine, job, timing, admitted)
         return plan.response(job, timing)
 
@@ -186,9 +186,11 @@ class Service:
         with self.admission.admit(arrival, characters) as admitted:
             yield admitted
 
-    async def _tokenize(self, work: Callable[[], Result], timing: RequestTiming) -> Result:
+    async def _tokenize(
+        self, work: Callable[[], Result], texts: Sequence[str], timing: RequestTiming
+    ) -> Result:
         start = perf_counter()
-        result = await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
+        result = await self._tokenizers.run(work, texts)
         timing.tokenization_ms += (perf_counter() - start) * 1e3
         return result
 
@@ -216,7 +218,7 @@ class Service:
         for task in self._housekeeping:
             task.cancel()
         self.registry.close()
-        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        self._tokenizers.close()
         self._loader.close()
         await asyncio.to_thread(self.worker.close)
 

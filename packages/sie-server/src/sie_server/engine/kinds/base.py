@@ -38,8 +38,10 @@ class ChunkInput(Protocol):
 class EncodeInput(Protocol):
     """A `TextInput` that can also build the job of an encode request."""
 
-    def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
-        """Build a job with one result per text, at most `limit` tokens per sequence."""
+    def encode_job(
+        self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool, prompt: str = ""
+    ) -> Job:
+        """Build a job with one result per text, at most `limit` tokens per sequence; `prompt` precedes every text."""
         ...
 
 

@@ -24,8 +24,9 @@ from sie_server.engine.document_cache import CachedDocument, ModelDocuments
 from sie_server.engine.job import QUERY, Chunking, Floats, Job, ScoreTexts, Work, build_job
 from sie_server.engine.kinds.base import Kind, Parts
 from sie_server.engine.storage.weights import CheckpointWeights
-from sie_server.engine.text.chunks import Chunks, split
+from sie_server.engine.text.chunks import Chunks, most_tokens, split
 from sie_server.engine.text.jobs import document_job, window_job
+from sie_server.engine.text.slices import clip, either
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import PackedBatch, Readout, Tokens
 from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, TokenProjection, maxsim
@@ -50,8 +51,9 @@ class ColbertInput:
     def queries(self, texts: list[str]) -> tuple[list[Tokens], list[bool]]:
         """Tokenise queries, expand them if the checkpoint does, and return which were truncated."""
         spec = self._spec
-        read = [spec.query_prompt + text for text in self._stripped(texts)]
-        plain, cut = self._tokenizer.singles(read, spec.query_length, self._query_marker)
+        texts, over = self._stripped(texts, spec.query_length)
+        plain, cut = self._tokenizer.singles(texts, spec.query_length, self._query_marker, spec.query_prompt)
+        cut = either(cut, over)
         if not spec.expand_to:
             return plain, cut
         tokens = []
@@ -63,14 +65,23 @@ class ColbertInput:
 
     def documents(self, texts: list[str], limit: int) -> tuple[list[Tokens], list[bool]]:
         """Tokenise documents to at most `limit` tokens, and return which were truncated."""
-        read = [self._spec.document_prompt + text for text in self._stripped(texts)]
-        return self._tokenizer.singles(read, limit, self._document_marker)
+        texts, over = self._stripped(texts, limit)
+        tokens, cut = self._tokenizer.singles(texts, limit, self._document_marker, self._spec.document_prompt)
+        return tokens, either(cut, over)
 
-    def _stripped(self, texts: list[str]) -> list[str]:
-        return [text.strip() for text in texts] if self._spec.strip else texts
+    def _stripped(self, texts: list[str], limit: int) -> tuple[list[str], list[bool]]:
+        """Strip the part of each text that is read for `limit` tokens, and return which texts have more."""
+        texts, over = clip(texts, limit)
+        return [text.strip() for text in texts] if self._spec.strip else texts, over
 
-    def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
+    def encode_job(
+        self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool, prompt: str = ""
+    ) -> Job:
         """See `EncodeInput.encode_job`."""
+        if prompt:
+            # a checkpoint may strip the prompt together with the text
+            read = self._spec.query_length if is_query else limit
+            texts = [prompt + text for text in clip(texts, read)[0]]
         job = build_job(outputs, *(self.queries(texts) if is_query else self.documents(texts, limit)))
         job.is_query = is_query
         return job
@@ -85,10 +96,11 @@ class ColbertInput:
         """See `ChunkInput.chunk_job`; each window has the marker and the prompt."""
         marker, tokenizer = self._document_marker, self._tokenizer
         room = tokenizer.single_room(texts.limit) - (0 if marker is None else 1)
-        documents = self._stripped(texts.documents)
-        parts = split(tokenizer, documents, room, chunking, self._spec.document_prompt)
+        documents, over = clip(texts.documents, most_tokens(chunking, room))
+        stripped = [text.strip() for text in documents] if self._spec.strip else documents
+        parts = split(tokenizer, stripped, room, chunking, self._spec.document_prompt)
         if self._spec.strip:
-            parts = _unstripped(parts, texts.documents)
+            parts = _unstripped(parts, documents, over)
         job = window_job(parts, lambda ids: tokenizer.single(ids, marker), self._cache)
         self._add_query(job, texts.query)
         return job
@@ -130,13 +142,15 @@ def _marker(tokenizer: TextTokenizer, text: str) -> int | None:
     return number
 
 
-def _unstripped(parts: Chunks, documents: list[str]) -> Chunks:
-    """Convert spans in the stripped texts to spans in the original ones."""
+def _unstripped(parts: Chunks, documents: list[str], over: list[bool]) -> Chunks:
+    """Convert spans in the stripped texts to spans in the original ones; `over` are texts that were cut before."""
     before = [len(text) - len(text.lstrip()) if text.strip() else 0 for text in documents]
     chunks = [
         replace(c, start=c.start + before[c.document], end=c.end + before[c.document]) for c in parts.chunks
     ]
-    return replace(parts, chunks=chunks)
+    return replace(
+        parts, chunks=chunks, cut=[cut or over[c.document] for cut, c in zip(parts.cut, chunks, strict=True)]
+    )
 
 
 def _filler(tokenizer: TextTokenizer, directory: Path, named: str | None) -> int:

@@ -39,9 +39,11 @@ class LateInteractionInput:
         parts = split(self._tokenizer, texts.documents, room, chunking)
         return self._with_query(window_job(parts, self._tokenizer.single, self._cache), texts)
 
-    def encode_job(self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool) -> Job:
+    def encode_job(
+        self, texts: list[str], outputs: tuple[str, ...], limit: int, *, is_query: bool, prompt: str = ""
+    ) -> Job:
         """See `EncodeInput.encode_job`."""
-        return build_job(outputs, *self._tokenizer.singles(texts, limit))
+        return build_job(outputs, *self._tokenizer.singles(texts, limit, prefix=prompt))
 
     def _with_query(self, job: Job, texts: ScoreTexts) -> Job:
         [tokens], [job.query_truncated] = self._tokenizer.singles([texts.query], texts.limit)

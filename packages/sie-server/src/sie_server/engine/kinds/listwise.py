@@ -23,6 +23,8 @@ from torch import Tensor
 from sie_server.engine.job import Floats, Job, ScoreTexts, Work
 from sie_server.engine.kinds.base import Kind, Parts
 from sie_server.engine.storage.weights import CheckpointWeights
+from sie_server.engine.text.reading import ALL
+from sie_server.engine.text.slices import clip, either
 from sie_server.engine.text.tokenizer import TextTokenizer, id_array
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, PackedBatch, Readout, Tokens
@@ -45,6 +47,7 @@ INSTRUCTION = "<instruct>\n{instruction}\n</instruct>\n"
 PASSAGE, PASSAGE_END = '<passage id="{number}">\n{text}', "\n</passage>\n"
 QUERY = "<query>\n{query}"
 AFTER = "\n</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+MARK_END = ">"  # the last character of both, and nowhere else in them
 MOST_DOCUMENTS = 125  # per block
 
 
@@ -75,7 +78,7 @@ class ListwiseTokenizer(TextTokenizer):
 
     def ids(self, texts: list[str]) -> list[Ids]:
         """Return the ids of whole texts, without special tokens."""
-        return [id_array(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return self._encode(texts, ALL)[0]
 
     def prompt(self, texts: list[str]) -> Ids:
         """Return the ids of the prompt with these `sections`."""
@@ -90,6 +93,7 @@ class ListwiseTokenizer(TextTokenizer):
         Names of read-out tokens are removed first. As in the reference, a text that reaches the limit is decoded from
         its tokens; if the limit splits the bytes of a character, that character becomes U+FFFD.
         """
+        texts, over = clip(texts, limit)
         texts = [_without_marks(text) for text in texts]
         found, cut = self._encode(texts, limit)
         kept = [
@@ -97,13 +101,27 @@ class ListwiseTokenizer(TextTokenizer):
             for text, ids in zip(texts, found, strict=True)
         ]
         # decoding may produce the name of a read-out token again
-        return [_without_marks(text) for text in kept], [len(ids) for ids in found], cut
+        return [_without_marks(text) for text in kept], [len(ids) for ids in found], either(cut, over)
 
 
 def _without_marks(text: str) -> str:
-    while DOCUMENT_END in text or QUERY_END in text:
-        text = text.replace(QUERY_END, "").replace(DOCUMENT_END, "")
-    return text
+    """Remove the names of the read-out tokens until none is left, in one pass.
+
+    A removal may join the halves of another name. Names do not overlap, so the order of removals does not matter.
+    """
+    if DOCUMENT_END not in text and QUERY_END not in text:
+        return text
+    kept: list[str] = []  # characters
+    first, *rest = text.split(MARK_END)
+    kept += first
+    for part in rest:
+        kept.append(MARK_END)
+        for mark in (DOCUMENT_END, QUERY_END):
+            if "".join(kept[-len(mark) :]) == mark:
+                del kept[-len(mark) :]
+                break
+        kept += part
+    return "".join(kept)
 
 
 def sections(query: str, documents: list[str], instruction: str | None) -> list[str]:
@@ -144,13 +162,14 @@ class ListwiseInput:
             InvalidInput: query and instruction leave no room for a document.
         """
         [query], [query_tokens], [query_cut] = self._tokenizer.heads([texts.query], self._spec.query_length)
-        instruction = _without_marks(texts.instruction or "")
-        instruction_tokens = len(self._tokenizer.ids([instruction])[0])
+        [instruction], [instruction_tokens], [too_long] = self._tokenizer.heads(
+            [texts.instruction or ""], self._spec.block_length
+        )
         room = self._spec.block_length - 2 * query_tokens - instruction_tokens
         fixed = len(self._tokenizer.prompt(sections("", [""], instruction))) - instruction_tokens
-        if room <= fixed:
-            where = "$.instruction" if instruction_tokens else "$.query.text"
-            also = " and the instruction" if instruction_tokens else ""
+        if room <= fixed or too_long:
+            where = "$.instruction" if instruction else "$.query.text"
+            also = " and the instruction" if instruction else ""
             raise InvalidInput(
                 f"the query (read twice){also} leave no room for a document in the "
                 f"{self._spec.block_length} tokens of a prompt - at `{where}`"

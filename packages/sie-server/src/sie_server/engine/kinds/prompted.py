@@ -19,6 +19,7 @@ from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.chunks import Chunks, most_tokens, overlap_of, windows_of, without_spaces
 from sie_server.engine.text.prefix import share_prefix
 from sie_server.engine.text.prompt_tokenizer import Frame, PromptTokenizer
+from sie_server.engine.text.reading import Reading
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.families.decoders.decoder import DecoderSpec
@@ -56,19 +57,18 @@ class PromptInput:
 
 def _split_ids(frame: Frame, tokenizer: PromptTokenizer, documents: list[str], chunking: Chunking) -> Chunks:
     """Return windows of the documents' ids, each after the ids of the text before the document."""
-    literal = len(frame.part(""))  # characters
-    texts = [frame.part(text) for text in documents]
+    literal = frame.part("")
     most = frame.around + most_tokens(chunking, frame.room - frame.around)
-    encoded, cut = tokenizer.encode_with_spans(texts, most)
     result = Chunks([], [], [])
-    for number, ((ids, spans), more) in enumerate(zip(encoded, cut, strict=True)):
+    for number, found in enumerate(tokenizer.read_each(documents, most, literal)):
         # a token that is partly the document's belongs to it, so `before` may leave out the literal's last space
-        before = next((i for i, (_, end) in enumerate(spans) if end > literal), len(ids))
-        own = [(max(0, start - literal), end - literal) for start, end in spans[before:]]
+        ids, ours = found.ids, found.spans[:, 1] > len(literal)
+        before = int(ours.argmax()) if ours.any() else len(ids)
+        own = np.maximum(found.spans[before:] - len(literal), 0)
         room = frame.room - before
         overlap = overlap_of(chunking, room)
         for window, chunk in windows_of(number, documents[number], ids[before:], own, room, overlap):
-            result.add(np.concatenate((ids[:before], window)), chunk, more)
+            result.add(np.concatenate((ids[:before], window)), chunk, found.cut)
     return result
 
 
@@ -78,36 +78,28 @@ def _split_texts(
     """Return windows of the documents' texts, each put into the template like a document."""
     room = frame.room - frame.around
     overlap = overlap_of(chunking, room)
-    encoded, cut = tokenizer.encode_with_spans(documents, most_tokens(chunking, room))
     result = Chunks([], [], [])
-    for number, ((_, spans), more) in enumerate(zip(encoded, cut, strict=True)):
-        cutter = _TextCutter(frame, tokenizer, documents[number], spans, whole=not more)
+    for number, found in enumerate(tokenizer.read_each(documents, most_tokens(chunking, room))):
+        cutter = _TextCutter(frame, tokenizer, documents[number], found)
         windows, left = cutter.windows(room, overlap, chunking.most)
         for index, (ids, start, end) in enumerate(windows):
             span = without_spaces(documents[number], start, end)
-            result.add(ids, Chunk(number, index, len(windows), *span), more or left)
+            result.add(ids, Chunk(number, index, len(windows), *span), found.cut or left)
     return result
 
 
 class _TextCutter:
     """Splits the text of a document at places between its tokens."""
 
-    def __init__(
-        self,
-        frame: Frame,
-        tokenizer: PromptTokenizer,
-        text: str,
-        spans: list[tuple[int, int]],
-        *,
-        whole: bool,
-    ) -> None:
+    def __init__(self, frame: Frame, tokenizer: PromptTokenizer, text: str, found: Reading) -> None:
         self._frame, self._tokenizer, self._text = frame, tokenizer, text
+        spans: list[tuple[int, int]] = found.spans.tolist()
         # a place is a number of tokens; a character of several tokens is not split
         inner = [i for i in range(1, len(spans)) if spans[i][0] >= spans[i - 1][1]]
         self._places = sorted({0, *inner, len(spans)})
         ends = [0] + [spans[place - 1][1] for place in self._places[1:]]
         # spaces that no token covers belong to the token after them; trailing spaces to the last token
-        self._characters = [*ends[:-1], len(text)] if whole else ends
+        self._characters = ends if found.cut else [*ends[:-1], len(text)]
 
     def windows(self, room: int, overlap: int, most: int) -> tuple[list[tuple[Ids, int, int]], bool]:
         """Return ids and characters [start, end) of at most `most` windows, and whether text is left over.

@@ -7,12 +7,13 @@ document together with the text after it does not allow this: see `engine.kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from sie_server.engine.job import Chunk, Chunking
+from sie_server.engine.text.reading import Spans
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids
@@ -43,24 +44,23 @@ def split(
     Raises:
         InvalidInput: the overlap is as large as a window.
     """
-    [(alone, _)], _ = tokenizer.encode_with_spans([prompt], room)
-    room -= len(alone)
+    alone = len(tokenizer.read([prompt], room)[0].ids)
+    room -= alone
     overlap = overlap_of(chunking, room)
-    most = len(alone) + most_tokens(chunking, room)
-    encoded, cut = tokenizer.encode_with_spans([prompt + text for text in documents], most)
+    most = alone + most_tokens(chunking, room)
     result = Chunks([], [], [])
-    for document, ((whole, spans), more) in enumerate(zip(encoded, cut, strict=True)):
+    for document, found in enumerate(tokenizer.read_each(documents, most, prompt)):
         # a token that begins in the prompt and ends in the text, such as a space and a word, belongs to the text
-        own = sum(end <= len(prompt) for _, end in spans[: len(alone)])
-        head, ids = whole[:own], whole[own:]
-        spans = [_behind(prompt, span) for span in spans[own:]]
+        own = int((found.spans[:alone, 1] <= len(prompt)).sum())
+        head, ids = found.ids[:own], found.ids[own:]
+        spans = np.maximum(found.spans[own:] - len(prompt), 0)
         for window, chunk in windows_of(document, documents[document], ids, spans, room, overlap):
-            result.add(np.concatenate((head, window)), chunk, more)
+            result.add(np.concatenate((head, window)), chunk, found.cut)
     return result
 
 
 def windows_of(
-    document: int, text: str, ids: Ids, spans: Sequence[tuple[int, int]], room: int, overlap: int
+    document: int, text: str, ids: Ids, spans: Spans, room: int, overlap: int
 ) -> Iterator[tuple[Ids, Chunk]]:
     """Yield the windows of a document as slices of its ids."""
     starts = range(0, max(1, len(ids) - overlap), room - overlap)
@@ -89,17 +89,14 @@ def most_tokens(chunking: Chunking, room: int) -> int:
     return room + (chunking.most - 1) * (room - overlap_of(chunking, room))
 
 
-def _behind(prompt: str, span: tuple[int, int]) -> tuple[int, int]:
-    """Convert a span in prompt and text to a span in the text alone."""
-    return max(0, span[0] - len(prompt)), max(0, span[1] - len(prompt))
-
-
-def _characters(text: str, spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def _characters(text: str, spans: Spans) -> tuple[int, int]:
     """Return the span of all `spans` together, without spaces at its ends; (0, 0) for an empty document.
 
     Some tokenizers include the space before a word in the word's token, some do not.
     """
-    return without_spaces(text, min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0))
+    if not len(spans):
+        return without_spaces(text, 0, 0)
+    return without_spaces(text, int(spans[:, 0].min()), int(spans[:, 1].max()))
 
 
 def without_spaces(text: str, start: int, end: int) -> tuple[int, int]:

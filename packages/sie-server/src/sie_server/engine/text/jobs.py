@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.job import Job, build_job
 from sie_server.engine.text.chunks import Chunks
+from sie_server.engine.text.slices import clip
 from sie_server.models.batch import Ids, Tokens
 
 Sequences = tuple[list[Tokens], list[bool]]  # and which texts were truncated
@@ -21,6 +22,7 @@ def document_job(
     """Build a job that reads the documents that are not cached; cached ones become `Job.known`."""
     if cache is None:
         return build_job(("score",), *tokenize(documents, limit))
+    documents, _ = clip(documents, limit)  # a key is computed of every character
     keys = [cache.key(text, limit) for text in documents]
     return _cached_job(keys, lambda missing: tokenize([documents[i] for i in missing], limit), cache)
 

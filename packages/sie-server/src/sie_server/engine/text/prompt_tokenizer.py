@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from sie_server.engine.text.tokenizer import CHARS_PER_TOKEN, TextTokenizer, text_window
+from sie_server.engine.text.reading import ALL, CHARS_PER_TOKEN, Reading
+from sie_server.engine.text.slices import most_chars
+from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 from sie_server.templates import PLACEHOLDER, RerankTemplate
 
 PROBE = "a b"  # the text in every placeholder when a template is checked
+SMALL_STEPS = 8  # tries; after these, a document that does not fit is shortened by half instead of one token
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class PromptTokenizer(TextTokenizer):
         """
         frame = self.frame(query, instruction, limit)
         if frame.blank.ends_with("document"):
-            parts, cut = self._encode([frame.part(text) for text in documents], frame.room)
+            parts, cut = self._encode(documents, frame.room, frame.part(""))
         else:
             fitted = [self._fit(frame, text) for text in documents]
             parts, cut = [ids for ids, _ in fitted], [was_cut for _, was_cut in fitted]
@@ -129,6 +132,7 @@ class PromptTokenizer(TextTokenizer):
         Raises:
             InvalidInput: the template, the query's share and the instruction leave no room for a document.
         """
+        _check_instruction(instruction, limit)
         form = self._instructed if instruction else self._plain
         texts = {"query": query, "instruction": instruction or self.template.default_instruction or ""}
         place, cap = form.place("document"), max(1, (limit - form.outside) * 3 // 4)
@@ -139,11 +143,12 @@ class PromptTokenizer(TextTokenizer):
                 parts.append(part)
                 continue
             if part.has("query") and not (part.ends_with("query") and i != place):
-                texts["query"], query_cut = self._head(query, cap)
+                [read] = self.read([query], cap)
+                texts["query"], query_cut = read.start_of(query), read.cut
             if i == place:
                 parts.append(np.empty(0, np.int32))
             elif part.ends_with("query"):
-                [ids], [query_cut] = self._encode([part.fill(texts)], cap)
+                [ids], [query_cut] = self._encode([query], cap, part.fill(texts | {"query": ""}))
                 parts.append(ids)
             else:
                 parts.append(self.ids(part.fill(texts)))
@@ -163,33 +168,25 @@ class PromptTokenizer(TextTokenizer):
 
     def _fit(self, frame: Frame, document: str) -> tuple[Ids, bool]:
         """Truncate the document's text until the whole part fits; the text after it must stay."""
-        keep, text, cut = frame.room - frame.around, document, False
+        keep, text = frame.room - frame.around, document
+        read: Reading | None = None
         if len(document) > frame.room * CHARS_PER_TOKEN:
-            text, cut = self._head(document, keep)
+            [read] = self.read([document], keep)
+            text = read.start_of(document)
         ids = self.ids(frame.part(text))
-        while len(ids) > frame.room:
-            # the end of a truncated text may need one or two more tokens than within the whole, hence the loop
-            text, _ = self._head(document, max(0, keep))
-            keep, cut = keep - 1, True
-            ids = self.ids(frame.part(text))
-        return ids, cut
-
-    def _head(self, text: str, tokens: int) -> tuple[str, bool]:
-        """Return the start of `text` that makes `tokens` tokens, and whether the text has more."""
-        width = max(256, tokens * CHARS_PER_TOKEN)
-        while True:
-            window = text_window(text, width)
-            encoding = self._tokenizer.encode(window.text, add_special_tokens=False)
-            if window.whole or len(encoding.ids) > tokens + window.edge:
+        for tries in range(keep + 1):
+            if len(ids) <= frame.room:
                 break
-            width *= 4
-        if len(encoding.ids) <= tokens:
-            return text, False
-        return text[: encoding.offsets[tokens - 1][1]] if tokens else "", True
+            read = read or self.read([document], keep)[0]
+            # the end of a truncated text may need one or two more tokens than within the whole, hence the loop
+            text = read.start_of(document, keep)
+            keep = max(0, keep - 1 if tries < SMALL_STEPS else keep // 2)
+            ids = self.ids(frame.part(text))
+        return ids, text != document
 
     def ids(self, text: str) -> Ids:
         """Return the ids of a text without special tokens."""
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        return self._encode([text], ALL)[0][0]
 
     # ── called while the checkpoint loads ──
 
@@ -251,3 +248,16 @@ class PromptTokenizer(TextTokenizer):
                 f"template {self.template.name!r} reads the token {requested!r}, which is {len(ids)} tokens here"
             )
         return int(ids[0])
+
+
+def _check_instruction(instruction: str | None, limit: int) -> None:
+    """Refuse an instruction that is too long to be tokenised at all.
+
+    Raises:
+        InvalidInput: names the bound.
+    """
+    if instruction and len(instruction) > most_chars(limit):
+        raise InvalidInput(
+            f"the instruction has {len(instruction)} characters, and at most {most_chars(limit)} are read for a "
+            f"max_seq_length of {limit}; shorten it - at `$.instruction`"
+        )

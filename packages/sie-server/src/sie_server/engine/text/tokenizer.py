@@ -1,28 +1,22 @@
 """Text → token ids, exactly as the checkpoint's tokenizer produces them. A request's query is tokenised once.
 
 A long document is truncated *before* it is tokenised, so that a document of megabytes costs no more than one that just
-fits. Truncated texts are reported.
+fits (`engine.text.reading`). Truncated texts are reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
-from tokenizers.normalizers import Lowercase, Sequence
+from tokenizers import Encoding, Tokenizer, normalizers
 
+from sie_server.engine.text.reading import Reading, TextReader
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
-
-# Characters per requested token that are tokenised first. English has about 5 per token; a text window that proves too
-# short is enlarged fourfold.
-CHARS_PER_TOKEN = 16
-# If a text window ends inside a word, this many tokens at its end may differ from those of the whole text.
-EDGE_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -58,9 +52,12 @@ class TextTokenizer:
             raise UnsupportedCheckpoint(f"{path} is not a valid tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._reader = TextReader(self._tokenizer)
         if lower_case:
             own = self._tokenizer.normalizer
-            self._tokenizer.normalizer = Sequence([Lowercase(), own] if own else [Lowercase()])
+            self._tokenizer.normalizer = normalizers.Sequence(
+                [normalizers.Lowercase()] + ([own] if own else [])
+            )
         self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
         self._single = _probe(self._tokenizer, pair=False, typed=token_types)
 
@@ -120,14 +117,9 @@ class TextTokenizer:
 
     def read_to(self, text: str, ids: list[int]) -> int | None:
         """Return how many characters of `text` are in `ids`: the longest run of its first tokens counts; None: none."""
-        [(whole, spans)], _ = self.encode_with_spans([text], len(ids))
-        own, best = whole.tolist(), 0
-        for start in range(len(ids)):
-            same = 0
-            while start + same < len(ids) and same < len(own) and ids[start + same] == own[same]:
-                same += 1
-            best = max(best, same)
-        return spans[best - 1][1] if best else None
+        [read] = self.read([text], len(ids))
+        best = _longest_start(read.ids.tolist(), ids)
+        return int(read.spans[best - 1][1]) if best else None
 
     def pair_head(self, query: str, limit: int) -> tuple[Ids, int, bool]:
         """Return the ids before every document, the room for a document, and whether the query was truncated."""
@@ -144,14 +136,14 @@ class TextTokenizer:
         return Tokens(ids, len(head) if self._pair.typed else len(ids))
 
     def singles(
-        self, texts: list[str], limit: int, marker: int | None = None
+        self, texts: list[str], limit: int, marker: int | None = None, prefix: str = ""
     ) -> tuple[list[Tokens], list[bool]]:
         """Tokenise encoder input `[CLS] text [SEP]`, at most `limit` tokens each; return which were truncated.
 
-        A `marker` follows the first token and counts towards the limit.
+        A `marker` follows the first token and counts towards the limit. `prefix` is put before every text.
         """
         room = max(0, self.single_room(limit) - (0 if marker is None else 1))
-        texts_ids, cut = self._encode(texts, room)
+        texts_ids, cut = self._encode(texts, room, prefix)
         return [self.single(text, marker) for text in texts_ids], cut
 
     def single_room(self, limit: int) -> int:
@@ -166,54 +158,43 @@ class TextTokenizer:
         ids = _not_empty(np.concatenate((prefix, text, suffix)))
         return Tokens(ids, len(ids))
 
-    def encode_with_spans(
-        self, texts: list[str], limit: int
-    ) -> tuple[list[tuple[Ids, list[tuple[int, int]]]], list[bool]]:
-        """As `_encode`, with the characters [start, end) of each token."""
-        encodings, cut = self._encodings(texts, limit, self._tokenizer.encode_batch)
-        return [(id_array(e.ids[:limit]), e.offsets[:limit]) for e in encodings], cut
+    def read(self, texts: Sequence[str], limit: int, prefix: str = "") -> list[Reading]:
+        """Return the first `limit` tokens of each `prefix + text` and their characters, without special tokens."""
+        return self._reader.read(texts, limit, prefix=prefix, spans=True)
 
-    def _encode(self, texts: list[str], limit: int) -> tuple[list[Ids], list[bool]]:
-        """Return at most `limit` ids per text, without special tokens, and which texts have more."""
-        encodings, cut = self._encodings(texts, limit, self._tokenizer.encode_batch_fast)
-        return [id_array(e.ids[:limit]) for e in encodings], cut
+    def read_each(self, texts: Sequence[str], limit: int, prefix: str = "") -> Iterator[Reading]:
+        """As `read`, one text at a time; for limits of many tokens."""
+        return self._reader.read_each(texts, limit, prefix=prefix)
 
-    def _encodings(
-        self, texts: list[str], limit: int, encode: Callable[..., list[Encoding]]
-    ) -> tuple[list[Encoding], list[bool]]:
-        """Return at least the first `limit` tokens of each text, and which texts have more than `limit`."""
-        done: dict[int, Encoding] = {}
-        cut = [False] * len(texts)
-        todo, width = list(range(len(texts))), max(256, limit * CHARS_PER_TOKEN)
-        while todo:
-            windows = [text_window(texts[i], width) for i in todo]
-            encodings = encode([w.text for w in windows], add_special_tokens=False)
-            again = []
-            for i, window, encoding in zip(todo, windows, encodings, strict=True):
-                if not window.whole and len(encoding) <= limit + window.edge:
-                    again.append(i)
-                    continue
-                cut[i] = not window.whole or len(encoding) > limit
-                done[i] = encoding
-            todo, width = again, width * 4
-        return [done[i] for i in range(len(texts))], cut
+    def _encode(self, texts: Sequence[str], limit: int, prefix: str = "") -> tuple[list[Ids], list[bool]]:
+        """As `read`, without the characters: return ids, and which texts have more."""
+        found = self._reader.read(texts, limit, prefix=prefix)
+        return [reading.ids for reading in found], [reading.cut for reading in found]
 
 
-@dataclass(frozen=True)
-class TextWindow:
-    """The start of a text that is tokenised in its place."""
+def _longest_start(start: list[int], ids: list[int]) -> int:
+    """Return the length of the longest start of `start` that is anywhere in `ids`.
 
-    text: str
-    whole: bool
-    edge: int  # tokens at the end that may differ from those of the whole text
+    The algorithm of Knuth, Morris and Pratt takes linear time, also for a token that is repeated.
+    """
+    fallback, best, length = [0], 0, 0
+    for token in start[1:]:
+        length = _extended(start, fallback, length, token)
+        fallback.append(length)
+    length = 0
+    for token in ids:
+        if length == len(start):
+            return length
+        length = _extended(start, fallback, length, token)
+        best = max(best, length)
+    return best
 
 
-def text_window(text: str, width: int) -> TextWindow:
-    """Return the first `width` characters, ending between two words if possible."""
-    if len(text) <= width:
-        return TextWindow(text, True, 0)
-    end = max(text.rfind(" ", width // 2, width), text.rfind("\n", width // 2, width))
-    return TextWindow(text[:end], False, 0) if end > 0 else TextWindow(text[:width], False, EDGE_TOKENS)
+def _extended(start: list[int], fallback: list[int], length: int, token: int) -> int:
+    """Return the length of the longest start that ends with `token`, after a match of `length` tokens."""
+    while length and start[length] != token:
+        length = fallback[length - 1]
+    return length + 1 if start and start[length] == token else 0
 
 
 def _probe(tokenizer: Tokenizer, *, pair: bool, typed: bool) -> Template:

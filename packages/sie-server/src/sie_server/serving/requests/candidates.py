@@ -9,10 +9,11 @@ import numpy as np
 
 from sie_server.arrays import array_of
 from sie_server.engine.job import Floats
-from sie_server.engine.text.tokenizer import CHARS_PER_TOKEN
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec, ModelSpec
 from sie_server.wire import Item, ScoreRequest
+
+CHARS_PER_TOKEN = 5  # of English text
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def texts_of(items: Sequence[Item]) -> list[str]:
 
 
 def characters_of(texts: Iterable[str], limit: int) -> int:
-    """Return the characters of texts that are read to `limit` tokens each."""
+    """Estimate the characters of texts that are read to `limit` tokens each."""
     most = limit * CHARS_PER_TOKEN
     return sum(min(len(text), most) for text in texts)
 

@@ -27,7 +27,8 @@ class EncodePlan:
     model: str  # the name in the request
     engine: Engine
     items: list[Item]
-    texts: list[str]  # with the prompt in front
+    texts: list[str]
+    prompt: str  # put before every text
     limit: int  # tokens per text
     outputs: tuple[str, ...]  # in the order of the request
     is_query: bool
@@ -71,7 +72,8 @@ class EncodePlan:
             model=model,
             engine=engine,
             items=items,
-            texts=[prompt + text for text in texts],
+            texts=texts,
+            prompt=prompt,
             limit=engine.limit(options.max_seq_length),
             outputs=outputs,
             is_query=bool(is_query),
@@ -90,7 +92,12 @@ class EncodePlan:
     def job(self, adapter: Adapter | None) -> Job:
         """Tokenise the texts; blocking, for a tokeniser thread."""
         return self.engine.tokenize_encode(
-            self.texts, self.outputs, self.limit, is_query=self.is_query, adapter=adapter
+            self.texts,
+            self.outputs,
+            self.limit,
+            is_query=self.is_query,
+            prompt=self.prompt,
+            adapter=adapter,
         )
 
     def response(self, job: Job, timing: RequestTiming) -> EncodeResponse:

@@ -1,0 +1,169 @@
+"""The tokeniser threads: step ③ of a request runs here, in slices, so that no request waits long for another.
+
+A *small* request has about a slice of text and runs on the first free thread. A *large* one has a thread of its own,
+but waits before every slice: few of them tokenise at a time, and the one that has tokenised least is next. A request
+whose caller has left, and at shutdown every request, ends before its next slice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, paced
+from sie_server.errors import QueueFull
+
+Result = TypeVar("Result")
+LARGE_THREADS = 64  # most of them wait; further large requests start in order of arrival
+MOST_SMALL = 2 * SLICE_CHARS  # characters that a small request may tokenise before it counts as large
+THREADS = "sie-tokenize"
+
+
+class Abandoned(BaseException):
+    """The request was cancelled or the server stops. Not an `Exception`: nothing may handle it and continue."""
+
+
+class TooLarge(BaseException):
+    """A small request has more work than its texts announced."""
+
+
+class Turns:
+    """Which large requests may tokenise now. Thread-safe."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._changed = threading.Condition()
+        self._present: list[Ticket] = []
+        self._waiting: list[Ticket] = []
+
+    def join(self, ticket: Ticket) -> None:
+        """Add a request, level with the one that has tokenised least: new requests must not delay it indefinitely."""
+        with self._changed:
+            ticket.used = min((other.used for other in self._present), default=0)
+            self._present.append(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Remove a request and free its place."""
+        with self._changed:
+            self._present.remove(ticket)
+            self._free_place(ticket)
+
+    def wait(self, ticket: Ticket, characters: int) -> None:
+        """Free the request's place, and wait until it may tokenise the next `characters`, or is cancelled."""
+        with self._changed:
+            self._free_place(ticket)
+            self._waiting.append(ticket)
+            self._changed.wait_for(lambda: ticket.cancelled or self._is_next(ticket))
+            self._waiting.remove(ticket)
+            if not ticket.cancelled:
+                self._free -= 1
+                ticket.running = True
+                ticket.used += characters
+            self._changed.notify_all()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Let a request end before its next slice."""
+        with self._changed:
+            ticket.cancelled = True
+            self._changed.notify_all()
+
+    def _is_next(self, ticket: Ticket) -> bool:
+        return self._free > 0 and ticket is min(self._waiting, key=lambda other: other.used)
+
+    def _free_place(self, ticket: Ticket) -> None:
+        if ticket.running:
+            ticket.running = False
+            self._free += 1
+            self._changed.notify_all()
+
+
+class Ticket:
+    """The progress of one request; its methods run on the request's thread."""
+
+    def __init__(self) -> None:
+        self.used = 0  # characters tokenised, counted from where it joined
+        self.running = self.cancelled = False
+
+    def check(self, characters: int) -> None:
+        """Before a slice of a small request.
+
+        Raises:
+            Abandoned: the request was cancelled.
+            TooLarge: it must continue as a large one.
+        """
+        if self.cancelled:
+            raise Abandoned
+        if self.used and self.used + characters > MOST_SMALL:
+            raise TooLarge
+        self.used += characters
+
+
+class TokenizerPool:
+    """Runs the tokenising of requests. Its methods are called on the event loop."""
+
+    def __init__(self, threads: int) -> None:
+        self._small = ThreadPoolExecutor(threads, thread_name_prefix=THREADS)
+        self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix=f"{THREADS}-large")
+        self._turns = Turns(max(1, threads // 2))
+        self._tickets: set[Ticket] = set()
+        self._closed = False
+
+    async def run(self, work: Callable[[], Result], texts: Sequence[str]) -> Result:
+        """Run `work`, which tokenises `texts`, on a thread. It may be started twice, so it must have no effects.
+
+        Raises:
+            QueueFull: the server stops. Errors of `work` pass through.
+        """
+        if len(texts) <= SLICE_TEXTS and sum(map(len, texts)) <= SLICE_CHARS:
+            try:
+                return await self._on(self._small, lambda ticket: _small(work, ticket))
+            except TooLarge:
+                pass
+        return await self._on(self._large, lambda ticket: self._in_turns(work, ticket))
+
+    async def _on(self, threads: ThreadPoolExecutor, work: Callable[[Ticket], Result]) -> Result:
+        if self._closed:
+            raise _stopping()
+        ticket = Ticket()
+        self._tickets.add(ticket)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, work, ticket)
+        except Abandoned:
+            raise _stopping() from None
+        finally:
+            # without effect unless the caller has left
+            self._turns.cancel(ticket)
+            self._tickets.discard(ticket)
+
+    def _in_turns(self, work: Callable[[], Result], ticket: Ticket) -> Result:
+        def next_turn(characters: int) -> None:
+            self._turns.wait(ticket, characters)
+            if ticket.cancelled:
+                raise Abandoned
+
+        self._turns.join(ticket)
+        try:
+            with paced(next_turn):
+                return work()
+        finally:
+            self._turns.leave(ticket)
+
+    def close(self) -> None:
+        """End the threads: all requests end before their next slice, and those that have not begun are cancelled."""
+        self._closed = True
+        for ticket in self._tickets:
+            self._turns.cancel(ticket)
+        for threads in (self._small, self._large):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _small(work: Callable[[], Result], ticket: Ticket) -> Result:
+    with paced(ticket.check):
+        return work()
+
+
+def _stopping() -> QueueFull:
+    return QueueFull("the server is shutting down", retry_after_s=1)
