@@ -52,9 +52,7 @@ class Options(Struct, frozen=True):
     ] = None
     deadline_ms: Annotated[
         Positive | None,
-        Meta(
-            description="Milliseconds after which the caller cannot use the answer; a request that would take longer is rejected"
-        ),
+        Meta(description="Milliseconds in which the caller can use the answer; longer requests are rejected"),
     ] = None
     dimensions: Annotated[
         Positive | None,
