@@ -55,6 +55,7 @@ class ModelInfo(Struct, frozen=True):
     memory_bytes: Annotated[int, Meta(description="Bytes of its tensors, all versions together")] = 0
     progress: Annotated[LoadProgress | None, Meta(description="Progress of a running load or swap")] = None
     adapters: list[AdapterInfo] = []
+    aliases: Annotated[list[str], Meta(description="Other names that requests may use for this model")] = []
 
 
 class ModelList(Struct, frozen=True):

@@ -41,6 +41,7 @@ PER_MODULE = r"(.*\.)?({})$"
 RETRAINED = r"(^|.*\.){}($|\..*)"
 LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+MOST_RANK = 2**16
 Values = list[tuple[Pattern, float]]  # the first match counts
 Names = Pattern | list[str]  # module names or their last parts
 
@@ -182,8 +183,8 @@ def _check_ranks(config: LoraConfig) -> None:
         raise _refused("bias", config.bias, "expected none, all or lora_only")
     for name, ranks in (("r", [config.rank]), ("rank_pattern", [rank for _, rank in config.ranks])):
         for rank in ranks:
-            if type(rank) is not int or rank < 1:
-                raise _refused(name, rank, "a rank must be an integer above 0")
+            if type(rank) is not int or not 1 <= rank <= MOST_RANK:
+                raise _refused(name, rank, f"a rank must be an integer above 0, at most {MOST_RANK}")
     for name, alphas in (
         ("lora_alpha", [config.alpha]),
         ("alpha_pattern", [alpha for _, alpha in config.alphas]),

@@ -15,8 +15,10 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
 from sie_server.errors import InvalidInput
+from sie_server.files import TOKENIZER_BYTES, read_bytes
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
+from sie_server.panics import is_panic
 
 # Characters per requested token that are tokenised first. English has about 5 per token; a text window that proves too
 # short is enlarged fourfold.
@@ -53,8 +55,10 @@ class TextTokenizer:
         if not path.exists():
             raise UnsupportedCheckpoint(f"tokenizer.json is missing in {directory}")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception
+            self._tokenizer = Tokenizer.from_buffer(read_bytes(path, TOKENIZER_BYTES))
+        except BaseException as error:  # the library raises a bare Exception, or panics
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             raise UnsupportedCheckpoint(f"{path} is not a valid tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

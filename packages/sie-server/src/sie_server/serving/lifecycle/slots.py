@@ -149,6 +149,7 @@ class Slot:
         limit = engine.max_seq_length if engine else entry.max_seq_length if entry else None
         return ModelInfo(
             name=self.name,
+            aliases=list(self.config.aliases),
             inputs=["text"],
             outputs=spec.outputs if spec else entry.outputs if entry else [],
             dims=spec.dims if spec else entry.dims if entry else {},

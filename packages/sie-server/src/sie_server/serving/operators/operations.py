@@ -71,9 +71,9 @@ class Operations:
             raise
 
     def _slot_to_load(self, name: str, config: ModelConfig | None) -> Slot:
-        if config is None:
+        if config is None or self._table.find(name):
             return self._registry.slot(name)
-        return self._table.by_id.setdefault(name, Slot(config, pinned=config.preload, provisional=True))
+        return self._table.by_id.setdefault(config.id, Slot(config, pinned=config.preload, provisional=True))
 
     async def swap(self, config: ModelConfig) -> None:
         """Replace the serving version. The new version must load, work and have all outputs of the old one.
