@@ -156,10 +156,10 @@ def _check(path: Path, status: os.stat_result, most: int | None) -> None:
 
 
 def _kind(mode: int) -> str:
-    kinds = {
-        "a directory": stat.S_ISDIR,
-        "a named pipe": stat.S_ISFIFO,
-        "a socket": stat.S_ISSOCK,
-        "a device": lambda m: stat.S_ISCHR(m) or stat.S_ISBLK(m),
-    }
-    return next((name for name, test in kinds.items() if test(mode)), "not a file")
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device"

@@ -76,7 +76,9 @@ def with_configured(
         # a directory that has left keeps its id reserved, even where the catalog has the id as an alias
         name = given if given in gone else id_of(given, models)
         if (other := seen.setdefault(name, value)) != value:
-            raise ConfigError(f"--model {value!r}: --model {other!r} names the same model; remove one of them")
+            raise ConfigError(
+                f"--model {value!r}: --model {other!r} names the same model; remove one of them"
+            )
         if separator:
             # a known id keeps its limits, template, prompts and profiles for every source of its weights
             as_known = models.get(name) or known.get(name) or ModelConfig(name, source)

@@ -251,7 +251,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """Read a JSON file whose top-level value is a `kind`.
 
     Raises:
-        UnsupportedCheckpoint: the file is missing or unreadable, has a number that is not finite, or holds something else.
+        UnsupportedCheckpoint: the file is missing or unreadable, has a number that is not finite, or another type.
     """
     try:
         content = files.read_json(path)

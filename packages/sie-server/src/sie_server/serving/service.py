@@ -19,6 +19,8 @@ from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
+from sie_server.errors import InferenceError
+from sie_server.panics import NativePanic, catching_panics
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
 from sie_server.serving.lifecycle.budget import MemoryBudget
@@ -146,7 +148,11 @@ class Service:
 
     async def _tokenize(self, work: Callable[[], Result], timing: RequestTiming) -> Result:
         start = perf_counter()
-        result = await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
+        try:
+            loop = asyncio.get_running_loop()
+            result = await loop.run_in_executor(self._tokenizers, catching_panics(work))
+        except NativePanic as error:
+            raise InferenceError(f"the tokenizer failed for a text of this request: {error}") from None
         timing.tokenization_ms += (perf_counter() - start) * 1e3
         return result
 

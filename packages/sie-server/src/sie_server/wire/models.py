@@ -30,6 +30,9 @@ class AdapterInfo(Struct, frozen=True):
     name: str
     source: str
     loaded: bool
+    progress: Annotated[LoadProgress | None, Meta(description="Progress of a running download or load")] = (
+        None
+    )
 
 
 class ModelInfo(Struct, frozen=True):

@@ -99,7 +99,9 @@ def _piece(text: str) -> str:
         raise UnsupportedCheckpoint(f"{FILE} contains the literal text {wrong.group()}")
     for name in ("query", "document"):
         if text.count(MARKS[name]) != 1:
-            raise UnsupportedCheckpoint(f"{FILE} must put the {name} into the prompt exactly once and unchanged")
+            raise UnsupportedCheckpoint(
+                f"{FILE} must put the {name} into the prompt exactly once and unchanged"
+            )
     for name, mark in MARKS.items():
         text = text.replace(mark, f"{{{name}}}")
     return text

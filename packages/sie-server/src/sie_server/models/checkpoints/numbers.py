@@ -56,7 +56,14 @@ AMOUNTS: dict[str, tuple[float, float]] = {
     "temperature": (0, 1e6),
 }
 # objects whose fields the families read
-INNER = ("text_config", "llm_config", "rope_parameters", "rope_scaling", "full_attention", "sliding_attention")
+INNER = (
+    "text_config",
+    "llm_config",
+    "rope_parameters",
+    "rope_scaling",
+    "full_attention",
+    "sliding_attention",
+)
 
 
 def check_numbers(config: Mapping[str, Any], path: str = "config.json: ") -> None:
@@ -76,7 +83,9 @@ def check_numbers(config: Mapping[str, Any], path: str = "config.json: ") -> Non
             above, most_amount = AMOUNTS[name]
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not above < value <= most_amount:
-                raise _refused(path, name, value, f"expected a number above {max(0, above):g}, at most {most_amount:g}")
+                raise _refused(
+                    path, name, value, f"expected a number above {max(0, above):g}, at most {most_amount:g}"
+                )
         elif name in INNER and isinstance(value, dict):
             check_numbers(value, f"{path}{name}.")
 
@@ -98,13 +107,19 @@ def check_backbone(spec: BackboneSpec) -> None:
     if width is None and spec.hidden_size % heads:
         raise UnsupportedCheckpoint("config.json: hidden_size is not a multiple of num_attention_heads")
     if heads % groups:
-        raise UnsupportedCheckpoint("config.json: num_attention_heads is not a multiple of num_key_value_heads")
+        raise UnsupportedCheckpoint(
+            "config.json: num_attention_heads is not a multiple of num_key_value_heads"
+        )
     rotary = any(getattr(spec, name, None) for name in ("rope", "thetas", "frequencies"))
     if rotary and (width or spec.hidden_size // heads) % 2:
-        raise UnsupportedCheckpoint("config.json: the width of a head is odd, but its dimensions rotate in pairs")
+        raise UnsupportedCheckpoint(
+            "config.json: the width of a head is odd, but its dimensions rotate in pairs"
+        )
 
 
-def whole_number(config: Mapping[str, Any], name: str, file: str, least: int = 1, most: int = POSITIONS) -> int | None:
+def whole_number(
+    config: Mapping[str, Any], name: str, file: str, least: int = 1, most: int = POSITIONS
+) -> int | None:
     """Return a whole number of any configuration file within bounds; None where it is absent or null.
 
     Raises:
