@@ -195,7 +195,12 @@ def test_the_model_list_shows_adapters(client: TestClient, made: Path) -> None:
     scores(client, lora="stars")
     shown = {a["name"]: a for a in client.get(f"/v1/models/{MODEL}").json()["adapters"]}
     assert sorted(shown) == sorted([*NAMES, "wide", "broken"])
-    assert shown["stars"] == {"name": "stars", "source": str(made / "lora/stars"), "loaded": True, "progress": None}
+    assert shown["stars"] == {
+        "name": "stars",
+        "source": str(made / "lora/stars"),
+        "loaded": True,
+        "progress": None,
+    }
     assert shown["wide"]["loaded"] is False
 
 
@@ -667,7 +672,9 @@ def admin(server: Server, action: str, status: int = 200, **body: Any) -> Any:
 def test_an_operator_loads_and_unloads(server: Server, made: Path) -> None:
     base = server.scores(MODEL, QUERY, TEXTS)
     answer = admin(server, "load", model=MODEL, adapter="a-1", source=str(made / "lora/laws"))
-    assert answer["adapters"] == [{"name": "a-1", "source": str(made / "lora/laws"), "loaded": True}]
+    assert answer["adapters"] == [
+        {"name": "a-1", "source": str(made / "lora/laws"), "loaded": True, "progress": None}
+    ]
     assert server.scores(f"{MODEL}:a-1", QUERY, TEXTS) != base == server.scores(MODEL, QUERY, TEXTS)
     assert admin(server, "unload", model=MODEL, adapter="a-1")["adapters"] == []
     assert admin(server, "unload", 404, model=MODEL, adapter="a-1")["code"] == "ADAPTER_NOT_FOUND"

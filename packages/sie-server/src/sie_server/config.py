@@ -66,7 +66,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     models_dir_poll_s: Annotated[
         float,
-        Meta(ge=0, description="Seconds between scans of models_dir for changes; 0: scan only at start"),
+        Meta(
+            ge=0,
+            description="Seconds between scans of models_dir and of adapters in use for changes; 0: scan only at start",
+        ),
     ] = 2.0
     adapter: Annotated[
         tuple[str, ...],

@@ -1,8 +1,8 @@
 """Files that others wrote: opened without blocking, and refused if they are not regular or too large to be genuine.
 
 A models directory, an adapter or a download may hold a pipe, a device or a file of any size under any name. Everything
-that reads such a file reads it through this module. YAML and JSON are checked for what their libraries accept and no
-configuration needs: aliases that expand without end, and numbers that are not finite.
+that reads such a file reads it through this module. YAML and JSON are also checked for two
+things that their libraries accept: aliases that expand without end, and numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def check_regular(path: Path, most: int | None = None) -> None:
 def read_bytes(path: Path, most: int) -> bytes:
     """Return the content of a regular file of at most `most` bytes. Raises as `open_regular`."""
     with open_regular(path, most) as file:
-        # a file that grows meanwhile is read up to its first size
+        # a file that grows is read up to its size at this moment
         return file.read(os.fstat(file.fileno()).st_size) or b""
 
 

@@ -77,7 +77,7 @@ class Service:
         budget_bytes = config.memory_budget_mb * 2**20 or automatic_budget(config.device)
         table = SlotTable(models, loader)
         budget = MemoryBudget(table, budget_bytes, config.load_wait_s, metrics)
-        limits = Limits(config.max_adapters, config.load_wait_s)
+        limits = Limits(config.max_adapters, config.load_wait_s, config.models_dir_poll_s)
         named = configured_adapters(config.adapter, models)
         adapters = Adapters(table, loader, budget, limits, named, metrics)
         transitions = Transitions(table, loader, budget, adapters, metrics)

@@ -36,7 +36,8 @@ def render(source: str, renderings: list[dict[str, Any]]) -> list[str]:
     Raises:
         RenderError: the message begins with a verb, for the name of the template before it.
     """
-    return list(_texts(json.dumps({"path": sys.path, "source": source, "renderings": renderings})))
+    request = {"path": sys.path, "cpu_s": CPU_S, "source": source, "renderings": renderings}
+    return list(_texts(json.dumps(request)))
 
 
 @lru_cache(maxsize=16)  # a load reads the configuration twice; failures are not kept
@@ -102,7 +103,7 @@ def _child() -> None:
     answer: dict[str, Any]
     request = json.loads(sys.stdin.buffer.read())
     sys.path[:] = request["path"]
-    _limit()
+    _limit(request["cpu_s"])
     try:
         answer = {"texts": _rendered(request["source"], request["renderings"])}
     except RenderError as error:
@@ -112,12 +113,12 @@ def _child() -> None:
     sys.stdout.write(json.dumps(answer))
 
 
-def _limit() -> None:
+def _limit(cpu_s: int) -> None:
     """Limit this process. A system that lacks a limit leaves the wall time of the parent."""
     with contextlib.suppress(ImportError):
         import resource
 
-        limits = {"CPU": CPU_S, "AS": MEMORY_BYTES, "CORE": 0, "FSIZE": 0, "NPROC": 0}
+        limits = {"CPU": cpu_s, "AS": MEMORY_BYTES, "CORE": 0, "FSIZE": 0, "NPROC": 0}
         for name, value in limits.items():
             with contextlib.suppress(AttributeError, ValueError, OSError):
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))

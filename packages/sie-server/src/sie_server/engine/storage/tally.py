@@ -20,7 +20,7 @@ class Tally:
     nbytes: int = 0
     total: int | None = None  # None: not known yet
     before: int = 0  # bytes that were present before the download
-    stopped: bool = False  # nobody waits for the load any longer
+    stopped: bool = False  # the load was given up
 
     def add(self, tensor: Tensor) -> Tensor:
         """Count a tensor and return it.

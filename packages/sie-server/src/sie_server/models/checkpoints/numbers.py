@@ -70,7 +70,7 @@ def check_numbers(config: Mapping[str, Any], path: str = "config.json: ") -> Non
     """Check every listed field, also inside the objects that the families read; null counts as absent.
 
     Raises:
-        UnsupportedCheckpoint: a number is of the wrong type or out of bounds; the message names the field.
+        UnsupportedCheckpoint: a number has the wrong type or is out of bounds; the message names the field.
     """
     for name, value in config.items():
         if value is None:
@@ -91,7 +91,7 @@ def check_numbers(config: Mapping[str, Any], path: str = "config.json: ") -> Non
 
 
 def check_backbone(spec: BackboneSpec) -> None:
-    """Check that the numbers fit each other, so that no request fails for what the configuration says.
+    """Check that the numbers fit each other, so that no request fails because of the configuration.
 
     Raises:
         UnsupportedCheckpoint: two numbers do not fit; the message names them.
@@ -123,7 +123,7 @@ def whole_number(
     """Return a whole number of any configuration file within bounds; None where it is absent or null.
 
     Raises:
-        UnsupportedCheckpoint: it is of another type or out of bounds.
+        UnsupportedCheckpoint: it has another type or is out of bounds.
     """
     value = config.get(name)
     if value is None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
+from sie_server.engine.storage.source import is_path
 from sie_server.errors import Conflict, ModelLoading, SIEError
 from sie_server.serving.lifecycle.adapter_names import AdapterNames
 from sie_server.serving.lifecycle.budget import MemoryBudget
@@ -32,10 +33,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Limits:
-    """The number of adapters that a version keeps, and how long a request waits for its model and adapter."""
+    """The number of adapters that a version keeps, and two times in seconds."""
 
     most: int
-    wait_s: float
+    wait_s: float  # how long a request waits for its model and adapter
+    look_s: float  # how often the files of an adapter in use are compared; 0: never
 
 
 class Adapters:
@@ -65,6 +67,7 @@ class Adapters:
         """
         attached = self._entry(slot, version, name)
         attached.leases += 1
+        self._look_at(slot, version, attached)
         try:
             yield await self._wait(slot, version, attached, wait_s)
         finally:
@@ -146,6 +149,37 @@ class Adapters:
         """
         self.names.check(slot, name)
         self._forget(slot, name)
+
+    def _look_at(self, slot: Slot, version: Version, attached: AttachedAdapter) -> None:
+        """Start to compare the files of an adapter in use with those that were attached, if the last look is old."""
+        now, pause = time.monotonic(), self._limits.look_s
+        due = attached.adapter and attached.look is None and pause and now - attached.looked_at >= pause
+        if due and is_path(attached.source):
+            attached.look = asyncio.create_task(self._look(slot, version, attached))
+
+    async def _look(self, slot: Slot, version: Version, attached: AttachedAdapter) -> None:
+        """Replace an adapter whose files have changed, when two looks agree, so that no half-written file is read.
+
+        Requests use the attached adapter until its replacement is ready, and beyond if that fails.
+        """
+        try:
+            found = await self._loader.fetch_adapter(attached.source, Progress())
+            before, attached.changed_to = attached.changed_to, found.stamp
+            if found.stamp in (attached.stamp, attached.failed_stamp) or found.stamp != before:
+                return
+            fresh = AttachedAdapter(attached.name, attached.source, last_use=attached.last_use)
+            outcome = await self._attach(slot, version, fresh)
+            if isinstance(outcome, SIEError):
+                attached.failed_stamp = found.stamp
+                log.warning("%s:%s keeps its earlier files", slot.name, attached.name)
+            elif version.attached.get(attached.name) is attached:
+                self._drop(version, attached)
+                version.attached[attached.name] = fresh
+                log.info("replaced %s:%s, whose files have changed", slot.name, attached.name)
+        except SIEError as error:  # the directory is gone; the next look may find it
+            log.debug("cannot look at %s:%s: %s", slot.name, attached.name, error.message)
+        finally:
+            attached.look, attached.looked_at = None, time.monotonic()
 
     def _forget(self, slot: Slot, name: str) -> None:
         slot.adapters.pop(name, None)

@@ -32,6 +32,7 @@ class AttachedAdapter:
     look: asyncio.Task[None] | None = None  # compares its files with `stamp`
     looked_at: float = 0.0
     changed_to: str = ""  # the stamp that the last look found
+    failed_stamp: str = ""  # of files that could not replace these
     error: SIEError | None = None  # of the last load
     retry_at: float = 0.0  # until then the error is the answer
     last_use: float = 0.0

@@ -1,6 +1,6 @@
 """Threads for the steps of loads that block: downloads, reading files, loading weights.
 
-A lane runs a limited number of steps at once. A thread that blocks for ever, for example on a network file system,
+A lane runs a limited number of steps at once. A thread that blocks permanently, for example on a network file system,
 cannot be ended. So a step without progress gives its place to the next one, and a step that was given up is left to its
 thread: its result is freed when it comes. The threads are daemons, so none of them holds up the end of the process.
 """
@@ -30,7 +30,7 @@ class Step:
         self._work: Callable[[], Any] | None = work
         self._loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[Any] = self._loop.create_future()
-        self.given_up = False  # nobody waits for the result
+        self.given_up = False  # no caller waits for the result
         self.let_go = False  # another thread has taken the place of this one in the lane
         self.ended = False
         self._value: Any = None
