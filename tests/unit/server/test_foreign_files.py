@@ -219,6 +219,42 @@ def test_a_tokenizer_that_panics_while_it_is_read(checkpoint: Path) -> None:
         load(checkpoint)
 
 
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        REPLACE | {"content": "b" * 1000},
+        REPLACE | {"pattern": {"Regex": ""}, "content": "b" * 100},
+        {"type": "Sequence", "normalizers": [REPLACE] * 7},
+        {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [REPLACE] * 4}] * 2},
+        {"type": "Prepend", "prepend": "b" * 10**5},
+    ],
+)
+def test_a_normalizer_that_fills_the_memory(checkpoint: Path, normalizer: dict[str, Any]) -> None:
+    tokenizer(checkpoint, normalizer=normalizer)
+    with pytest.raises(ModelLoadFailed, match="64 times longer"):
+        load(checkpoint)
+
+
+def test_replacements_of_real_tokenizers(checkpoint: Path) -> None:
+    space = REPLACE | {"pattern": {"String": " "}, "content": "▁"}
+    runs = REPLACE | {"pattern": {"Regex": " {2,}"}, "content": " "}
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    tokenizer(checkpoint, normalizer={"type": "Sequence", "normalizers": [prepend, space, runs]})
+    assert load(checkpoint).spec.outputs == ["score"]
+
+
+def test_a_text_that_is_no_unicode(checkpoint: Path) -> None:
+    path = checkpoint / "config_sentence_transformers.json"
+    path.write_text('{"prompts": {"query": "\\ud800"}}')
+    with pytest.raises(
+        ModelLoadFailed, match=r"config_sentence_transformers\.json cannot be read.*surrogates"
+    ):
+        load(checkpoint)
+
+
 def test_panics_are_told_apart_from_requests_to_stop() -> None:
     class Panic(BaseException):
         pass

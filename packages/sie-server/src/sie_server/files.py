@@ -74,10 +74,13 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: as `open_regular`.
-        ValueError: the content is not JSON, or a number is not finite; the message names it.
+        ValueError: the content is not JSON, a text is not Unicode, or a number is not finite; the message names it.
         RecursionError: the content is nested too deeply.
     """
-    content = json.loads(read_text(path, JSON_BYTES))
+    text = read_text(path, JSON_BYTES)
+    content = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:  # half a character, which no tokenizer and no answer can contain
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
     if bad := _not_finite(content):
         raise ValueError(bad)
     return content

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
+from sie_server.engine.text.expansion import check_expansion
 from sie_server.errors import InvalidInput
 from sie_server.files import TOKENIZER_BYTES, read_bytes
 from sie_server.models.batch import Ids, Tokens
@@ -55,11 +56,13 @@ class TextTokenizer:
         if not path.exists():
             raise UnsupportedCheckpoint(f"tokenizer.json is missing in {directory}")
         try:
-            self._tokenizer = Tokenizer.from_buffer(read_bytes(path, TOKENIZER_BYTES))
+            content = read_bytes(path, TOKENIZER_BYTES)
+            self._tokenizer = Tokenizer.from_buffer(content)
         except BaseException as error:  # the library raises a bare Exception, or panics
             if not (isinstance(error, Exception) or is_panic(error)):
                 raise
             raise UnsupportedCheckpoint(f"{path} is not a valid tokenizer: {error}") from error
+        check_expansion(content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         if lower_case:

@@ -115,6 +115,7 @@ class Lane:
             self._closed = True
             for _ in range(self._idle):
                 self._steps.put(None)
+            self._idle = 0  # a step that comes later gets a new thread
 
     def _let_go(self, step: Step) -> None:
         """Let the next step start, if `step` has not done so before. Its thread ends after it if it still runs."""
