@@ -246,6 +246,24 @@ def test_replacements_of_real_tokenizers(checkpoint: Path) -> None:
     assert load(checkpoint).spec.outputs == ["score"]
 
 
+def test_token_ids_beyond_the_embedding_table(checkpoint: Path) -> None:
+    content = json.loads((checkpoint / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    last = max(vocabulary, key=lambda token: vocabulary[token])
+    tokenizer(checkpoint, model=content["model"] | {"vocab": vocabulary | {last: 10**6}})
+    with pytest.raises(ModelLoadFailed, match="embedding table"):
+        load(checkpoint)
+    processor = json.dumps(content["post_processor"])
+    ids = {token: entry["ids"] for token, entry in content["post_processor"]["special_tokens"].items()}
+    for token, [number] in ids.items():
+        processor = processor.replace(
+            f'"ids": [{number}], "tokens": ["{token}"]', f'"ids": [10000], "tokens": ["{token}"]'
+        )
+    tokenizer(checkpoint, model=content["model"], post_processor=json.loads(processor))
+    with pytest.raises(ModelLoadFailed, match="embedding table"):
+        load(checkpoint)
+
+
 def test_a_text_that_is_no_unicode(checkpoint: Path) -> None:
     path = checkpoint / "config_sentence_transformers.json"
     path.write_text('{"prompts": {"query": "\\ud800"}}')

@@ -41,7 +41,7 @@ PER_MODULE = r"(.*\.)?({})$"
 RETRAINED = r"(^|.*\.){}($|\..*)"
 LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
-MOST_RANK = 2**16
+MOST_RANK, MOST_ENTRIES = 2**16, 5000
 Values = list[tuple[Pattern, float]]  # the first match counts
 Names = Pattern | list[str]  # module names or their last parts
 
@@ -167,6 +167,8 @@ def _checked(fields: dict[str, Any], name: str, kind: Any, default: Any) -> Any:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise _refused(name, value, f"expected {_type_name(kind)}")
+    if isinstance(value, list | dict) and len(value) > MOST_ENTRIES:
+        raise _refused(name, f"{len(value)} entries long", f"at most {MOST_ENTRIES} are supported")
     item = int if name == "layers_to_transform" else str
     if isinstance(value, list) and not all(type(part) is item for part in value):
         raise _refused(name, value, f"its entries must be {item.__name__}")

@@ -44,7 +44,7 @@ class Template:
 
 
 class TextTokenizer:
-    """The tokenizer of a checkpoint. Thread-safe."""
+    """The tokenizer of a checkpoint. Thread-safe. All its ids are below `vocab_size`."""
 
     def __init__(self, directory: Path, *, token_types: bool, lower_case: bool = False) -> None:
         """Load `tokenizer.json`; `lower_case` lower-cases texts before the file's own normalizer.
@@ -70,11 +70,10 @@ class TextTokenizer:
             self._tokenizer.normalizer = Sequence([Lowercase(), own] if own else [Lowercase()])
         self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
         self._single = _probe(self._tokenizer, pair=False, typed=token_types)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens; all ids are below it."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        own = [part for t in (self._pair, self._single) for part in (t.prefix, t.middle, t.suffix)]
+        known = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        # a file may leave ids out, and its post-processor may name ids beyond its vocabulary
+        self.vocab_size = 1 + max([-1, *known, *(int(i) for part in own for i in part)])
 
     def check_end(self, directory: Path) -> None:
         """Check that the post-processor appends the token that the settings announce; for models that read it out.
