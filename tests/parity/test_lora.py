@@ -434,7 +434,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "endless alpha": (
         {"lora_alpha": float("inf")},
         None,
-        "lora_alpha is inf; an alpha must be a finite number",
+        "lora_alpha is inf; expected a finite number",
     ),
     "alpha of 400 digits": ({"lora_alpha": 10**400}, None, "an alpha must be a finite number"),
     "alpha of a pattern": ({"alpha_pattern": {"query": float("nan")}}, None, "alpha_pattern is nan"),

@@ -32,7 +32,7 @@ from support.checkpoints import cross_encoders
 from support.checkpoints.colbert import make_pylate
 from support.families.adapters import make_adapter, under
 from support.servers import inprocess, processes
-from support.servers.inprocess import ask, asking, in_order, post
+from support.servers.inprocess import ask, asking, in_order, occupy, post
 from support.servers.processes import Server
 from support.waiting import until
 
@@ -195,7 +195,12 @@ def test_the_model_list_shows_adapters(client: TestClient, made: Path) -> None:
     scores(client, lora="stars")
     shown = {a["name"]: a for a in client.get(f"/v1/models/{MODEL}").json()["adapters"]}
     assert sorted(shown) == sorted([*NAMES, "wide", "broken"])
-    assert shown["stars"] == {"name": "stars", "source": str(made / "lora/stars"), "loaded": True}
+    assert shown["stars"] == {
+        "name": "stars",
+        "source": str(made / "lora/stars"),
+        "loaded": True,
+        "progress": None,
+    }
     assert shown["wide"]["loaded"] is False
 
 
@@ -477,7 +482,7 @@ async def test_only_the_operators_load_waits_for_a_slow_adapter(made: Path) -> N
         await service.admin.load(MODEL)
         gate = threading.Event()
         for _ in range(READERS):  # all threads that read
-            service._loader._reading.submit(gate.wait, 60)
+            occupy(service._loader._reading, gate)
         loading = asyncio.create_task(service.admin.load_adapter(MODEL, "laws", str(made / "lora/laws")))
         await asyncio.sleep(0.1)
         with pytest.raises(ModelLoading, match="loading"):  # a request waits at most load_wait_s
@@ -491,7 +496,7 @@ async def test_only_the_operators_load_waits_for_a_slow_adapter(made: Path) -> N
 def no_download_ends(service: Service) -> Iterator[None]:
     gate = threading.Event()
     for _ in range(READERS):  # all threads that read
-        service._loader._reading.submit(gate.wait, 60)
+        occupy(service._loader._reading, gate)
     try:
         yield
     finally:
@@ -667,7 +672,9 @@ def admin(server: Server, action: str, status: int = 200, **body: Any) -> Any:
 def test_an_operator_loads_and_unloads(server: Server, made: Path) -> None:
     base = server.scores(MODEL, QUERY, TEXTS)
     answer = admin(server, "load", model=MODEL, adapter="a-1", source=str(made / "lora/laws"))
-    assert answer["adapters"] == [{"name": "a-1", "source": str(made / "lora/laws"), "loaded": True}]
+    assert answer["adapters"] == [
+        {"name": "a-1", "source": str(made / "lora/laws"), "loaded": True, "progress": None}
+    ]
     assert server.scores(f"{MODEL}:a-1", QUERY, TEXTS) != base == server.scores(MODEL, QUERY, TEXTS)
     assert admin(server, "unload", model=MODEL, adapter="a-1")["adapters"] == []
     assert admin(server, "unload", 404, model=MODEL, adapter="a-1")["code"] == "ADAPTER_NOT_FOUND"

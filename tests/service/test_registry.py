@@ -34,7 +34,7 @@ from sie_server.serving.loading import loader
 from sie_server.serving.service import Service
 from support.checkpoints import cross_encoders
 from support.servers import inprocess, processes
-from support.servers.inprocess import Looks, scores
+from support.servers.inprocess import Looks, occupy, scores
 from support.waiting import until
 
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow", "lawyers argue"]
@@ -83,7 +83,7 @@ async def ask(service: Service, model: str = "m") -> tuple[float, ...]:
 def no_load_ends(service: Service) -> Iterator[None]:
     """Keep the load thread busy while the block runs."""
     gate = threading.Event()
-    service._loader._loading.submit(gate.wait, 60)
+    occupy(service._loader._loading, gate)
     try:
         yield
     finally:

@@ -179,6 +179,7 @@ export interface AdapterInfo {
   name: string;
   source: string;
   loaded: boolean;
+  progress?: LoadProgress | null;
 }
 
 /** The server's description of a model. */
@@ -203,4 +204,6 @@ export interface ModelInfo {
   progress?: LoadProgress | null;
   /** LoRA adapters that requests may name. */
   adapters?: AdapterInfo[];
+  /** Other names of the same model. */
+  aliases?: string[];
 }

@@ -4,6 +4,7 @@ export interface AdapterInfo {
   name: string;
   source: string;
   loaded: boolean;
+  progress?: LoadProgress | null;
 }
 
 export interface ChunkSpan {
@@ -103,6 +104,7 @@ export interface ModelInfo {
   memory_bytes?: number;
   progress?: LoadProgress | null;
   adapters?: AdapterInfo[];
+  aliases?: string[];
 }
 
 export interface ModelList {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from starlette.testclient import TestClient
 
 from sie_server.api.app import create_app
 from sie_server.config import ServerConfig
+from sie_server.serving.loading.lanes import Lane
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.operators.watcher import Follower
 from sie_server.serving.service import Service
@@ -107,3 +110,11 @@ async def scores(service: Service, model: str, query: str, texts: list[str]) -> 
     answer = await service.score(model, request, RequestTiming())
     by_id = {entry.item_id: entry.score for entry in answer.scores}
     return tuple(by_id[f"item-{i}"] for i in range(len(texts)))
+
+
+def occupy(lane: Lane, gate: threading.Event) -> None:
+    """Keep one thread of a lane busy until the gate is set."""
+    BUSY.append(asyncio.create_task(lane.run(lambda: gate.wait(60))))
+
+
+BUSY: list[asyncio.Task[bool]] = []  # a task without a reference may disappear

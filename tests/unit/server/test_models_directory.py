@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sie_server import files
 from sie_server.catalog import (
     ModelConfig,
     ModelsDirectory,
     catalog,
+    configured_adapters,
     id_problem,
     known_models,
     with_configured,
 )
+from sie_server.config import ConfigError
 from sie_server.serving.operators.watcher import LONGEST_RETRY_S, RETRY_S, next_pause, settled
 
 
@@ -37,8 +40,8 @@ def test_a_file_names_a_directory_next_to_it_or_a_hub_id(tmp_path: Path) -> None
     write(tmp_path / "a.yaml", aliases=["short"])
     write(tmp_path / "b.yaml", id="hub", source="org/name", revision="v1")
     models = ModelsDirectory(str(tmp_path)).scan()
-    assert set(models) == {"my/model", "short", "hub"}
-    assert models["short"].source == str(tmp_path / "weights")
+    assert set(models) == {"my/model", "hub"} and models["my/model"].aliases == ("short",)
+    assert models["my/model"].source == str(tmp_path / "weights")
     assert (models["hub"].source, models["hub"].revision) == ("org/name", "v1")
     assert models["hub"].max_seq_length == 64
 
@@ -197,3 +200,66 @@ def test_ids() -> None:
         "a/ /b",
     ]:
         assert id_problem(bad), bad
+
+
+def test_an_alias_and_its_id_are_one_model(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", aliases=["short"])
+    for value in ("short", "my/model", f"short={tmp_path}", f"my/model={tmp_path}"):
+        models = known_models([value], str(tmp_path))
+        assert models["my/model"].preload and "short" not in models, value
+    assert known_models([f"short={tmp_path}"], str(tmp_path))["my/model"].source == str(tmp_path)
+    with pytest.raises(ConfigError, match="names the same model"):
+        known_models([f"short={tmp_path}", "my/model"], str(tmp_path))
+    models = known_models([], str(tmp_path))
+    assert configured_adapters(["short:laws=a/b"], models) == {"my/model": {"laws": "a/b"}}
+
+
+def test_an_id_comes_before_an_alias(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", aliases=["short"])
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short/config.json").write_text("{}")
+    models = known_models(["short"], str(tmp_path))
+    assert models["short"].preload and not models["my/model"].preload
+
+
+def test_two_files_with_the_same_alias(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", aliases=["short"])
+    write(tmp_path / "b.yaml", id="other", aliases=["short"])
+    directory = ModelsDirectory(str(tmp_path))
+    assert set(directory.scan()) == {"my/model"}
+    assert "another file has the id 'short'" in directory.problems["b.yaml"]
+
+
+def test_a_scan_survives_files_that_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("good", "pipe", "zero", "huge", "many", "folder"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "good/config.json").write_text("{}")
+    os.mkfifo(tmp_path / "pipe/config.json")
+    (tmp_path / "zero/config.json").symlink_to("/dev/zero")
+    with (tmp_path / "huge/config.json").open("wb") as file:
+        file.truncate(5 * 2**30)
+    (tmp_path / "folder/config.json").mkdir()
+    (tmp_path / "many/config.json").write_text("{}")
+    for i in range(files.ENTRIES):
+        (tmp_path / "many" / str(i)).touch()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "bomb.yaml").write_text(bomb())
+    (tmp_path / "half.yaml").write_text('id: "\\ud800"')
+    (tmp_path / "new\nline").mkdir()
+    (tmp_path / "new\nline/config.json").write_text("{}")
+    directory = ModelsDirectory(str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert set(directory.scan()) == set(directory.scan()) == {"good"}
+    assert len(caplog.records) == len(directory.problems) == 10
+    assert not any("\n" in record.getMessage() for record in caplog.records)
+    assert directory.problems["pipe"] == "config.json is a named pipe; expected a regular file"
+    assert "a device" in directory.problems["zero"] and "8 MiB" in directory.problems["huge"]
+    assert "10000 entries" in directory.problems["many"]
+    assert "aliases expanded" in directory.problems["bomb.yaml"]
+
+
+def bomb() -> str:
+    """Return YAML whose aliases expand to 9 ** 9 values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    return "\n".join(lines + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)])

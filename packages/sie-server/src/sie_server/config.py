@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from sie_server.files import read_text
+
 DEFAULT_MODEL = "sie/mini-en"
 # variables of the clients, which may be set in the same shell
 CLIENT_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
@@ -64,7 +66,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     models_dir_poll_s: Annotated[
         float,
-        Meta(ge=0, description="Seconds between scans of models_dir for changes; 0: scan only at start"),
+        Meta(
+            ge=0,
+            description="Seconds between scans of models_dir and of adapters in use for changes; 0: scan only at start",
+        ),
     ] = 2.0
     adapter: Annotated[
         tuple[str, ...],
@@ -255,7 +260,7 @@ def _read_file(file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(Path(file)))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the configuration file {file}: {error}") from error
 

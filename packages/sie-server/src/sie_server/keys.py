@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from sie_server.config import ConfigError, ServerConfig
+from sie_server.files import read_text
 
 Scope = Literal["infer", "admin"]
 KEY = re.compile(r"[\x21-\x7e]{16,}")  # visible ASCII, which fits into a header
@@ -102,7 +103,7 @@ def _of_text(text: str) -> list[KeyEntry]:
 
 def _of_file(file: str) -> list[KeyEntry]:
     try:
-        entries = msgspec.convert(tomllib.loads(Path(file).read_text(encoding="utf-8")), KeyFile).key
+        entries = msgspec.convert(tomllib.loads(read_text(Path(file))), KeyFile).key
     except msgspec.ValidationError:  # its message quotes an unknown field name, which may be a key
         raise ConfigError(
             f"{file}: expected only [[key]] tables with name, scopes (a list) and key or key_sha256"

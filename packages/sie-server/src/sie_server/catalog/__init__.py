@@ -17,8 +17,9 @@ from sie_server.catalog.entries import (
     EMBEDDED,
     CatalogEntry,
     ModelConfig,
+    id_of,
     id_problem,
-    models_of,
+    model_of,
     profile_names,
 )
 from sie_server.config import ConfigError
@@ -30,6 +31,7 @@ __all__ = [
     "ModelsDirectory",
     "catalog",
     "configured_adapters",
+    "id_of",
     "id_problem",
     "known_models",
     "profile_names",
@@ -66,13 +68,20 @@ def with_configured(
     """
     known, gone = {**catalog(), **found}, set(first) - set(found)
     models = {name: model for name, model in known.items() if name not in gone}
+    seen: dict[str, str] = {}
     for value in configured:
-        name, separator, source = value.partition("=")
-        if not name or (separator and not source):
+        given, separator, source = value.partition("=")
+        if not given or (separator and not source):
             raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
+        # a directory that has left keeps its id reserved, even where the catalog has the id as an alias
+        name = given if given in gone else id_of(given, models)
+        if (other := seen.setdefault(name, value)) != value:
+            raise ConfigError(
+                f"--model {value!r}: --model {other!r} names the same model; remove one of them"
+            )
         if separator:
             # a known id keeps its limits, template, prompts and profiles for every source of its weights
-            as_known = known.get(name, ModelConfig(name, source))
+            as_known = models.get(name) or known.get(name) or ModelConfig(name, source)
             models[name] = replace(as_known, source=source, revision=None, preload=True)
         elif name not in gone:
             # an operator may name any hub id; ids in requests must be known already
@@ -81,10 +90,10 @@ def with_configured(
 
 
 def catalog() -> dict[str, ModelConfig]:
-    """Return the models of this package's YAML files by id and alias."""
+    """Return the models of this package's YAML files by id."""
     return {model.id: model for model in _packaged()}
 
 
 @cache  # the models directory is scanned every few seconds, and these files do not change
 def _packaged() -> tuple[ModelConfig, ...]:
-    return tuple(model for path in sorted(MODELS.glob("*.yaml")) for model in models_of(read_entry(path)))
+    return tuple(model_of(read_entry(path)) for path in sorted(MODELS.glob("*.yaml")))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from sie_server.catalog.entries import ModelConfig
+from sie_server.catalog.entries import ModelConfig, id_of
 from sie_server.config import ConfigError, suggest
 from sie_server.wire import AdapterName
 
@@ -32,7 +32,8 @@ def configured_adapters(
                 f"--adapter {value!r}: invalid adapter name {name!r}; names may contain letters, digits and ._-, "
                 "at most 100 characters"
             ) from None
-        if model not in models:
+        known = id_of(model, models)
+        if known not in models:
             raise ConfigError(f"--adapter {value!r}: unknown model {model!r}{suggest(model, list(models))}")
-        found.setdefault(model, {})[name] = source
+        found.setdefault(known, {})[name] = source
     return found

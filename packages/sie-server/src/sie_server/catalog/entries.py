@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,13 +28,13 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     license: str
     description: str
     outputs: Annotated[list[str], Meta(min_length=1)]
-    max_seq_length: Annotated[int, Meta(ge=8)]
+    max_seq_length: Annotated[int, Meta(ge=8, le=2**24)]
     revision: str | None = None
     package: Annotated[
         str | None,
         Meta(description="PACKAGE/FOLDER: a checkpoint in an installed Python package, preferred to the hub"),
     ] = None
-    dims: dict[str, int] = {}
+    dims: dict[str, Annotated[int, Meta(ge=1, le=2**24)]] = {}
     aliases: tuple[str, ...] = ()
     compat: bool = False  # requires the extra `compat`
     template: Annotated[
@@ -68,6 +68,7 @@ class ModelConfig:
     template: str | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     stamp: str | None = None  # changes with the files of a watched directory
+    aliases: tuple[str, ...] = ()  # other names of the same model, unless a model has the name as its id
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
@@ -102,8 +103,8 @@ def profile_names(profiles: Mapping[str, Profile]) -> list[str]:
     return ["default", *sorted(set(profiles) - {"default"})]
 
 
-def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelConfig]:
-    """Yield a model for the id and each alias of an entry. Directories may be relative to `root`."""
+def model_of(entry: CatalogEntry, root: Path | None = None) -> ModelConfig:
+    """Return the model of an entry. Directories may be relative to `root`."""
     source = _installed(entry.package) or entry.source
     if source.startswith("embedded:"):
         source = str(EMBEDDED / source.removeprefix("embedded:"))
@@ -111,16 +112,23 @@ def models_of(entry: CatalogEntry, root: Path | None = None) -> Iterator[ModelCo
         source = _resolve(root, source)
     if root:
         entry = replace(entry, adapters={name: _resolve(root, at) for name, at in entry.adapters.items()})
-    for name in (entry.id, *entry.aliases):
-        yield ModelConfig(
-            name,
-            source,
-            entry.revision,
-            entry.max_seq_length,
-            entry,
-            template=entry.template,
-            prompts=dict[str, str](entry.prompts.items()),
-        )
+    return ModelConfig(
+        entry.id,
+        source,
+        entry.revision,
+        entry.max_seq_length,
+        entry,
+        template=entry.template,
+        prompts=dict[str, str](entry.prompts.items()),
+        aliases=tuple(dict.fromkeys(name for name in entry.aliases if name != entry.id)),
+    )
+
+
+def id_of(name: str, models: Mapping[str, ModelConfig]) -> str:
+    """Return the id of the model that has `name` as its id or alias; any other name unchanged."""
+    if name in models:
+        return name
+    return next((model.id for model in models.values() if name in model.aliases), name)
 
 
 def _resolve(root: Path, source: str) -> str:

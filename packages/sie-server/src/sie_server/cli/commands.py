@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from sie_server import __version__
-from sie_server.catalog import configured_adapters, known_models
+from sie_server.catalog import configured_adapters, id_of, known_models
 from sie_server.catalog.entries import ModelConfig
 from sie_server.cli.admin import admin
 from sie_server.cli.console import errors, output
@@ -172,7 +172,8 @@ def _print_scores(response: ScoreResponse, items: list[Item]) -> None:
 @click.option("--offline", is_flag=True, help="Do not use the model hub")
 def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
     """Compare a model's raw scores with those of the reference library. The exit status is 1 if they differ."""
-    known = known_models((model,), None)[model.partition("=")[0]]
+    models = known_models((model,), None)
+    known = models[id_of(model.partition("=")[0], models)]
     from sie_server.engine.storage.source import fetch
     from sie_server.verify.verify import verify as compare
 
@@ -202,6 +203,8 @@ def models(models_dir: str | None, as_json: bool) -> None:
         outputs = ", ".join(row["outputs"] or ["?"])
         details = [str(row[key] or "?") for key in ("max_seq_length", "license", "description")]
         table.add_row(row["id"], outputs, *details)
+        for alias in row["aliases"]:
+            table.add_row(alias, outputs, *details[:2], f"the same model as {row['id']}")
     output.print(table)
 
 
@@ -210,6 +213,7 @@ def _model_row(name: str, model: ModelConfig) -> dict[str, Any]:
     embedded = entry is not None and entry.source.startswith("embedded:")
     return {
         "id": name,
+        "aliases": list(model.aliases),
         "source": "embedded" if embedded else model.source,
         "outputs": entry.outputs if entry else None,
         "max_seq_length": entry.max_seq_length if entry else None,

@@ -21,7 +21,7 @@ from sie_server.engine.kinds.listwise import ListwiseTokenizer, marked
 from sie_server.engine.kinds.table import KINDS
 from sie_server.engine.lora.adapter import Adapter, read_changes
 from sie_server.engine.lora.tensors import needed_bytes
-from sie_server.engine.storage.source import failed
+from sie_server.engine.storage.source import failed, unsupported
 from sie_server.engine.storage.tally import Tally
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
@@ -71,7 +71,7 @@ class Engine:
         try:
             self._load(directory, template, prompts)
         except UnsupportedCheckpoint as error:
-            raise failed(f"cannot load {directory}: {error}", "UnsupportedCheckpoint") from error
+            raise unsupported(directory, error) from error
         self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.backbone.max_length)
         self.batch_tokens = BATCH_SIZES[self.device.type][0]
         self.tokens_per_second = 10_000.0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from sie_server import files
 from sie_server.templates import RerankTemplate
 
 Pooling = Literal["cls", "mean", "last"]
@@ -251,14 +251,15 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """Read a JSON file whose top-level value is a `kind`.
 
     Raises:
-        UnsupportedCheckpoint: the file is missing or unreadable, or holds something else.
+        UnsupportedCheckpoint: the file is missing or unreadable, has a number that is not finite, or another type.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
     except FileNotFoundError:
         raise UnsupportedCheckpoint(f"{path.name} is missing in {path.parent}") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise UnsupportedCheckpoint(f"{path} cannot be read: {why}") from error
     if not isinstance(content, kind):
         raise UnsupportedCheckpoint(f"{path} holds a {type(content).__name__}; expected a {kind.__name__}")
     return content

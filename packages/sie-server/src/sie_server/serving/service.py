@@ -19,7 +19,8 @@ from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
-from sie_server.errors import QueueFull
+from sie_server.errors import InferenceError, QueueFull
+from sie_server.panics import NativePanic, catching_panics
 from sie_server.serving.admission import Admission, Admitted, Arrival
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
@@ -86,7 +87,7 @@ class Service:
         budget_bytes = config.memory_budget_mb * 2**20 or automatic_budget(config.device)
         table = SlotTable(models, loader)
         budget = MemoryBudget(table, budget_bytes, config.load_wait_s, metrics)
-        limits = Limits(config.max_adapters, config.load_wait_s)
+        limits = Limits(config.max_adapters, config.load_wait_s, config.models_dir_poll_s)
         named = configured_adapters(config.adapter, models)
         adapters = Adapters(table, loader, budget, limits, named, metrics)
         transitions = Transitions(table, loader, budget, adapters, metrics)
@@ -190,7 +191,10 @@ class Service:
         self, work: Callable[[], Result], texts: Sequence[str], timing: RequestTiming
     ) -> Result:
         start = perf_counter()
-        result = await self._tokenizers.run(work, texts)
+        try:
+            result = await self._tokenizers.run(catching_panics(work), texts)
+        except NativePanic as error:
+            raise InferenceError(f"the tokenizer failed for a text of this request: {error}") from None
         timing.tokenization_ms += (perf_counter() - start) * 1e3
         return result
 

@@ -16,6 +16,8 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
+from sie_server.files import read_yaml
+
 FORMS = Path(__file__).parent / "forms"
 PLACEHOLDER = re.compile(r"\{(query|document|instruction)\}")
 Pieces = Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -75,7 +77,7 @@ def named_template(name: str) -> RerankTemplate:
     path = FORMS / f"{name}.yaml"
     if name not in template_names():
         raise TemplateError(f"no template {name!r}; known templates: {', '.join(template_names())}")
-    return parse_template({"name": name, **yaml.safe_load(path.read_text(encoding="utf-8"))})
+    return parse_template({"name": name, **read_yaml(path)})
 
 
 def template_names() -> list[str]:
@@ -90,7 +92,9 @@ def read_template_file(path: Path) -> RerankTemplate:
         TemplateError: the file is unreadable or not a valid template.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
+    except RecursionError as error:
+        raise TemplateError(f"{path.name} cannot be read: it is nested too deeply") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TemplateError(f"{path.name} cannot be read: {error}") from error
     if not isinstance(raw, dict):

@@ -30,6 +30,9 @@ class AdapterInfo(Struct, frozen=True):
     name: str
     source: str
     loaded: bool
+    progress: Annotated[LoadProgress | None, Meta(description="Progress of a running download or load")] = (
+        None
+    )
 
 
 class ModelInfo(Struct, frozen=True):
@@ -55,6 +58,7 @@ class ModelInfo(Struct, frozen=True):
     memory_bytes: Annotated[int, Meta(description="Bytes of its tensors, all versions together")] = 0
     progress: Annotated[LoadProgress | None, Meta(description="Progress of a running load or swap")] = None
     adapters: list[AdapterInfo] = []
+    aliases: Annotated[list[str], Meta(description="Other names that requests may use for this model")] = []
 
 
 class ModelList(Struct, frozen=True):

@@ -41,6 +41,7 @@ PER_MODULE = r"(.*\.)?({})$"
 RETRAINED = r"(^|.*\.){}($|\..*)"
 LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+MOST_RANK, MOST_ENTRIES = 2**16, 5000
 Values = list[tuple[Pattern, float]]  # the first match counts
 Names = Pattern | list[str]  # module names or their last parts
 
@@ -166,6 +167,8 @@ def _checked(fields: dict[str, Any], name: str, kind: Any, default: Any) -> Any:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise _refused(name, value, f"expected {_type_name(kind)}")
+    if isinstance(value, list | dict) and len(value) > MOST_ENTRIES:
+        raise _refused(name, f"{len(value)} entries long", f"at most {MOST_ENTRIES} are supported")
     item = int if name == "layers_to_transform" else str
     if isinstance(value, list) and not all(type(part) is item for part in value):
         raise _refused(name, value, f"its entries must be {item.__name__}")
@@ -182,8 +185,8 @@ def _check_ranks(config: LoraConfig) -> None:
         raise _refused("bias", config.bias, "expected none, all or lora_only")
     for name, ranks in (("r", [config.rank]), ("rank_pattern", [rank for _, rank in config.ranks])):
         for rank in ranks:
-            if type(rank) is not int or rank < 1:
-                raise _refused(name, rank, "a rank must be an integer above 0")
+            if type(rank) is not int or not 1 <= rank <= MOST_RANK:
+                raise _refused(name, rank, f"a rank must be an integer above 0, at most {MOST_RANK}")
     for name, alphas in (
         ("lora_alpha", [config.alpha]),
         ("alpha_pattern", [alpha for _, alpha in config.alphas]),

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from sie_server.engine.device import pick_device, pick_dtype
+from sie_server.engine.storage.source import unsupported
 from sie_server.engine.storage.weights import stored_elements
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -70,12 +71,19 @@ def cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -
 
 
 def needed_bytes(directory: Path, *, device: str, dtype: str, template: str | None) -> int:
-    """Return the bytes a checkpoint will take, from its headers; 0 if it is broken, which its load reports."""
+    """Return the bytes a checkpoint will take, from its headers; 0 if its weights are broken, which its load reports.
+
+    Raises:
+        ModelLoadFailed: its configuration cannot be read.
+    """
     try:
         spec = read_spec(directory, template)
+    except UnsupportedCheckpoint as error:
+        raise unsupported(directory, error) from error
+    try:
         served = torch.float32 if spec.compat else pick_dtype(dtype, pick_device(device))
         return stored_elements(directory) * served.itemsize
-    except (UnsupportedCheckpoint, ValueError):
+    except (UnsupportedCheckpoint, ValueError, OSError):
         return 0
 
 

@@ -43,7 +43,7 @@ def fetch(source: str, *, revision: str | None, offline: bool, tally: Tally | No
 def _local(source: str) -> Path:
     try:
         directory = Path(source).expanduser()
-        empty = not any(directory.iterdir())
+        empty = next(directory.iterdir(), None) is None
     # RuntimeError: the home directory of an unknown user
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -51,6 +51,11 @@ def _local(source: str) -> Path:
     if empty:
         raise failed(f"the directory {directory} is empty", "FileNotFoundError")
     return directory
+
+
+def unsupported(directory: Path, error: Exception) -> ModelLoadFailed:
+    """Return the load error of a checkpoint that cannot be read or served."""
+    return failed(f"cannot load {directory}: {error}", "UnsupportedCheckpoint")
 
 
 def failed(message: str, error_class: str, *, permanent: bool = True) -> ModelLoadFailed:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from sie_server.engine.device import out_of_memory
 from sie_server.engine.storage.tally import Tally
+from sie_server.files import entries, open_regular, read_json
 from sie_server.models.heads.sparse import M3_FILES
 from sie_server.models.lora import Target
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -32,6 +35,7 @@ HARMLESS = re.compile(
     r"(^|\.)embeddings\.position_ids$|^((bert|new|roberta)\.)?pooler\.dense\.(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
 )
+HEADER_BYTES = 32 * 2**20  # of a safetensors file; 100,000 tensors take 12 MiB
 # the dtypes of a safetensors header (https://huggingface.co/docs/safetensors, "Format")
 STORED_TYPES = {
     "F64": torch.float64,
@@ -126,7 +130,15 @@ class CheckpointWeights:
         """Record which layer the module `name` became part of."""
         self.targets[self._prefix + name] = target
 
-    def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def check(self, name: str, *shape: int) -> None:
+        """Check that the checkpoint has a tensor `name` of exactly `shape`, without reading it.
+
+        Raises:
+            UnsupportedCheckpoint: it is missing or has another shape.
+        """
+        self._header(name, shape)
+
+    def _header(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         full = self._prefix + name
         if full not in self._read:
             raise UnsupportedCheckpoint(
@@ -137,8 +149,12 @@ class CheckpointWeights:
             raise UnsupportedCheckpoint(
                 f"the weight {full!r} has shape {list(stored.shape)}, but config.json needs {list(shape)}"
             )
+        return stored
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._header(name, shape).read()
+        full = self._prefix + name
         self._taken.add(full)
-        tensor = stored.read()
         if not tensor.is_floating_point():
             raise UnsupportedCheckpoint(
                 f"the weight {full!r} has dtype {tensor.dtype}, expected a floating-point dtype"
@@ -193,10 +209,11 @@ def stored_elements(directory: Path) -> int:
 def _tables(directory: Path) -> Iterator[TensorReaders]:
     yield _open_checkpoint(directory)
     yield from (_read_bin(directory / name) for name in M3_FILES if (directory / name).exists())
-    for config in sorted(directory.glob("*/config.json")):
+    for folder in sorted(entry.name for entry in entries(directory) if entry.is_dir()):
         names = ("model.safetensors", "pytorch_model.bin")
-        if any((config.parent / name).exists() for name in names):
-            yield _open_checkpoint(config.parent)
+        part = directory / folder
+        if (part / "config.json").exists() and any((part / name).exists() for name in names):
+            yield _open_checkpoint(part)
 
 
 def _open_checkpoint(directory: Path) -> TensorReaders:
@@ -217,16 +234,15 @@ def tensor_readers(path: Path) -> TensorReaders:
 
 def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorReaders:
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(read_json(index)["weight_map"].values()))
         names = [
             Path(shard).name for shard in shards
         ]  # shards are in the index's directory; any other path is ignored
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UnsupportedCheckpoint(f"{index} is not a weight index: {error!r}") from error
     readers: dict[str, StoredTensor] = {}
-    present = {path.name for path in index.parent.iterdir()}
     for name in names:
-        if name not in present:
+        if not name or not (index.parent / name).exists():
             raise UnsupportedCheckpoint(f"{index.name} names {name!r:.100}, which is missing")
         readers.update(read(index.parent / name))
     return readers
@@ -238,10 +254,13 @@ def _read_safetensors(path: Path) -> TensorReaders:
     Truncating or overwriting a mapped file would kill the process or change the weights of a loaded model.
     """
     try:
-        with safe_open(path, framework="pt"), path.open("rb") as file:
+        with open_regular(path) as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-    except (SafetensorError, OSError) as error:
+            if size > min(HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
+                raise ValueError(f"its header has {size} bytes")
+            with safe_open(path, framework="pt"):  # checks the header against the file
+                header = json.loads(file.read(size))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         if out_of_memory(error):
             raise
         raise UnsupportedCheckpoint(f"{path} is truncated or not a safetensors file: {error}") from error
@@ -259,7 +278,11 @@ def _read_values(path: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
             f"{path} holds {entry['dtype']} values; supported are {', '.join(STORED_TYPES)}"
         )
     start, end = entry["data_offsets"]
-    values = np.fromfile(path, np.uint8, count=end - start, offset=data + start)
+    try:
+        with open_regular(path) as file:
+            values = np.fromfile(file, np.uint8, count=end - start, offset=data + start)
+    except OSError as error:
+        raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
     if len(values) != end - start:
         raise UnsupportedCheckpoint(f"{path} was truncated while it was read")
     dtype, shape = STORED_TYPES[entry["dtype"]], entry["shape"]
@@ -270,6 +293,7 @@ def _read_values(path: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
 
 def _read_bin(path: Path) -> TensorReaders:
     try:
+        size = _stored_bytes(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen types for a bad file
         if out_of_memory(error):
@@ -288,7 +312,24 @@ def _read_bin(path: Path) -> TensorReaders:
             raise UnsupportedCheckpoint(
                 f"{path} holds {name!r:.100} as {tensor.dtype}, which is not supported"
             )
+    # a view may repeat one stored number any number of times; tied tables are stored once for two names
+    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * size:
+        raise UnsupportedCheckpoint(f"{path} describes tensors that are larger than the file")
     return {name: StoredTensor(tuple(tensor.shape), tensor.clone) for name, tensor in tensors.items()}
+
+
+def _stored_bytes(path: Path) -> int:
+    """Return the size of a `.bin` file after checking that it is an archive without compression, as torch writes it.
+
+    A compressed entry could fill the memory when it is read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.read(4) == b"PK\3\4":  # torch refuses any other content
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it holds compressed entries")
+        return size
 
 
 def _is_table(value: Any) -> bool:

@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer, normalizers
 
+from sie_server.engine.text.expansion import check_expansion
 from sie_server.engine.text.reading import Reading, TextReader
 from sie_server.errors import InvalidInput
+from sie_server.files import TOKENIZER_BYTES, read_bytes
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
+from sie_server.panics import is_panic
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Template:
 
 
 class TextTokenizer:
-    """The tokenizer of a checkpoint. Thread-safe."""
+    """The tokenizer of a checkpoint. Thread-safe. All its ids are below `vocab_size`."""
 
     def __init__(self, directory: Path, *, token_types: bool, lower_case: bool = False) -> None:
         """Load `tokenizer.json`; `lower_case` lower-cases texts before the file's own normalizer.
@@ -47,9 +50,13 @@ class TextTokenizer:
         if not path.exists():
             raise UnsupportedCheckpoint(f"tokenizer.json is missing in {directory}")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception
+            content = read_bytes(path, TOKENIZER_BYTES)
+            self._tokenizer = Tokenizer.from_buffer(content)
+        except BaseException as error:  # the library raises a bare Exception, or panics
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             raise UnsupportedCheckpoint(f"{path} is not a valid tokenizer: {error}") from error
+        check_expansion(content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._reader = TextReader(self._tokenizer)
@@ -60,11 +67,10 @@ class TextTokenizer:
             )
         self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
         self._single = _probe(self._tokenizer, pair=False, typed=token_types)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens; all ids are below it."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        own = [part for t in (self._pair, self._single) for part in (t.prefix, t.middle, t.suffix)]
+        known = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        # a file may leave ids out, and its post-processor may name ids beyond its vocabulary
+        self.vocab_size = 1 + max([-1, *known, *(int(i) for part in own for i in part)])
 
     def check_end(self, directory: Path) -> None:
         """Check that the post-processor appends the token that the settings announce; for models that read it out.

@@ -11,8 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sie_server.files import read_text
 from sie_server.models.spec import UnsupportedCheckpoint, inside, read_json
 from sie_server.templates import PLACEHOLDER, RerankTemplate, parse_template
+from sie_server.templates.rendering import RenderError, render
+
+FILE = "chat_template.jinja"
 
 # private-use characters, which no template contains; the spaces show whether the template strips its input
 MARKS = {name: f" \ue000{name}\ue000 " for name in ("query", "document", "instruction")}
@@ -42,12 +46,12 @@ def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTempl
     settings = _optional(directory / "sentence_bert_config.json")
     named = _optional(directory / "config_sentence_transformers.json")
     default = (named.get("prompts") or {}).get(named.get("default_prompt_name"))
-    render = _Renderer(directory, source, settings)
+    pieces, instruction_pieces = _Renderer(directory, source, settings).pieces(default)
     raw = {
-        "name": "chat_template.jinja",
-        "source": "chat_template.jinja",
-        "pieces": [render.piece(default)],
-        "instruction_pieces": render.instruction_pieces(),
+        "name": FILE,
+        "source": FILE,
+        "pieces": pieces,
+        "instruction_pieces": instruction_pieces,
         "positive": answer["true_token_id"],
         "negative": answer.get("false_token_id"),
         "activation": _activation(named, config),
@@ -56,48 +60,28 @@ def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTempl
 
 
 class _Renderer:
-    """Renders marks in place of texts, in a sandbox, because templates are untrusted."""
+    """Renders marks in place of texts, in a child process with limits, because templates are untrusted."""
 
     def __init__(self, directory: Path, source: str, settings: dict[str, Any]) -> None:
-        from jinja2 import TemplateError, ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        # the environment of transformers' chat_template_utils; a template that needs more is refused
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
-        )
-        environment.globals["raise_exception"] = _refuse
-        self._error = TemplateError
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise UnsupportedCheckpoint(f"chat_template.jinja is not a valid template: {error}") from error
+        self._source = source
         self._flat = ((settings.get("modality_config") or {}).get("message") or {}).get("format") == "flat"
         self._given = dict((settings.get("processing_kwargs") or {}).get("chat_template") or {})
         self._given.pop("restore_suffix", None)
         self._given |= _special_tokens(directory)
 
-    def piece(self, system: str | None) -> str:
-        """Return the prompt with `{query}` and `{document}`, after the system message if one is given."""
-        text = self._render(system)
-        wrong = PLACEHOLDER.search(text)
-        if wrong:
-            raise UnsupportedCheckpoint(f"chat_template.jinja contains the literal text {wrong.group()}")
-        for name in ("query", "document"):
-            if text.count(MARKS[name]) != 1:
-                raise UnsupportedCheckpoint(
-                    f"chat_template.jinja must put the {name} into the prompt exactly once and unchanged"
-                )
-        for name, mark in MARKS.items():
-            text = text.replace(mark, f"{{{name}}}")
-        return text
+    def pieces(self, default: str | None) -> tuple[list[str], list[str] | None]:
+        """Return the pieces with the system message `default`, if any, and those with an instruction in its place.
 
-    def instruction_pieces(self) -> list[str] | None:
-        """Return the pieces with an instruction in the system message; None when the template does not render it."""
-        text = self.piece(MARKS["instruction"])
-        return [text] if text.count("{instruction}") == 1 else None
+        The latter are None if the template does not render the instruction.
+        """
+        try:
+            texts = render(self._source, [self._variables(s) for s in (default, MARKS["instruction"])])
+        except RenderError as error:
+            raise UnsupportedCheckpoint(f"{FILE} {error}") from error
+        plain, instructed = (_piece(text) for text in texts)
+        return [plain], [instructed] if instructed.count("{instruction}") == 1 else None
 
-    def _render(self, system: str | None) -> str:
+    def _variables(self, system: str | None) -> dict[str, Any]:
         texts = [(role, MARKS[role]) for role in ("query", "document")]
         if system:
             texts.insert(0, ("system", system))
@@ -105,24 +89,31 @@ class _Renderer:
             {"role": role, "content": text if self._flat else [{"type": "text", "text": text}]}
             for role, text in texts
         ]
-        try:
-            return self._template.render(
-                messages=messages, **({"add_generation_prompt": False} | self._given)
-            )
-        except (self._error, TypeError, ValueError) as error:
+        return {"messages": messages, **({"add_generation_prompt": False} | self._given)}
+
+
+def _piece(text: str) -> str:
+    """Return a rendered prompt with `{query}` and `{document}` in place of the marks."""
+    wrong = PLACEHOLDER.search(text)
+    if wrong:
+        raise UnsupportedCheckpoint(f"{FILE} contains the literal text {wrong.group()}")
+    for name in ("query", "document"):
+        if text.count(MARKS[name]) != 1:
             raise UnsupportedCheckpoint(
-                f"chat_template.jinja cannot render a query and a document: {error}"
-            ) from error
-
-
-def _refuse(message: str) -> None:
-    raise ValueError(message)
+                f"{FILE} must put the {name} into the prompt exactly once and unchanged"
+            )
+    for name, mark in MARKS.items():
+        text = text.replace(mark, f"{{{name}}}")
+    return text
 
 
 def _chat_template(directory: Path) -> str | None:
-    path = directory / "chat_template.jinja"
+    path = directory / FILE
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        try:
+            return read_text(path)
+        except (OSError, ValueError) as error:
+            raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
     found = _optional(directory / "tokenizer_config.json").get("chat_template")
     return found if isinstance(found, str) else None
 

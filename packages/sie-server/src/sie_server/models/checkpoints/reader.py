@@ -14,6 +14,7 @@ from sie_server.models.checkpoints.causal import read_causal
 from sie_server.models.checkpoints.colbert import read_colbert
 from sie_server.models.checkpoints.decoder_embedder import check_embedder, is_embedder
 from sie_server.models.checkpoints.listwise import read_listwise
+from sie_server.models.checkpoints.numbers import check_backbone, check_numbers, whole_number
 from sie_server.models.checkpoints.prompts import read_prompts
 from sie_server.models.families.decoders.decoder import DecoderSpec
 from sie_server.models.heads.modular import (
@@ -57,7 +58,7 @@ def read_spec(
         return _read(directory, template, prompts)
     except UnsupportedCheckpoint:
         raise
-    except (TypeError, AttributeError, ValueError, LookupError) as error:
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         kind = type(error).__name__
         raise UnsupportedCheckpoint(
             f"config.json, or another .json file in its directory, has a value of an unexpected type ({kind}: {error})"
@@ -66,12 +67,14 @@ def read_spec(
 
 def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> ModelSpec:
     config = read_json(directory / "config.json")
+    check_numbers(config)
     architecture = _architecture(directory, config)
     family = family_of(architecture)
     try:
         backbone = family.read(config)
     except KeyError as missing:
         raise UnsupportedCheckpoint(f"config.json lacks {missing.args[0]!r}") from None
+    check_backbone(backbone)
     if family.listwise:
         return read_listwise(architecture, backbone, _tokenizer_limit(directory, backbone))
     own_head = family.classifier is not None
@@ -145,7 +148,7 @@ def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
     path = directory / "tokenizer_config.json"
     named = read_json(path).get("model_max_length") if path.exists() else None
     # transformers writes int(1e30) for "no limit"
-    if isinstance(named, int | float) and 0 < named < 1e9:
+    if isinstance(named, int | float) and not isinstance(named, bool) and 1 <= named < 1e9:
         return min(int(named), backbone.max_length)
     return backbone.max_length
 
@@ -160,7 +163,8 @@ def _embedding_spec(
         if missing := {"pooling", "dense_weight", "max_seq_length"} - recipe.keys():
             raise UnsupportedCheckpoint(f"sie_scorer.json lacks {', '.join(sorted(missing))}")
         head = EmbeddingSpec(_pooling(recipe["pooling"]), True, True, float(recipe["dense_weight"]))
-        return head, min(int(recipe["max_seq_length"]), backbone.max_length)
+        limit = whole_number(recipe, "max_seq_length", scorer.name) or backbone.max_length
+        return head, min(limit, backbone.max_length)
     if (splade := splade_module(directory)) is not None:
         return read_splade(directory, splade), _sentence_limit(directory, backbone)
     if not (directory / "modules.json").exists():
@@ -220,7 +224,7 @@ def _sentence_transformers_spec(
 def _sentence_limit(directory: Path, backbone: BackboneSpec) -> int:
     limits = directory / "sentence_bert_config.json"
     # from version 6 on the limit is only in the tokenizer's configuration
-    limit = read_json(limits).get("max_seq_length") if limits.exists() else None
+    limit = whole_number(read_json(limits), "max_seq_length", limits.name) if limits.exists() else None
     return min(limit or _tokenizer_limit(directory, backbone), backbone.max_length)
 
 

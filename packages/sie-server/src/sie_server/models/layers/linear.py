@@ -25,6 +25,10 @@ class Weights(Protocol):
         """Return True when the checkpoint has a tensor `name`."""
         ...
 
+    def check(self, name: str, *shape: int) -> None:
+        """Check that the checkpoint has a tensor `name` of `shape`, without reading it."""
+        ...
+
     def leave(self, prefix: str) -> None:
         """Mark tensors whose names begin with `prefix` as known and not needed."""
         ...

@@ -52,6 +52,8 @@ def read_rope(config: dict[str, Any], dim: int) -> RopeSpec:
         return RopeSpec(dim=dim, theta=theta)
     if kind == "linear":
         return RopeSpec(dim=dim, theta=theta, kind=kind, factor=float(given["factor"]))
+    if not given["low_freq_factor"] < given["high_freq_factor"]:
+        raise UnsupportedCheckpoint("low_freq_factor must be below high_freq_factor in the rotary parameters")
     return RopeSpec(
         dim=dim,
         theta=theta,

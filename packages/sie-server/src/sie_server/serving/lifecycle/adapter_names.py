@@ -8,7 +8,7 @@ from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.storage.source import same_place
 from sie_server.errors import AdapterNotFound, Conflict
-from sie_server.serving.lifecycle.slots import Slot
+from sie_server.serving.lifecycle.slots import AttachedAdapter, Slot
 from sie_server.wire import AdapterInfo
 
 
@@ -27,14 +27,8 @@ class AdapterNames:
     def infos(self, slot: Slot) -> list[AdapterInfo]:
         """Describe the adapters of a model for `GET /v1/models`."""
         attached = slot.serving.attached if slot.serving else {}
-        return [
-            AdapterInfo(
-                name,
-                source,
-                name in attached and attached[name].adapter is not None and attached[name].source == source,
-            )
-            for name, source in sorted(self.sources(slot).items())
-        ]
+        sources = {name: source for name, (source, _) in slot.fetching.items()} | self.sources(slot)
+        return [_info(slot, name, source, attached.get(name)) for name, source in sorted(sources.items())]
 
     def check(self, slot: Slot, name: str, config: ModelConfig | None = None) -> str:
         """Return the source of an adapter.
@@ -66,3 +60,13 @@ class AdapterNames:
                 )
             raise Conflict(f"adapter {name!r} of {slot.name!r} is from {before!r}; {hint}")
         return before is not None
+
+
+def _info(slot: Slot, name: str, source: str, attached: AttachedAdapter | None) -> AdapterInfo:
+    if attached and attached.source != source:  # it is replaced by the next request
+        attached = None
+    progress = attached.progress if attached else None
+    if progress is None and name in slot.fetching:
+        progress = slot.fetching[name][1]
+    loaded = attached is not None and attached.adapter is not None
+    return AdapterInfo(name, source, loaded, progress.wire() if progress else None)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
+from sie_server.engine.storage.source import is_path
 from sie_server.errors import Conflict, ModelLoading, SIEError
 from sie_server.serving.lifecycle.adapter_names import AdapterNames
 from sie_server.serving.lifecycle.budget import MemoryBudget
@@ -22,17 +24,20 @@ from sie_server.serving.lifecycle.slots import AttachedAdapter, Slot, Version
 from sie_server.serving.lifecycle.table import SlotTable
 from sie_server.serving.loading.failures import BudgetExhausted, as_load_error, cool_down_s, copy_of
 from sie_server.serving.loading.loader import Loader
+from sie_server.serving.loading.progress import Progress
 from sie_server.serving.metrics import Metrics
 
 log = logging.getLogger("sie_server.adapters")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The number of adapters that a version keeps, and how long a request waits for its model and adapter."""
+    """The number of adapters that a version keeps, and two times in seconds."""
 
     most: int
-    wait_s: float
+    wait_s: float  # how long a request waits for its model and adapter
+    look_s: float  # how often the files of an adapter in use are compared; 0: never
 
 
 class Adapters:
@@ -62,6 +67,7 @@ class Adapters:
         """
         attached = self._entry(slot, version, name)
         attached.leases += 1
+        self._look_at(slot, version, attached)
         try:
             yield await self._wait(slot, version, attached, wait_s)
         finally:
@@ -87,10 +93,22 @@ class Adapters:
             ModelLoadFailed
         """
         self.names.check_source(slot, name, source)
+        progress = Progress()
+        slot.fetching[name] = source, progress
         try:
-            return (await self._loader.fetch_adapter(source)).stamp
+            return (
+                await self._watched(slot, name, progress, self._loader.fetch_adapter(source, progress))
+            ).stamp
         except Exception as error:
             raise self._failed(slot, name, error) from None
+        finally:
+            if slot.fetching.get(name, (None, None))[1] is progress:
+                del slot.fetching[name]
+
+    async def _watched(
+        self, slot: Slot, name: str, progress: Progress, work: Coroutine[Any, Any, Result]
+    ) -> Result:
+        return await progress.watch(work, f"adapter '{slot.name}:{name}'", self._loader.stall_s)
 
     async def add(self, slot: Slot, version: Version, name: str, source: str, stamp: str) -> None:
         """Attach an adapter under a new name, without a time limit. Do nothing if these files are already attached.
@@ -131,6 +149,37 @@ class Adapters:
         """
         self.names.check(slot, name)
         self._forget(slot, name)
+
+    def _look_at(self, slot: Slot, version: Version, attached: AttachedAdapter) -> None:
+        """Start to compare the files of an adapter in use with those that were attached, if the last look is old."""
+        now, pause = time.monotonic(), self._limits.look_s
+        due = attached.adapter and attached.look is None and pause and now - attached.looked_at >= pause
+        if due and is_path(attached.source):
+            attached.look = asyncio.create_task(self._look(slot, version, attached))
+
+    async def _look(self, slot: Slot, version: Version, attached: AttachedAdapter) -> None:
+        """Replace an adapter whose files have changed, when two looks agree, so that no half-written file is read.
+
+        Requests use the attached adapter until its replacement is ready, and beyond if that fails.
+        """
+        try:
+            found = await self._loader.fetch_adapter(attached.source, Progress())
+            before, attached.changed_to = attached.changed_to, found.stamp
+            if found.stamp in (attached.stamp, attached.failed_stamp) or found.stamp != before:
+                return
+            fresh = AttachedAdapter(attached.name, attached.source, last_use=attached.last_use)
+            outcome = await self._attach(slot, version, fresh)
+            if isinstance(outcome, SIEError):
+                attached.failed_stamp = found.stamp
+                log.warning("%s:%s keeps its earlier files", slot.name, attached.name)
+            elif version.attached.get(attached.name) is attached:
+                self._drop(version, attached)
+                version.attached[attached.name] = fresh
+                log.info("replaced %s:%s, whose files have changed", slot.name, attached.name)
+        except SIEError as error:  # the directory is gone; the next look may find it
+            log.debug("cannot look at %s:%s: %s", slot.name, attached.name, error.message)
+        finally:
+            attached.look, attached.looked_at = None, time.monotonic()
 
     def _forget(self, slot: Slot, name: str) -> None:
         slot.adapters.pop(name, None)
@@ -196,14 +245,16 @@ class Adapters:
         return outcome
 
     async def _attach(self, slot: Slot, version: Version, attached: AttachedAdapter) -> Adapter | SIEError:
+        attached.progress = progress = Progress()
         try:
-            adapter = await self._load(slot, version, attached)
+            load = self._load(slot, version, attached, progress)
+            adapter = await self._watched(slot, attached.name, progress, load)
         except Exception as error:
             attached.nbytes, attached.error = 0, self._failed(slot, attached.name, error)
             attached.retry_at = time.monotonic() + cool_down_s(attached.error)
             return attached.error
         finally:
-            attached.task, attached.timeout_error = None, None
+            attached.task, attached.timeout_error, attached.progress = None, None, None
             self._table.wake()
         attached.adapter, attached.nbytes, attached.last_use = adapter, adapter.nbytes, time.monotonic()
         if version.attached.get(attached.name) is attached:  # it may have been unloaded during the load
@@ -219,13 +270,18 @@ class Adapters:
         for attached in loaded[: max(0, len(loaded) - self._limits.most)]:
             self._budget.drop_adapter(slot, attached.name, version)
 
-    async def _load(self, slot: Slot, version: Version, attached: AttachedAdapter) -> Adapter:
-        directory, attached.stamp = await self._loader.fetch_adapter(attached.source)
-        need = await self._loader.adapter_bytes(_engine(slot, version), directory)
+    async def _load(
+        self, slot: Slot, version: Version, attached: AttachedAdapter, progress: Progress
+    ) -> Adapter:
+        fetched = await self._loader.fetch_adapter(attached.source, progress)
+        attached.stamp = fetched.stamp
+        need = await self._loader.adapter_bytes(_engine(slot, version), fetched, progress)
+        progress.enter("room", need)
         await self._budget.reserve_adapter(slot, version, attached, need)
-        engine = _engine(slot, version)
-        adapter = await self._loader.attach(version.config, engine, directory)
-        await self._loader.probe(version.config, engine, adapter)
+        progress.enter("load")
+        adapter = await self._loader.attach(version.config, _engine(slot, version), fetched, progress)
+        progress.enter("probe")
+        await self._loader.probe(version.config, _engine(slot, version), adapter)
         return adapter
 
     def _failed(self, slot: Slot, name: str, error: Exception) -> SIEError:

@@ -58,7 +58,7 @@ class Registry:
         self.adapters, self.transitions, self._wait_s = adapters, transitions, wait_s
 
     def __contains__(self, name: str) -> bool:
-        return name in self.table.by_id
+        return self.table.find(name) is not None
 
     def info(self, name: str) -> ModelInfo:
         """Describe one model, under the name of the request, which may be MODEL:ADAPTER. Never loads the model.
@@ -73,10 +73,12 @@ class Registry:
         return structs.replace(slot.info(self.adapters.names.infos(slot)), name=name)
 
     def resolve(self, name: str) -> tuple[str, str | None]:
-        """Split MODEL:ADAPTER of a known model. Any other name is a model without an adapter."""
+        """Split MODEL:ADAPTER of a known model, and replace an alias by the model's id. Other names are unchanged."""
+        if slot := self.table.find(name):
+            return slot.name, None
         model, _, adapter = name.rpartition(":")
-        if name not in self.table.by_id and model in self.table.by_id:
-            return model, adapter
+        if slot := self.table.find(model):
+            return slot.name, adapter
         return name, None
 
     def profiles(self, name: str) -> Mapping[str, Profile]:
@@ -92,17 +94,18 @@ class Registry:
         return [self.info(name) for name in sorted(self.table.by_id)]
 
     def slot(self, name: str) -> Slot:
-        """Return the slot of a model.
+        """Return the slot of a model, by its id or an alias.
 
         Raises:
             ModelNotFound: with the ids that look similar.
         """
-        if name not in self.table.by_id:
-            hint = suggest(name, list(self.table.by_id))
+        slot = self.table.find(name)
+        if slot is None:
+            hint = suggest(name, self.table.names())
             raise ModelNotFound(
                 f"model {name!r} is not known here{hint or '; GET /v1/models lists the models'}"
             )
-        return self.table.by_id[name]
+        return slot
 
     # ── requests ──
 

@@ -28,6 +28,11 @@ class AttachedAdapter:
     leases: int = 0  # requests that use it or wait for it
     timeout_error: SIEError | None = None  # answer for requests whose time ends while it waits for memory
     task: asyncio.Task[Adapter | SIEError] | None = None  # the running load
+    progress: Progress | None = None  # of that load
+    look: asyncio.Task[None] | None = None  # compares its files with `stamp`
+    looked_at: float = 0.0
+    changed_to: str = ""  # the stamp that the last look found
+    failed_stamp: str = ""  # of files that could not replace these
     error: SIEError | None = None  # of the last load
     retry_at: float = 0.0  # until then the error is the answer
     last_use: float = 0.0
@@ -85,6 +90,8 @@ class Slot:
     removed: bool = False  # unknown to new requests; its memory is freed when its requests have finished
     provisional: bool = False  # becomes known when its first load succeeds
     adapters: dict[str, str] = field(default_factory=dict)  # name → source, from admin callers
+    # name → source and progress of adapters that admin callers download
+    fetching: dict[str, tuple[str, Progress]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -149,6 +156,7 @@ class Slot:
         limit = engine.max_seq_length if engine else entry.max_seq_length if entry else None
         return ModelInfo(
             name=self.name,
+            aliases=list(self.config.aliases),
             inputs=["text"],
             outputs=spec.outputs if spec else entry.outputs if entry else [],
             dims=spec.dims if spec else entry.dims if entry else {},

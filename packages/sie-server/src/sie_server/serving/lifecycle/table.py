@@ -26,6 +26,16 @@ class SlotTable:
         self._changed = asyncio.Event()
         self._draining: set[asyncio.Task[None]] = set()
 
+    def find(self, name: str) -> Slot | None:
+        """Return the slot of a known model by its id or an alias. An id takes precedence over an alias."""
+        if name in self.by_id:
+            return self.by_id[name]
+        return next((slot for slot in self.by_id.values() if name in slot.config.aliases), None)
+
+    def names(self) -> list[str]:
+        """The ids and aliases of all known models."""
+        return [name for slot in self.by_id.values() for name in (slot.name, *slot.config.aliases)]
+
     def all(self) -> list[Slot]:
         """The slots of known models, and of removed models that still hold memory."""
         return [*self.by_id.values(), *self.removed]

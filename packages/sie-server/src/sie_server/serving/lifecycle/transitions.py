@@ -82,7 +82,8 @@ class Transitions:
         version = Version(config)
         slot.progress = progress = Progress()
         try:
-            await self._fill(slot, version, progress, old)
+            load = self._fill(slot, version, progress, old)
+            await progress.watch(load, f"model {slot.name!r}", self._loader.stall_s)
             seconds, size = time.monotonic() - progress.started, version.nbytes / 2**20
             log.info("loaded %s from %s in %.1f s, %.1f MiB", slot.name, config.source, seconds, size)
             return version

@@ -13,10 +13,11 @@ from dataclasses import replace
 
 from sie_server.catalog import ModelConfig
 from sie_server.engine.storage.source import same_place
-from sie_server.errors import Conflict, SIEError
+from sie_server.errors import Conflict, ModelLoading, SIEError
 from sie_server.serving.lifecycle import eviction
 from sie_server.serving.lifecycle.registry import Registry
 from sie_server.serving.lifecycle.slots import Slot
+from sie_server.serving.loading.lanes import PATIENCE_S
 
 log = logging.getLogger("sie_server.operations")
 
@@ -57,7 +58,7 @@ class Operations:
                 f"model {slot.name!r} is loaded from {slot.config.shown_source!r}; swap it instead"
             )
         if slot.task and (slot.serving or not same):
-            raise _busy(slot)
+            await self._end_stuck(slot)
         pinned_before = slot.pinned
         if pin is not None:  # before it serves, because a serving version may be evicted at once
             slot.pinned = pin
@@ -71,9 +72,9 @@ class Operations:
             raise
 
     def _slot_to_load(self, name: str, config: ModelConfig | None) -> Slot:
-        if config is None:
+        if config is None or self._table.find(name):
             return self._registry.slot(name)
-        return self._table.by_id.setdefault(name, Slot(config, pinned=config.preload, provisional=True))
+        return self._table.by_id.setdefault(config.id, Slot(config, pinned=config.preload, provisional=True))
 
     async def swap(self, config: ModelConfig) -> None:
         """Replace the serving version. The new version must load, work and have all outputs of the old one.
@@ -84,7 +85,7 @@ class Operations:
         """
         slot = self._registry.slot(config.id)
         if slot.task:
-            raise _busy(slot)
+            await self._end_stuck(slot)
         if slot.serving is None:
             await self.load(config.id, config)
         else:
@@ -95,14 +96,28 @@ class Operations:
 
         Raises:
             ModelNotFound
-            Conflict: a load or swap is running.
+            Conflict: a load or swap is running and makes progress.
         """
         slot = self._registry.slot(name)
         if slot.task and not slot.unloading:
-            raise _busy(slot)
+            await self._end_stuck(slot)
         slot.pinned = False
         if slot.serving or slot.task:
             await asyncio.shield(slot.task or self._table.unload(slot))
+
+    async def _end_stuck(self, slot: Slot) -> None:
+        """Give up a load or swap that makes no progress, so that the operator can do something else with the model.
+
+        Raises:
+            Conflict: it makes progress, or it is an unload.
+        """
+        progress = slot.progress
+        if slot.task is None or progress is None or progress.idle_s() < PATIENCE_S:
+            raise _busy(slot)
+        progress.give_up(ModelLoading(f"an operator has ended the load of {slot.name!r}", retry_after_s=1))
+        await asyncio.wait([slot.task])
+        if slot.task:
+            raise _busy(slot)
 
     async def load_adapter(self, model: str, name: str, source: str) -> None:
         """Attach an adapter, see `Adapters.add`. Its model is loaded first if necessary.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sie_server.catalog import ModelConfig
 from sie_server.errors import SIEError
+from sie_server.serving.loading.lanes import Lane
 from sie_server.serving.operators.operations import Operations
 
 log = logging.getLogger("sie_server.watching")
@@ -20,16 +21,18 @@ RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
 
 
 async def watch(scan: Callable[[], Models], known: Models, operations: Operations, every_s: float) -> None:
-    """Scan for models every `every_s` seconds on another thread, until cancelled.
+    """Scan for models every `every_s` seconds on a thread of its own, until cancelled.
+
+    A scan that blocks, for example on a network file system, does not hold up the end of the process.
 
     `known` are the models that the server started with.
     """
-    follower, trouble = Follower(known, operations), ""
+    follower, trouble, lane = Follower(known, operations), "", Lane("sie-scan", 1)
     try:
         while True:
             await asyncio.sleep(every_s)
             try:
-                follower.follow(await asyncio.to_thread(scan), time.monotonic())
+                follower.follow(await lane.run(scan), time.monotonic())
             except Exception as error:  # the next scan may succeed
                 if str(error) != trouble:
                     unexpected = not isinstance(error, OSError)
@@ -41,6 +44,7 @@ async def watch(scan: Callable[[], Models], known: Models, operations: Operation
                 trouble = ""
     finally:
         follower.close()
+        lane.close()
 
 
 class Failure(NamedTuple):

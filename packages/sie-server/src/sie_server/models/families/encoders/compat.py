@@ -18,6 +18,7 @@ from sie_server.models.heads.classifier import Classifier
 from sie_server.models.layers.linear import Weights
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 
+MOST_LAYERS = 1000
 SUFFIX = "ForSequenceClassification"
 # Model types whose positions start at the row after the padding token's
 OFFSET_POSITIONS = {
@@ -71,6 +72,10 @@ def read(config: dict[str, Any]) -> CompatSpec:
     known = CONFIG_MAPPING[kind].from_dict(config)
     if known.pad_token_id is None:
         raise UnsupportedCheckpoint("config.json has no pad_token_id, which a padded batch needs")
+    if not 1 <= known.num_hidden_layers <= MOST_LAYERS:
+        raise UnsupportedCheckpoint(
+            f"config.json: the number of layers is {known.num_hidden_layers!r}; expected 1 to {MOST_LAYERS}"
+        )
     offset = known.pad_token_id + 1 if kind in OFFSET_POSITIONS else 0
     return CompatSpec(
         vocab_size=known.vocab_size,
@@ -90,6 +95,10 @@ class CompatModel:
 
         self._types = spec.token_types
         auto: Any = AutoModelForSequenceClassification  # untyped in the library
+        with torch.device("meta"):  # without memory: the file has to have every tensor of the configuration
+            described = auto.from_config(spec.config, trust_remote_code=False)
+        for name, tensor in described.state_dict().items():
+            weights.check(name, *tensor.shape)
         model = auto.from_config(spec.config, trust_remote_code=False)
         taken = {
             name: weights.take(name, *tensor.shape, dtype=torch.float32)
