@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 import msgspec
@@ -80,9 +82,34 @@ def send(connection: socket.socket, *parts: bytes) -> bool:
     return True
 
 
+class _Reader(io.BufferedReader):
+    """Keeps the bytes after a response for the next one: `http.client` would close the reader."""
+
+    def close(self) -> None:
+        pass
+
+
+_readers: WeakKeyDictionary[socket.socket, _Reader] = WeakKeyDictionary()
+
+
+class _Source:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def makefile(self, mode: str) -> _Reader:
+        return reader_of(self._connection)
+
+
+def reader_of(connection: socket.socket) -> _Reader:
+    """Return the one buffered reader of a connection."""
+    if connection not in _readers:
+        _readers[connection] = _Reader(socket.SocketIO(connection, "r"))
+    return _readers[connection]
+
+
 def answer(connection: socket.socket, method: str = "GET") -> httpx.Response:
     """Read one response."""
-    response = http.client.HTTPResponse(connection, method=method)
+    response = http.client.HTTPResponse(_Source(connection), method=method)  # type: ignore[arg-type]
     response.begin()
     return httpx.Response(response.status, headers=response.getheaders(), content=response.read())
 
@@ -90,7 +117,7 @@ def answer(connection: socket.socket, method: str = "GET") -> httpx.Response:
 def is_closed(connection: socket.socket) -> bool:
     """Wait until the server closes the connection; return False if it sends anything."""
     try:
-        return connection.recv(1) == b""
+        return reader_of(connection).read(1) == b""
     except ConnectionResetError:
         return True
 

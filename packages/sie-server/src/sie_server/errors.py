@@ -124,7 +124,7 @@ class ModelLoading(SIEError):
 
 
 class QueueFull(SIEError):
-    """More than `max_queue_tokens` would wait, connections or memory for bodies are in use, or the server is stopping."""
+    """The queue, all connections or the memory for bodies are in use, or the server is stopping."""
 
     status, code = 503, "QUEUE_FULL"
 

@@ -239,11 +239,11 @@ class EdgeProtocol(HttpToolsProtocol):
             self._raise(InvalidInput(f"more than {MAX_PIPELINE} requests wait for a response; send fewer"))
         self._head.stop()
         self._head_size = self._gap = self._discarded = 0
-        self._has_begun = False
-        self._body.start(self._now)
         exchange = Exchange(self._edge.budget.share())
         self.scope["state"]["exchange"] = exchange
         super().on_headers_complete()
+        self._has_begun = False
+        self._body.start(self._now)
         exchange.cycle = self.cycle
         self.cycle.transport = Outgoing(self)  # type: ignore[assignment]
         self._exchanges.append(exchange)
