@@ -29,7 +29,9 @@ LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 IN_CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
 GET = b"GET /healthz HTTP/1.1\r\n"
-UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAA\r\n"
+UPGRADE = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAA\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +328,7 @@ def test_a_refused_body_without_end_is_not_read_for_ever(server: Loopback) -> No
 
 
 def test_many_tiny_chunks_do_not_hold_up_others(server: Loopback) -> None:
-    """A turn parses for a few milliseconds, so others are answered between the turns of one body."""
+    """Parsing stops after a few milliseconds, so others are answered while one body is parsed."""
     flood, done = b"1\r\n \r\n" * 500_000, threading.Event()
 
     def attack() -> None:
@@ -483,7 +485,11 @@ def test_health_routes_answer_while_requests_are_in_progress_on_all_connections(
             keep_busy()
             assert small.send(b"GET %s HTTP/1.1\r\n\r\n" % path).text == "ok"
         keep_busy()
-        for request in (HEAD + LENGTH + BODY, b"GET /v1/models HTTP/1.1\r\n\r\n", b"GET /nowhere HTTP/1.1\r\n\r\n"):
+        for request in (
+            HEAD + LENGTH + BODY,
+            b"GET /v1/models HTTP/1.1\r\n\r\n",
+            b"GET /nowhere HTTP/1.1\r\n\r\n",
+        ):
             with small.connect() as connection:
                 send(connection, request)
                 assert "max_connections" in refusal(answer(connection), 503, "QUEUE_FULL")

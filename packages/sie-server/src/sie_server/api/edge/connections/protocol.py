@@ -1,6 +1,6 @@
 """One HTTP connection: uvicorn's protocol on httptools, with bounds on everything that a client controls.
 
-Bytes reach the parser in slices of `SLICE`, and other connections get their turn after `TURN_S`. An error before a
+Bytes reach the parser in slices of `SLICE`, and other connections are served after `TURN_S`. An error before a
 request is complete is answered here (`answers.py`). An error in a body is raised by `receive` in the application, which
 then answers like to any other error. This module depends on the inside of uvicorn, so its version is pinned.
 """
@@ -68,7 +68,7 @@ class Exchange:
 
 
 class Flow(FlowControl):
-    """Pauses reading while there is at least one reason: uvicorn's own, or bytes that wait for the next turn."""
+    """Pauses reading while there is at least one reason: uvicorn's own, or bytes that are parsed later."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__(transport)
@@ -138,7 +138,7 @@ class EdgeProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._edge.leave(self)
         self._rest.clear()
-        for exchange in self._exchanges:  # uvicorn itself tells only the newest one
+        for exchange in self._exchanges:  # uvicorn itself marks only the newest one
             exchange.cycle.disconnected = True
             exchange.cycle.message_event.set()
             exchange.share.release()
@@ -154,9 +154,9 @@ class EdgeProtocol(HttpToolsProtocol):
             self._parse()
 
     def _parse(self) -> None:
-        """Feed the parser until all bytes are parsed or the time of this turn is over."""
+        """Feed the parser until all bytes are parsed or `TURN_S` have passed."""
         if self.parser is None:
-            return  # the connection was lost before this turn
+            return  # the connection was lost meanwhile
         started = time.perf_counter()
         self._now = self.loop.time()
         while self._rest and not self._is_deaf:
@@ -167,10 +167,10 @@ class EdgeProtocol(HttpToolsProtocol):
                 piece = piece[:room]
             self._feed(piece)
             if self._rest and time.perf_counter() - started > TURN_S:
-                self.flow.pause_reading("turn")
+                self.flow.pause_reading("slices")
                 self.loop.call_soon(self._parse)
                 return
-        self.flow.resume_reading("turn")
+        self.flow.resume_reading("slices")
 
     @property
     def _is_between(self) -> bool:
@@ -333,7 +333,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         self._linger_until = self.loop.time() + LINGER_S
         self._rest.clear()
-        self.flow.resume_reading("turn")
+        self.flow.resume_reading("slices")
         self.flow.resume_reading()
         self.transport.write_eof()
         self._edge.seats.rest(self)

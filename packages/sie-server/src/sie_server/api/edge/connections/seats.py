@@ -1,4 +1,4 @@
-"""The number of connections: who gets one when all are in use. Pure, except for `raise_open_files`.
+"""The number of connections, and which of them end when all are in use. Pure, except for `raise_open_files`.
 
 A connection without a complete request costs its place as soon as another client needs it. If requests are in progress
 on all connections, further clients get spare ones, on which the protocol answers only health routes.
@@ -102,7 +102,7 @@ class Throttle:
 
 
 def raise_open_files(connections: int, spare: int) -> int:
-    """Raise the process's limit of open files to what the connections need; return how many are possible."""
+    """Raise the process's limit of open files for the connections; return how many are possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return connections
