@@ -7,19 +7,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from sie_server.api.edge.budget import MIB, Budget
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
 from sie_server.config import ConfigError, ServerConfig
 
-if TYPE_CHECKING:
-    from sie_server.api.edge.connections.protocol import EdgeProtocol
-
 log = logging.getLogger("sie_server.api")
 SPARE = 64  # connections beyond max_connections, for health routes
 SWEEP_S = 0.25
 STALLED_S = 1.0  # after this time without progress, a connection may be ended if others need what it holds
+
+
+class Connection(Protocol):
+    """What the sweep needs of a connection (`EdgeProtocol`)."""
+
+    __hash__ = object.__hash__
+
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def held(self) -> int:
+        """The bytes that this connection holds of the budget."""
+
+    def sweep(self, now: float, seconds: float) -> None:
+        """End what is overdue; `seconds` have passed since the last sweep."""
+
+    def stalled_s(self, now: float) -> float:
+        """Return how long the client of a busy connection has made no progress."""
+
+    def give_way(self) -> None:
+        """End this connection because others need its place or its memory."""
 
 
 class Edge:
@@ -40,14 +58,14 @@ class Edge:
         self.max_body = config.max_body_mb * MIB
         self.budget = Budget(config.max_bodies_mb * MIB, self.max_body, self._relieve)
         size = raise_open_files(config.max_connections, SPARE)
-        self.seats: Seats[EdgeProtocol] = Seats(size, SPARE, self._end, self._stalled)
-        self._connections: set[EdgeProtocol] = set()
-        self._candidates: list[EdgeProtocol] = []  # stalled at the last sweep, the longest stall last
+        self.seats: Seats[Connection] = Seats(size, SPARE, self._end, self._stalled)
+        self._connections: set[Connection] = set()
+        self._candidates: list[Connection] = []  # stalled at the last sweep, the longest stall last
         self._full = Throttle()
         self._timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
 
-    def enter(self, connection: EdgeProtocol) -> None:
+    def enter(self, connection: Connection) -> None:
         """Add a new connection, perhaps in place of another one."""
         self._connections.add(connection)
         if self._timer is None:
@@ -60,7 +78,7 @@ class Edge:
                 events,
             )
 
-    def leave(self, connection: EdgeProtocol) -> None:
+    def leave(self, connection: Connection) -> None:
         """Remove a connection that is closed."""
         self._connections.discard(connection)
         self.seats.leave(connection)
@@ -74,7 +92,7 @@ class Edge:
         self._candidates = [each for seconds, _, each in sorted(stalled) if seconds >= STALLED_S]
         self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._connections else None
 
-    def _stalled(self) -> EdgeProtocol | None:
+    def _stalled(self) -> Connection | None:
         while self._candidates:
             connection = self._candidates.pop()
             if connection in self._connections and connection.stalled_s(connection.loop.time()) >= STALLED_S:
@@ -88,5 +106,5 @@ class Edge:
                 return True
         return False
 
-    def _end(self, connection: EdgeProtocol) -> None:
+    def _end(self, connection: Connection) -> None:
         connection.give_way()

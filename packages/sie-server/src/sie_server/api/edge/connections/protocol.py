@@ -14,15 +14,13 @@ from functools import partial
 from typing import Any
 
 import httptools
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sie_server.api.edge import paths
-from sie_server.api.edge.budget import Share
 from sie_server.api.edge.connections import answers, heads
 from sie_server.api.edge.connections.deadlines import Transfer, head_deadline
 from sie_server.api.edge.connections.edge import Edge
+from sie_server.api.edge.connections.exchange import Exchange, Flow, Outgoing
 from sie_server.errors import HeadersTooLarge, InvalidInput, QueueFull, RequestTimeout, SIEError
 
 SLICE = 16 * 1024
@@ -34,70 +32,6 @@ GAP_TOO_LARGE = HeadersTooLarge(
     "the chunk extensions or trailers of the body are larger than 64 KiB; send none"
 )
 LINGER_S = 2.0  # a client that is still sending gets this time to read why its connection closes
-
-
-class Exchange:
-    """One request and its response. The application finds it as `request.state.exchange`."""
-
-    def __init__(self, share: Share) -> None:
-        self.share = share
-        self.cycle: RequestResponseCycle = None  # type: ignore[assignment]
-        self.complete = False  # the whole body has arrived
-        self.error: SIEError | None = None  # answer with this instead of running the request
-
-    def refuse(self, error: SIEError) -> None:
-        """Let `receive` raise the error, and drop the body."""
-        self.error = error
-        self.cycle.body = bytearray()
-        self.share.release()
-        self.cycle.message_event.set()
-
-    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application; `receive` raises `error`."""
-
-        async def receive_or_raise() -> Message:
-            message = {} if self.error else await receive()
-            if self.error:
-                raise self.error
-            return message
-
-        try:
-            await app(scope, receive_or_raise, send)
-        finally:
-            self.share.release()
-
-
-class Flow(FlowControl):
-    """Pauses reading while there is at least one reason: uvicorn's own, or bytes that are parsed later."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self._reasons: set[str] = set()
-
-    def pause_reading(self, reason: str = "uvicorn") -> None:
-        if not self._reasons:
-            self._transport.pause_reading()
-        self._reasons.add(reason)
-        self.read_paused = True
-
-    def resume_reading(self, reason: str = "uvicorn") -> None:
-        if reason in self._reasons:
-            self._reasons.remove(reason)
-            if not self._reasons:
-                self.read_paused = False
-                self._transport.resume_reading()
-
-
-class Outgoing:
-    """The transport as a response sees it: `close` lets a client that is still sending read the response first."""
-
-    def __init__(self, connection: EdgeProtocol) -> None:
-        self._connection = connection
-        self.write = connection.transport.write
-        self.is_closing = connection.transport.is_closing
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -156,7 +90,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def _parse(self) -> None:
         """Feed the parser until all bytes are parsed or `TURN_S` have passed."""
         if self.parser is None:
-            return  # the connection was lost meanwhile
+            return  # the connection was lost before that
         started = time.perf_counter()
         self._now = self.loop.time()
         while self._rest and not self._is_deaf:
@@ -245,7 +179,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._has_begun = False
         self._body.start(self._now)
         exchange.cycle = self.cycle
-        self.cycle.transport = Outgoing(self)  # type: ignore[assignment]
+        self.cycle.transport = Outgoing(self.transport, self.close)  # type: ignore[assignment]
         self._exchanges.append(exchange)
         if not self._edge.seats.begin(self) and paths.clean(self.scope["path"]) not in paths.HEALTH:
             exchange.error = QueueFull(
