@@ -22,8 +22,6 @@ STALLED_S = 1.0  # after this time without progress, a connection may be ended i
 class Connection(Protocol):
     """What the sweep needs of a connection (`EdgeProtocol`)."""
 
-    __hash__ = object.__hash__
-
     loop: asyncio.AbstractEventLoop
 
     @property

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 log = logging.getLogger("sie_server.api")
-Connection = TypeVar("Connection", bound=Hashable)
+Connection = TypeVar("Connection")
 OTHER_FILES = 512  # files, sockets and pipes of the process that are not connections of clients
 LOG_EVERY_S = 10.0
 
