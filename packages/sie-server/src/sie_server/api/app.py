@@ -174,9 +174,6 @@ class RequestFrame:
     async def _refuse_or_run(
         self, scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]
     ) -> None:
-        exchange = getattr(Request(scope).state, "exchange", None)  # set by api.edge.connections
-        if exchange is not None and exchange.error is not None:
-            raise exchange.error
         if self._state.draining and scope["method"] == "POST":  # type: ignore[attr-defined]
             await (await on_error(Request(scope), SHUTTING_DOWN))(scope, receive, send)
         else:

@@ -27,6 +27,11 @@ class Budget:
         self._relieve = relieve
         self.used = 0
 
+    @property
+    def is_over(self) -> bool:
+        """Whether unsent responses exceed the limit."""
+        return self.used > self._limit
+
     def share(self) -> Share:
         """Return an empty share for one request."""
         return Share(self)

@@ -88,6 +88,8 @@ class Edge:
             connection.sweep(now, seconds)
         stalled = [(each.stalled_s(now), id(each), each) for each in self._connections]
         self._candidates = [each for seconds, _, each in sorted(stalled) if seconds >= STALLED_S]
+        while self.budget.is_over and self._relieve():
+            pass  # responses are counted after they have been written
         self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._connections else None
 
     def _stalled(self) -> Connection | None:

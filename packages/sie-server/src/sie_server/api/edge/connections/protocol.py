@@ -1,6 +1,6 @@
 """One HTTP connection: uvicorn's protocol on httptools, with bounds on everything that a client controls.
 
-Bytes reach the parser in slices of `SLICE`, and other connections are served after `TURN_S`. An error before a
+Bytes reach the parser in slices of `SLICE`, and other connections are served after `PARSE_S`. An error before a
 request is complete is answered here (`answers.py`). An error in a body is raised by `receive` in the application, which
 then answers like to any other error. This module depends on the inside of uvicorn, so its version is pinned.
 """
@@ -23,13 +23,17 @@ from sie_server.api.edge.connections.edge import Edge
 from sie_server.api.edge.connections.exchange import Exchange, Flow, Outgoing
 from sie_server.errors import HeadersTooLarge, InvalidInput, QueueFull, RequestTimeout, SIEError
 
-SLICE = 16 * 1024
-TURN_S = 0.005
+SLICE = 4 * 1024  # of heads and of chunked bodies, which may consist of many small parts
+SLICE_OF_LENGTH = 64 * 1024  # of other bodies
+PARSE_S = 0.002  # then other connections are served
 MAX_PIPELINE = 32  # requests that wait for the response to an earlier one
 MAX_GAP = 64 * 1024  # bytes between two parts of a body: chunk sizes, their extensions, trailers
 HIGH_WATER = 64 * 1024  # unsent bytes of a response that do not count
 GAP_TOO_LARGE = HeadersTooLarge(
     "the chunk extensions or trailers of the body are larger than 64 KiB; send none"
+)
+ALL_IN_USE = QueueFull(
+    "requests are in progress on all connections (max_connections); try again", retry_after_s=1
 )
 LINGER_S = 2.0  # a client that is still sending gets this time to read why its connection closes
 
@@ -46,6 +50,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._head = head_deadline(edge.config.header_timeout_s)
         self._body = Transfer(edge.config.body_timeout_s)
         self._response = Transfer(edge.config.body_timeout_s)
+        self._slice = SLICE  # of the current body
         self._rest: deque[bytes] = deque()  # received and not parsed yet
         self._has_begun = False  # a byte of the next head has arrived
         self._head_size = 0  # bytes of the current head, or between two requests
@@ -88,19 +93,21 @@ class EdgeProtocol(HttpToolsProtocol):
             self._parse()
 
     def _parse(self) -> None:
-        """Feed the parser until all bytes are parsed or `TURN_S` have passed."""
+        """Feed the parser until all bytes are parsed or `PARSE_S` have passed."""
         if self.parser is None:
             return  # the connection was lost before that
         started = time.perf_counter()
         self._now = self.loop.time()
         while self._rest and not self._is_deaf:
             piece = self._rest.popleft()
-            room = min(SLICE, heads.MAX_HEAD - self._head_size) if self._is_between else SLICE
+            room = self._slice
+            if self._is_between:
+                room = min(SLICE, heads.MAX_HEAD - self._head_size)
             if len(piece) > room:
                 self._rest.appendleft(piece[room:])
                 piece = piece[:room]
             self._feed(piece)
-            if self._rest and time.perf_counter() - started > TURN_S:
+            if self._rest and time.perf_counter() - started > PARSE_S:
                 self.flow.pause_reading("slices")
                 self.loop.call_soon(self._parse)
                 return
@@ -171,21 +178,24 @@ class EdgeProtocol(HttpToolsProtocol):
             return  # `_ignore_upgrade` follows
         if len(self.pipeline) >= MAX_PIPELINE:
             self._raise(InvalidInput(f"more than {MAX_PIPELINE} requests wait for a response; send fewer"))
+        if not self._edge.seats.begin(self) and not self._is_for_health:
+            self._raise(ALL_IN_USE)
         self._head.stop()
         self._head_size = self._gap = self._discarded = 0
         exchange = Exchange(self._edge.budget.share())
         self.scope["state"]["exchange"] = exchange
         super().on_headers_complete()
         self._has_begun = False
+        has_length = any(name == b"content-length" for name, _ in self.headers)
+        self._slice = SLICE_OF_LENGTH if has_length else SLICE
         self._body.start(self._now)
         exchange.cycle = self.cycle
         self.cycle.transport = Outgoing(self.transport, self.close)  # type: ignore[assignment]
         self._exchanges.append(exchange)
-        if not self._edge.seats.begin(self) and paths.clean(self.scope["path"]) not in paths.HEALTH:
-            exchange.error = QueueFull(
-                "requests are in progress on all connections (max_connections); try again", retry_after_s=1
-            )
-            self.cycle.keep_alive = False
+
+    @property
+    def _is_for_health(self) -> bool:
+        return paths.clean(self.url.partition(b"?")[0].decode("latin-1")) in paths.HEALTH
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         exchange: Exchange = cycle.scope["state"]["exchange"]
