@@ -7,6 +7,7 @@ import resource
 import httptools
 import pytest
 from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from sie_server.api.app import create_app
 from sie_server.api.edge.budget import MIB, Budget
@@ -15,8 +16,10 @@ from sie_server.api.edge.connections.deadlines import Transfer, head_deadline
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
 from sie_server.api.edge.gate import Gate
 from sie_server.api.edge.paths import clean, route_meant
-from sie_server.config import ServerConfig
+from sie_server.config import Secret, ServerConfig
 from sie_server.errors import Forbidden, InputTooLong, QueueFull
+
+INFER_KEY = "0123456789abcdef"
 
 # ── deadlines ──
 
@@ -296,6 +299,50 @@ ROUTES = create_app(ServerConfig(model=())).routes
 )
 def test_the_route_that_an_unknown_path_means(path: str, meant: str | None) -> None:
     assert route_meant(path, ROUTES) == meant
+
+
+APP = create_app(
+    ServerConfig(model=(), offline=True, api_keys=Secret(INFER_KEY), cors_origins=("https://a.example",))
+)
+HEADERS = {"authorization": f"Bearer {INFER_KEY}", "origin": "https://a.example"}
+WITH_MODEL = [route.path.replace("{model:path}", "no/model") for route in ROUTES if isinstance(route, Route)]
+
+
+@pytest.mark.parametrize("path", WITH_MODEL)
+def test_slashes_too_many_reach_the_same_route(path: str) -> None:
+    with TestClient(APP, headers=HEADERS) as client:
+        for method in ("GET", "POST"):
+            expected = client.request(method, path)
+            for variant in (f"/{path}", f"{path}/", path.replace("/", "//"), f"///{path}///"):
+                found = client.request(method, f"http://testserver{variant}")
+                assert (found.status_code, found.headers.get("x-sie-error-code")) == (
+                    expected.status_code,
+                    expected.headers.get("x-sie-error-code"),
+                ), variant
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//v1/admin/load", "/v1//admin/load/", "/%2Fv1/admin/load", "/v1/admin%2Fload", "/v1%2F%2Fadmin/load"],
+)
+def test_no_spelling_of_an_admin_route_avoids_its_scope(path: str) -> None:
+    with TestClient(APP, headers=HEADERS) as client:
+        answer = client.post(f"http://testserver{path}", json={"model": "sie/mini-en"})
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_model_id_may_be_sent_with_an_encoded_slash() -> None:
+    with TestClient(APP, headers=HEADERS) as client:
+        for path in ("/v1/models/sie%2Fmini-en", "/v1/models/sie/mini-en", "//v1/models/sie%2Fmini-en/"):
+            assert client.get(f"http://testserver{path}").json()["name"] == "sie/mini-en"
+
+
+def test_the_404_of_an_unknown_path_names_the_route_meant_and_is_short() -> None:
+    with TestClient(APP, headers=HEADERS) as client:
+        message = client.post("/v1/v2/rerank").json()["error"]["message"]
+        assert message == "no route /v1/v2/rerank; did you mean /v2/rerank? See /docs"
+        assert len(client.post("/" + "x" * 50_000).content) < 1000
 
 
 def test_every_route_has_a_clean_path() -> None:

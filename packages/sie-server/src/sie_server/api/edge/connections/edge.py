@@ -20,9 +20,10 @@ STALLED_S = 1.0  # after this time without progress, a connection may be ended i
 
 
 class Connection(Protocol):
-    """What the sweep needs of a connection (`EdgeProtocol`)."""
+    """The part of a connection (`EdgeProtocol`) that the sweep uses."""
 
     loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
 
     @property
     def held(self) -> int:
@@ -85,7 +86,11 @@ class Edge:
         now = loop.time()
         seconds, self._swept_at = now - self._swept_at, now
         for connection in list(self._connections):
-            connection.sweep(now, seconds)
+            try:
+                connection.sweep(now, seconds)
+            except Exception:  # the sweep of all others must go on
+                log.exception("a connection is closed because of an unexpected error")
+                connection.transport.abort()
         stalled = [(each.stalled_s(now), id(each), each) for each in self._connections]
         self._candidates = [each for seconds, _, each in sorted(stalled) if seconds >= STALLED_S]
         while self.budget.is_over and self._relieve():
