@@ -13,6 +13,7 @@ from sie_server.api.app import create_app
 from sie_server.api.edge.budget import MIB, Budget
 from sie_server.api.edge.connections import heads, seats
 from sie_server.api.edge.connections.deadlines import Transfer, head_deadline
+from sie_server.api.edge.connections.heap import HeapTrim, trim
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
 from sie_server.api.edge.gate import Gate
 from sie_server.api.edge.paths import clean, route_meant
@@ -202,6 +203,25 @@ def test_stalled_clients_are_ended_for_a_body() -> None:
     assert stalled == [3 * MIB]  # no more than necessary
     new.hold(4 * MIB)
     assert not stalled and budget.used == 8 * MIB
+
+
+def test_the_heap_is_trimmed_after_large_bodies() -> None:
+    budget = Budget(256 * MIB, 64 * MIB)
+    share, heap = budget.share(), HeapTrim(budget)
+    steps = [
+        (0, False),
+        (100, False),
+        (80, False),
+        (60, True),
+        (60, False),
+        (40, False),
+        (0, True),
+        (0, False),
+    ]
+    for size, expected in steps:
+        share.set(size * MIB)
+        assert heap.is_due() == expected, size
+    trim()
 
 
 # ── heads ──

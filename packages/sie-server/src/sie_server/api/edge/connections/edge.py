@@ -10,6 +10,7 @@ import logging
 from typing import Protocol
 
 from sie_server.api.edge.budget import MIB, Budget
+from sie_server.api.edge.connections.heap import HeapTrim, trim
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
 from sie_server.config import ConfigError, ServerConfig
 
@@ -56,6 +57,7 @@ class Edge:
         self.config = config
         self.max_body = config.max_body_mb * MIB
         self.budget = Budget(config.max_bodies_mb * MIB, self.max_body, self._relieve)
+        self._heap = HeapTrim(self.budget)
         size = raise_open_files(config.max_connections, SPARE)
         self.seats: Seats[Connection] = Seats(size, SPARE, self._end, self._stalled)
         self._connections: set[Connection] = set()
@@ -95,7 +97,10 @@ class Edge:
         self._candidates = [each for seconds, _, each in sorted(stalled) if seconds >= STALLED_S]
         while self.budget.is_over and self._relieve():
             pass  # responses are counted after they have been written
-        self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if self._connections else None
+        if self._heap.is_due():
+            loop.run_in_executor(None, trim)
+        keep_on = self._connections or self.budget.used
+        self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if keep_on else None
 
     def _stalled(self) -> Connection | None:
         while self._candidates:
