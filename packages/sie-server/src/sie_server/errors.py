@@ -8,7 +8,8 @@
     ├── NotFound 404                ├── InferenceError 500
     ├── MethodNotAllowed 405        ├── Conflict 409
     ├── ModelNotFound 404           ├── ClientGone 499
-    └── AdapterNotFound 404
+    ├── AdapterNotFound 404         ├── RequestTimeout 408
+    └── HeadersTooLarge 431
 
 `api.app.on_error` writes the response. Any other exception becomes a 500 that exposes no internals.
 """
@@ -41,6 +42,18 @@ class InputTooLong(SIEError):
     """The body is larger than `max_body_mb`."""
 
     status, code = 413, "INPUT_TOO_LONG"
+
+
+class RequestTimeout(SIEError):
+    """The headers or the body did not arrive in time (`header_timeout_s`, `body_timeout_s`)."""
+
+    status, code = 408, "REQUEST_TIMEOUT"
+
+
+class HeadersTooLarge(SIEError):
+    """The request line and headers, or the trailers, are larger than 64 KiB or more than 200."""
+
+    status, code = 431, "HEADERS_TOO_LARGE"
 
 
 class Unauthorized(SIEError):
@@ -111,7 +124,7 @@ class ModelLoading(SIEError):
 
 
 class QueueFull(SIEError):
-    """More than `max_queue_tokens` would wait, or the server is shutting down."""
+    """The queue, all connections or the memory for bodies are in use, or the server is stopping."""
 
     status, code = 503, "QUEUE_FULL"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,8 +23,10 @@ from sie_server import __version__
 from sie_server.api import admin, dialects, routes
 from sie_server.api.codec import JSON
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
+from sie_server.api.edge.connections.answers import body_of, headers_of
 from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
+from sie_server.api.edge.paths import CleanPath, route_meant
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError
 from sie_server.keys import read_keys
@@ -85,6 +86,7 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
     app.add_middleware(RequestFrame, state=app.state, gate=Gate(read_keys(config)))
     if config.cors_origins:
         app.add_middleware(Cors, origins=config.cors_origins)
+    app.add_middleware(CleanPath)  # the last one added is the outermost
     return app
 
 
@@ -100,14 +102,10 @@ async def _preload(app: Starlette, service: Service, on_fatal: OnFatal | None) -
 async def on_error(request: Request, error: Exception) -> Response:
     """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
     known = _as_known(request, error)
-    headers = {"X-SIE-Error-Code": known.code}
+    headers = headers_of(known)
     headers |= getattr(error, "headers", None) or {}  # Allow of a 405, WWW-Authenticate of a 401
-    if known.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
-    detail = {"code": known.code, "message": known.message, **known.details}
     dialect = getattr(request.state, "dialect", None) or dialects.owner_of(request.url.path)
-    own = {"detail": detail, "error": detail, "code": known.code}
-    body = msgspec.json.encode(dialect.write_error(known) if dialect else own)
+    body = msgspec.json.encode(dialect.write_error(known) if dialect else body_of(known))
     return Response(body, known.status, headers, media_type=JSON)
 
 
@@ -115,7 +113,12 @@ def _as_known(request: Request, error: Exception) -> SIEError:
     if isinstance(error, SIEError):
         return error
     if isinstance(error, HTTPException) and error.status_code == 404:
-        return NotFound(f"no route {request.url.path}; see /docs")
+        path = request.url.path
+        shown = path if len(path) <= 80 else f"{path[:80]}…"
+        meant = route_meant(path, request.app.routes)
+        return NotFound(
+            f"no route {shown}; " + (f"did you mean {meant}? See /docs" if meant else "see /docs")
+        )
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}")
     log.error("unexpected error", exc_info=error)

@@ -11,10 +11,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
 
 from sie_server.api.app import create_app
+from sie_server.api.edge.connections.edge import Edge
+from sie_server.api.edge.connections.protocol import EdgeProtocol
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
 
@@ -73,15 +77,7 @@ def serve(config: ServerConfig) -> None:
             "no API keys are configured: any client that can reach %s can use this server", config.host
         )
     server = DrainingServer(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # a header must not decide which callers are local (api.edge.gate)
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=max(1, int(config.drain_s)),
-        )
+        uvicorn.Config(app, timeout_graceful_shutdown=max(1, int(config.drain_s)), **http_settings(config))
     )
     try:
         server.run(sockets=[listener])
@@ -90,6 +86,23 @@ def serve(config: ServerConfig) -> None:
     _leave_running_threads(failures)
     if failures:
         raise ServerFailed(failures[0].message)
+
+
+def http_settings(config: ServerConfig) -> dict[str, Any]:
+    """Return the arguments of `uvicorn.Config` for HTTP.
+
+    Raises:
+        ConfigError: limits contradict each other.
+    """
+    return {
+        "http": partial(EdgeProtocol, edge=Edge(config)),
+        "ws": "none",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,  # a header must not decide which callers are local (api.edge.gate)
+        "timeout_keep_alive": 75,
+    }
 
 
 def end_within(seconds: float) -> None:

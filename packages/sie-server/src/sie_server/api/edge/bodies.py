@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from sie_server.errors import ClientGone, InputTooLong, InvalidInput
 
 Result = TypeVar("Result")
+DIGITS = re.compile("[0-9]{1,19}")
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -21,7 +23,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         InputTooLong, InvalidInput, ClientGone
     """
     declared = request.headers.get("content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit:
+    if declared is not None and DIGITS.fullmatch(declared) and int(declared) > limit:
         raise _too_long(limit)
     chunks, size = [], 0
     try:

@@ -18,7 +18,30 @@ from sie_server.keys import ApiKey
 OPEN = re.compile(r"/(healthz|livez|readyz|metrics|openapi\.json|docs|docs/static/.*)")
 ADMIN = "/v1/admin/"
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")  # value of a Host header
-PROXY_HEADERS = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
+# headers that reverse proxies, load balancers and content delivery networks add; * stands for any end of a name
+PROXY_HEADERS = (
+    b"forwarded",
+    b"via",
+    b"x-forwarded-*",
+    b"x-real-*",
+    b"x-original-*",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"x-scheme",
+    b"x-envoy-*",
+    b"x-amzn-*",
+    b"x-amz-cf-*",
+    b"x-cloud-trace-context",
+    b"x-appengine-*",
+    b"x-azure-*",
+    b"x-arr-*",
+    b"cf-*",
+    b"cdn-loop",
+    b"true-client-ip",
+    b"fastly-*",
+    b"fly-*",
+)
+IS_PROXY_HEADER = re.compile(b"|".join(re.escape(name).replace(rb"\*", b".*") for name in PROXY_HEADERS))
 SEND_A_KEY = "send Authorization: Bearer KEY (SIE clients: api_key or the variable SIE_API_KEY)"
 
 
@@ -69,7 +92,7 @@ def _check_local(asgi: Asgi) -> None:
     Host header reveals a web page whose host name resolves to this machine (DNS rebinding).
     """
     peer, hosts = (asgi.get("client") or ("", 0))[0], _headers(asgi, b"host")
-    proxied = any(_headers(asgi, name) for name in PROXY_HEADERS)
+    proxied = any(IS_PROXY_HEADER.fullmatch(name) for name, _ in asgi["headers"])
     if proxied or not is_loopback(peer) or not all(_names_this_machine(host) for host in hosts):
         raise Forbidden(
             "without API keys, admin routes accept only requests to localhost from the same machine; to use them "
