@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from sie_server.api import codec, openai, openapi
-from sie_server.api.edge.bodies import read_body, unless_gone
+from sie_server.api.edge.bodies import unless_gone
+from sie_server.api.reading import check_model, read, service_of
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
-from sie_server.serving.service import Service
 from sie_server.wire import EncodeRequest, ModelList, ScoreRequest
 
 Run = Callable[[str, Any, RequestTiming], Coroutine[Any, Any, Any]]
@@ -38,22 +38,20 @@ async def embeddings(request: Request) -> Response:
     """POST /v1/embeddings: OpenAI's format, JSON in both directions"""
     timing: RequestTiming = request.state.timing
     service = service_of(request)
-    content = await read_body(request, service.config.max_body_mb * 2**20)
-    body = codec.decode(content, codec.JSON, openai.EmbeddingsRequest)
-    request.state.model = body.model  # label in the metrics
+    sent, encode = await read(request, openai.EmbeddingsRequest, convert=openai.to_encode)
+    model = request.state.model = check_model(service, sent.model)  # label in the metrics
     try:
-        answer = await unless_gone(request, service.encode(body.model, openai.to_encode(body), timing))
+        answer = await unless_gone(request, service.encode(model, encode, timing))
     except InvalidInput as error:
         raise openai.in_openai_terms(error) from None
-    result = openai.from_encode(body, answer)
+    result = openai.from_encode(sent, answer)
     return Response(msgspec.json.encode(result), media_type=codec.JSON, headers=timing.headers())
 
 
 async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
     timing: RequestTiming = request.state.timing
-    service, model = service_of(request), request.path_params["model"]
-    body = await read_body(request, service.config.max_body_mb * 2**20)
-    decoded = codec.decode(body, codec.request_media(request.headers.get("content-type")), kind)
+    model = request.path_params["model"]
+    decoded = await read(request, kind, codec.request_media(request.headers.get("content-type")))
     result = await unless_gone(request, run(model, decoded, timing))
     media = codec.response_media(request.headers.get("accept"))
     return Response(codec.encode(result, media), media_type=media, headers=timing.headers())
@@ -95,12 +93,6 @@ async def openapi_json(request: Request) -> Response:
 async def docs(request: Request) -> Response:
     """GET /docs"""
     return HTMLResponse(openapi.DOCS_PAGE)
-
-
-def service_of(request: Request) -> Service:
-    """Return the service of the app."""
-    service: Service = request.app.state.service
-    return service
 
 
 def _json(value: Any) -> Response:
