@@ -184,7 +184,6 @@ class RequestFrame:
             return
         in_body = getattr(Request(scope).state, "model", None)  # embeddings and dialects
         model, _ = service.registry.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
-        # only known ids become labels, so that callers cannot grow the metrics
-        service.metrics.done(route, model if model in service.registry else "unknown", status, timing)
+        service.metrics.done(route, model, status, timing)
         if status == ClientGone.status:
             service.metrics.cancelled.inc()

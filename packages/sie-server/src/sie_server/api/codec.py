@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,7 +11,7 @@ from msgspec.structs import force_setattr
 
 from sie_server.arrays import Encoded
 from sie_server.errors import InvalidInput, cut, reason_at
-from sie_server.wire import EncodeParams, EncodeRequest, Item, ScoreRequest
+from sie_server.wire import EncodeParams, EncodeRequest, Item, ScoreRequest, is_plain
 from sie_server.wire.limits import TOO_DEEP, check_json
 
 MSGPACK, JSON = "application/msgpack", "application/json"
@@ -62,10 +61,10 @@ def decode(body: bytes, media: str, kind: type[Body]) -> Body:
         check_json(body)
     decoded: Body = _convert(body, media, kind)
     if isinstance(decoded, ScoreRequest):
-        _finish([(decoded.query, "$.query"), *_at(decoded.items)], media, len(body))
+        _finish([decoded.query, *decoded.items], media, len(body), first=-1)
         _convert_options(decoded, "$.options", media)
     elif isinstance(decoded, EncodeRequest):
-        _finish(_at(decoded.items), media, len(body))
+        _finish(decoded.items, media, len(body))
         if decoded.params:
             _convert_options(decoded.params, "$.params.options", media)
     return decoded
@@ -86,16 +85,18 @@ def _convert(body: bytes | msgspec.Raw, media: str, kind: Any, path: str = "$") 
         raise InvalidInput(TOO_DEEP) from None
 
 
-def _at(items: list[Item]) -> Iterator[tuple[Item, str]]:
-    return ((item, f"$.items[{i}]") for i, item in enumerate(items))
+def _finish(items: list[Item], media: str, size: int, first: int = 0) -> None:
+    """Drop the skipped values of items, which keep the whole body in memory. Only arrays are needed later.
 
-
-def _finish(items: Iterable[tuple[Item, str]], media: str, size: int) -> None:
-    """Drop the skipped values of items, which keep the whole body in memory. Only arrays are needed later."""
+    `first` is the index of the first item; -1 is the query.
+    """
     arrays: list[tuple[Item, msgspec.Raw]] = []
-    for item, path in items:
+    for i, item in enumerate(items, first):
+        if item.metadata is None and is_plain(item):
+            continue
         if item.metadata is not None:
             if not _is_null(item.metadata, media) and _first(item.metadata) not in MAPS[media]:
+                path = f"$.items[{i}]" if i >= 0 else "$.query"
                 raise InvalidInput(f"expected a map or null - at `{path}.metadata`")
             force_setattr(item, "metadata", None)
         for name in MEDIA:

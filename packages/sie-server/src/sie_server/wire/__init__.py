@@ -32,6 +32,7 @@ from sie_server.wire.inference import (
     SparseVector,
     Timing,
     Usage,
+    is_plain,
 )
 from sie_server.wire.models import (
     AdapterInfo,
@@ -92,4 +93,5 @@ __all__ = [
     "SparseVector",
     "Timing",
     "Usage",
+    "is_plain",
 ]

@@ -37,6 +37,11 @@ class Item(Struct, frozen=True):
     document: Skipped = None
 
 
+def is_plain(item: Item) -> bool:
+    """Whether an item has neither vectors nor another medium than text."""
+    return item.multivector is item.images is item.audio is item.video is item.document is None
+
+
 Items = Annotated[list[Item], Meta(min_length=1, max_length=100_000)]
 
 

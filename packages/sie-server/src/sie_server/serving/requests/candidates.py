@@ -11,7 +11,7 @@ from sie_server.arrays import array_of
 from sie_server.engine.job import Floats
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec, ModelSpec
-from sie_server.wire import Item, ScoreRequest
+from sie_server.wire import Item, ScoreRequest, is_plain
 from sie_server.wire.limits import MAX_VALUES
 
 
@@ -105,13 +105,9 @@ def text_of(item: Item, path: str) -> str:
 def texts_of(items: Sequence[Item]) -> list[str]:
     """Return the texts of `$.items`."""
     return [
-        item.text if item.text is not None and _is_plain(item) else text_of(item, f"$.items[{i}]")
+        item.text if item.text is not None and is_plain(item) else text_of(item, f"$.items[{i}]")
         for i, item in enumerate(items)
     ]
-
-
-def _is_plain(item: Item) -> bool:
-    return item.images is item.audio is item.video is item.document is item.multivector is None
 
 
 def _is_vectors(item: Item, path: str) -> bool:
