@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_server import __version__
-from sie_server.api import admin, dialects, routes
+from sie_server.api import admin, dialects, routes, visible
 from sie_server.api.codec import JSON
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
 from sie_server.api.edge.cors import Cors, check_origins
@@ -82,7 +82,8 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
     app.router.redirect_slashes = False  # an unknown route must be a 404 with an error body
     app.state.ready = False
     app.state.draining = False
-    app.add_middleware(RequestFrame, state=app.state, gate=Gate(read_keys(config)))
+    app.state.gate = Gate(read_keys(config))
+    app.add_middleware(RequestFrame, state=app.state, gate=app.state.gate)
     if config.cors_origins:
         app.add_middleware(Cors, origins=config.cors_origins)
     return app
@@ -99,7 +100,7 @@ async def _preload(app: Starlette, service: Service, on_fatal: OnFatal | None) -
 
 async def on_error(request: Request, error: Exception) -> Response:
     """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
-    known = _as_known(request, error)
+    known = visible.error(request, _as_known(request, error))
     headers = {"X-SIE-Error-Code": known.code}
     headers |= getattr(error, "headers", None) or {}  # Allow of a 405, WWW-Authenticate of a 401
     if known.retry_after_s is not None:

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from sie_server.api import codec, openai, openapi
+from sie_server.api import codec, openai, openapi, visible
 from sie_server.api.edge.bodies import unless_gone
 from sie_server.api.reading import check_model, read, service_of
 from sie_server.errors import InvalidInput
@@ -59,14 +59,15 @@ async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
 
 async def list_models(request: Request) -> Response:
     """GET /v1/models"""
-    infos = service_of(request).registry.infos()
+    infos = visible.model_infos(request, service_of(request).registry.infos())
     data = [{"id": info.name, "object": "model", "owned_by": info.name.split("/")[0]} for info in infos]
     return _json(ModelList(infos, data))
 
 
 async def get_model(request: Request) -> Response:
     """GET /v1/models/{model}"""
-    return _json(service_of(request).registry.info(request.path_params["model"]))
+    [info] = visible.model_infos(request, [service_of(request).registry.info(request.path_params["model"])])
+    return _json(info)
 
 
 async def alive(request: Request) -> Response:
