@@ -30,7 +30,7 @@ def shown(value: object) -> str:
     if isinstance(value, str | bytes):
         value = value[: SHOWN + 1]
     text = repr(value)
-    return text if len(text) <= SHOWN + 2 else f"{text[:SHOWN]}…{text[0]}"
+    return text if len(text) <= SHOWN + 2 else f"{text[: SHOWN + 1]}…{text[-1]}"
 
 
 def cut(text: str, most: int = SHOWN) -> str:
