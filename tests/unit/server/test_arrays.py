@@ -124,7 +124,7 @@ def test_an_encoded_array_is_decoded_within_a_budget() -> None:
     assert in_msgpack.decode("$.x", 31)[1] == 31
     with pytest.raises(InvalidInput, match=r"values.* - at `\$\.x`"):
         in_msgpack.decode("$.x", 30)
-    large = np.zeros((1000, 100), "f4")  # an array map is few values, whatever its size
+    large = np.zeros((1000, 100), "f4")  # an array map of any size is few values
     value, count = encoded(encode_body(large)).decode("$.x", 20)
     np.testing.assert_array_equal(array_of(value, "$.x"), large)
     assert count < 20

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import struct
 import sys
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from sie_server.api import codec
 from sie_server.api.codec import JSON, MSGPACK
-from sie_server.api.reading import memory_of
+from sie_server.api.reading import LARGE, memory_of, read
 from sie_server.arrays import Encoded
+from sie_server.config import NAME_LENGTH, ServerConfig, suggest
 from sie_server.errors import MESSAGE_BYTES, InvalidInput, shown
 from sie_server.wire import AdminLoadRequest, EncodeRequest, Item, ScoreRequest
 from sie_server.wire import limits as limited
@@ -277,9 +283,28 @@ def test_the_memory_of_texts_is_reported() -> None:
     assert memory_of({"a": ["b"] * 1000}) > 1000 * sys.getsizeof("b")
 
 
+@pytest.mark.parametrize(("size", "thread"), [(100, "MainThread"), (LARGE + 1, "sie-decode")])
+async def test_large_bodies_are_decoded_on_a_thread(size: int, thread: str) -> None:
+    body = b'{"text": "' + b"a" * size + b'"}'
+
+    async def receive() -> Message:
+        if sent:
+            await asyncio.Event().wait()  # the client stays connected
+        sent.append(body)
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    sent: list[bytes] = []
+    service = SimpleNamespace(config=ServerConfig())
+    app = SimpleNamespace(state=SimpleNamespace(service=service))
+    request = Request({"type": "http", "headers": [], "app": app}, receive)
+    decoded, name = await read(request, Item, convert=lambda item: (item, threading.current_thread().name))
+    assert name.startswith(thread)
+    assert decoded == Item(text="a" * size)
+    assert request.state.decoded_bytes >= (size if size > LARGE else 0)
+
+
 # ── messages ──
 
-LONG = "x" * 2**20
 ODD = ["\x00", "\x1b", "😀", "\U000e0001", '"', "\\", "é", "`", " - at `$."]
 
 
@@ -306,6 +331,12 @@ def test_every_message_is_short_and_can_be_sent(unit: str) -> None:
     message = InvalidInput(unit * 100_000).message
     assert 0 < len(msgspec.json.encode(message)) <= MESSAGE_BYTES
     assert 0 < len(shown(unit * 100_000)) < 90
+
+
+def test_a_name_that_is_too_long_is_not_compared() -> None:
+    """The comparison takes quadratic time."""
+    assert suggest("x" * NAME_LENGTH, ["x" * NAME_LENGTH])
+    assert suggest("x" * (NAME_LENGTH + 1), ["x" * NAME_LENGTH]) == ""
 
 
 def test_short_values_are_shown_as_they_are() -> None:

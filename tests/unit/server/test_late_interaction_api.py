@@ -155,7 +155,7 @@ SHAPED: dict[bytes, Any] = {b"nd": True, b"type": "<f4", b"kind": b"", b"data": 
         (
             {"text": "a"},
             [{"multivector": [[1.0] * 24] * 10_000}] * 5,
-            r"1,000,000 values.*\[4\]\.multivector",
+            r"1,000,000 values.*\[3\]\.multivector",
         ),
         ({"text": "a"}, [{"multivector": [[[[1.0]]]]}], "shape"),
         ({"text": "a"}, [{"multivector": {"nd": True}}], "nd"),

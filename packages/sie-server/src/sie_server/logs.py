@@ -1,4 +1,4 @@
-"""The format of the log: one line per message, whatever text from outside is in it.
+"""The format of the log: one line per message, even if it contains text from outside.
 
 Ids, header values, file names and the texts of exceptions may contain line breaks and control characters. Written as
 they are, they could imitate other log lines or control a terminal. The formatter escapes them in every message, and

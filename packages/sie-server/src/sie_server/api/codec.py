@@ -51,7 +51,7 @@ def _qualities(accept: str) -> dict[str, float]:
 
 
 def decode(body: bytes, media: str, kind: type[Body]) -> Body:
-    """Decode a request body. Objects are built only of what the server reads (`_finish`).
+    """Decode a request body. Fields that the server does not read are skipped.
 
     Raises:
         InvalidInput: the body is malformed, has a wrong type (with the path of the field), is not UTF-8, or contains

@@ -1,6 +1,6 @@
 """Prometheus metrics, and the timing of one request for its headers.
 
-The metrics grow only with what is configured. Routes, stages and status codes are few, and a model that the server no
+The metrics grow only with the configured models. Routes, stages and status codes are few, and a model that the server no
 longer knows loses its series: an id that was removed, and an id that an admin caller named and that never loaded.
 """
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-# A field whose value the decoder skips. `api.codec` then drops it, or replaces it with what the field's comment says.
+# A field whose value the decoder skips. `api.codec` then drops it, or replaces it as the comment of the field says.
 if TYPE_CHECKING:
     Skipped = Any
 else:
