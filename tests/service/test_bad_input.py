@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import msgpack
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -711,3 +712,27 @@ def test_ten_thousand_equal_candidates(server: Server) -> None:
     assert len(entries) == 10_000
     assert {entry["item_id"] for entry in entries} == {"same"}
     assert max(e["score"] for e in entries) - min(e["score"] for e in entries) < 1e-6
+
+
+def test_many_vectors_are_the_same_as_few(server: Server) -> None:
+    """The vectors of a large response are encoded on a thread."""
+    texts = [f"rain {i % 7}" for i in range(150)]
+
+    def vectors(few: list[str]) -> list[list[list[float]]]:
+        items, headers = [{"text": text} for text in few], {"content-type": JSON}
+        in_json = server.post("/v1/encode/toy/encoder", {"items": items}).json()["items"]
+        packed = server.post("/v1/encode/toy/encoder", {"items": items}, accept=MSGPACK).content
+        in_msgpack = msgpack.unpackb(packed, strict_map_key=False)["items"]
+        openai = server.post(EMBED, {"model": "toy/encoder", "input": few}, headers=headers).json()["data"]
+        tei = server.post("/embed", {"model": "toy/encoder", "inputs": few}).json()
+        return [
+            [item["dense"]["values"] for item in in_json],
+            [np.frombuffer(item["dense"]["values"][b"data"], "<f4").tolist() for item in in_msgpack],
+            [item["embedding"] for item in openai],
+            tei,
+        ]
+
+    few = [np.array(found) for found in vectors(texts[:7])]
+    for one, found in zip(few, vectors(texts), strict=True):
+        assert len(found) == 150
+        np.testing.assert_allclose(found, np.tile(one, (22, 1))[:150], atol=1e-5)

@@ -96,6 +96,8 @@ def test_without_keys_only_local_callers_see_paths(tmp_path: Path, root: Path) -
         ("weights in 1/2 of ./a/b", "weights in 1/2 of ./a/b"),
         ("(/srv/a/b.bin,/srv/c)", "(b.bin,c)"),
         ("no path", "no path"),
+        ("3 / 5 s, a /srv/models/ and /", "3 / 5 s, a models and /"),
+        ("model 'BAAI/bge-m3' is loading", "model 'BAAI/bge-m3' is loading"),
     ],
 )
 def test_the_last_part_of_a_path_is_left(text: str, seen: str) -> None:

@@ -80,7 +80,7 @@ async def _read(request: Request, kind: type[Body]) -> Body:
         raise InvalidInput(f"admin routes accept only JSON; send the header Content-Type: {codec.JSON}")
     body: Body = await read(request, kind)
     client = request.client.host if request.client else "an unknown address"
-    log.info("%s requested %s: %r", request.state.caller or client, request.url.path, body)
+    log.info("%s requested %s: %r", request.state.caller or client, request.scope["path"], body)
     return body
 
 

@@ -27,7 +27,7 @@ from sie_server.api.dialects.routes import ROUTES as DIALECTS
 from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
 from sie_server.config import ServerConfig
-from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError
+from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError, cut
 from sie_server.keys import read_keys
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
@@ -106,7 +106,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     if known.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
     detail = {"code": known.code, "message": known.message, **known.details}
-    dialect = getattr(request.state, "dialect", None) or dialects.owner_of(request.url.path)
+    dialect = getattr(request.state, "dialect", None) or dialects.owner_of(request.scope["path"])
     own = {"detail": detail, "error": detail, "code": known.code}
     body = msgspec.json.encode(dialect.write_error(known) if dialect else own)
     return Response(body, known.status, headers, media_type=JSON)
@@ -115,10 +115,11 @@ async def on_error(request: Request, error: Exception) -> Response:
 def _as_known(request: Request, error: Exception) -> SIEError:
     if isinstance(error, SIEError):
         return error
+    path: str = request.scope["path"]  # unlike request.url, this does not depend on the header Host
     if isinstance(error, HTTPException) and error.status_code == 404:
-        return NotFound(f"no route {request.url.path}; see /docs")
+        return NotFound(f"no route {cut(path)}; see /docs")
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}")
+        return MethodNotAllowed(f"{cut(request.method)} is not allowed on {cut(path)}")
     log.error("unexpected error", exc_info=error)
     return SIEError("internal error; see the server's log")
 

@@ -1,4 +1,4 @@
-"""Read and decode a request body: small ones at once, large ones on a thread. Step ① of a request in ARCHITECTURE.md.
+"""Decode request bodies and encode vectors: small ones at once, large ones on a thread. Steps ① and ⑨ of a request.
 
 Every route reads its body here. msgspec decodes a body of 60 MiB in up to 0.2 s, in which no other thread runs, so at
 most one large body is decoded at a time.
@@ -21,10 +21,13 @@ from sie_server.arrays import Encoded
 from sie_server.config import NAME_LENGTH
 from sie_server.errors import InvalidInput
 from sie_server.serving.service import Service
+from sie_server.wire import EncodeResponse
 
 Result = TypeVar("Result")
 LARGE = 2**20
-_threads = ThreadPoolExecutor(1, thread_name_prefix="sie-decode")
+MANY = 100  # vectors; in JSON each takes about 50 µs
+_decoding = ThreadPoolExecutor(1, thread_name_prefix="sie-decode")
+_encoding = ThreadPoolExecutor(1, thread_name_prefix="sie-encode")
 
 
 async def read(
@@ -50,11 +53,22 @@ async def read(
 
     if len(content) <= LARGE:
         return work()
-    return await unless_gone(request, _on_thread(work))
+    return await unless_gone(request, _on_thread(_decoding, work))
 
 
-async def _on_thread(work: Callable[[], Result]) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(_threads, work)
+async def encoded(request: Request, answer: EncodeResponse, encode: Callable[[], Result]) -> Result:
+    """Return `encode()`, which turns the vectors of `answer` into a response.
+
+    Raises:
+        ClientGone
+    """
+    if len(answer.items) <= MANY:
+        return encode()
+    return await unless_gone(request, _on_thread(_encoding, encode))
+
+
+async def _on_thread(threads: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 def memory_of(value: Any) -> int:

@@ -11,10 +11,10 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from sie_server.api import codec, openai, openapi, visible
 from sie_server.api.edge.bodies import unless_gone
-from sie_server.api.reading import check_model, read, service_of
+from sie_server.api.reading import check_model, encoded, read, service_of
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
-from sie_server.wire import EncodeRequest, ModelList, ScoreRequest
+from sie_server.wire import EncodeRequest, EncodeResponse, ModelList, ScoreRequest
 
 Run = Callable[[str, Any, RequestTiming], Coroutine[Any, Any, Any]]
 
@@ -44,8 +44,8 @@ async def embeddings(request: Request) -> Response:
         answer = await unless_gone(request, service.encode(model, encode, timing))
     except InvalidInput as error:
         raise openai.in_openai_terms(error) from None
-    result = openai.from_encode(sent, answer)
-    return Response(msgspec.json.encode(result), media_type=codec.JSON, headers=timing.headers())
+    content = await encoded(request, answer, lambda: msgspec.json.encode(openai.from_encode(sent, answer)))
+    return Response(content, media_type=codec.JSON, headers=timing.headers())
 
 
 async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
@@ -54,7 +54,11 @@ async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
     decoded = await read(request, kind, codec.request_media(request.headers.get("content-type")))
     result = await unless_gone(request, run(model, decoded, timing))
     media = codec.response_media(request.headers.get("accept"))
-    return Response(codec.encode(result, media), media_type=media, headers=timing.headers())
+    if isinstance(result, EncodeResponse):
+        content = await encoded(request, result, lambda: codec.encode(result, media))
+    else:
+        content = codec.encode(result, media)
+    return Response(content, media_type=media, headers=timing.headers())
 
 
 async def list_models(request: Request) -> Response:

@@ -20,7 +20,7 @@ from sie_server.wire import ModelInfo
 # the errors whose messages may contain paths of checkpoints
 WITH_PATHS = (ModelLoadFailed, ModelLoading, ResourceExhausted, Conflict)
 # an absolute path, but not a part of a URL or of a relative path
-PATH = re.compile(r"""(?<![\w./:~-])~?/(?:[^\s/'"`:;,()]+/)*([^\s/'"`:;,()]*)""")
+PATH = re.compile(r"""(?<![\w./:~-])~?/(?:[^\s/'"`:;,()]+/)*([^\s/'"`:;,()]+)/?""")
 
 
 def model_infos(request: Request, infos: list[ModelInfo]) -> list[ModelInfo]:

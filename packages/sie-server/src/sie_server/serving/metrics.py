@@ -1,7 +1,7 @@
 """Prometheus metrics, and the timing of one request for its headers.
 
-The metrics grow only with the configured models. Routes, stages and status codes are few, and a model that the server no
-longer knows loses its series: an id that was removed, and an id that an admin caller named and that never loaded.
+The metrics grow only with the configured models. Routes, stages and status codes are few, and a model that the server
+no longer knows loses its series: an id that was removed, or an id that an admin caller named and that never loaded.
 """
 
 from __future__ import annotations

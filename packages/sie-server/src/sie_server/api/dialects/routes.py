@@ -15,7 +15,7 @@ from sie_server.api.dialects.dialect import Dialect, RerankRequest, answer_of, w
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.vendors import tei
 from sie_server.api.edge.bodies import unless_gone
-from sie_server.api.reading import check_model, read, service_of
+from sie_server.api.reading import check_model, encoded, read, service_of
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import EncodeRequest, ScoreRequest
@@ -59,8 +59,8 @@ async def embed(request: Request) -> Response:
         answer = await unless_gone(request, service.encode(model, encode, timing))
     except InvalidInput as error:
         raise tei.embed_in_callers_terms(error) from None
-    vectors = tei.write_embed(answer, truncate)
-    return _json(vectors, timing, [*warnings, *(answer.warnings or [])])
+    content = await encoded(request, answer, lambda: msgspec.json.encode(tei.write_embed(answer, truncate)))
+    return _json(msgspec.Raw(content), timing, [*warnings, *(answer.warnings or [])])
 
 
 async def info(request: Request) -> Response:
