@@ -9,8 +9,10 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 # A field whose value the decoder skips. `api.codec` then drops it, or replaces it as the comment of the field says.
 if TYPE_CHECKING:
     Skipped = Any
+    SkippedMap = Any
 else:
     Skipped = Raw
+    SkippedMap = Annotated[Raw, Meta(extra_json_schema={"anyOf": [{"type": "object"}, {"type": "null"}]})]
 OutputType = Literal["dense", "sparse", "multivector"]
 OutputDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 ScoreType = Literal["logit", "probability", "maxsim", "cosine", "dot"]
@@ -29,7 +31,7 @@ class Item(Struct, frozen=True):
 
     id: str | None = None
     text: str | None = None
-    metadata: Skipped = None
+    metadata: SkippedMap = None
     multivector: Skipped = None  # `arrays.Encoded`, whose array is built when the model is known
     images: Skipped = None  # True if present, like the fields below
     audio: Skipped = None
@@ -120,7 +122,7 @@ class ScoreRequest(Struct, frozen=True):
     query: Item
     items: Items
     instruction: str | None = None
-    options: Skipped = None  # a dict, of at most 64 KiB in the body
+    options: SkippedMap = None  # a dict, of at most 64 KiB in the body
 
 
 class Document(Struct, frozen=True):
@@ -227,7 +229,7 @@ class EncodeParams(Struct, frozen=True):
     output_dtype: OutputDtype | None = None
     instruction: str | None = None
     is_query: bool | None = None
-    options: Skipped = None  # as in `ScoreRequest`
+    options: SkippedMap = None  # as in `ScoreRequest`
 
 
 class EncodeRequest(Struct, frozen=True):
