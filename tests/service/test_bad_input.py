@@ -424,7 +424,7 @@ TOO_MUCH: dict[str, tuple[str, str, bytes, str]] = {
         "/v1/rerank", JSON, b'{"query": "q", "documents": ["a"], "model": ' + LONG_ID + b"}", "200 characters",
     ),
     "fields of a dialect": (
-        "/v1/rerank", JSON, RERANK + b",".join(b'"f%d": 1' % i for i in range(2000)) + b"}", "1000",
+        "/v1/rerank", JSON, RERANK + b",".join(b'"f%d": 1' % i for i in range(10_000)) + b"}", "10,000",
     ),
     "an unknown field of a dialect": ("/rerank", JSON, RERANK + b'"u": [' + b"{}," * MANY + b"1]}", "100,000 lists"),
     "a long name of a field": ("/v2/rerank", JSON, RERANK + LONG_ID + b": 1}", "unknown field `xxx"),

@@ -13,7 +13,7 @@ import msgspec
 from sie_server.errors import InvalidInput, cut, reason_at
 
 Kind = TypeVar("Kind")
-MOST = 1000  # fields of a body
+MOST = 10_000  # fields of a body
 NAMED = 10  # number of unknown fields named in warnings
 SHOWN = 40  # characters shown of each name
 
@@ -24,7 +24,7 @@ class Fields:
     def __init__(self, body: Mapping[str, msgspec.Raw]) -> None:
         """Raise InvalidInput if the body has too many fields."""
         if len(body) > MOST:
-            raise InvalidInput(f"the body has {len(body)} fields; at most {MOST} are accepted - at `$`")
+            raise InvalidInput(f"the body has {len(body)} fields; at most {MOST:,} are accepted - at `$`")
         self._left = {name: value for name, value in body.items() if bytes(memoryview(value)[:4]) != b"null"}
         self._known: list[str] = []
         self.warnings: list[str] = []
