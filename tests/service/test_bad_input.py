@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import msgpack
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -309,7 +310,7 @@ BAD_BYTES: dict[str, tuple[str, bytes, str]] = {
     "Infinity": (JSON, json_text(b"Infinity"), "not valid JSON"),
     "-Infinity": (JSON, json_text(b"-Infinity"), "not valid JSON"),
     "a number beyond float64": (JSON, json.dumps(with_options(x=0)).replace("0}", "1e999}").encode(), "$.options"),
-    "a number of 5,000 digits": (JSON, b'{"query": {"text": "q", "metadata": {"x": %s}}}' % (b"1" * 5000), "metadata"),
+    "a number of 5,000 digits": (JSON, json.dumps(with_options(x=5)).replace("5", "5" * 5000).encode(), "$.options"),
     "an escaped lone high surrogate": (JSON, json_text(rb'"a\ud800"'), "not valid JSON"),
     "an escaped lone surrogate and more": (JSON, json_text(rb'"a\ud800 and more"'), "surrogate"),
     "an escaped lone low surrogate": (JSON, json_text(rb'"\udc00 a"'), "surrogate"),
@@ -367,6 +368,162 @@ def test_a_connection_still_works_after_an_error(server: Server) -> None:
         for _ in range(3):
             assert client.post(f"/v1/score/{BERT}", content=b"{").status_code == 400
             assert client.post(f"/v1/score/{BERT}", json=GOOD).status_code == 200
+
+
+# ── too much for its size ──
+
+MANY = 2_000_000
+HEAD = b'{"query": {"text": "q"}, "items": [{"text": "a"}], '
+PACKED = b"\x83\xa5query\x81\xa4text\xa1q\xa5items\x91\x81\xa4text\xa1a"  # and one more field
+LIST = b"\xdd" + MANY.to_bytes(4, "big")
+RERANK = b'{"model": "toy/bert", "query": "q", "documents": ["a"], '
+LONG_ID = b'"' + b"x" * 4_000_000 + b'"'
+SCORE, EMBED = f"/v1/score/{BERT}", "/v1/embeddings"
+TOO_MUCH: dict[str, tuple[str, str, bytes, str]] = {
+    "brackets": (SCORE, JSON, b"[" * MANY, "nested"),
+    "objects in objects": (SCORE, JSON, b'{"a":' * (MANY // 5), "nested"),
+    "an unknown field of objects": (SCORE, JSON, HEAD + b'"u": [' + b"{}," * MANY + b"1]}", "lists and objects"),
+    "metadata of objects": (
+        SCORE, JSON, HEAD[:-4] + b', "metadata": {"u": [' + b"{}," * MANY + b"1]}}]}", "lists and objects",
+    ),
+    "options of numbers": (SCORE, JSON, HEAD + b'"options": {"u": [' + b"1," * MANY + b"1]}}", "1,000,000 values"),
+    "a million options": (
+        SCORE, JSON, HEAD + b'"options": {' + b'"a":1,' * 600_000 + b'"b": 1}}', "1,000,000 values",
+    ),
+    "items": (SCORE, JSON, b'{"query": {"text": "q"}, "items": [' + b"{}," * MANY + b"{}]}", "lists and objects"),
+    "a long option": (SCORE, JSON, HEAD + b'"options": {"u": ' + LONG_ID + b"}}", "64 KiB"),
+    "a long adapter": (SCORE, JSON, HEAD + b'"options": {"lora": ' + LONG_ID + b"}}", "64 KiB"),
+    "an adapter of 300 characters": (
+        SCORE, JSON, HEAD + b'"options": {"lora": "' + b"x" * 300 + b'"}}', "$.options.lora",
+    ),
+    "an alias of 300 characters": (
+        SCORE, JSON, HEAD + b'"options": {"lora_id": "' + b"x" * 300 + b'"}}', "$.options.lora_id",
+    ),
+    "a profile of 300 characters": (
+        SCORE, JSON, HEAD + b'"options": {"profile": "' + b"x" * 300 + b'"}}', "$.options.profile",
+    ),
+    "output types": (
+        "/v1/encode/toy/encoder", JSON,
+        b'{"items": [{"text": "a"}], "params": {"output_types": [' + b'"dense",' * 20 + b'"dense"]}}', "output_types",
+    ),
+    "msgpack options": (SCORE, MSGPACK, PACKED + b"\xa7options\x81\xa1u" + LIST + b"\x01" * MANY, "64 KiB"),
+    "a msgpack multivector": (
+        SCORE, MSGPACK,
+        b"\x82\xa5query\x81\xa4text\xa1q\xa5items\x91\x81\xabmultivector" + LIST + b"\x01" * MANY, "multivector",
+    ),
+    "msgpack items": (
+        SCORE, MSGPACK, b"\x82\xa5query\x81\xa4text\xa1q\xa5items" + LIST + b"\x80" * MANY, "$.items",
+    ),
+    "a promise of items": (SCORE, MSGPACK, b"\x82\xa5query\x80\xa5items\xdd\xff\xff\xff\xff", "$.items"),
+    "a promise of options": (SCORE, MSGPACK, PACKED + b"\xa7options\xdf\xff\xff\xff\xff", "msgpack"),
+    "a long model id": (EMBED, JSON, b'{"input": "a", "model": ' + LONG_ID + b"}", "200 characters"),
+    "a model id of 201 characters": (EMBED, JSON, b'{"input": "a", "model": "' + b"x" * 201 + b'"}', "$.model"),
+    "inputs": (EMBED, JSON, b'{"model": "toy/encoder", "input": [' + b'"",' * 200_000 + b'""]}', "$.input"),
+    "numbers as inputs": (EMBED, JSON, b'{"model": "toy/encoder", "input": [' + b"1," * MANY + b"1]}", "values"),
+    "a long model id of a dialect": (
+        "/v1/rerank", JSON, b'{"query": "q", "documents": ["a"], "model": ' + LONG_ID + b"}", "200 characters",
+    ),
+    "fields of a dialect": (
+        "/v1/rerank", JSON, RERANK + b",".join(b'"f%d": 1' % i for i in range(10_000)) + b"}", "10,000",
+    ),
+    "an unknown field of a dialect": ("/rerank", JSON, RERANK + b'"u": [' + b"{}," * MANY + b"1]}", "100,000 lists"),
+    "a long name of a field": ("/v2/rerank", JSON, RERANK + LONG_ID + b": 1}", "unknown field `xxx"),
+    "documents of a dialect": (
+        "/v1/rerank", JSON, b'{"query": "q", "documents": [' + b'"",' * 200_000 + b'""]}', "100,000",
+    ),
+    "texts of vLLM": ("/score", JSON, b'{"text_1": "q", "text_2": [' + b'"",' * 200_000 + b'""]}', "100,000"),
+    "inputs of TEI": ("/embed", JSON, b'{"inputs": [' + b'"",' * 200_000 + b'""]}', "100,000"),
+    "rank fields": (
+        "/v1/rerank", JSON,
+        b'{"query": "q", "documents": [{"a": "b"}], "rank_fields": [' + b'"a",' * 5000 + b'"a"]}', "rank_fields",
+    ),
+    "an admin's unknown field": ("/v1/admin/unload", JSON, b'{"model": "m", ' + LONG_ID + b": 1}", "unknown field"),
+    "an admin's long id": ("/v1/admin/unload", JSON, b'{"model": ' + LONG_ID + b"}", "$.model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_a_body_with_too_much_in_it_is_refused_in_few_bytes(server: Server, name: str) -> None:
+    path, media, body, word = TOO_MUCH[name]
+    assert len(body) < MAX_BODY
+    answer = server.post(path, body, content_type=media)
+    assert answer.status_code == 400, answer.text[:500]
+    assert answer.headers["x-sie-error-code"] == "INVALID_INPUT"
+    assert len(answer.content) < 10_000
+    assert word in answer.text
+
+
+ODD = ["x", "\x00", "\x1b", "😀", '"', "é"]
+
+
+@pytest.mark.parametrize("unit", ODD)
+def test_errors_that_quote_a_value_are_small(server: Server, unit: str) -> None:
+    long = unit * 50_000
+    bodies: list[tuple[str, Any]] = [
+        (EMBED, {"model": long, "input": "a"}),
+        (EMBED, {"model": f"toy/encoder:{long}", "input": "a"}),
+        (EMBED, {"model": f"{unit * 150}", "input": "a"}),
+        (SCORE, with_options(normalize=long[:20_000])),
+        (SCORE, with_options(**{long[:5000]: 1, "top_n": 0})),
+        (SCORE, {**GOOD, "query": {long: 1}}),
+        ("/v1/encode/toy/encoder", {"items": ITEMS, "params": {"output_dtype": long}}),
+        ("/v2/rerank", {"model": BERT, "query": "q", "documents": ["a"], long: 1}),
+        (
+            "/v1/rerank",
+            {"model": BERT, "query": "q", "documents": [{long: 1}], "rank_fields": [unit * 200] * 100},
+        ),
+        (
+            "/v1/ranking",
+            {"model": BERT, "query": {"text": "q"}, "passages": [{"text": "a"}], "truncate": long},
+        ),
+        ("/v1/admin/load", {"model": unit * 200, "source": unit * 1000}),
+        ("/v1/admin/swap", {"model": BERT, "source": unit * 1000, "revision": unit * 200}),
+    ]
+    for path, body in bodies:
+        answer = server.post(path, body)
+        assert 400 <= answer.status_code < 500, answer.text[:500]
+        assert len(answer.content) < 10_000, path
+
+
+@pytest.mark.parametrize("unit", ODD)
+def test_warnings_are_few_and_short(server: Server, unit: str) -> None:
+    names = {unit * 200 + str(i): 1 for i in range(15)}
+    answer = server.post(SCORE, with_options(**names))
+    assert answer.status_code == 200
+    warnings = answer.json()["warnings"]
+    assert len(warnings) == 11 and "5 more" in warnings[-1]
+    assert all(len(warning) < 150 for warning in warnings)
+    for path in ("/v1/rerank", "/rerank", "/cohere/v1/rerank"):
+        fields = {unit * 900 + str(i): 1 for i in range(200)}
+        answer = server.post(path, {"model": BERT, "query": "q", "documents": ["a"], **fields})
+        assert answer.status_code == 200
+        assert len(answer.headers["x-sie-warnings"]) < 4000
+        assert "more" in json.loads(answer.headers["x-sie-warnings"])[-1]
+
+
+def test_large_bodies_are_decoded_beside_small_requests(server: Server, bystander: Bystander) -> None:
+    """A body above 1 MiB is decoded on a thread, and its answer is the same."""
+    item = {"text": "rain falls", "metadata": {"notes": "x" * 3_000_000}}
+    expected = server.post(SCORE, GOOD).json()["scores"][0]["score"]
+    for media in (JSON, MSGPACK):
+        answer = server.post(SCORE, {**GOOD, "items": [item]}, content_type=media)
+        assert answer.json()["scores"][0]["score"] == pytest.approx(expected, abs=1e-6)
+    answer = server.post(
+        "/v1/rerank", {"model": BERT, "query": "rain", "documents": ["rain falls"], "x": "y" * 3_000_000}
+    )
+    assert answer.status_code == 200 and "`x`" in answer.headers["x-sie-warnings"]
+    answer = server.post(EMBED, {"model": "toy/encoder", "input": "rain " * 500_000})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["a/b", "a?", "a#", "x/v1/score", "[::", ""])
+def test_a_host_header_does_not_change_the_route(server: Server, host: str) -> None:
+    body = json.dumps({"model": BERT, "query": "rain", "documents": ["rain falls"]}).encode()
+    with server.raw() as connection:
+        head = f"POST /v1/rerank HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        answer = read_answer(connection)
+    assert answer.status_code in (200, 400), answer.text
 
 
 # ── too large ──
@@ -555,3 +712,27 @@ def test_ten_thousand_equal_candidates(server: Server) -> None:
     assert len(entries) == 10_000
     assert {entry["item_id"] for entry in entries} == {"same"}
     assert max(e["score"] for e in entries) - min(e["score"] for e in entries) < 1e-6
+
+
+def test_many_vectors_are_the_same_as_few(server: Server) -> None:
+    """The vectors of a large response are encoded on a thread."""
+    texts = [f"rain {i % 7}" for i in range(150)]
+
+    def vectors(few: list[str]) -> list[list[list[float]]]:
+        items, headers = [{"text": text} for text in few], {"content-type": JSON}
+        in_json = server.post("/v1/encode/toy/encoder", {"items": items}).json()["items"]
+        packed = server.post("/v1/encode/toy/encoder", {"items": items}, accept=MSGPACK).content
+        in_msgpack = msgpack.unpackb(packed, strict_map_key=False)["items"]
+        openai = server.post(EMBED, {"model": "toy/encoder", "input": few}, headers=headers).json()["data"]
+        tei = server.post("/embed", {"model": "toy/encoder", "inputs": few}).json()
+        return [
+            [item["dense"]["values"] for item in in_json],
+            [np.frombuffer(item["dense"]["values"][b"data"], "<f4").tolist() for item in in_msgpack],
+            [item["embedding"] for item in openai],
+            tei,
+        ]
+
+    few = [np.array(found) for found in vectors(texts[:7])]
+    for one, found in zip(few, vectors(texts), strict=True):
+        assert len(found) == 150
+        np.testing.assert_allclose(found, np.tile(one, (22, 1))[:150], atol=1e-5)

@@ -109,13 +109,21 @@ def fields(struct: type[msgspec.Struct]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _range(least: int | None, most: int | None) -> str:
+    """Return a range of lengths in words; an empty string if every length is allowed."""
+    if least and most:
+        return f"exactly {least}" if least == most else f"{least}–{most}"
+    return f"at least {least}" if least else f"at most {most}" if most else ""
+
+
 def _type(kind: inspect.Type) -> str:
     """Return a type in words, with the values of a literal sorted."""
     match kind:
         case inspect.Metadata():
             return _type(kind.type)
         case inspect.StrType():
-            length = f", {kind.min_length}–{kind.max_length} characters" if kind.max_length else ""
+            numbers = _range(kind.min_length, kind.max_length)
+            length = f", {numbers} characters" if numbers else ""
             return f"string{length}" + (f", pattern `{kind.pattern}`" if kind.pattern else "")
         case inspect.IntType() | inspect.FloatType():
             name = "integer" if isinstance(kind, inspect.IntType) else "number"
@@ -126,10 +134,8 @@ def _type(kind: inspect.Type) -> str:
             values = [f"`{value}`" for value in sorted(kind.values)]
             return f"one of {', '.join(values)}" if values[1:] else f"constant {values[0]}"
         case inspect.ListType():
-            how = "exactly" if kind.min_length == kind.max_length else "at least"
-            return f"list of {_type(kind.item_type)}" + (
-                f", {how} {kind.min_length}" if kind.min_length else ""
-            )
+            numbers = _range(kind.min_length, kind.max_length)
+            return f"list of {_type(kind.item_type)}" + (f", {numbers}" if numbers else "")
         case inspect.DictType(value_type=inspect.AnyType()):
             return "map"
         case inspect.DictType():

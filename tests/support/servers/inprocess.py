@@ -23,6 +23,8 @@ from sie_server.wire import Item, ScoreRequest
 from support.device import DEVICE
 from support.waiting import until
 
+LOCAL_URL, LOCAL_PEER = "http://localhost", ("127.0.0.1", 50000)  # only local callers see paths
+
 
 class Looks:
     """Counts scans of the models directory, and the changes that they start; created by the fixture `looks`."""
@@ -69,7 +71,7 @@ def asking(models: dict[str, Path], **config: Any) -> Iterator[TestClient]:
     """Yield a client of an app that serves `models` (id → directory) in fp32 on one thread."""
     named = tuple(f"{name}={path}" for name, path in models.items())
     app = create_app(msgspec.structs.replace(FP32, model=named, **config))
-    with TestClient(app, headers={"accept": "application/json"}) as client:
+    with TestClient(app, LOCAL_URL, client=LOCAL_PEER, headers={"accept": "application/json"}) as client:
         yield client
 
 

@@ -121,6 +121,7 @@ def test_narrower_vectors_are_the_first_dimensions_at_length_one(client: TestCli
 
 
 GOOD = np.ones((3, 24), np.float32)
+SHAPED: dict[bytes, Any] = {b"nd": True, b"type": "<f4", b"kind": b"", b"data": b""}
 
 
 @pytest.mark.parametrize(
@@ -145,11 +146,34 @@ GOOD = np.ones((3, 24), np.float32)
         ({"multivector": GOOD, "text": "a"}, [{"text": "b"}], r"not both.*\$\.query"),
         ({"multivector": np.ones((97, 24), "f4")}, [{"text": "b"}], r"at most 96.*\$\.query"),
         ({}, [{"multivector": GOOD}], r"\$\.query\.text"),
+        ({"text": "a"}, [{"multivector": SHAPED | {b"shape": [0, 2**63]}}], r"too large.*\[0\]\.multivector"),
+        ({"multivector": SHAPED | {b"shape": [2**63, 0]}}, [{"text": "a"}], r"too large.*\$\.query"),
+        ({"text": "a"}, [{"multivector": SHAPED | {b"shape": [0] + [2**31] * 7}}], "too large"),
+        ({"text": "a"}, [{"multivector": [SHAPED | {b"shape": [0, 2**40]}] * 2}], "too large"),
+        ({"text": "a"}, [{"multivector": SHAPED | {b"nd": False, b"shape": None}}], "unknown keys shape"),
+        ({"text": "a"}, [{"multivector": [[1] * 1000] * 1000}], r"1,000,000 values.*\[0\]\.multivector"),
+        (
+            {"text": "a"},
+            [{"multivector": [[1.0] * 24] * 10_000}] * 5,
+            r"1,000,000 values.*\[3\]\.multivector",
+        ),
+        ({"text": "a"}, [{"multivector": [[[[1.0]]]]}], "shape"),
+        ({"text": "a"}, [{"multivector": {"nd": True}}], "nd"),
     ],
 )
 def test_bad_vectors_are_refused(client: TestClient, query: Any, items: list[Any], message: str) -> None:
     said = post(client, "score/pylate", {"query": query, "items": items}, status=400)
     assert re.search(message, said), said
+
+
+@pytest.mark.parametrize("number", ["1e400", "9" * 400, "true", '"1"', "null", "[1]"])
+def test_bad_numbers_in_json_are_refused(client: TestClient, number: str) -> None:
+    row = ", ".join([number] * 24)
+    body = f'{{"query": {{"text": "a"}}, "items": [{{"text": null, "multivector": [[{row}]]}}]}}'
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    answer = client.post("/v1/score/pylate", content=body, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert "$.items[0].multivector" in answer.json()["error"]["message"]
 
 
 def test_models_of_another_kind_take_no_vectors(client: TestClient) -> None:

@@ -7,21 +7,53 @@ dtypes of `DTYPES` are accepted, the byte length must match the shape, and nothi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sie_server.errors import InvalidInput
+from sie_server.errors import InvalidInput, cut, reason_at, shown
+from sie_server.wire.limits import MAX_VALUES, check_msgpack
 
 MAX_DIMS = 8
+NAMED = 10  # number of unknown keys that a message names
+MAX_BYTES = 2**32  # of an array, if each size 0 in its shape were 1
 # msgpack extension type whose data is an array map, for clients whose maps cannot have binary keys
 EXT_ARRAY = 78
+# raised by msgspec: bad bytes, deep nesting, keys that Python cannot hash
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError)
 _WIDE = ("f2", "f4", "f8", "i2", "i4", "i8", "u2", "u4", "u8")
 DTYPES = frozenset([order + code for order in "<>" for code in _WIDE] + ["|b1", "|i1", "|u1"])
 _SCALAR_KEYS = frozenset((b"nd", b"type", b"data"))
 _ARRAY_KEYS = _SCALAR_KEYS | {b"shape"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An array as it is in the body. It is decoded when the model is known, one array at a time."""
+
+    raw: msgspec.Raw
+    is_msgpack: bool
+
+    def decode(self, path: str, most: int = MAX_VALUES) -> tuple[Any, int]:
+        """Return the value for `array_of` and the number of values in it.
+
+        Raises:
+            InvalidInput: more than `most` values, or numbers that cannot be represented.
+        """
+        try:
+            if self.is_msgpack:
+                count = check_msgpack(memoryview(self.raw), most)
+                return msgspec.msgpack.decode(self.raw), count
+            return msgspec.json.decode(self.raw), 0  # the body was checked as a whole
+        except InvalidInput as error:
+            raise _wrong(error.message, path) from None
+        except msgspec.ValidationError as error:
+            raise InvalidInput(reason_at(error, path)) from None
+        except UNREADABLE:
+            raise _wrong("the array cannot be decoded", path) from None
 
 
 def array_of(value: Any, path: str) -> npt.NDArray[Any]:
@@ -65,8 +97,9 @@ def _unpack(value: msgspec.msgpack.Ext, path: str) -> Any:
     if value.code != EXT_ARRAY:
         raise _wrong(f"unknown msgpack extension type {value.code}; arrays have type {EXT_ARRAY}", path)
     try:
+        check_msgpack(memoryview(value.data))
         inner = msgspec.msgpack.decode(value.data)
-    except (msgspec.DecodeError, RecursionError):
+    except (*UNREADABLE, InvalidInput):
         inner = None
     if not isinstance(inner, dict):
         raise _wrong(f"the extension of type {EXT_ARRAY} does not contain an array map", path)
@@ -80,8 +113,11 @@ def _from_map(value: dict[Any, Any], path: str) -> npt.NDArray[Any]:
     expected = _ARRAY_KEYS if is_array else _SCALAR_KEYS
     missing, unknown = expected - value.keys(), value.keys() - expected - {b"kind"}
     if missing or unknown:
-        names = ", ".join(sorted(_key(key) for key in missing or unknown))
-        raise _wrong(f"array map: {'missing' if missing else 'unknown'} keys {names}", path)
+        names = sorted(_key(key) for key in missing or unknown)
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        raise _wrong(
+            f"array map: {'missing' if missing else 'unknown'} keys {', '.join(names[:NAMED])}{more}", path
+        )
     if value.get(b"kind", b"") not in (b"", ""):
         raise _wrong("array map: only plain arrays are supported; `kind` must be empty", path)
     shape = _shape(value[b"shape"], path) if is_array else ()
@@ -98,8 +134,7 @@ def _shape(shape: Any, path: str) -> tuple[int, ...]:
 
 def _array(code: Any, shape: tuple[int, ...], data: Any, path: str) -> npt.NDArray[Any]:
     if not isinstance(code, str) or code not in DTYPES:
-        shown = repr(code)[:40]
-        raise _wrong(f"array map: type {shown} is not one of {', '.join(sorted(DTYPES))}", path)
+        raise _wrong(f"array map: type {shown(code)} is not one of {', '.join(sorted(DTYPES))}", path)
     if not isinstance(data, bytes):
         raise _wrong(f"array map: expected bytes in `data`, got {_name(data)}", path)
     expected = math.prod(shape) * int(code[2:])
@@ -107,6 +142,9 @@ def _array(code: Any, shape: tuple[int, ...], data: Any, path: str) -> npt.NDArr
         raise _wrong(
             f"array map: expected {expected} bytes of data for {code} {list(shape)}, got {len(data)}", path
         )
+    # numpy multiplies the sizes even if one of them is 0
+    if math.prod(size or 1 for size in shape) * int(code[2:]) > MAX_BYTES:
+        raise _wrong(f"array map: the shape {list(shape)} is too large", path)
     if code == "|b1" and data.translate(None, b"\x00\x01"):
         raise _wrong("array map: a boolean is neither 0 nor 1", path)
     view: npt.NDArray[Any] = np.ndarray(shape, dtype=code, buffer=data)
@@ -114,7 +152,7 @@ def _array(code: Any, shape: tuple[int, ...], data: Any, path: str) -> npt.NDArr
 
 
 def _key(key: Any) -> str:
-    return key.decode(errors="replace") if isinstance(key, bytes) else repr(key)[:40]
+    return cut(key.decode(errors="replace")) if isinstance(key, bytes) else shown(key)
 
 
 def _name(value: Any) -> str:

@@ -21,6 +21,7 @@ DEFAULT_MODEL = "sie/mini-en"
 # variables of the clients, which may be set in the same shell
 CLIENT_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
 
+NAME_LENGTH = 200  # of ids of models and profiles, and of names of adapters
 LISTS = {"model", "adapter", "source_roots", "cors_origins"}
 
 
@@ -250,7 +251,12 @@ def _spell(key: str, source: str) -> str:
 
 
 def suggest(wrong: str, known: tuple[str, ...] | list[str]) -> str:
-    """Return `; did you mean …?` with similar names, or an empty string."""
+    """Return `; did you mean …?` with similar names, or an empty string.
+
+    The comparison takes quadratic time, so a text that is too long to be a name is not compared.
+    """
+    if len(wrong) > NAME_LENGTH:
+        return ""
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(wrong.lower(), list(lower), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(lower[c]) for c in close)}?" if close else ""

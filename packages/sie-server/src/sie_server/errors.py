@@ -12,11 +12,46 @@
     └── HeadersTooLarge 431
 
 `api.app.on_error` writes the response. Any other exception becomes a 500 that exposes no internals.
+
+A message may quote values from outside. `shown` cuts each of them, and `SIEError` cuts the whole message, so that no
+request can make an error response large.
 """
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar
+
+SHOWN = 80  # characters of a quoted value
+MESSAGE_BYTES = 4000  # of a message in JSON; an error response contains it twice
+
+
+def shown(value: object) -> str:
+    """Return `repr(value)`, cut to about 80 characters, for a message that quotes a value from outside."""
+    if isinstance(value, str | bytes):
+        value = value[: SHOWN + 1]
+    text = repr(value)
+    return text if len(text) <= SHOWN + 2 else f"{text[: SHOWN + 1]}…{text[-1]}"
+
+
+def cut(text: str, most: int = SHOWN) -> str:
+    """Return a text from outside without quotes, cut to `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def reason_at(error: Exception, path: str = "$") -> str:
+    """Return the message of a `msgspec.ValidationError` about the value at `path`, with everything quoted cut."""
+    reason, _, where = str(error).partition(" - at `$")
+    at = path + cut(where.rstrip("`"))
+    return cut(reason, 2 * SHOWN) if at == "$" else f"{cut(reason, 2 * SHOWN)} - at `{at}`"
+
+
+def _bounded(message: str) -> str:
+    """Cut a message to `MESSAGE_BYTES`, and escape surrogates, which JSON cannot contain."""
+    message = message[:MESSAGE_BYTES].encode(errors="backslashreplace").decode()
+    while len(json.dumps(message)) > MESSAGE_BYTES:
+        message = cut(message, len(message) * 3 // 4)
+    return message
 
 
 class SIEError(Exception):
@@ -26,6 +61,7 @@ class SIEError(Exception):
     code: ClassVar[str] = "INTERNAL_ERROR"
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, **details: object) -> None:
+        message = _bounded(message)
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s

@@ -17,9 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sie_server.api import codec
-from sie_server.api.edge.bodies import read_body
 from sie_server.api.edge.gate import ADMIN
-from sie_server.api.routes import service_of
+from sie_server.api.reading import read, service_of
 from sie_server.errors import InvalidInput
 from sie_server.wire import (
     AdapterLoadRequest,
@@ -79,10 +78,9 @@ async def _read(request: Request, kind: type[Body]) -> Body:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != codec.JSON:
         raise InvalidInput(f"admin routes accept only JSON; send the header Content-Type: {codec.JSON}")
-    content = await read_body(request, service_of(request).config.max_body_mb * 2**20)
-    body = codec.decode(content, codec.JSON, kind)
+    body: Body = await read(request, kind)
     client = request.client.host if request.client else "an unknown address"
-    log.info("%s requested %s: %r", request.state.caller or client, request.url.path, body)
+    log.info("%s requested %s: %r", request.state.caller or client, request.scope["path"], body)
     return body
 
 

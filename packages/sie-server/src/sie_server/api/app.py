@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_server import __version__
-from sie_server.api import admin, dialects, routes
+from sie_server.api import admin, dialects, routes, visible
 from sie_server.api.codec import JSON
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
 from sie_server.api.edge.connections.answers import body_of, headers_of
@@ -28,7 +28,7 @@ from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
 from sie_server.api.edge.paths import CleanPath, route_meant
 from sie_server.config import ServerConfig
-from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError
+from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError, cut
 from sie_server.keys import read_keys
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
@@ -83,7 +83,8 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
     app.router.redirect_slashes = False  # an unknown route must be a 404 with an error body
     app.state.ready = False
     app.state.draining = False
-    app.add_middleware(RequestFrame, state=app.state, gate=Gate(read_keys(config)))
+    app.state.gate = Gate(read_keys(config))
+    app.add_middleware(RequestFrame, state=app.state, gate=app.state.gate)
     if config.cors_origins:
         app.add_middleware(Cors, origins=config.cors_origins)
     app.add_middleware(CleanPath)  # the last one added is the outermost
@@ -101,10 +102,10 @@ async def _preload(app: Starlette, service: Service, on_fatal: OnFatal | None) -
 
 async def on_error(request: Request, error: Exception) -> Response:
     """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
-    known = _as_known(request, error)
+    known = visible.error(request, _as_known(request, error))
     headers = headers_of(known)
     headers |= getattr(error, "headers", None) or {}  # Allow of a 405, WWW-Authenticate of a 401
-    dialect = getattr(request.state, "dialect", None) or dialects.owner_of(request.url.path)
+    dialect = getattr(request.state, "dialect", None) or dialects.owner_of(request.scope["path"])
     body = msgspec.json.encode(dialect.write_error(known) if dialect else body_of(known))
     return Response(body, known.status, headers, media_type=JSON)
 
@@ -112,15 +113,14 @@ async def on_error(request: Request, error: Exception) -> Response:
 def _as_known(request: Request, error: Exception) -> SIEError:
     if isinstance(error, SIEError):
         return error
+    path: str = request.scope["path"]  # unlike request.url, this does not depend on the header Host
     if isinstance(error, HTTPException) and error.status_code == 404:
-        path = request.url.path
-        shown = path if len(path) <= 80 else f"{path[:80]}…"
         meant = route_meant(path, request.app.routes)
         return NotFound(
-            f"no route {shown}; " + (f"did you mean {meant}? See /docs" if meant else "see /docs")
+            f"no route {cut(path)}; " + (f"did you mean {meant}? See /docs" if meant else "see /docs")
         )
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}")
+        return MethodNotAllowed(f"{cut(request.method)} is not allowed on {cut(path)}")
     log.error("unexpected error", exc_info=error)
     return SIEError("internal error; see the server's log")
 
@@ -187,7 +187,6 @@ class RequestFrame:
             return
         in_body = getattr(Request(scope).state, "model", None)  # embeddings and dialects
         model, _ = service.registry.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
-        # only known ids become labels, so that callers cannot grow the metrics
-        service.metrics.done(route, model if model in service.registry else "unknown", status, timing)
+        service.metrics.done(route, model, status, timing)
         if status == ClientGone.status:
             service.metrics.cancelled.inc()

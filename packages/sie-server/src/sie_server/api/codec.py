@@ -7,12 +7,22 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec.structs import force_setattr
 
-from sie_server.errors import InvalidInput
+from sie_server.arrays import Encoded
+from sie_server.errors import InvalidInput, cut, reason_at
+from sie_server.wire import EncodeParams, EncodeRequest, Item, ScoreRequest, is_plain
+from sie_server.wire.limits import TOO_DEEP, check_json
 
 MSGPACK, JSON = "application/msgpack", "application/json"
 MSGPACK_TYPES = (MSGPACK, "application/x-msgpack")
 Body = TypeVar("Body")
+
+OPTIONS_BYTES = 2**16
+MEDIA = ("images", "audio", "video", "document")  # fields of items that are refused if present
+# first byte of a map and of null
+MAPS = {JSON: frozenset(b"{"), MSGPACK: frozenset([*range(0x80, 0x90), 0xDE, 0xDF])}
+NULLS = {JSON: ord("n"), MSGPACK: 0xC0}
 
 
 def request_media(content_type: str | None) -> str:
@@ -41,26 +51,80 @@ def _qualities(accept: str) -> dict[str, float]:
 
 
 def decode(body: bytes, media: str, kind: type[Body]) -> Body:
-    """Decode a request body.
+    """Decode a request body. Fields that the server does not read are skipped.
 
     Raises:
-        InvalidInput: the body is malformed, has a wrong type (with the path of the field), is not UTF-8 or is nested
-            too deeply.
+        InvalidInput: the body is malformed, has a wrong type (with the path of the field), is not UTF-8, or contains
+            too much (`wire.limits`).
     """
+    if media == JSON:
+        check_json(body)
+    decoded: Body = _convert(body, media, kind)
+    if isinstance(decoded, ScoreRequest):
+        _finish([decoded.query, *decoded.items], media, len(body), first=-1)
+        _convert_options(decoded, "$.options", media)
+    elif isinstance(decoded, EncodeRequest):
+        _finish(decoded.items, media, len(body))
+        if decoded.params:
+            _convert_options(decoded.params, "$.params.options", media)
+    return decoded
+
+
+def _convert(body: bytes | msgspec.Raw, media: str, kind: Any, path: str = "$") -> Any:
     name = "msgpack" if media == MSGPACK else "JSON"
     try:
-        if media == MSGPACK:
-            return msgspec.msgpack.decode(body, type=kind)
-        return msgspec.json.decode(body, type=kind)
+        return (msgspec.msgpack if media == MSGPACK else msgspec.json).decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise InvalidInput(str(error)) from None
+        raise InvalidInput(reason_at(error, path)) from None
     except msgspec.DecodeError as error:
         hint = "" if media == MSGPACK else "; send msgpack with the header Content-Type: application/msgpack"
-        raise InvalidInput(f"the body is not valid {name}: {error}{hint}") from None
+        raise InvalidInput(f"the body is not valid {name}: {cut(str(error))}{hint}") from None
     except UnicodeDecodeError as error:
         raise InvalidInput(f"the body contains a string that is not valid UTF-8: {error.reason}") from None
     except RecursionError:
-        raise InvalidInput("the body is nested too deeply") from None
+        raise InvalidInput(TOO_DEEP) from None
+
+
+def _finish(items: list[Item], media: str, size: int, first: int = 0) -> None:
+    """Drop the skipped values of items, which keep the whole body in memory. Only arrays are needed later.
+
+    `first` is the index of the first item; -1 is the query.
+    """
+    arrays: list[tuple[Item, msgspec.Raw]] = []
+    for i, item in enumerate(items, first):
+        if item.metadata is None and is_plain(item):
+            continue
+        if item.metadata is not None:
+            if not _is_null(item.metadata, media) and _first(item.metadata) not in MAPS[media]:
+                path = f"$.items[{i}]" if i >= 0 else "$.query"
+                raise InvalidInput(f"expected a map or null - at `{path}.metadata`")
+            force_setattr(item, "metadata", None)
+        for name in MEDIA:
+            if getattr(item, name) is not None:
+                force_setattr(item, name, None if _is_null(getattr(item, name), media) else True)
+        if item.multivector is not None:
+            arrays.append((item, item.multivector))
+    is_small = 2 * sum(memoryview(raw).nbytes for _, raw in arrays) < size
+    for item, raw in arrays:
+        array = Encoded(raw.copy() if is_small else raw, is_msgpack=media == MSGPACK)
+        force_setattr(item, "multivector", None if _is_null(raw, media) else array)
+
+
+def _convert_options(owner: ScoreRequest | EncodeParams, path: str, media: str) -> None:
+    raw = owner.options
+    if raw is None:
+        return
+    if memoryview(raw).nbytes > OPTIONS_BYTES:
+        raise InvalidInput(f"the options are larger than {OPTIONS_BYTES // 1024} KiB - at `{path}`")
+    force_setattr(owner, "options", _convert(raw, media, dict[str, Any] | None, path))
+
+
+def _first(raw: msgspec.Raw) -> int:
+    return memoryview(raw)[0]
+
+
+def _is_null(raw: msgspec.Raw, media: str) -> bool:
+    return _first(raw) == NULLS[media]
 
 
 def encode(value: Any, media: str) -> bytes:

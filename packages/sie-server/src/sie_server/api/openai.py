@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import UNSET, Meta, Struct
+from msgspec.structs import replace
 
 from sie_server.errors import InvalidInput
 from sie_server.wire import DenseVector, EncodeParams, EncodeRequest, EncodeResponse, Item
+from sie_server.wire.limits import MAX_ITEMS
 
 
 class EmbeddingsRequest(Struct, frozen=True):
@@ -50,8 +52,8 @@ class EmbeddingsResponse(Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
-def to_encode(body: EmbeddingsRequest) -> EncodeRequest:
-    """Convert to an encode request.
+def to_encode(body: EmbeddingsRequest) -> tuple[EmbeddingsRequest, EncodeRequest]:
+    """Return the body without its texts, and the encode request.
 
     Raises:
         InvalidInput: the input has no texts, or token ids instead of texts.
@@ -59,6 +61,8 @@ def to_encode(body: EmbeddingsRequest) -> EncodeRequest:
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not isinstance(texts, list) or not texts:
         raise InvalidInput("expected a string or a list with at least one string - at `$.input`")
+    if len(texts) > MAX_ITEMS:
+        raise InvalidInput(f"{len(texts)} texts; send at most {MAX_ITEMS:,} per request - at `$.input`")
     for i, text in enumerate(texts):
         if isinstance(text, int | list):
             raise InvalidInput(
@@ -68,7 +72,8 @@ def to_encode(body: EmbeddingsRequest) -> EncodeRequest:
         if not isinstance(text, str):
             raise InvalidInput(f"expected a string, got {type(text).__name__} - at `$.input[{i}]`")
     options = None if body.dimensions is None else {"dimensions": body.dimensions}
-    return EncodeRequest([Item(text=text) for text in texts], EncodeParams(["dense"], options=options))
+    encode = EncodeRequest([Item(text=text) for text in texts], EncodeParams(["dense"], options=options))
+    return replace(body, input=None), encode
 
 
 def from_encode(body: EmbeddingsRequest, answer: EncodeResponse) -> EmbeddingsResponse:

@@ -9,13 +9,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from sie_server.api import codec, openai, openapi
-from sie_server.api.edge.bodies import read_body, unless_gone
+from sie_server.api import codec, openai, openapi, visible
+from sie_server.api.edge.bodies import unless_gone
 from sie_server.api.edge.deadline import check_unread
+from sie_server.api.reading import check_model, encoded, read, service_of
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
-from sie_server.serving.service import Service
-from sie_server.wire import EncodeRequest, ModelList, ScoreRequest
+from sie_server.wire import EncodeRequest, EncodeResponse, ModelList, ScoreRequest
 
 Run = Callable[[str, Any, RequestTiming], Coroutine[Any, Any, Any]]
 
@@ -40,15 +40,14 @@ async def embeddings(request: Request) -> Response:
     timing: RequestTiming = request.state.timing
     service = service_of(request)
     check_unread(request)
-    content = await read_body(request, service.config.max_body_mb * 2**20)
-    body = codec.decode(content, codec.JSON, openai.EmbeddingsRequest)
-    request.state.model = body.model  # label in the metrics
+    sent, encode = await read(request, openai.EmbeddingsRequest, convert=openai.to_encode)
+    model = request.state.model = check_model(service, sent.model)  # label in the metrics
     try:
-        answer = await unless_gone(request, service.encode(body.model, openai.to_encode(body), timing))
+        answer = await unless_gone(request, service.encode(model, encode, timing))
     except InvalidInput as error:
         raise openai.in_openai_terms(error) from None
-    result = openai.from_encode(body, answer)
-    return Response(msgspec.json.encode(result), media_type=codec.JSON, headers=timing.headers())
+    content = await encoded(request, answer, lambda: msgspec.json.encode(openai.from_encode(sent, answer)))
+    return Response(content, media_type=codec.JSON, headers=timing.headers())
 
 
 async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
@@ -56,23 +55,27 @@ async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
     service, model = service_of(request), request.path_params["model"]
     if run != service.inspect:  # which does not use the device
         check_unread(request, model)
-    body = await read_body(request, service.config.max_body_mb * 2**20)
-    decoded = codec.decode(body, codec.request_media(request.headers.get("content-type")), kind)
+    decoded = await read(request, kind, codec.request_media(request.headers.get("content-type")))
     result = await unless_gone(request, run(model, decoded, timing))
     media = codec.response_media(request.headers.get("accept"))
-    return Response(codec.encode(result, media), media_type=media, headers=timing.headers())
+    if isinstance(result, EncodeResponse):
+        content = await encoded(request, result, lambda: codec.encode(result, media))
+    else:
+        content = codec.encode(result, media)
+    return Response(content, media_type=media, headers=timing.headers())
 
 
 async def list_models(request: Request) -> Response:
     """GET /v1/models"""
-    infos = service_of(request).registry.infos()
+    infos = visible.model_infos(request, service_of(request).registry.infos())
     data = [{"id": info.name, "object": "model", "owned_by": info.name.split("/")[0]} for info in infos]
     return _json(ModelList(infos, data))
 
 
 async def get_model(request: Request) -> Response:
     """GET /v1/models/{model}"""
-    return _json(service_of(request).registry.info(request.path_params["model"]))
+    [info] = visible.model_infos(request, [service_of(request).registry.info(request.path_params["model"])])
+    return _json(info)
 
 
 async def alive(request: Request) -> Response:
@@ -103,12 +106,6 @@ async def openapi_json(request: Request) -> Response:
 async def docs(request: Request) -> Response:
     """GET /docs"""
     return HTMLResponse(openapi.DOCS_PAGE)
-
-
-def service_of(request: Request) -> Service:
-    """Return the service of the app."""
-    service: Service = request.app.state.service
-    return service
 
 
 def _json(value: Any) -> Response:

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from sie_server.config import NAME_LENGTH
 from sie_server.wire import AdapterName, Profile
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
-ID_LENGTH = 200
 
 
 class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,8 +89,8 @@ class ModelConfig:
 
 def id_problem(name: str) -> str | None:
     """Return the problem of a model id as words that follow the id, or None if the id is valid."""
-    if len(name) > ID_LENGTH:
-        return f"is longer than {ID_LENGTH} characters"
+    if len(name) > NAME_LENGTH:
+        return f"is longer than {NAME_LENGTH} characters"
     if not re.fullmatch(r"[\w./ @+-]+", name):
         return "has characters other than letters, digits, space and ._-/@+"
     if any(part.strip() in ("", ".", "..") for part in name.split("/")):

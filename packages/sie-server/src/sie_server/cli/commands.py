@@ -29,6 +29,7 @@ from sie_server.cli.console import errors, output
 from sie_server.config import DEFAULT_MODEL, ConfigError, ServerConfig, is_secret, load_config
 from sie_server.errors import SIEError
 from sie_server.keys import read_keys
+from sie_server.logs import PLAIN, OneLine
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 Command = Callable[..., Any]
@@ -226,8 +227,7 @@ def _log_to_stderr(level: str) -> None:
     handler: logging.Handler = logging.StreamHandler()
     if sys.stderr.isatty():
         handler = RichHandler(console=errors, show_path=False)
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(OneLine("%(message)s" if sys.stderr.isatty() else PLAIN))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,9 +1,16 @@
-"""Prometheus metrics, and the timing of one request for its headers."""
+"""Prometheus metrics, and the timing of one request for its headers.
+
+The metrics grow only with the configured models. Routes, stages and status codes are few, and a model that the server
+no longer knows loses its series: an id that was removed, or an id that an admin caller named and that never loaded.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -51,22 +58,59 @@ class RequestTiming:
         }
 
 
+Kind = TypeVar("Kind", Counter, Histogram)
+UNKNOWN = "unknown"  # label of requests for ids that the server does not know
+SPARE = 100  # series of forgotten models that may exist until the next scrape
+
+
+class PerModel(Generic[Kind]):
+    """A metric whose label `model` has only ids that the server knows, and `unknown`."""
+
+    def __init__(self, metric: Kind, labels: Sequence[str], knows: Callable[[str], bool]) -> None:
+        self._metric: Kind = metric
+        self._knows, self._place = knows, labels.index("model")
+        self._series: set[tuple[str, ...]] = set()
+
+    def labels(self, *values: str) -> Kind:
+        """Return the series with these labels."""
+        if values not in self._series:
+            if sum(1 for _ in self._forgotten()) >= SPARE:
+                self.prune()
+            self._series.add(values)
+        series: Kind = self._metric.labels(*values)
+        return series
+
+    def prune(self) -> None:
+        """Remove the series of models that the server no longer knows."""
+        for values in list(self._forgotten()):
+            self._series.discard(values)
+            with suppress(KeyError):
+                self._metric.remove(*values)
+
+    def _forgotten(self) -> Iterator[tuple[str, ...]]:
+        for values in self._series:
+            model = values[self._place]
+            if model != UNKNOWN and not self._knows(model):
+                yield values
+
+
 class Metrics:
     """The metrics of one server. Each server has its own registry, so two servers in one process do not collide."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.knows: Callable[[str], bool] = lambda model: True  # set when the models are known
+        self._per_model: list[PerModel[Any]] = []
         labels = ["route", "model"]
-        self.requests = Counter(
-            "sie_requests", "Requests answered", [*labels, "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "sie_request_seconds", "Request time", labels, buckets=SECONDS, registry=self.registry
+        self.requests = self._counted("requests", "Requests answered", [*labels, "status"])
+        self.seconds = self._bounded(
+            Histogram("sie_request_seconds", "Request time", labels, buckets=SECONDS, registry=self.registry),
+            labels,
         )
         self.stages = Histogram(
             "sie_stage_seconds", "Time in a stage", ["stage"], buckets=SECONDS, registry=self.registry
         )
-        self.tokens = Counter("sie_tokens", "Tokens put through a model", ["model"], registry=self.registry)
+        self.tokens = self._counted("tokens", "Tokens put through a model")
         self.batch_tokens = Histogram(
             "sie_batch_tokens", "Tokens per forward pass", buckets=TOKENS, registry=self.registry
         )
@@ -74,33 +118,27 @@ class Metrics:
         self.cancelled = Counter(
             "sie_cancelled", "Requests whose caller disconnected", registry=self.registry
         )
-        model = ["model"]  # known ids only: a caller must not be able to grow the metrics
-        self.loads = Counter("sie_model_loads", "Loads that succeeded", model, registry=self.registry)
-        self.load_failures = Counter(
-            "sie_model_load_failures", "Loads and swaps that failed", model, registry=self.registry
-        )
-        self.swaps = Counter(
-            "sie_model_swaps", "Versions replaced while serving", model, registry=self.registry
-        )
-        self.evictions = Counter(
-            "sie_model_evictions", "Models unloaded to free memory for another", model, registry=self.registry
+        self.loads = self._counted("model_loads", "Loads that succeeded")
+        self.load_failures = self._counted("model_load_failures", "Loads and swaps that failed")
+        self.swaps = self._counted("model_swaps", "Versions replaced while serving")
+        self.evictions = self._counted("model_evictions", "Models unloaded to free memory for another")
+        self.adapter_loads = self._counted("adapter_loads", "LoRA adapters loaded")
+        self.adapter_failures = self._counted("adapter_load_failures", "LoRA adapters that failed to load")
+        self.adapter_evictions = self._counted(
+            "adapter_evictions", "LoRA adapters dropped for max_adapters or memory"
         )
 
-        self.adapter_loads = Counter(
-            "sie_adapter_loads", "LoRA adapters loaded", model, registry=self.registry
-        )
-        self.adapter_failures = Counter(
-            "sie_adapter_load_failures", "LoRA adapters that failed to load", model, registry=self.registry
-        )
-        self.adapter_evictions = Counter(
-            "sie_adapter_evictions",
-            "LoRA adapters dropped for max_adapters or memory",
-            model,
-            registry=self.registry,
-        )
+    def _counted(self, name: str, text: str, labels: Sequence[str] = ("model",)) -> PerModel[Counter]:
+        return self._bounded(Counter(f"sie_{name}", text, labels, registry=self.registry), labels)
+
+    def _bounded(self, metric: Kind, labels: Sequence[str]) -> PerModel[Kind]:
+        bounded = PerModel(metric, labels, lambda model: self.knows(model))
+        self._per_model.append(bounded)
+        return bounded
 
     def done(self, route: str, model: str, status: int, timing: RequestTiming) -> None:
-        """Count one answered request."""
+        """Count one answered request. A model that the server does not know is counted as `unknown`."""
+        model = model if self.knows(model) else UNKNOWN
         self.requests.labels(route, model, str(status)).inc()
         self.seconds.labels(route, model).observe(timing.total_ms / 1e3)
         stages = {
@@ -113,4 +151,6 @@ class Metrics:
 
     def text(self) -> bytes:
         """The metrics in the Prometheus exposition format."""
+        for metric in self._per_model:
+            metric.prune()
         return generate_latest(self.registry)

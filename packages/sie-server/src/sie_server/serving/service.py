@@ -92,6 +92,7 @@ class Service:
         adapters = Adapters(table, loader, budget, limits, named, metrics)
         transitions = Transitions(table, loader, budget, adapters, metrics)
         self.registry = Registry(table, loader, budget, adapters, transitions, config.load_wait_s)
+        metrics.knows = table.by_id.__contains__
         metrics.registry.register(ModelCollector(self.registry.infos, budget_bytes))
         self.operations = Operations(self.registry)
         self.admin = ModelAdmin(self.registry, self.operations, config.models_dir, config.source_roots)

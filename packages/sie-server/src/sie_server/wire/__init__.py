@@ -33,6 +33,7 @@ from sie_server.wire.inference import (
     SparseVector,
     Timing,
     Usage,
+    is_plain,
 )
 from sie_server.wire.models import (
     AdapterInfo,
@@ -94,4 +95,5 @@ __all__ = [
     "SparseVector",
     "Timing",
     "Usage",
+    "is_plain",
 ]

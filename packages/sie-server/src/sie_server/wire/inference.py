@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+# A field whose value the decoder skips. `api.codec` then drops it, or replaces it as the comment of the field says.
+if TYPE_CHECKING:
+    Skipped = Any
+    SkippedMap = Any
+else:
+    Skipped = Raw
+    SkippedMap = Annotated[Raw, Meta(extra_json_schema={"anyOf": [{"type": "object"}, {"type": "null"}]})]
 OutputType = Literal["dense", "sparse", "multivector"]
 OutputDtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 ScoreType = Literal["logit", "probability", "maxsim", "cosine", "dot"]
@@ -14,6 +21,7 @@ Priority = Literal["interactive", "bulk"]
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Weights = Annotated[list[Annotated[float, Meta(ge=0)]], Meta(min_length=3, max_length=3)]
+Name = Annotated[str, Meta(max_length=200)]
 
 
 class Item(Struct, frozen=True):
@@ -24,27 +32,35 @@ class Item(Struct, frozen=True):
 
     id: str | None = None
     text: str | None = None
-    metadata: dict[str, Any] | None = None
-    multivector: Any = None
-    images: Any = None
-    audio: Any = None
-    video: Any = None
-    document: Any = None
+    metadata: SkippedMap = None
+    multivector: Skipped = None  # `arrays.Encoded`, whose array is built when the model is known
+    images: Skipped = None  # True if present, like the fields below
+    audio: Skipped = None
+    video: Skipped = None
+    document: Skipped = None
+
+
+def is_plain(item: Item) -> bool:
+    """Whether an item has neither vectors nor another medium than text."""
+    return item.multivector is item.images is item.audio is item.video is item.document is None
+
+
+Items = Annotated[list[Item], Meta(min_length=1, max_length=100_000)]
 
 
 class Options(Struct, frozen=True):
     """Options of a request. Any other key is ignored and reported in `warnings`."""
 
-    profile: Annotated[str | None, Meta(description="Name of one of the model's option sets")] = None
+    profile: Annotated[Name | None, Meta(description="Name of one of the model's option sets")] = None
     instruction: str | None = None
     max_seq_length: Annotated[
         Positive | None, Meta(description="Maximum number of tokens per text or pair")
     ] = None
     top_n: Annotated[Positive | None, Meta(description="score: return only the best n entries")] = None
     lora: Annotated[
-        str | None, Meta(description="Name of a LoRA adapter; equal to MODEL:ADAPTER as the model id")
+        Name | None, Meta(description="Name of a LoRA adapter; equal to MODEL:ADAPTER as the model id")
     ] = None
-    lora_id: Annotated[str | None, Meta(description="Alias of `lora`")] = None
+    lora_id: Annotated[Name | None, Meta(description="Alias of `lora`")] = None
     is_query: Annotated[bool | None, Meta(description="encode: the texts are queries")] = None
     priority: Annotated[
         Priority | None,
@@ -113,9 +129,9 @@ class ScoreRequest(Struct, frozen=True):
     """Body of `POST /v1/score/{model}`: a query and the documents to rank."""
 
     query: Item
-    items: Annotated[list[Item], Meta(min_length=1)]
+    items: Items
     instruction: str | None = None
-    options: dict[str, Any] | None = None
+    options: SkippedMap = None  # a dict, of at most 64 KiB in the body
 
 
 class Document(Struct, frozen=True):
@@ -218,17 +234,17 @@ class InspectResponse(Struct, frozen=True):
 class EncodeParams(Struct, frozen=True):
     """Parameters of an encode request."""
 
-    output_types: list[OutputType] | None = None
+    output_types: Annotated[list[OutputType], Meta(max_length=10)] | None = None
     output_dtype: OutputDtype | None = None
     instruction: str | None = None
     is_query: bool | None = None
-    options: dict[str, Any] | None = None
+    options: SkippedMap = None  # as in `ScoreRequest`
 
 
 class EncodeRequest(Struct, frozen=True):
     """Body of `POST /v1/encode/{model}`: the texts to encode."""
 
-    items: Annotated[list[Item], Meta(min_length=1)]
+    items: Items
     params: EncodeParams | None = None
 
 

@@ -14,6 +14,7 @@ from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 Json = dict[str, Any]
 WARNINGS = "X-SIE-Warnings"
+HEADER_BYTES = 3000
 
 
 @dataclass(frozen=True)
@@ -123,5 +124,15 @@ def marked_by(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def warning_header(warnings: Sequence[str]) -> dict[str, str]:
-    """Return the header X-SIE-Warnings, a JSON list in ASCII because a warning may quote the request."""
-    return {WARNINGS: json.dumps(list(warnings))} if warnings else {}
+    """Return the header X-SIE-Warnings, a JSON list in ASCII because a warning may quote the request.
+
+    Warnings beyond `HEADER_BYTES` are counted instead, because clients and proxies limit the size of headers.
+    """
+    kept, size = list[str](), 0
+    for warning in warnings:
+        size += len(json.dumps(warning))
+        if size > HEADER_BYTES:
+            kept.append(f"{len(warnings) - len(kept)} more warnings")
+            break
+        kept.append(warning)
+    return {WARNINGS: json.dumps(kept)} if kept else {}

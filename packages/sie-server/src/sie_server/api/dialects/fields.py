@@ -1,4 +1,7 @@
-"""A reader that takes fields from a body one by one, under any of their spellings, and reports the rest."""
+"""A reader that takes fields from a body one by one, under any of their spellings, and reports the rest.
+
+A field is decoded when it is taken, so fields that the dialect does not have are never built.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from sie_server.errors import InvalidInput
+from sie_server.errors import InvalidInput, cut, reason_at
 
 Kind = TypeVar("Kind")
+MOST = 10_000  # fields of a body
 NAMED = 10  # number of unknown fields named in warnings
 SHOWN = 40  # characters shown of each name
 
@@ -17,8 +21,11 @@ SHOWN = 40  # characters shown of each name
 class Fields:
     """The fields of a body. Fields that are never taken are unknown. Null and absent are equal."""
 
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self._left = {name: value for name, value in body.items() if value is not None}
+    def __init__(self, body: Mapping[str, msgspec.Raw]) -> None:
+        """Raise InvalidInput if the body has too many fields."""
+        if len(body) > MOST:
+            raise InvalidInput(f"the body has {len(body)} fields; at most {MOST:,} are accepted - at `$`")
+        self._left = {name: value for name, value in body.items() if bytes(memoryview(value)[:4]) != b"null"}
         self._known: list[str] = []
         self.warnings: list[str] = []
         self.spelled: dict[str, str] = {}  # first spelling → spelling in this body
@@ -43,10 +50,11 @@ class Fields:
         if not given:
             return None
         try:
-            return msgspec.convert(self._left.pop(given[0]), kind)
+            return msgspec.json.decode(self._left.pop(given[0]), type=kind)
         except msgspec.ValidationError as error:
-            reason, _, where = str(error).partition(" - at `$")
-            raise InvalidInput(f"{reason} - at `$.{given[0]}{where or '`'}") from None
+            raise InvalidInput(reason_at(error, f"$.{given[0]}")) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise InvalidInput(f"the value is not valid JSON in UTF-8 - at `$.{given[0]}`") from None
 
     def need(self, kind: type[Kind], *spellings: str) -> Kind:
         """Return a required field. Errors as in `take`, and if the field is absent."""
@@ -76,7 +84,7 @@ class Fields:
         Raises:
             InvalidInput: a field is unknown; the message lists the known ones.
         """
-        unknown = [name if len(name) <= SHOWN else name[:SHOWN] + "…" for name in sorted(self._left)[:NAMED]]
+        unknown = [cut(name, SHOWN) for name in sorted(self._left)[:NAMED]]
         if unknown and strict:
             raise InvalidInput(
                 f"unknown field `{unknown[0]}`; known fields: {', '.join(self._known)} - at `$.{unknown[0]}`"

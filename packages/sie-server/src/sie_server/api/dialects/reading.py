@@ -9,10 +9,12 @@ from msgspec import Meta
 
 from sie_server.api.dialects.dialect import Document, Json, RerankRequest
 from sie_server.api.dialects.fields import Fields
-from sie_server.errors import InvalidInput
+from sie_server.errors import InvalidInput, cut
+from sie_server.wire.limits import MAX_ITEMS
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
+RankFields = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=100)]
 DOCUMENTS = ("documents", "texts", "passages")
 TOP_N = ("top_n", "top_k")
 RETURN = ("return_documents", "return_text")
@@ -74,7 +76,16 @@ def documents_of(fields: Fields, rank_fields: list[str] | None = None) -> list[D
     name = fields.spelled["documents"]
     if not sent:
         raise InvalidInput(f"expected at least one document in {name} - at `$.{name}`")
+    check_number(sent, name)
     return [_document(one, f"$.{name}[{i}]", rank_fields) for i, one in enumerate(sent)]
+
+
+def check_number(texts: list[Any], name: str) -> None:
+    """Raise InvalidInput if a field has too many texts."""
+    if len(texts) > MAX_ITEMS:
+        raise InvalidInput(
+            f"{len(texts)} texts in {name}; send at most {MAX_ITEMS:,} per request - at `$.{name}`"
+        )
 
 
 def _document(sent: Any, path: str, rank_fields: list[str] | None) -> Document:
@@ -97,11 +108,13 @@ def _joined(sent: Json, path: str, rank_fields: list[str]) -> str:
     """
     values = {
         name: sent[name] if isinstance(sent[name], str) else msgspec.json.encode(sent[name]).decode()
-        for name in rank_fields
+        for name in dict.fromkeys(rank_fields)
         if sent.get(name) is not None
     }
     if not values:
-        raise InvalidInput(f"the document has none of the rank_fields {', '.join(rank_fields)} - at `{path}`")
+        raise InvalidInput(
+            f"the document has none of the rank_fields {cut(', '.join(rank_fields))} - at `{path}`"
+        )
     if len(rank_fields) == 1:
         return values[rank_fields[0]]
     return "\n".join(f"{name}: {value}" for name, value in values.items())

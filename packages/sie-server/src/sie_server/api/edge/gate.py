@@ -70,6 +70,16 @@ class Gate:
             _check_local(asgi)
         return None
 
+    def is_admin(self, asgi: Asgi) -> bool:
+        """Return whether the gate would admit the caller to the admin routes."""
+        try:
+            if self._keys:
+                return self._key(asgi).may("admin")
+            _check_local(asgi)
+        except (Unauthorized, Forbidden):
+            return False
+        return True
+
     def _key(self, asgi: Asgi) -> ApiKey:
         sent = _headers(asgi, b"authorization")
         if not sent:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.storage.source import same_place
-from sie_server.errors import AdapterNotFound, Conflict
+from sie_server.errors import AdapterNotFound, Conflict, shown
 from sie_server.serving.lifecycle.slots import AttachedAdapter, Slot
 from sie_server.wire import AdapterInfo
 
@@ -40,7 +40,7 @@ class AdapterNames:
         if name not in sources:
             known = f"; it has {', '.join(sorted(sources))}" if sources else " and no other adapter"
             raise AdapterNotFound(
-                f"model {slot.name!r} has no adapter {name!r}{suggest(name, list(sources)) or known}"
+                f"model {slot.name!r} has no adapter {shown(name)}{suggest(name, list(sources)) or known}"
             )
         return sources[name]
 

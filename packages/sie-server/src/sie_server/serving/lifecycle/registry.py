@@ -23,7 +23,7 @@ from msgspec import structs
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
-from sie_server.errors import ModelLoading, ModelNotFound, SIEError
+from sie_server.errors import ModelLoading, ModelNotFound, SIEError, shown
 from sie_server.serving.lifecycle.adapters import Adapters
 from sie_server.serving.lifecycle.budget import MemoryBudget
 from sie_server.serving.lifecycle.slots import Slot, Version
@@ -103,7 +103,7 @@ class Registry:
         if slot is None:
             hint = suggest(name, self.table.names())
             raise ModelNotFound(
-                f"model {name!r} is not known here{hint or '; GET /v1/models lists the models'}"
+                f"model {shown(name)} is not known here{hint or '; GET /v1/models lists the models'}"
             )
         return slot
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sie_server.catalog import ModelConfig, catalog, id_problem
 from sie_server.engine.storage.source import is_path
-from sie_server.errors import InvalidInput
+from sie_server.errors import InvalidInput, shown
 from sie_server.serving.lifecycle.registry import Registry
 from sie_server.serving.operators.operations import Operations
 from sie_server.wire import AdminAnswer
@@ -118,7 +118,7 @@ class ModelAdmin:
         if not is_path(source):
             if not HUB_ID.fullmatch(source) or ".." in source:
                 raise InvalidInput(
-                    f"{source!r} is neither an absolute path nor a hub id, ORGANISATION/NAME - at `$.source`"
+                    f"{shown(source)} is neither an absolute path nor a hub id, ORGANISATION/NAME - at `$.source`"
                 )
             return source
         path = Path(source)

@@ -11,7 +11,8 @@ from sie_server.arrays import array_of
 from sie_server.engine.job import Floats
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import LateInteractionSpec, ModelSpec
-from sie_server.wire import Item, ScoreRequest
+from sie_server.wire import Item, ScoreRequest, is_plain
+from sie_server.wire.limits import MAX_VALUES
 
 CHARS_PER_TOKEN = 5  # of English text
 
@@ -38,7 +39,8 @@ class Candidates:
         if self.query is not None:
             return self.query
         width = self._width(spec)
-        return _vectors(self.request.query, width, "$.query", spec.backbone.max_length)
+        vectors, _ = _vectors(self.request.query, width, "$.query", MAX_VALUES, spec.backbone.max_length)
+        return vectors
 
     def item_vectors(self, spec: ModelSpec) -> list[Floats]:
         """The vectors [tokens, dim] of every candidate.
@@ -46,8 +48,12 @@ class Candidates:
         Raises:
             InvalidInput: the vectors do not fit the model.
         """
-        width = self._width(spec)
-        return [_vectors(item, width, f"$.items[{i}]") for i, item in enumerate(self.request.items)]
+        width, left, found = self._width(spec), MAX_VALUES, []
+        for i, item in enumerate(self.request.items):
+            vectors, count = _vectors(item, width, f"$.items[{i}]", left)
+            left -= count
+            found.append(vectors)
+        return found
 
     def _width(self, spec: ModelSpec) -> int:
         if isinstance(spec.head, LateInteractionSpec):
@@ -63,9 +69,9 @@ def candidates_of(request: ScoreRequest) -> Candidates:
         InvalidInput: an item has neither text nor vectors or both, or the items mix texts and vectors.
     """
     query = None if _is_vectors(request.query, "$.query") else text_of(request.query, "$.query")
-    given = [_is_vectors(item, f"$.items[{i}]") for i, item in enumerate(request.items)]
-    if not any(given):
+    if all(item.multivector is None for item in request.items):
         return Candidates(request, query, texts_of(request.items))
+    given = [_is_vectors(item, f"$.items[{i}]") for i, item in enumerate(request.items)]
     if not all(given):
         odd = given.index(not given[0])
         raise InvalidInput(
@@ -100,7 +106,10 @@ def text_of(item: Item, path: str) -> str:
 
 def texts_of(items: Sequence[Item]) -> list[str]:
     """Return the texts of `$.items`."""
-    return [text_of(item, f"$.items[{i}]") for i, item in enumerate(items)]
+    return [
+        item.text if item.text is not None and is_plain(item) else text_of(item, f"$.items[{i}]")
+        for i, item in enumerate(items)
+    ]
 
 
 def characters_of(texts: Iterable[str], limit: int) -> int:
@@ -117,10 +126,13 @@ def _is_vectors(item: Item, path: str) -> bool:
     return True
 
 
-def _vectors(item: Item, width: int, path: str, most: int | None = None) -> Floats:
-    """Return [tokens, width] float32 with at most `most` tokens."""
+def _vectors(
+    item: Item, width: int, path: str, most_values: int, most: int | None = None
+) -> tuple[Floats, int]:
+    """Return [tokens, width] float32 with at most `most` tokens, and the number of values that were decoded."""
     path = f"{path}.multivector"
-    array = array_of(item.multivector, path)
+    value, count = item.multivector.decode(path, most_values)
+    array = array_of(value, path)
     if array.ndim != 2 or 0 in array.shape:
         raise InvalidInput(
             f"shape {list(array.shape)}; expected [tokens, width] with at least one token - at `{path}`"
@@ -131,7 +143,7 @@ def _vectors(item: Item, width: int, path: str, most: int | None = None) -> Floa
         )
     if most and len(array) > most:
         raise InvalidInput(f"{len(array)} vectors; a query of this model has at most {most} - at `{path}`")
-    if array.dtype.kind != "f" and not isinstance(item.multivector, list):
+    if array.dtype.kind != "f" and not isinstance(value, list):
         raise InvalidInput(
             f"dtype {array.dtype} cannot be scored; send float16, float32 or float64 - at `{path}`"
         )
@@ -139,4 +151,4 @@ def _vectors(item: Item, width: int, path: str, most: int | None = None) -> Floa
         vectors = array.astype(np.float32)
     if not np.isfinite(vectors).all():
         raise InvalidInput(f"a value is not a finite float32 - at `{path}`")
-    return vectors
+    return vectors, count

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import msgspec
 
 from sie_server.catalog import profile_names
-from sie_server.errors import InvalidInput
+from sie_server.errors import InvalidInput, reason_at, shown
 from sie_server.wire import Options, Profile
 
 Route = Literal["score", "encode"]
+NAMED = 10  # number of unknown options that warnings name
 
 # Options with a meaning on one route only. The other route reports them like unknown ones.
 ONLY = {
@@ -81,8 +82,7 @@ def parse_options(
     try:
         known = msgspec.convert(raw, Options)
     except msgspec.ValidationError as error:
-        reason, _, where = str(error).partition(" - at `$")
-        raise InvalidInput(f"{reason} - at `{at}{where or '`'}") from None
+        raise InvalidInput(reason_at(error, at)) from None
     profile = _profile(known, at, profiles)
     other = ONLY["encode" if route == "score" else "score"]
     warnings = _ignored(raw, route, other)
@@ -101,7 +101,8 @@ def _profile(known: Options, path: str, profiles: Mapping[str, Profile]) -> Prof
     name = known.profile or "default"
     if name != "default" and name not in profiles:
         raise InvalidInput(
-            f"this model has no profile {name!r}; it has {', '.join(profile_names(profiles))} - at `{path}.profile`"
+            f"this model has no profile {shown(name)}; it has {', '.join(profile_names(profiles))} "
+            f"- at `{path}.profile`"
         )
     return profiles.get(name, Profile())
 
@@ -109,9 +110,10 @@ def _profile(known: Options, path: str, profiles: Mapping[str, Profile]) -> Prof
 def _ignored(raw: dict[str, Any], route: Route, other: set[str]) -> list[str]:
     unknown = sorted(set(raw) - set(Options.__struct_fields__))
     misplaced = sorted(name for name, value in raw.items() if name in other and value is not None)
-    return [f"option {name!r} is unknown and was ignored" for name in unknown] + [
-        f"option {name!r} has no effect on {route} and was ignored" for name in misplaced
-    ]
+    warnings = [f"option {shown(name)} is unknown and was ignored" for name in unknown[:NAMED]]
+    if len(unknown) > NAMED:
+        warnings.append(f"{len(unknown) - NAMED} more unknown options were ignored")
+    return warnings + [f"option {name!r} has no effect on {route} and was ignored" for name in misplaced]
 
 
 def _with_defaults(known: Options, profile: Profile, other: set[str]) -> Options:
@@ -146,6 +148,6 @@ def _adapter(in_id: str | None, known: Options, path: str) -> str | None:
     # An empty name is a name that no adapter has. It never means the base model.
     names = {where: name for where, name in given.items() if name is not None}
     if len(set(names.values())) > 1:
-        said = " and ".join(f"{where} {name!r}" for where, name in names.items())
+        said = " and ".join(f"{where} {shown(name)}" for where, name in names.items())
         raise InvalidInput(f"{said} name different adapters; give one - at `{path}.lora`")
     return next(iter(names.values()), None)

@@ -10,7 +10,14 @@ import math
 
 from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest, marked_by
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import EXAMPLE, Positive, as_text_object, documents_of, read_request
+from sie_server.api.dialects.reading import (
+    EXAMPLE,
+    Positive,
+    RankFields,
+    as_text_object,
+    documents_of,
+    read_request,
+)
 from sie_server.errors import SIEError
 
 DOCUMENTS_PER_UNIT = 100
@@ -25,7 +32,7 @@ def _read_v2(fields: Fields) -> RerankRequest:
 
 
 def _read_v1(fields: Fields) -> RerankRequest:
-    documents = documents_of(fields, fields.take(list[str], "rank_fields"))
+    documents = documents_of(fields, fields.take(RankFields, "rank_fields"))
     most = fields.take(Positive, "max_tokens_per_doc")
     fields.has_no_effect("max_chunks_per_doc", NO_CHUNKS)
     return read_request(fields, documents, max_document_tokens=most)

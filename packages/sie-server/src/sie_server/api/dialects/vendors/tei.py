@@ -13,7 +13,7 @@ from msgspec import UNSET
 from sie_server import __version__
 from sie_server.api.dialects.dialect import Answer, Dialect, Json, RerankRequest, marked_by
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import Positive, documents_of, read_request
+from sie_server.api.dialects.reading import Positive, check_number, documents_of, read_request
 from sie_server.errors import InvalidInput, SIEError
 from sie_server.wire import EncodeParams, EncodeRequest, EncodeResponse, Item, ModelInfo
 
@@ -67,6 +67,7 @@ def read_embed(fields: Fields) -> tuple[str | None, EncodeRequest, bool]:
     texts = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise InvalidInput("expected a string or a list with at least one string - at `$.inputs`")
+    check_number(texts, "inputs")
     if fields.take(bool, "normalize") is False:
         raise InvalidInput("only vectors of unit length are returned; omit this field - at `$.normalize`")
     fields.refuse("prompt_name", "only the checkpoint's document prompt is supported; omit this field")

@@ -11,7 +11,15 @@ from typing import Any
 
 from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest
 from sie_server.api.dialects.fields import Fields
-from sie_server.api.dialects.reading import EXAMPLE, as_text_object, documents_of, read_request, usage
+from sie_server.api.dialects.reading import (
+    EXAMPLE,
+    RankFields,
+    as_text_object,
+    check_number,
+    documents_of,
+    read_request,
+    usage,
+)
 from sie_server.errors import InvalidInput, SIEError
 
 TYPES = {
@@ -28,7 +36,7 @@ SCORE_QUERIES = ("queries", "text_1", "query", "data_1")
 
 
 def _read_rerank(fields: Fields) -> RerankRequest:
-    documents = documents_of(fields, fields.take(list[str], "rank_fields"))
+    documents = documents_of(fields, fields.take(RankFields, "rank_fields"))
     return read_request(fields, documents, zero_is_all=True, **_common(fields))
 
 
@@ -64,10 +72,10 @@ def _read_score(fields: Fields) -> RerankRequest:
 
 def _texts(fields: Fields, spellings: tuple[str, ...]) -> list[str]:
     sent: Any = fields.need(object, *spellings)
-    texts = [sent] if isinstance(sent, str) else sent
+    texts, name = [sent] if isinstance(sent, str) else sent, fields.spelled[spellings[0]]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        name = fields.spelled[spellings[0]]
         raise InvalidInput(f"expected a string or a list with at least one string - at `$.{name}`")
+    check_number(texts, name)
     return texts
 
 

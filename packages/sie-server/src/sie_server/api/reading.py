@@ -1,0 +1,118 @@
+"""Decode request bodies and encode vectors: small ones at once, large ones on a thread. Steps ① and ⑨ of a request.
+
+Every route reads its body here. msgspec decodes a body of 60 MiB in up to 0.2 s, in which no other thread runs, so at
+most one large body is decoded at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from sie_server.api import codec
+from sie_server.api.edge.bodies import read_body, unless_gone
+from sie_server.api.edge.budget import hold
+from sie_server.arrays import Encoded
+from sie_server.config import NAME_LENGTH
+from sie_server.errors import InvalidInput
+from sie_server.serving.service import Service
+from sie_server.wire import EncodeResponse
+
+Result = TypeVar("Result")
+LARGE = 2**20
+MANY = 100  # vectors; in JSON each takes about 50 µs
+_decoding = ThreadPoolExecutor(1, thread_name_prefix="sie-decode")
+_encoding = ThreadPoolExecutor(1, thread_name_prefix="sie-encode")
+
+
+async def read(
+    request: Request,
+    kind: Any,
+    media: str = codec.JSON,
+    convert: Callable[[Any], Any] = lambda decoded: decoded,
+) -> Any:
+    """Return `convert(body decoded as kind)`.
+
+    The result counts as memory of the request instead of the body. It may take several times as much: a text with one
+    emoji takes four bytes per character, and a text of one character 50 bytes.
+
+    Raises:
+        InputTooLong, InvalidInput, ClientGone, QueueFull
+    """
+    content = await read_body(request, service_of(request).config.max_body_mb * 2**20)
+
+    def work() -> Any:
+        return convert(codec.decode(content, media, kind))
+
+    if len(content) <= LARGE:
+        return work()
+    result, needed = await unless_gone(request, _on_thread(_decoding, lambda: _measured(work())))
+    hold(request, max(0, needed - len(content)))
+    return result
+
+
+def _measured(value: Any) -> tuple[Any, int]:
+    return value, memory_of(value)
+
+
+async def encoded(request: Request, answer: EncodeResponse, encode: Callable[[], Result]) -> Result:
+    """Return `encode()`, which turns the vectors of `answer` into a response.
+
+    Raises:
+        ClientGone
+    """
+    if len(answer.items) <= MANY:
+        return encode()
+    return await unless_gone(request, _on_thread(_encoding, encode))
+
+
+async def _on_thread(threads: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+
+def memory_of(value: Any) -> int:
+    """Return about how many bytes a decoded value takes: its texts, lists, maps and structs."""
+    total, left = 0, [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            total += sys.getsizeof(part)
+        elif isinstance(part, list | tuple):
+            total += sys.getsizeof(part)
+            left.extend(part)
+        elif isinstance(part, dict):
+            total += sys.getsizeof(part)
+            left.extend(part)
+            left.extend(part.values())
+        elif isinstance(part, Encoded):
+            total += memoryview(part.raw).nbytes
+        elif isinstance(part, msgspec.Struct):
+            total += sys.getsizeof(part)
+            left.extend(getattr(part, name) for name in part.__struct_fields__)
+    return total
+
+
+def service_of(request: Request) -> Service:
+    """Return the service of the app."""
+    service: Service = request.app.state.service
+    return service
+
+
+def check_model(service: Service, name: str) -> str:
+    """Return the model id in a body, MODEL or MODEL:ADAPTER, if it is not too long to be one.
+
+    Raises:
+        InvalidInput: the id of a model is longer than the longest possible one.
+    """
+    model, _ = service.registry.resolve(name)
+    if len(model) > NAME_LENGTH:
+        raise InvalidInput(
+            f"expected a model id of at most {NAME_LENGTH} characters, got {len(model)} - at `$.model`"
+        )
+    return name
