@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 
 from support.checkpoints import colbert, cross_encoders
 from support.hostile import seeds
+from support.hostile.body_attacks import array_bodies
 from support.hostile.contract import fault_of
 from support.hostile.inprocess import Application, application
 from support.hostile.scale import LONG, scaled
@@ -53,6 +54,12 @@ def check(app: Application, path: str, headers: dict[str, str], body: bytes) -> 
 @example(request=("/v1/score/toy/colbert", {"content-type": seeds.MSGPACK}, b"\xdf\xff\xff\xff\xff"))
 def test_spoiled_bodies(app: Application, request: tuple[str, dict[str, str], bytes]) -> None:
     check(app, *request)
+
+
+@pytest.mark.parametrize("number", range(len(array_bodies())))
+def test_odd_arrays(app: Application, number: int) -> None:
+    """Shapes are checked as arithmetic: an array without elements may still have sizes that no array can have."""
+    check(app, f"/v1/score/{seeds.COLBERT}", {"content-type": seeds.MSGPACK}, array_bodies()[number])
 
 
 def test_both_results_and_errors_occur() -> None:

@@ -14,6 +14,7 @@ from support.hostile.attack import Attack, Report, repeated
 from support.hostile.scale import MIB, scaled
 
 SCORE, ENCODE = "/v1/score/sie/mini-en", "/v1/encode/sie/mini-en"
+VECTORS = "/v1/score/toy/colbert"  # a model that scores vectors sent in place of texts
 MSGPACK = "Content-Type: application/msgpack"
 LONG = "<long>"
 LARGE = scaled(12, 60) * MIB
@@ -80,17 +81,20 @@ TYPES = [
 ]
 
 
-def arrays() -> list[bytes]:
-    """Return score requests whose vectors have odd shapes and types."""
+def array_bodies() -> list[bytes]:
+    """Return MessagePack score requests whose vectors have odd shapes and types."""
     maps = [{b"nd": True, b"type": "<f4", b"kind": b"", b"shape": s, b"data": b""} for s in SHAPES]
     maps += [{b"nd": True, b"type": t, b"kind": b"", b"shape": [0, 128], b"data": b""} for t in TYPES]
     maps += [{b"nd": False, b"type": "<f4", b"data": b""}, {b"nd": True}, {b"nd": 2**63, b"shape": [1]}]
-    asked = [{"query": {"text": "a"}, "items": [{"multivector": array}]} for array in maps]
-    asked += [{"query": {"multivector": [maps[0], maps[1]]}, "items": [{"multivector": [maps[4]] * 3}]}]
-    packed = [msgpack.packb(body) for body in asked]
-    extended = [{"multivector": msgpack.ExtType(78, msgpack.packb(m))} for m in maps[:4]]
-    packed += [msgpack.packb({"query": {"text": "a"}, "items": [item]}) for item in extended]
-    return [wire.post(SCORE, body, MSGPACK) for body in packed]
+    vectors = [*maps, [maps[0], maps[1]], [maps[4]] * 3]
+    vectors += [msgpack.ExtType(78, msgpack.packb(m)) for m in maps[:4]]
+    bodies = [{"query": {"text": "a"}, "items": [{"multivector": vector}]} for vector in vectors]
+    bodies += [{"query": {"multivector": vector}, "items": [{"text": "a"}]} for vector in vectors[:4]]
+    return [msgpack.packb(body) for body in bodies]
+
+
+def arrays() -> list[bytes]:
+    return [wire.post(VECTORS, body, MSGPACK) for body in array_bodies()]
 
 
 def unfinished(report: Report) -> None:
@@ -161,7 +165,11 @@ ATTACKS = [
     Attack("many empty lists, unknown field", with_values("other", b"[]")),
     Attack("many values, options", with_values("options", b"1", wrap=b'{"other":[%s]}'), quick=True),
     Attack("many values, metadata", with_values("query", b'"a"', wrap=b'{"text":"a","metadata":{"m":[%s]}}')),
-    Attack("many values, vectors", with_values("query", b"0.5", wrap=b'{"multivector":[[%s]]}'), quick=True),
+    Attack(
+        "many values, vectors",
+        with_values("query", b"0.5", path=VECTORS, wrap=b'{"multivector":[[%s]]}'),
+        quick=True,
+    ),
     Attack("many values, wrong type", with_values("instruction", b"1")),
     Attack("many keys", repeated(lambda: [wire.post(SCORE, b'{"options":%s}' % keys())]), quick=True),
     Attack("many values, dialect", with_values("documents", b"1", path="/v1/rerank")),

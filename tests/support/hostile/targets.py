@@ -1,4 +1,4 @@
-"""The server under attack, with the embedded model, and the probe that observes it; both are replaced if it dies."""
+"""The server under attack and the probe that observes it. Both are replaced if the server dies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.checkpoints import colbert
 from support.hostile.probe import Probe, probing
 from support.hostile.scale import ALLOWED_S
 from support.servers import processes
@@ -45,7 +46,11 @@ class Targets:
         return self._observed
 
     def _start(self) -> Observed:
-        server = self._stack.enter_context(processes.running(self._folder))
+        directory = self._folder / "colbert"
+        if not directory.exists():
+            colbert.make_pylate(directory, "bert")
+        models = ("--model", "sie/mini-en", "--model", f"toy/colbert={directory}")
+        server = self._stack.enter_context(processes.running(self._folder, *models))
         log = self._folder / f"probe-{server.port}.log"
         probe = self._stack.enter_context(probing(server.port, server.process.pid, log))
         ready = time.monotonic()
