@@ -28,7 +28,7 @@ from rich.table import Table
 
 OUT = Path(__file__).resolve().parent / "out"
 DOCUMENTS, PATIENCE = 8, 4  # patience as a multiple of the quiet median
-CLOSED_LOOP = 4  # callers that keep the device busy
+CLOSED_LOOP = 8  # callers that keep the device busy
 HEADINGS = (
     *("load", "offered", "goodput", "p50", "p99", "refused", "left", "not sent"),
     *("Retry-After", "accepted after", "recovered"),
@@ -105,11 +105,11 @@ async def phase(
     )
 
 
-async def beside_cheap(port: int, sent: list[bytes], rate: float, seconds: float) -> float:
+async def during_cheap(port: int, sent: list[bytes], rate: float, seconds: float) -> float:
     """Return the goodput of a busy server that also answers `rate` requests a second with 405."""
     busy, cheap, start = Crowd(port), Crowd(port), time.perf_counter()
     await asyncio.gather(
-        busy.turns(sent, 2 * CLOSED_LOOP, seconds),
+        busy.turns(sent, CLOSED_LOOP, seconds),
         cheap.arrivals([CHEAP], max(rate, 0.1), seconds, PATIENT_S),
     )
     for crowd in (busy, cheap):
@@ -123,7 +123,7 @@ class Results:
 
     quiet: Quiet
     phases: list[Phase]
-    beside_cheap: float  # goodput beside as many 405 answers as the highest load had refusals
+    during_cheap: float  # goodput during as many 405 answers as the highest load had refusals
     lanes: list[Lanes]
 
 
@@ -137,9 +137,9 @@ async def measure(port: int, loads: list[float], seconds: float) -> Results:
             phases.append(await phase(port, sent, at_rest, load, patient, seconds))
             show(phases[-1], at_rest)
     highest = next(p for p in phases if p.load == max(loads) and p.callers == "patient")
-    cheap = await beside_cheap(port, sent, highest.refused, seconds)
+    cheap = await during_cheap(port, sent, highest.refused, seconds)
     console.print(
-        f"goodput {highest.goodput:.1f}/s beside {highest.refused:.0f} refusals/s, {cheap:.1f}/s beside as many 405 "
+        f"goodput {highest.goodput:.1f}/s during {highest.refused:.0f} refusals/s, {cheap:.1f}/s during as many 405 "
         f"answers: {ratio(highest.goodput, cheap)} (goal: 90 %)"
     )
     return Results(at_rest, phases, cheap, await measure_lanes(port, max(10.0, 2 * seconds)))

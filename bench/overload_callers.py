@@ -1,6 +1,6 @@
-"""Callers of `bench.overload`: arrivals at random times, callers that probe, and callers that take turns.
+"""Callers of `bench.overload`: arrivals at random times, callers that probe, and callers in a closed loop.
 
-All are tasks of one event loop that send prepared bytes, so that the client costs little beside the server.
+All are tasks of one event loop that send prepared bytes, so that the client costs little compared with the server.
 """
 
 from __future__ import annotations

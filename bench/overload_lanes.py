@@ -1,4 +1,4 @@
-"""Interactive callers beside a bulk caller, with and without `options.priority`: a part of `bench.overload`."""
+"""Interactive callers together with a bulk caller, with and without `options.priority`: a part of `bench.overload`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THINKING = 1.0  # mean seconds between two requests of an interactive caller
 
 @dataclass(frozen=True)
 class Lanes:
-    """Interactive callers, alone or beside a bulk caller."""
+    """Interactive callers, alone or together with a bulk caller."""
 
     name: str
     p50_s: float
@@ -25,10 +25,10 @@ class Lanes:
 
 
 async def measure_lanes(port: int, seconds: float) -> list[Lanes]:
-    """Run the interactive callers alone, beside a bulk caller, and beside one that says so."""
+    """Run the interactive callers alone, with a bulk caller, and with one that says so."""
     interactive = bodies(DOCUMENTS)
     found = [await _lanes(port, "alone", interactive, None, seconds)]
-    for name, options in (("beside bulk", {}), ("beside bulk, with its priority", {"priority": "bulk"})):
+    for name, options in (("with bulk", {}), ("with bulk, priority sent", {"priority": "bulk"})):
         found.append(await _lanes(port, name, interactive, bodies(BULK_DOCUMENTS, 2, **options), seconds))
     return found
 

@@ -49,7 +49,7 @@ class Connection:
         """Send a request and return its answer. A kept connection that the server has closed is opened again once.
 
         Raises:
-            TimeoutError: no answer within `patience` seconds; the connection is closed, as a caller does who leaves.
+            TimeoutError: no answer within `patience` seconds; the connection is then closed.
             ConnectionError: no connection, or closed before the answer.
         """
         try:

@@ -3,8 +3,9 @@
     python -m bench.soak                       # 20 minutes, at least 200,000 requests
     python -m bench.soak --minutes 1 --rate 100
 
-A toy cross-encoder with two adapters and the embedded model answer requests of every kind. Meanwhile weights are
-swapped, adapters come and go, and callers hang up, send broken bodies, and leave connections half open. Everything
+A toy cross-encoder with two adapters, a toy encoder and the embedded model answer requests of every kind. At the same
+time weights are swapped, adapters are loaded and unloaded, and callers hang up, send broken bodies, and leave
+connections half open. Everything
 runs on the loopback interface. `bench.soak_traffic` has the requests.
 """
 

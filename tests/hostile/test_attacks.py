@@ -44,18 +44,19 @@ def test_attack(attack: Attack, observed: Observed, record_property: Callable[[s
     assert caught_up, f"no answers within {ALLOWED_S} s after the attack; so far {dict(report.answers)}"
     allowed = REST_SHARE * max(before, observed.rest)
     at_rest = eventually(lambda: observed.probe.memory() <= allowed, REST_S)
-    samples = observed.probe.between(start, time.monotonic())
+    samples = observed.probe.samples_of(start, time.monotonic())
+    during = [sample for sample in samples if sample.at <= end]
     row = {
         "attack": attack.name,
         "held_mib": report.held / MIB,
-        **latencies(samples),
+        **latencies(during),
         "peak_mib": max(s.value for s in samples if s.kind == "memory") / MIB,
         "before_mib": before / MIB,
         "after_mib": observed.probe.memory() / MIB,
         "answers": " ".join(f"{status}×{count}" for status, count in sorted(report.answers.items())),
     }
     record_property("attack", row)
-    faults = [*report.faults[:5], *refused(samples, attack.refusing), *slow(row)]
+    faults = [*report.faults[:5], *refused(during, attack.refusing), *slow(row)]
     above = row["peak_mib"] - row["before_mib"]
     if above > BYTES_MULTIPLE * row["held_mib"] + NOISE / MIB:
         faults.append(f"memory rose by {above:.0f} MiB for {row['held_mib']:.0f} MiB of an attack")

@@ -1,7 +1,10 @@
-"""An attack: bytes that one or several callers send, and the report of what they were answered."""
+"""An attack: bytes that one or several callers send, and the report of the answers."""
 
 from __future__ import annotations
 
+import contextlib
+import select
+import socket
 import threading
 import time
 from collections import Counter
@@ -15,7 +18,7 @@ from support.hostile.scale import ALLOWED_S, HOLD_S
 
 @dataclass
 class Report:
-    """What the callers of an attack observed. Threads of the attack share it."""
+    """The observations of an attack's callers. Threads of the attack share it."""
 
     port: int
     end: float  # the attack holds until then
@@ -44,6 +47,13 @@ class Report:
     def pause(self, seconds: float) -> None:
         """Let time pass within the attack."""
         time.sleep(max(0.0, min(seconds, self.end - time.monotonic())))
+
+    def close(self, connections: list[socket.socket]) -> None:
+        """Note what the server has answered on connections that wait, if anything, and close them."""
+        for connection in connections:
+            with connection, contextlib.suppress(OSError):
+                if select.select([connection], [], [], 0)[0]:
+                    self.note(wire.read_answer(connection, 5))
 
     def send(self, request: bytes | Iterable[bytes], path: str = "") -> None:
         """Send a request and note the answer."""

@@ -1,4 +1,4 @@
-"""The rules that every answer of a server follows, whatever was sent (docs/http-api.md#errors)."""
+"""The rules that every answer of a server follows, also after a broken request (docs/http-api.md#errors)."""
 
 from __future__ import annotations
 

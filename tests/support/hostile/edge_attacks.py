@@ -56,8 +56,7 @@ def half_open(count: int, first: bytes) -> Callable[[Report], None]:
     def act(report: Report) -> None:
         connections = opened(report, count, first)
         report.pause(60)
-        for connection in connections:
-            connection.close()
+        report.close(connections)
 
     return act
 
@@ -72,8 +71,7 @@ def drip(first: bytes, piece: bytes) -> Callable[[Report], None]:
                 with contextlib.suppress(OSError):  # closed by the server, as it should
                     connection.sendall(piece)
             report.pause(0.1)
-        for connection in connections:
-            connection.close()
+        report.close(connections)
 
     return act
 

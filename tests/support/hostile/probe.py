@@ -61,8 +61,13 @@ class Probe:
         self._read += [Sample(**json.loads(line)) for line in lines]
         return self._read
 
-    def between(self, start: float, end: float) -> list[Sample]:
-        return [sample for sample in self.samples() if start <= sample.at <= end]
+    def samples_of(self, start: float, end: float) -> list[Sample]:
+        """Return the requests that were under way in a span of time, and the memory in it."""
+        return [
+            s
+            for s in self.samples()
+            if s.at <= end and (s.at if s.kind == "memory" else s.at + s.value) >= start
+        ]
 
     def caught_up(self, moment: float) -> bool:
         """Whether requests of every kind that began after `moment` have ended."""

@@ -67,7 +67,7 @@ def leavers(unit: str) -> Callable[[Report], None]:
 
         def caller(number: int) -> None:
             while not report.over:
-                with contextlib.suppress(OSError), wire.connect(report.port) as connection:
+                with contextlib.suppress(OSError, wire.Stalled), wire.connect(report.port) as connection:
                     wire.send(connection, request)
 
         together(4, caller)
@@ -76,7 +76,7 @@ def leavers(unit: str) -> Callable[[Report], None]:
 
 
 def crowd(callers: int, documents: int, *, patience: float | None = None) -> Callable[[Report], None]:
-    """Return an attack by many callers, who hang up after `patience` seconds and ask again."""
+    """Return an attack by many callers, which hang up after `patience` seconds and ask again."""
 
     def act(report: Report) -> None:
         request = wire.post(SCORE, asked(WORDS, documents))
@@ -87,10 +87,9 @@ def crowd(callers: int, documents: int, *, patience: float | None = None) -> Cal
                 if patience is None:
                     report.send(request)
                     continue
-                with contextlib.suppress(OSError), wire.connect(report.port) as connection:
+                with contextlib.suppress(OSError, wire.Stalled), wire.connect(report.port) as connection:
                     wire.send(connection, request)
-                    with contextlib.suppress(wire.Stalled):
-                        report.note(wire.read_answer(connection, patience))
+                    report.note(wire.read_answer(connection, patience))  # or leave
 
         together(callers, caller)
 
