@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors check format bench parity quality clean
+.PHONY: help install demo test test-unit test-floors check format bench parity quality hostile soak overload clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -59,8 +59,17 @@ parity: $(DEV) ## compare scores with the reference implementations (SIE_TEST_DE
 quality: $(DEV) ## measure ranking quality on the evaluation sets
 	$(BIN)/python -m bench.quality $(ARGS)
 
+hostile: $(DEV) ## attack a server: the long form of tests/hostile, about half an hour
+	SIE_HOSTILE=long $(PYTEST) tests/hostile $(ARGS)
+
+soak: $(DEV) ## serve mixed traffic with faults for 20 minutes, and check that nothing grows
+	$(BIN)/python -m bench.soak $(ARGS)
+
+overload: $(DEV) ## measure goodput and refusals at 0.5 to 20 times the capacity
+	$(BIN)/python -m bench.overload $(ARGS)
+
 clean: ## remove caches and build outputs; .venv stays
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache bench/out packages/*/dist packages/*/build
+	rm -rf .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache bench/out packages/*/dist packages/*/build
 	find packages examples tests bench training scripts -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examples/demo/requirements.txt scripts/install scripts/install_torch.py

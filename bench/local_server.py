@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 import psutil
 
@@ -40,11 +41,16 @@ class Server:
 
 @contextmanager
 def running_server(
-    model: str, *, flags: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+    model: str,
+    *,
+    flags: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
 ) -> Iterator[Server]:
     """Start a server and wait until it is ready.
 
     `model` is an ID or ID=DIRECTORY; `flags` extend the command line and `environment` the inherited variables.
+    The server's log goes to `log`, by default to this process's output.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -52,7 +58,10 @@ def running_server(
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "sie_server", "serve", "--port", str(port), "--model", model]
     process = subprocess.Popen(
-        [*command, "--log-level", "warning", *flags], env={**os.environ, **(environment or {})}
+        [*command, "--log-level", "warning", *flags],
+        env={**os.environ, **(environment or {})},
+        stdout=log,
+        stderr=log,
     )
     try:
         wait_ready(url, process)

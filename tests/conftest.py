@@ -12,7 +12,7 @@ import pytest
 from support.checkpoints import cache
 
 # order of the folders: short modules run last, so that all workers end at about the same time
-FOLDERS = ("service", "integrations", "examples", "parity", "unit")
+FOLDERS = ("hostile", "service", "integrations", "examples", "parity", "unit")
 
 # Set before torch is imported, and inherited by every process that a test starts. With several workers, more threads
 # per process would only wait for cores.
@@ -41,7 +41,8 @@ def folder(nodeid: str) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print tests and seconds of each folder, summed over all workers."""
+    """Print the measurements of tests/hostile, and tests and seconds of each folder, summed over all workers."""
+    show_attacks(terminalreporter)
     seconds: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     reports: Iterable[object] = (r for rs in terminalreporter.stats.values() for r in rs)
@@ -54,3 +55,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("seconds by folder, all workers together")
     for name, spent in seconds.most_common():
         terminalreporter.line(f"{spent:8.1f} s  {tests[name]:5d} tests  tests/{name}")
+
+
+def show_attacks(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the row that each attack has recorded."""
+    reports: Iterable[object] = (r for rs in terminalreporter.stats.values() for r in rs)
+    rows = [
+        dict(r.user_properties)["attack"]
+        for r in reports
+        if isinstance(r, pytest.TestReport) and r.when == "call" and "attack" in dict(r.user_properties)
+    ]
+    if not rows:
+        return
+    terminalreporter.section("attacks: seconds of small requests, resident memory in MiB")
+    terminalreporter.line(
+        f"{'attack':<38}{'held':>7}{'median':>8}{'max':>8}{'before':>8}{'peak':>8}{'after':>8}  answers"
+    )
+    for row in rows:
+        times = f"{row['median_s']:8.3f}{row['longest_s']:8.3f}"
+        memory = "".join(f"{row[key]:8.0f}" for key in ("before_mib", "peak_mib", "after_mib"))
+        terminalreporter.line(f"{row['attack']:<38}{row['held_mib']:7.0f}{times}{memory}  {row['answers']}")
