@@ -19,6 +19,7 @@ from starlette.types import Message
 
 from sie_server.api import codec
 from sie_server.api.codec import JSON, MSGPACK
+from sie_server.api.edge.budget import Budget
 from sie_server.api.reading import LARGE, memory_of, read
 from sie_server.arrays import Encoded
 from sie_server.config import NAME_LENGTH, ServerConfig, suggest
@@ -285,7 +286,8 @@ def test_the_memory_of_texts_is_reported() -> None:
 
 @pytest.mark.parametrize(("size", "thread"), [(100, "MainThread"), (LARGE + 1, "sie-decode")])
 async def test_large_bodies_are_decoded_on_a_thread(size: int, thread: str) -> None:
-    body = b'{"text": "' + b"a" * size + b'"}'
+    text = "😀" + "a" * size
+    body = json.dumps({"text": text}, ensure_ascii=False).encode()
 
     async def receive() -> Message:
         if sent:
@@ -296,11 +298,15 @@ async def test_large_bodies_are_decoded_on_a_thread(size: int, thread: str) -> N
     sent: list[bytes] = []
     service = SimpleNamespace(config=ServerConfig())
     app = SimpleNamespace(state=SimpleNamespace(service=service))
-    request = Request({"type": "http", "headers": [], "app": app}, receive)
+    budget = Budget(2**30, 2**26)
+    exchange = SimpleNamespace(share=budget.share())
+    scope = {"type": "http", "headers": [], "app": app, "state": {"exchange": exchange}}
+    request = Request(scope, receive)
     decoded, name = await read(request, Item, convert=lambda item: (item, threading.current_thread().name))
     assert name.startswith(thread)
-    assert decoded == Item(text="a" * size)
-    assert request.state.decoded_bytes >= (size if size > LARGE else 0)
+    assert decoded == Item(text=text)
+    # the body itself is counted by the connection
+    assert budget.used == pytest.approx(3 * size if size > LARGE else 0, rel=0.01)
 
 
 # ── messages ──
