@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from sie_sdk import Item, SIEClient
 from sie_server import __version__
+from support.checkpoints.cross_encoders import make_cross_encoder
 from support.servers import processes
 from support.servers.processes import Server
 from support.waiting import eventually
@@ -411,12 +412,21 @@ def test_a_shutdown_does_not_wait_longer_than_drain_s(folder: Path) -> None:
         assert server.process.wait(45) == 0
 
 
-def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path, models: Path) -> None:
-    stuck = folder / "hanging" / "stuck"
-    stuck.mkdir(parents=True)
-    os.mkfifo(stuck / "config.json")  # reading it blocks indefinitely
+def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path) -> None:
+    # runs in the server before its own code: one file system call never returns
+    (folder / "sitecustomize.py").write_text(
+        "import pathlib, time\n"
+        "real = pathlib.Path.iterdir\n"
+        "def hanging(path):\n"
+        "    if path.name == 'stuck':\n"
+        "        time.sleep(600)\n"
+        "    return real(path)\n"
+        "pathlib.Path.iterdir = hanging\n"
+    )
+    stuck = make_cross_encoder(folder / "hanging" / "stuck", "bert")
     args = ["--models-dir", str(stuck.parent), "--load-wait-s", "0.2", "--drain-s", "1"]
-    with processes.running(folder, *args) as server:
+    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    with processes.running(folder, *args, env={"PYTHONPATH": path}) as server:
         answer = server.post("/v1/score/stuck", {"query": {"text": "a"}, "items": [{"text": "b"}]})
         assert (answer.status_code, answer.json()["code"]) == (503, "MODEL_LOADING")
         assert server.score(MINI, "when does rain fall", ["rain falls"])["scores"]

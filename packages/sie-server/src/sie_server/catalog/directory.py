@@ -53,7 +53,9 @@ class ModelsDirectory:
         problems |= {path.name: problem for path in paths if (problem := self._read(path, models))}
         for name, problem in problems.items():
             if self._report and self.problems.get(name) != problem:
-                log.warning("%r is ignored: %s", str(self._root / name), problem)
+                shown = str(self._root / name)
+                # a name may hold line breaks
+                log.warning("%s is ignored: %s", shown if shown.isprintable() else repr(shown), problem)
         self.problems = problems
         return models
 

@@ -242,10 +242,17 @@ def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorRe
         raise UnsupportedCheckpoint(f"{index} is not a weight index: {error!r}") from error
     readers: dict[str, StoredTensor] = {}
     for name in names:
-        if not name or not (index.parent / name).exists():
+        if not name or not _exists(index.parent / name):
             raise UnsupportedCheckpoint(f"{index.name} names {name!r:.100}, which is missing")
         readers.update(read(index.parent / name))
     return readers
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long
+        return False
 
 
 def _read_safetensors(path: Path) -> TensorReaders:
