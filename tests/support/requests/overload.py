@@ -17,7 +17,7 @@ from sie_server.engine.job import build_job
 from sie_server.errors import QueueFull
 from sie_server.models.batch import Tokens
 from sie_server.serving.admission import Admission, Arrival
-from sie_server.serving.queue import Batch, Demand, Ticket, TokenQueue, tokens_of
+from sie_server.serving.queue import Batch, Demand, Place, Ticket, TokenQueue, tokens_of
 from sie_server.wire import Priority
 
 
@@ -73,6 +73,12 @@ class Simulation:
 
     def seconds_until_fit(self, demand: Demand) -> float:
         return self.queue.seconds_of(self.queue.excess(demand.tokens))
+
+    def expect(self, demand: Demand) -> Place:
+        return self.queue.expect(demand)
+
+    def forget(self, place: Place) -> None:
+        self.queue.forget(place)
 
     def add(self, caller: Caller) -> None:
         """Let a caller arrive."""

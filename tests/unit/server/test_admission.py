@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import statistics
@@ -13,7 +14,7 @@ from sie_server.engine.job import build_job
 from sie_server.errors import QueueFull
 from sie_server.serving.admission import Admission, Arrival
 from sie_server.serving.patience import FEWEST, Patience
-from sie_server.serving.queue import Demand, Ticket
+from sie_server.serving.queue import Demand, Ticket, TokenQueue
 from support.requests.overload import Caller, Model, Simulation
 
 CAPACITY = 40.0  # requests of five documents per second
@@ -127,9 +128,11 @@ class Device:
 
     def __init__(self, wait_s: float) -> None:
         self.wait_s, self.room_s = wait_s, 0.0
+        self._queue: TokenQueue[Ticket] = TokenQueue(1_000_000)
+        self.expect, self.forget = self._queue.expect, self._queue.forget
 
     def seconds_until_done(self, demand: Demand) -> float:
-        return self.wait_s + demand.seconds
+        return self.wait_s + self._queue.seconds_until_done(demand)
 
     def seconds_until_fit(self, demand: Demand) -> float:
         return self.room_s
@@ -162,13 +165,20 @@ def test_a_request_is_not_refused_for_its_own_size() -> None:
 
 def test_requests_that_are_being_tokenised_count() -> None:
     policy = admission(Device(wait_s=0.0), max_wait_s=1.0)
-    with policy.admit(arrival(tokens=40_000), 4000) as admitted:  # two seconds of the device
+    with contextlib.ExitStack() as earlier:
+        admitted = [earlier.enter_context(policy.admit(arrival(), 4000)) for _ in range(20)]
         with pytest.raises(QueueFull), policy.admit(arrival(), 4000):
             pass
-        admitted.queued(build_job(("score",), [], []))
+        admitted[0].queued(build_job(("score",), [], []))
         with policy.admit(arrival(), 4000):
             pass
     with policy.admit(arrival(), 4000):
+        pass
+
+
+def test_a_bulk_request_that_is_being_tokenised_does_not_keep_small_ones_out() -> None:
+    policy = admission(Device(wait_s=0.0), max_wait_s=1.0)
+    with policy.admit(arrival(tokens=4_000_000), 4000), policy.admit(arrival(), 4000):
         pass
 
 

@@ -22,7 +22,7 @@ from typing import Protocol
 from sie_server.engine.job import Job
 from sie_server.errors import QueueFull
 from sie_server.serving.patience import Patience
-from sie_server.serving.queue import Demand, Model
+from sie_server.serving.queue import Demand, Model, Place
 
 FIRST_RATIO = 0.25  # tokens per character before a model has been measured; English text has about 0.22
 RATIO_SHARE = 0.1  # of the newest request in the moving average
@@ -96,24 +96,28 @@ class Device(Protocol):
         """Estimate the time until the queue has room for a job; 0: it has room now."""
         ...
 
+    def expect(self, demand: Demand) -> Place:
+        """Count an admitted request in the estimates, until `forget`."""
+        ...
+
+    def forget(self, place: Place) -> None:
+        """End `expect`."""
+        ...
+
 
 class Admitted:
-    """A request that may wait. It counts as expected device time until its job is in the queue."""
+    """A request that may wait."""
 
-    def __init__(self, admission: Admission, arrival: Arrival, characters: int) -> None:
-        self.arrival, self._admission, self._characters = arrival, admission, characters
-        self._expected_s = arrival.demand.seconds
-        admission.expected_s += self._expected_s
+    def __init__(
+        self, arrival: Arrival, characters: int, ratios: TokenRatios, forget: Callable[[], None]
+    ) -> None:
+        """`forget` ends its place among the requests that have no job yet."""
+        self.arrival, self._characters, self._ratios, self.forget = arrival, characters, ratios, forget
 
     def queued(self, job: Job) -> None:
         """Note that the job enters the queue."""
         self.forget()
-        self._admission.ratios.observe(self.arrival.demand.model, self._characters, job.tokens)
-
-    def forget(self) -> None:
-        """Count no longer as expected."""
-        self._admission.expected_s = max(0.0, self._admission.expected_s - self._expected_s)
-        self._expected_s = 0.0
+        self._ratios.observe(self.arrival.demand.model, self._characters, job.tokens)
 
 
 class Admission:
@@ -129,7 +133,6 @@ class Admission:
         """`chance` returns numbers in [0, 1)."""
         self._device, self._clock, self._chance = device, clock, chance
         self.patience, self.ratios, self._acceptance = Patience(max_wait_s), TokenRatios(), Acceptance()
-        self.expected_s = 0.0  # device time of admitted requests that are not in the queue yet
         self._early: tuple[float, float] | None = None  # when and what was estimated for an unread request
 
     def check_early(self, model: Model, deadline: float | None) -> None:
@@ -140,7 +143,7 @@ class Admission:
         """
         now, typical = self._clock(), Demand(model, self._device.typical_tokens, "interactive")
         if self._early is None or not 0 <= now - self._early[0] < EARLY_S:
-            self._early = now, self._device.seconds_until_done(typical) + self.expected_s
+            self._early = now, self._device.seconds_until_done(typical)
         # an unread request may be smaller than a typical one, so its own time does not count
         self._check(self._early[1], Arrival(typical, now, None), now)
         if deadline is not None and now >= deadline:
@@ -154,11 +157,12 @@ class Admission:
             QueueFull: the answer would come too late.
         """
         now = self._clock()
-        self._check(self._device.seconds_until_done(arrival.demand) + self.expected_s, arrival, now)
+        self._check(self._device.seconds_until_done(arrival.demand), arrival, now)
         if room_s := self._device.seconds_until_fit(arrival.demand):
             raise self._refusal("max_queue_tokens tokens are waiting", room_s, now)
         self._acceptance.note(True, now)
-        admitted = Admitted(self, arrival, characters)
+        place = self._device.expect(arrival.demand)
+        admitted = Admitted(arrival, characters, self.ratios, lambda: self._device.forget(place))
         try:
             yield admitted
             self.patience.answered(arrival.demand.tokens, self._clock())

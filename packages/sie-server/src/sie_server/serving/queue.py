@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from sie_server.engine.job import Job, Work
@@ -67,32 +67,31 @@ class Demand:
         return max(1, math.ceil(slice_tokens / batch)) * batch
 
 
-@dataclass(eq=False)
-class Ticket:
-    """A job in the queue."""
+class Place:
+    """The place of a demand in the queue: of a job, or of a request whose texts are being tokenised."""
 
-    model: Model
-    job: Job
-    priority: Priority | None = None
-    due: int = 0
-    slice_left: int = 0  # tokens
-    tokens_waiting: int = field(init=False)
-    next_work: int = 0
-    demand: Demand = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tokens_waiting = self.job.tokens
-        self.demand = Demand(self.model, self.tokens_waiting, self.priority)
-
-    @property
-    def exhausted(self) -> bool:
-        """True when all its work has been handed out."""
-        return self.next_work >= len(self.job.work)
+    def __init__(self, demand: Demand) -> None:
+        self.demand, self.model = demand, demand.model
+        self.tokens_waiting = demand.tokens
+        self.slice_left = self.due = 0  # in tokens
 
     def start_slice(self, handed_out: int) -> None:
         """Begin the next slice."""
         self.slice_left = self.demand.slice_of(self.tokens_waiting)
         self.due = handed_out + self.demand.distance(self.slice_left)
+
+
+class Ticket(Place):
+    """A job in the queue."""
+
+    def __init__(self, model: Model, job: Job, priority: Priority | None = None) -> None:
+        super().__init__(Demand(model, job.tokens, priority))
+        self.job, self.next_work = job, 0
+
+    @property
+    def exhausted(self) -> bool:
+        """True when all its work has been handed out."""
+        return self.next_work >= len(self.job.work)
 
 
 T = TypeVar("T", bound=Ticket)
@@ -112,6 +111,7 @@ class TokenQueue(Generic[T]):
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._tickets: list[T] = []
+        self._expected: set[Place] = set()  # no jobs yet
         self._handed_out = 0  # tokens since the start
         self._bulk_due = 0  # of the bulk lane
         self.tokens_waiting = 0
@@ -143,6 +143,17 @@ class TokenQueue(Generic[T]):
         self.tokens_waiting += ticket.tokens_waiting
         self.typical_tokens += TYPICAL_SHARE * (ticket.tokens_waiting - self.typical_tokens)
 
+    def expect(self, demand: Demand) -> Place:
+        """Count an admitted request in the estimates, until `forget`."""
+        place = Place(demand)
+        place.start_slice(self._handed_out)
+        self._expected.add(place)
+        return place
+
+    def forget(self, place: Place) -> None:
+        """End `expect`: the request has a job, or has ended."""
+        self._expected.discard(place)
+
     def excess(self, tokens: int) -> int:
         """Return how many waiting tokens must go before a job of `tokens` fits; 0: it fits now."""
         if not self.tokens_waiting:
@@ -159,16 +170,17 @@ class TokenQueue(Generic[T]):
         first = demand.slice_of(demand.tokens)
         due, rounds = self._handed_out + demand.distance(first), math.ceil(demand.tokens / max(1, first)) - 1
         seconds, bulk = demand.seconds, 0.0
-        for ticket in self._tickets:
-            rate, waiting = ticket.model.tokens_per_second, ticket.tokens_waiting
-            if ticket.demand.bulk and not demand.bulk:
+        places: list[Place] = [*self._tickets, *self._expected]
+        for place in places:
+            rate, waiting = place.model.tokens_per_second, place.tokens_waiting
+            if place.demand.bulk and not demand.bulk:
                 bulk += waiting / rate
-            elif demand.bulk and not ticket.demand.bulk:
+            elif demand.bulk and not place.demand.bulk:
                 seconds += waiting / rate
             else:
-                ahead = ticket.slice_left if demand.bulk or ticket.due <= due else 0
+                ahead = place.slice_left if demand.bulk or place.due <= due else 0
                 # between two slices of this job, every other job gets one
-                seconds += (ahead + min(waiting - ahead, rounds * ticket.demand.slice_of(waiting))) / rate
+                seconds += (ahead + min(waiting - ahead, rounds * place.demand.slice_of(waiting))) / rate
         batches = rounds + (self._bulk_due <= due)
         return seconds + min(bulk, batches * demand.model.batch_tokens / demand.model.tokens_per_second)
 

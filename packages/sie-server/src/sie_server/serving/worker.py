@@ -19,7 +19,7 @@ from sie_server.engine.job import QUERY, Job, Work
 from sie_server.errors import InferenceError, QueueFull, ResourceExhausted, SIEError
 from sie_server.serving.health import TEST_EVERY_S, DeviceHealth, SelfTest, all_failed
 from sie_server.serving.metrics import Metrics, RequestTiming
-from sie_server.serving.queue import Batch, Demand, Ticket, TokenQueue, tokens_of
+from sie_server.serving.queue import Batch, Demand, Place, Ticket, TokenQueue, tokens_of
 from sie_server.wire import Priority
 
 log = logging.getLogger("sie_server.worker")
@@ -86,6 +86,16 @@ class DeviceWorker:
         """Estimate the time until the queue has room for a job; 0: it has room now."""
         with self._wake:
             return self._queue.seconds_of(self._queue.excess(demand.tokens))
+
+    def expect(self, demand: Demand) -> Place:
+        """Count an admitted request in the estimates, until `forget`."""
+        with self._wake:
+            return self._queue.expect(demand)
+
+    def forget(self, place: Place) -> None:
+        """End `expect`."""
+        with self._wake:
+            self._queue.forget(place)
 
     async def run(
         self, engine: Engine, job: Job, timing: RequestTiming, priority: Priority | None = None
