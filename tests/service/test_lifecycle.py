@@ -431,7 +431,7 @@ def test_a_shutdown_does_not_wait_for_a_load_that_hangs(folder: Path) -> None:
         assert (answer.status_code, answer.json()["code"]) == (503, "MODEL_LOADING")
         assert server.score(MINI, "when does rain fall", ["rain falls"])["scores"]
         assert server.signal_and_wait(within=60) == 0
-    assert "abandoning a download or load" in server.log
+    assert "abandoning work that is still running: sie-read" in server.log
 
 
 # ── disconnects and overload ──
