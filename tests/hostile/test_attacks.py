@@ -57,6 +57,8 @@ def test_attack(attack: Attack, observed: Observed, record_property: Callable[[s
     }
     record_property("attack", row)
     faults = [*report.faults[:5], *refused(during, attack.refusing), *slow(row)]
+    if attack.only and (others := set(report.answers) - set(attack.only)):
+        faults.append(f"answers {sorted(others)}, allowed only {attack.only}")
     above = row["peak_mib"] - row["before_mib"]
     if above > BYTES_MULTIPLE * row["held_mib"] + NOISE / MIB:
         faults.append(f"memory rose by {above:.0f} MiB for {row['held_mib']:.0f} MiB of an attack")

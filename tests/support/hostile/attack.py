@@ -52,7 +52,7 @@ class Report:
         """Note what the server has answered on connections that wait, if anything, and close them."""
         for connection in connections:
             with connection, contextlib.suppress(OSError):
-                if select.select([connection], [], [], 0)[0]:
+                if wire.ready(connection, select.POLLIN, 0):
                     self.note(wire.read_answer(connection, 5))
 
     def send(self, request: bytes | Iterable[bytes], path: str = "") -> None:
@@ -75,6 +75,7 @@ class Attack:
     act: Callable[[Report], None]
     refusing: bool = False
     quick: bool = False
+    only: tuple[str, ...] = ()  # the answers that the attack may get; empty: any that follows the contract
 
     def run(self, port: int) -> Report:
         """Attack the server on `port` for at least `HOLD_S` seconds."""

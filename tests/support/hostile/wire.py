@@ -69,12 +69,20 @@ def send(connection: socket.socket, request: bytes | Iterable[bytes], timeout: f
     for piece in _pieces(request):
         rest = memoryview(piece)
         while rest:
-            readable, writable, _ = select.select([connection], [connection], [], end - time.monotonic())
-            if readable:
+            events = ready(connection, select.POLLIN | select.POLLOUT, end - time.monotonic())
+            if events & select.POLLIN:
                 return
-            if not writable:
+            if not events:
                 raise Stalled(f"the server stopped reading for {timeout} s")
             rest = rest[connection.send(rest[:PIECE]) :]
+
+
+def ready(connection: socket.socket, events: int, timeout: float) -> int:
+    """Wait for events of a connection, and return them. `select.select` has a limit of 1,024 connections."""
+    poller = select.poll()
+    poller.register(connection, events)
+    found = poller.poll(max(0, round(timeout * 1000)))
+    return found[0][1] if found else 0
 
 
 def _pieces(request: bytes | Iterable[bytes]) -> Iterator[bytes]:
