@@ -28,6 +28,7 @@ from rich.table import Table
 
 OUT = Path(__file__).resolve().parent / "out"
 DOCUMENTS, PATIENCE = 8, 4  # patience as a multiple of the quiet median
+CALM_S = 5.0  # in which the server forgets the patience of the callers before
 CLOSED_LOOP = 8  # callers that keep the device busy
 HEADINGS = (
     *("load", "offered", "goodput", "p50", "p99", "refused", "left", "not sent"),
@@ -81,11 +82,12 @@ async def phase(
 ) -> Phase:
     """Offer a load for `seconds`, and wait until the server has recovered."""
     patience = PATIENT_S if patient else PATIENCE * at_rest.median_s
-    crowd, probers, start = Crowd(port), Probers(), time.perf_counter()
+    crowd, eager, probers, start = Crowd(port), Crowd(port), Probers(), time.perf_counter()
     await asyncio.gather(
-        crowd.arrivals(sent, load * at_rest.capacity, seconds, patience), probers.run(port, sent, seconds)
+        crowd.arrivals(sent, load * at_rest.capacity, seconds, patience), probers.run(eager, sent, seconds)
     )
-    crowd.close()
+    for done in (crowd, eager):
+        done.close()
     recovered = await recovery(port, sent, 2 * at_rest.median_s)
     left = crowd.offered - crowd.not_sent - sum(outcome.status != 0 for outcome in crowd.outcomes)
     waits = [outcome.retry_after for outcome in crowd.refused if outcome.retry_after is not None]
@@ -93,7 +95,7 @@ async def phase(
         load,
         "patient" if patient else "impatient",
         crowd.offered / seconds,
-        len(crowd.answered(start + seconds / 2, start + seconds)) / (seconds / 2),
+        sum(len(c.answered(start + seconds / 2, start + seconds)) for c in (crowd, eager)) / (seconds / 2),
         crowd.percentile(0.5),
         crowd.percentile(0.99),
         len(crowd.refused) / seconds,
@@ -137,6 +139,7 @@ async def measure(port: int, loads: list[float], seconds: float) -> Results:
             phases.append(await phase(port, sent, at_rest, load, patient, seconds))
             show(phases[-1], at_rest)
     highest = next(p for p in phases if p.load == max(loads) and p.callers == "patient")
+    await asyncio.sleep(CALM_S)
     cheap = await during_cheap(port, sent, highest.refused, seconds)
     console.print(
         f"goodput {highest.goodput:.1f}/s during {highest.refused:.0f} refusals/s, {cheap:.1f}/s during as many 405 "

@@ -127,16 +127,15 @@ class Probers:
     told: list[float] = field(default_factory=list)  # Retry-After of the first refusal
     waited: list[float] = field(default_factory=list)  # seconds until the first request that was accepted
 
-    async def run(self, port: int, sent: list[bytes], seconds: float) -> None:
+    async def run(self, crowd: Crowd, sent: list[bytes], seconds: float) -> None:
         end = time.perf_counter() + seconds
-        crowd, tasks = Crowd(port), []
+        tasks = []
         while time.perf_counter() < end:
             tasks.append(asyncio.create_task(self._one(crowd, sent[0])))
             await asyncio.sleep(0.25)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        crowd.close()
 
     async def _one(self, crowd: Crowd, sent: bytes) -> None:
         first = await crowd.one(sent, PATIENT_S)

@@ -26,6 +26,7 @@ from sie_server.api.dialects.routes import ROUTES as DIALECTS
 from sie_server.api.edge.connections.answers import body_of, headers_of
 from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
+from sie_server.api.edge.pacing import delay_refusal
 from sie_server.api.edge.paths import CleanPath, route_meant
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError, cut
@@ -103,6 +104,8 @@ async def _preload(app: Starlette, service: Service, on_fatal: OnFatal | None) -
 async def on_error(request: Request, error: Exception) -> Response:
     """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
     known = visible.error(request, _as_known(request, error))
+    if isinstance(known, QueueFull) and not request.app.state.draining:
+        await delay_refusal(request, known.retry_after_s or 1)
     headers = headers_of(known)
     headers |= getattr(error, "headers", None) or {}  # Allow of a 405, WWW-Authenticate of a 401
     dialect = getattr(request.state, "dialect", None) or dialects.owner_of(request.scope["path"])

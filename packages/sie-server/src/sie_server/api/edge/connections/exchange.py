@@ -10,14 +10,16 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from sie_server.api.edge.budget import Share
+from sie_server.api.edge.pacing import Pace
 from sie_server.errors import SIEError
 
 
 class Exchange:
     """One request and its response. The application finds it as `request.state.exchange`."""
 
-    def __init__(self, share: Share) -> None:
-        self.share = share
+    def __init__(self, share: Share, pace: Pace, rest: Callable[[], None]) -> None:
+        """`pace` belongs to the connection. `rest` lets the connection end if another client needs its place."""
+        self.share, self.pace, self.rest = share, pace, rest
         self.cycle: RequestResponseCycle = None  # type: ignore[assignment]
         self.complete = False  # the whole body has arrived
         self.error: SIEError | None = None  # answer with this instead of running the request

@@ -21,6 +21,7 @@ from sie_server.api.edge.connections import answers, heads
 from sie_server.api.edge.connections.deadlines import Transfer, head_deadline
 from sie_server.api.edge.connections.edge import Edge
 from sie_server.api.edge.connections.exchange import Exchange, Flow, Outgoing
+from sie_server.api.edge.pacing import Pace
 from sie_server.errors import HeadersTooLarge, InvalidInput, QueueFull, RequestTimeout, SIEError
 
 SLICE = 4 * 1024  # of heads and of chunked bodies, which may consist of many small parts
@@ -63,6 +64,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._is_evicted = False
         self._unsent_share = edge.budget.share()
         self._unsent = 0
+        self._pace = Pace()
 
     # ── the connection ──
 
@@ -182,7 +184,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._raise(ALL_IN_USE)
         self._head.stop()
         self._head_size = self._gap = self._discarded = 0
-        exchange = Exchange(self._edge.budget.share())
+        exchange = Exchange(self._edge.budget.share(), self._pace, lambda: self._edge.seats.rest(self))
         self.scope["state"]["exchange"] = exchange
         super().on_headers_complete()
         self._has_begun = False
