@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sie_server.engine.job import Job
 from sie_server.errors import QueueFull
@@ -40,6 +40,14 @@ class Arrival:
     demand: Demand
     since: float  # when it arrived
     deadline: float | None  # when its answer is no longer wanted
+
+
+class Early(NamedTuple):
+    """The estimates for an unread request of typical size, which many requests share."""
+
+    at: float
+    done_s: float
+    room_s: float
 
 
 class TokenRatios:
@@ -133,7 +141,7 @@ class Admission:
         """`chance` returns numbers in [0, 1)."""
         self._device, self._clock, self._chance = device, clock, chance
         self.patience, self.ratios, self._acceptance = Patience(max_wait_s), TokenRatios(), Acceptance()
-        self._early: tuple[float, float] | None = None  # when and what was estimated for an unread request
+        self._early: Early | None = None
 
     def check_early(self, model: Model, deadline: float | None) -> None:
         """Refuse a request whose body is still unread, if even a typical one would be answered too late.
@@ -142,10 +150,12 @@ class Admission:
             QueueFull
         """
         now, typical = self._clock(), Demand(model, self._device.typical_tokens, "interactive")
-        if self._early is None or not 0 <= now - self._early[0] < EARLY_S:
-            self._early = now, self._device.seconds_until_done(typical)
+        if self._early is None or not 0 <= now - self._early.at < EARLY_S:
+            device = self._device
+            self._early = Early(now, device.seconds_until_done(typical), device.seconds_until_fit(typical))
         # an unread request may be smaller than a typical one, so its own time does not count
-        self._check(self._early[1], Arrival(typical, now, None), now)
+        self._check(self._early.done_s, Arrival(typical, now, None), now)
+        self._check_room(self._early.room_s, now)
         if deadline is not None and now >= deadline:
             raise self._refusal("the deadline of the request is over", 0.0, now)
 
@@ -158,8 +168,7 @@ class Admission:
         """
         now = self._clock()
         self._check(self._device.seconds_until_done(arrival.demand), arrival, now)
-        if room_s := self._device.seconds_until_fit(arrival.demand):
-            raise self._refusal("max_queue_tokens tokens are waiting", room_s, now)
+        self._check_room(self._device.seconds_until_fit(arrival.demand), now)
         self._acceptance.note(True, now)
         place = self._device.expect(arrival.demand)
         admitted = Admitted(arrival, characters, self.ratios, lambda: self._device.forget(place))
@@ -182,6 +191,10 @@ class Admission:
         else:
             return
         raise self._refusal(f"the answer would take about {until_done_s:.1f} s and {limit}", excess_s, now)
+
+    def _check_room(self, room_s: float, now: float) -> None:
+        if room_s > 0:
+            raise self._refusal("max_queue_tokens tokens are waiting", room_s, now)
 
     def _refusal(self, cause: str, excess_s: float, now: float) -> QueueFull:
         """Return the error for a request that could be accepted in `excess_s`."""

@@ -12,6 +12,7 @@ from typing import Protocol
 from sie_server.api.edge.budget import MIB, Budget
 from sie_server.api.edge.connections.heap import HeapTrim, trim
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
+from sie_server.api.edge.pacing import Allowance
 from sie_server.config import ConfigError, ServerConfig
 
 log = logging.getLogger("sie_server.api")
@@ -56,6 +57,7 @@ class Edge:
             )
         self.config = config
         self.max_body = config.max_body_mb * MIB
+        self.refusals = Allowance()
         self.budget = Budget(config.max_bodies_mb * MIB, self.max_body, self._relieve)
         self._heap = HeapTrim(self.budget)
         size = raise_open_files(config.max_connections, SPARE)

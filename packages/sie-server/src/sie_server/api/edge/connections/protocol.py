@@ -64,7 +64,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._is_evicted = False
         self._unsent_share = edge.budget.share()
         self._unsent = 0
-        self._pace = Pace()
+        self._pace = Pace(edge.refusals)
 
     # ── the connection ──
 
