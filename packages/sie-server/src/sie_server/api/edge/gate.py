@@ -38,8 +38,8 @@ PROXY_HEADERS = (
     b"cf-*",
     b"cdn-loop",
     b"true-client-ip",
-    b"fastly-*",
-    b"fly-*",
+    b"fastly*",
+    b"fly*",
 )
 IS_PROXY_HEADER = re.compile(b"|".join(re.escape(name).replace(rb"\*", b".*") for name in PROXY_HEADERS))
 SEND_A_KEY = "send Authorization: Bearer KEY (SIE clients: api_key or the variable SIE_API_KEY)"

@@ -32,7 +32,7 @@ class Allowance:
 
 
 class Pace:
-    """The time until which the client of one connection was told to wait."""
+    """The time until which the client of one connection has to wait."""
 
     def __init__(self, allowance: Allowance) -> None:
         self._allowance, self._until = allowance, 0.0
