@@ -47,6 +47,10 @@ export interface ServerOptions {
   loraId?: string | null;
   /** Encode: the texts are queries. */
   isQuery?: boolean | null;
+  /** Lane in the queue; default: bulk for requests of more than four batches. */
+  priority?: "interactive" | "bulk" | null;
+  /** Milliseconds in which the caller can use the answer; longer requests are rejected. */
+  deadlineMs?: number | null;
   /** Encode: truncate vectors to their first dimensions (Matryoshka). */
   dimensions?: number | null;
   /** Score: raw logits, or their sigmoid; the checkpoint's activation if absent. */
