@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 from sie_server import errors
 from sie_server.api import dialects
+from sie_server.api.edge.paths import clean
 
 LARGEST_ERROR = 10_000  # bytes
 KNOWN = {
@@ -43,7 +45,7 @@ def _fault_of_body(code: str, body: bytes, path: str) -> str | None:
         content = json.loads(body)
     except ValueError:
         return f"an error that is not JSON: {body[:300]!r}"
-    if path.partition("?")[0] in dialects.PATHS:  # another vendor's form
+    if clean(unquote(path.partition("?")[0])) in dialects.PATHS:  # another vendor's form
         return None
     detail = content.get("detail") if isinstance(content, dict) else None
     if not isinstance(detail, dict) or detail != content.get("error") or content.get("code") != code:

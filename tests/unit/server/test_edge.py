@@ -16,6 +16,7 @@ from sie_server.api.edge.connections.deadlines import Transfer, head_deadline
 from sie_server.api.edge.connections.heap import HeapTrim, trim
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
 from sie_server.api.edge.gate import Gate
+from sie_server.api.edge.pacing import MOST_S, Allowance, Pace
 from sie_server.api.edge.paths import clean, route_meant
 from sie_server.config import Secret, ServerConfig
 from sie_server.errors import Forbidden, InputTooLong, QueueFull
@@ -410,3 +411,33 @@ def test_a_header_of_a_proxy_shows_that_the_caller_is_not_local(name: str) -> No
     gate.admit({**LOCAL, "headers": [(b"host", b"localhost"), (b"x-sie-pool", b"a"), (b"accept", b"*/*")]})
     with pytest.raises(Forbidden, match="through a proxy"):
         gate.admit({**LOCAL, "headers": [(b"host", b"localhost"), (name.encode(), b"127.0.0.1")]})
+
+
+# ── the pace of refusals ──
+
+
+def test_a_loop_without_a_pause_gets_its_refusals_at_the_pace_of_retry_after() -> None:
+    allowance, now = Allowance(), 100.0
+    pace = Pace(allowance)
+    while allowance.take(now):  # other connections have used it up
+        pass
+    assert pace.delay_s(now, 1) == 0  # the first refusal tells the client how long to wait
+    assert pace.delay_s(now, 1) == MOST_S
+    now += MOST_S
+    while allowance.take(now):
+        pass
+    assert pace.delay_s(now, 1) == pytest.approx(MOST_S)
+
+
+def test_a_client_that_waits_is_refused_at_once() -> None:
+    allowance = Allowance()
+    pace = Pace(allowance)
+    for second in range(100, 110):
+        while allowance.take(second):
+            pass
+        assert pace.delay_s(second, 1) == 0
+
+
+def test_few_refusals_are_never_delayed() -> None:
+    pace = Pace(Allowance())
+    assert not any(pace.delay_s(100 + number / 100, 1) for number in range(1000))

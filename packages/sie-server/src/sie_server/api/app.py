@@ -10,13 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
-import swagger_ui_bundle
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_server import __version__
@@ -76,7 +74,7 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
             Route("/metrics", routes.metrics),
             Route("/openapi.json", routes.openapi_json),
             Route("/docs", routes.docs),
-            Mount("/docs/static", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path)),
+            Route("/docs/static/{name}", routes.docs_file),
         ],
         exception_handlers={SIEError: on_error, HTTPException: on_error},
         lifespan=lifespan,

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import swagger_ui_bundle
 
 from sie_server import __version__, wire
 from sie_server.api import dialects, openai
 from sie_server.api.codec import JSON, MSGPACK
 
 REF = "#/components/schemas/{name}"
+
+
+@cache
+def document_json() -> bytes:
+    """Return `document` as JSON."""
+    return msgspec.json.encode(document())
 
 
 def document() -> dict[str, Any]:
@@ -161,3 +170,10 @@ DOCS_PAGE = """<!doctype html>
 <body><div id="ui"></div><script src="/docs/static/swagger-ui-bundle.js"></script>
 <script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui"})</script></body></html>
 """
+DOCS_FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+
+
+@cache
+def docs_file(name: str) -> bytes:
+    """Return one of `DOCS_FILES`."""
+    return (Path(swagger_ui_bundle.swagger_ui_path) / name).read_bytes()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
@@ -100,12 +101,20 @@ async def metrics(request: Request) -> Response:
 
 async def openapi_json(request: Request) -> Response:
     """GET /openapi.json"""
-    return _json(openapi.document())
+    return Response(openapi.document_json(), media_type=codec.JSON)
 
 
 async def docs(request: Request) -> Response:
     """GET /docs"""
     return HTMLResponse(openapi.DOCS_PAGE)
+
+
+async def docs_file(request: Request) -> Response:
+    """GET /docs/static/{name}: from memory, because the route needs no key"""
+    name = request.path_params["name"]
+    if name not in openapi.DOCS_FILES:
+        raise HTTPException(404)
+    return Response(openapi.docs_file(name), media_type=openapi.DOCS_FILES[name])
 
 
 def _json(value: Any) -> Response:

@@ -34,9 +34,16 @@ async def read_body(request: Request, limit: int) -> bytes:
             chunks.append(chunk)
     except ClientDisconnect:
         raise ClientGone("the client disconnected while sending the body") from None
+    if _has_left(request):  # nothing has been done for it yet
+        raise ClientGone("the client disconnected after sending the body")
     if not size:
         raise InvalidInput("the body is empty; send a JSON or msgpack object")
     return b"".join(chunks)
+
+
+def _has_left(request: Request) -> bool:
+    exchange = getattr(request.state, "exchange", None)  # absent if the app runs without the server
+    return exchange is not None and bool(exchange.cycle.disconnected)
 
 
 def _too_long(limit: int) -> InputTooLong:
