@@ -421,7 +421,7 @@ def test_a_loop_without_a_pause_gets_its_refusals_at_the_pace_of_retry_after() -
     pace = Pace(allowance)
     while allowance.take(now):  # other connections have used it up
         pass
-    assert pace.delay_s(now, 1) == 0  # the first refusal tells the client how long to wait
+    assert pace.delay_s(now, 1) == 0  # the first refusal states the time to wait
     assert pace.delay_s(now, 1) == MOST_S
     now += MOST_S
     while allowance.take(now):
