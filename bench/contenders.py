@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
-from sie_server.serving.queue import Ticket, TokenQueue
+from sie_server.serving.device.queue import Ticket, TokenQueue
 
 Logits = npt.NDArray[np.float64]
 BATCH_SIZES = (8, 16, 32, 64)

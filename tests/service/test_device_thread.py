@@ -18,8 +18,8 @@ import pytest
 from sie_server.engine.job import build_job
 from sie_server.errors import QueueFull, SIEError
 from sie_server.models.batch import Tokens
+from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.metrics import Metrics, RequestTiming
-from sie_server.serving.worker import DeviceWorker
 from support.servers import processes
 from support.waiting import eventually, until
 
@@ -31,7 +31,7 @@ import sys
 import time
 from sie_server import cli
 from sie_server.engine.engine import Engine
-from sie_server.serving import worker
+from sie_server.serving.device import worker
 from sie_server.serving.loading import loader
 
 class Panic(BaseException):

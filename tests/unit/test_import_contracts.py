@@ -54,7 +54,11 @@ def test_the_sources_keep_all_contracts(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "planted", "broken"),
     [
-        ("models/spec.py", "from sie_server.serving.queue import Ticket", "A lower layer of the server"),
+        (
+            "models/spec.py",
+            "from sie_server.serving.device.queue import Ticket",
+            "A lower layer of the server",
+        ),
         (
             "serving/requests/options.py",
             "from sie_server.serving.lifecycle.slots import Slot",

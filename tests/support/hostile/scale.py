@@ -15,7 +15,7 @@ MIB = 2**20
 ANSWER_S = 1.0 * SLACK  # longest time until /healthz or a small request is answered
 MEDIAN_S = 0.25 * SLACK
 BYTES_MULTIPLE = 2  # resident memory above rest, as a multiple of the bytes that the attack holds
-# Added by the allocator, the small requests of the probe, and the objects of many tiny documents (about 600 bytes each).
+# Added by the allocator, the probe's small requests, and the objects of many tiny documents (about 600 bytes each).
 NOISE = 40 * MIB
 REST_SHARE = 1.15  # resident memory after the attack, as a multiple of that before it
 REST_S = 60.0 if LONG else 15.0

@@ -16,8 +16,8 @@ import numpy as np
 from sie_server.engine.job import build_job
 from sie_server.errors import QueueFull
 from sie_server.models.batch import Tokens
-from sie_server.serving.admission import Admission, Arrival
-from sie_server.serving.queue import Batch, Demand, Place, Ticket, TokenQueue, tokens_of
+from sie_server.serving.admission.admission import Admission, Arrival
+from sie_server.serving.device.queue import Batch, Demand, Place, Ticket, TokenQueue, tokens_of
 from sie_server.wire import Priority
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from sie_server.engine.job import build_job
 from sie_server.errors import QueueFull
-from sie_server.serving.admission import Admission, Arrival
-from sie_server.serving.patience import FEWEST, Patience
-from sie_server.serving.queue import Demand, Ticket, TokenQueue
+from sie_server.serving.admission.admission import Admission, Arrival
+from sie_server.serving.admission.patience import FEWEST, Patience
+from sie_server.serving.device.queue import Demand, Ticket, TokenQueue
 from support.requests.overload import Caller, Model, Simulation
 
 CAPACITY = 40.0  # requests of five documents per second

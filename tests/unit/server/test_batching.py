@@ -12,7 +12,7 @@ import pytest
 from sie_server.engine.job import Job, build_job
 from sie_server.errors import QueueFull
 from sie_server.models.batch import Tokens
-from sie_server.serving.queue import SLICE_BATCHES, Batch, Demand, Ticket, TokenQueue
+from sie_server.serving.device.queue import SLICE_BATCHES, Batch, Demand, Ticket, TokenQueue
 from sie_server.wire import Priority
 
 

@@ -18,8 +18,8 @@ from sie_server.engine.device import usable_cores
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.storage import footprint
 from sie_server.models.batch import Tokens
+from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.metrics import Metrics, RequestTiming
-from sie_server.serving.worker import DeviceWorker
 
 
 @pytest.fixture

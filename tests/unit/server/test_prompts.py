@@ -21,9 +21,9 @@ from sie_server.errors import InvalidInput, ModelLoadFailed
 from sie_server.models.batch import Tokens
 from sie_server.models.families.decoders.decoder import read_gemma, read_llama, read_mistral, read_qwen2
 from sie_server.models.spec import UnsupportedCheckpoint
+from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.service import Service
-from sie_server.serving.worker import DeviceWorker
 from sie_server.templates import (
     TemplateError,
     named_template,

@@ -13,8 +13,8 @@ import pytest
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.errors import InferenceError, QueueFull, ResourceExhausted
 from sie_server.models.batch import Tokens
+from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.metrics import Metrics, RequestTiming
-from sie_server.serving.worker import DeviceWorker
 from support.waiting import until
 
 

@@ -21,8 +21,10 @@ from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
 from sie_server.errors import InferenceError, QueueFull
 from sie_server.panics import NativePanic, catching_panics
-from sie_server.serving.admission import Admission, Admitted, Arrival
+from sie_server.serving.admission.admission import Admission, Admitted, Arrival
 from sie_server.serving.collectors import CacheCollector, ModelCollector
+from sie_server.serving.device.queue import Demand
+from sie_server.serving.device.worker import DeviceWorker, OnDeath
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
 from sie_server.serving.lifecycle.budget import MemoryBudget
 from sie_server.serving.lifecycle.registry import Registry
@@ -35,14 +37,12 @@ from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.operators.admin import ModelAdmin
 from sie_server.serving.operators.operations import Operations
 from sie_server.serving.operators.watcher import watch
-from sie_server.serving.queue import Demand
 from sie_server.serving.requests.candidates import candidates_of, texts_of, texts_only
 from sie_server.serving.requests.encoding import EncodePlan
 from sie_server.serving.requests.inspection import inspect
 from sie_server.serving.requests.options import ParsedOptions, Route, parse_options
 from sie_server.serving.requests.scoring import ScorePlan
 from sie_server.serving.tokenizing import TokenizerPool
-from sie_server.serving.worker import DeviceWorker, OnDeath
 from sie_server.wire import (
     EncodeParams,
     EncodeRequest,

@@ -27,11 +27,11 @@ from sie_server.engine.storage.source import fetch, is_path, unsupported
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, QueueFull
 from sie_server.panics import catching_panics
+from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.loading.failures import as_load_error
 from sie_server.serving.loading.lanes import Lane
 from sie_server.serving.loading.probe import is_finite, not_finite, probe_jobs
 from sie_server.serving.loading.progress import Progress
-from sie_server.serving.worker import DeviceWorker
 
 log = logging.getLogger("sie_server.loading")
 Shape = tuple[Any, ...]  # models of equal shape have the same best batch size

@@ -13,31 +13,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sie_server.engine.device import device_lost, out_of_memory, use_cpu_threads
+from sie_server.engine.device import use_cpu_threads
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY, Job, Work
-from sie_server.errors import InferenceError, QueueFull, ResourceExhausted, SIEError
-from sie_server.serving.health import TEST_EVERY_S, DeviceHealth, SelfTest, all_failed
+from sie_server.engine.job import Job
+from sie_server.errors import QueueFull, SIEError
+from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, all_failed
+from sie_server.serving.device.isolation import as_answer, run_isolated
+from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue, tokens_of
+from sie_server.serving.device.tickets import PendingTicket, deliver, resolve
 from sie_server.serving.metrics import Metrics, RequestTiming
-from sie_server.serving.queue import Batch, Demand, Place, Ticket, TokenQueue, tokens_of
 from sie_server.wire import Priority
 
 log = logging.getLogger("sie_server.worker")
 Result = TypeVar("Result")
 OnDeath = Callable[[SIEError], None]
 JOIN_S = 2.0  # a batch that still runs when the server stops has no caller
-
-
-class PendingTicket(Ticket):
-    """A ticket that a coroutine on the event loop waits for."""
-
-    def __init__(self, engine: Engine, job: Job, timing: RequestTiming, priority: Priority | None) -> None:
-        super().__init__(engine, job, priority)
-        self.engine, self.timing = engine, timing
-        self.unfinished = len(job.work)
-        self.submitted = time.perf_counter()
-        self.started = False
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class DeviceWorker:
@@ -155,7 +145,7 @@ class DeviceWorker:
             raise
         except Exception as error:
             log.exception("scoring known vectors failed")
-            raise _as_answer(error) from error
+            raise as_answer(error) from error
         timing.inference_ms += (time.perf_counter() - started) * 1e3
 
     async def watch(self, stall_s: float) -> None:
@@ -193,7 +183,7 @@ class DeviceWorker:
             self._calls = []
             self._queue.clear()
         for done in waiting:
-            self._loop.call_soon_threadsafe(_resolve, done, None, error)
+            self._loop.call_soon_threadsafe(resolve, done, None, error)
 
     # ── everything below runs on the device thread ──
 
@@ -249,9 +239,9 @@ class DeviceWorker:
         except Exception as error:
             failure = error
         except BaseException as error:
-            self._loop.call_soon_threadsafe(_resolve, done, None, _thread_failed(error))
+            self._loop.call_soon_threadsafe(resolve, done, None, _thread_failed(error))
             raise
-        self._loop.call_soon_threadsafe(_resolve, done, value, failure)
+        self._loop.call_soon_threadsafe(resolve, done, value, failure)
 
     def _run_batch(self, batch: Batch[PendingTicket]) -> None:
         engine = batch.tickets[0].engine
@@ -266,7 +256,7 @@ class DeviceWorker:
             for ticket in batch.tickets:
                 if ticket.job in failures:
                     self._drop(ticket)
-        self._loop.call_soon_threadsafe(_deliver, batch, failures, start, end)
+        self._loop.call_soon_threadsafe(deliver, batch, failures, start, end)
         self.health.batch_ended(engine, failed=all_failed(batch.works, failures))
         if not self.health.works:
             self._test_device()
@@ -288,66 +278,3 @@ def _thread_stuck(seconds: float) -> QueueFull:
 
 def _stopping() -> QueueFull:
     return QueueFull("the server is shutting down", retry_after_s=1)
-
-
-def _deliver(batch: Batch[PendingTicket], failures: dict[Job, SIEError], start: float, end: float) -> None:
-    """On the event loop: record the times, and wake the callers whose job has finished or failed."""
-    for ticket in batch.tickets:
-        if not ticket.started:
-            ticket.started = True
-            ticket.timing.queue_ms += (start - ticket.submitted) * 1e3
-        ticket.timing.inference_ms += (end - start) * 1e3
-        ticket.unfinished -= sum(1 for work in batch.works if work.job is ticket.job)
-        if ticket.job in failures:
-            _resolve(ticket.done, None, failures[ticket.job])
-        elif ticket.unfinished == 0:
-            _resolve(ticket.done, None, None)
-
-
-def _resolve(done: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
-    if done.done():  # the caller has gone, or an earlier part of the job failed
-        return
-    if error:
-        done.set_exception(error)
-    else:
-        done.set_result(value)
-
-
-class DeviceLost(BaseException):
-    """The device cannot be used again in this process."""
-
-
-def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
-    """Run works and put the results into their jobs; return the jobs that failed.
-
-    A batch that fails is run again job by job, so that the failure of one request never affects another. A batch that
-    does not fit into memory is halved.
-    """
-    jobs = list(dict.fromkeys(work.job for work in works))
-    try:
-        for work, result in zip(works, engine.run(works), strict=True):
-            if work.index != QUERY:
-                work.job.put(work.index, result)
-        return {}
-    except Exception as error:
-        if device_lost(error):  # every later pass would fail as well
-            raise DeviceLost(str(error)) from error
-        failure, too_large = _as_answer(error), out_of_memory(error) and len(works) > 1
-        if len(jobs) == 1 and not too_large:
-            log.exception("a forward pass failed")
-    # Outside the handler nothing refers to the tensors of the failed pass.
-    if len(jobs) > 1:
-        parts = [[work for work in works if work.job is job] for job in jobs]
-        return {job: failure for part in parts for job, failure in run_isolated(engine, part).items()}
-    if too_large:
-        half = len(works) // 2
-        return run_isolated(engine, works[:half]) or run_isolated(engine, works[half:])
-    return {jobs[0]: failure}
-
-
-def _as_answer(error: Exception) -> SIEError:
-    if out_of_memory(error):
-        return ResourceExhausted(
-            "the device ran out of memory for a single text; send shorter texts", retry_after_s=5
-        )
-    return InferenceError(f"the model failed: {type(error).__name__}")

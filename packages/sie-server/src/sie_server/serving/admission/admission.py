@@ -21,8 +21,8 @@ from typing import NamedTuple, Protocol
 
 from sie_server.engine.job import Job
 from sie_server.errors import QueueFull
-from sie_server.serving.patience import Patience
-from sie_server.serving.queue import Demand, Model, Place
+from sie_server.serving.admission.patience import Patience
+from sie_server.serving.device.queue import Demand, Model, Place
 
 FIRST_RATIO = 0.25  # tokens per character before a model has been measured; English text has about 0.22
 RATIO_SHARE = 0.1  # of the newest request in the moving average

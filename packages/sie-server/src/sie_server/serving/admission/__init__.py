@@ -1,0 +1,1 @@
+"""Whether a request may wait: estimates, deadlines, and the patience of callers."""

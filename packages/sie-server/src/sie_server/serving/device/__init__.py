@@ -1,0 +1,1 @@
+"""The device: its queue, its thread, its health."""
