@@ -31,64 +31,64 @@ def goodput(simulation: Simulation, start: float, end: float) -> float:
 @pytest.mark.parametrize("times", [2, 20])
 def test_impatient_callers_do_not_make_the_device_work_for_nobody(times: float, patience_s: float) -> None:
     simulation = Simulation()
-    simulation.poisson(CAPACITY * times, 0, 40, patience_s)
-    simulation.run(40)
-    assert goodput(simulation, 20, 40) > 0.8
+    simulation.poisson(CAPACITY * times, 0, 24, patience_s)
+    simulation.run(24)
+    assert goodput(simulation, 12, 24) > 0.8
 
 
 def test_patient_callers_are_answered_in_order_within_the_longest_wait() -> None:
-    simulation = Simulation(max_wait_s=5)
-    simulation.poisson(CAPACITY * 5, 0, 30, FOREVER)
-    simulation.run(30)
-    assert goodput(simulation, 10, 30) > 0.95
+    simulation = Simulation(max_wait_s=2)
+    simulation.poisson(CAPACITY * 5, 0, 16, FOREVER)
+    simulation.run(16)
+    assert goodput(simulation, 6, 16) > 0.95
     waits = [c.answered - c.arrived for c in simulation.outcomes if c.answered]
-    assert max(waits) < 5 + 0.5
+    assert max(waits) < 2 + 0.5
     answered = [c.answered for c in simulation.outcomes if c.answered]
     assert answered == sorted(answered)
 
 
 def test_few_impatient_callers_do_not_shorten_the_wait_of_others() -> None:
     simulation = Simulation()
-    simulation.poisson(CAPACITY * 1.5, 0, 30, FOREVER)
-    simulation.poisson(CAPACITY * 0.2, 0, 30, 0.2)
-    simulation.run(30)
+    simulation.poisson(CAPACITY * 1.5, 0, 15, FOREVER)
+    simulation.poisson(CAPACITY * 0.2, 0, 15, 0.2)
+    simulation.run(15)
     assert not [c for c in simulation.outcomes if c.refused]
 
 
 def test_callers_who_hang_up_at_once_change_nothing() -> None:
     simulation = Simulation()
-    simulation.poisson(CAPACITY * 1.2, 0, 30, FOREVER)
-    simulation.poisson(CAPACITY * 5, 0, 30, 0.02)
-    simulation.run(30)
+    simulation.poisson(CAPACITY * 1.2, 0, 20, FOREVER)
+    simulation.poisson(CAPACITY * 5, 0, 20, 0.02)
+    simulation.run(20)
     assert not [c for c in simulation.outcomes if c.refused and c.patience == FOREVER]
-    assert goodput(simulation, 10, 30) > 0.95
+    assert goodput(simulation, 10, 20) > 0.95
 
 
 def test_service_recovers_when_the_overload_ends() -> None:
     simulation = Simulation()
-    simulation.poisson(CAPACITY * 20, 0, 20, 4 * QUIET_S)
-    simulation.poisson(CAPACITY * 0.5, 20, 30, 4 * QUIET_S)
-    simulation.run(30)
-    late = [c for c in simulation.outcomes if c.arrived > 21]
+    simulation.poisson(CAPACITY * 20, 0, 10, 4 * QUIET_S)
+    simulation.poisson(CAPACITY * 0.5, 10, 20, 4 * QUIET_S)
+    simulation.run(20)
+    late = [c for c in simulation.outcomes if c.arrived > 11]
     assert sum(c.answered is not None for c in late) > 0.9 * len(late)
 
 
-@pytest.mark.parametrize(("patience_s", "max_wait_s"), [(4 * QUIET_S, 20), (FOREVER, 2)])
+@pytest.mark.parametrize(("patience_s", "max_wait_s"), [(4 * QUIET_S, 20), (FOREVER, 1)])
 def test_retry_after_is_about_the_time_until_an_eager_caller_is_accepted(
     patience_s: float, max_wait_s: float
 ) -> None:
     simulation = Simulation(max_wait_s=max_wait_s)
-    simulation.poisson(CAPACITY * 20, 0, 40, patience_s)
-    eager = [eager_caller(10 + number / 4, patience_s) for number in range(60)]
+    simulation.poisson(CAPACITY * 20, 0, 24, patience_s)
+    eager = [eager_caller(4 + number / 6, patience_s) for number in range(60)]
     for caller, _ in eager:
         simulation.add(caller)
-    simulation.run(40)
+    simulation.run(24)
     waits = []
     for caller, returns in eager:
         tries = [c for c in simulation.outcomes if c is caller or c.returns is returns]
         accepted = [c.arrived for c in tries if c.refused is None]
         waits.append(min(accepted, default=math.inf) - caller.arrived)
-    told = [c.refused for c in simulation.outcomes if c.refused and c.arrived > 10]
+    told = [c.refused for c in simulation.outcomes if c.refused and c.arrived > 4]
     assert statistics.mean(told) == pytest.approx(statistics.median(waits), rel=0.5)
     assert len(set(told)) > 1, "refused callers would come back together"
 
@@ -109,16 +109,16 @@ def test_interactive_callers_wait_at_most_two_batches_longer_beside_a_bulk_calle
     p99 = {}
     for bulk in (False, True):
         simulation = Simulation()
-        simulation.poisson(16 * 0.5, 0, 60, FOREVER)
+        simulation.poisson(16 * 0.5, 0, 40, FOREVER)
         if bulk:
-            for number in range(9):
-                simulation.add(Caller(number * 8.0, 2_000, FOREVER, priority))
-        simulation.run(60)
+            for number in range(6):
+                simulation.add(Caller(number * 7.0, 2_000, FOREVER, priority))
+        simulation.run(40)
         waits = [c.answered - c.arrived for c in simulation.outcomes if c.answered and c.documents == 5]
         p99[bulk] = statistics.quantiles(waits, n=100)[98]
     batch_s = Model.batch_tokens / Model.tokens_per_second
     assert p99[True] - p99[False] <= 2 * batch_s
-    assert sum(c.answered is not None for c in simulation.outcomes if c.documents == 2_000) >= 3
+    assert sum(c.answered is not None for c in simulation.outcomes if c.documents == 2_000) >= 1
 
 
 class Device:
