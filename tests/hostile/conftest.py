@@ -9,7 +9,7 @@ import pytest
 from support.hostile.targets import Observed, Targets
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targets]:
     targets = Targets(tmp_path_factory.mktemp("hostile"))
     try:
