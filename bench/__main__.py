@@ -15,6 +15,10 @@ COMMANDS = (
 
 def main() -> None:
     """Run all benchmarks, each in its own process, so that threads and memory are not shared."""
+    if sys.argv[1:]:
+        sys.exit(
+            f"python -m bench takes no arguments; run one benchmark, such as python -m {COMMANDS[0][0]} --help"
+        )
     failed = []
     for module, *arguments in COMMANDS:
         print(f"\n── python -m {' '.join([module, *arguments])}", flush=True)

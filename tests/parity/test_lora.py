@@ -437,7 +437,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
         "lora_alpha is inf; expected a finite number",
     ),
     "alpha of 400 digits": ({"lora_alpha": 10**400}, None, "an alpha must be a finite number"),
-    "alpha of a pattern": ({"alpha_pattern": {"query": float("nan")}}, None, "alpha_pattern is nan"),
+    "alpha of a pattern": ({"alpha_pattern": {"query": float("nan")}}, None, "alpha_pattern.query is nan"),
     "alpha too large for B": ({"lora_alpha": 1e300}, None, "lora_alpha or alpha_pattern scale lora_B of"),
     "other base": ({"base_model_name_or_path": "someone/else"}, None, "trained on 'someone/else'"),
     "target without tensors": ({"target_modules": ["query", "key"]}, None, "lacks lora_A of"),

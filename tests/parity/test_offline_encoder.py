@@ -66,4 +66,4 @@ def test_without_the_package_the_id_is_the_hubs(monkeypatch: pytest.MonkeyPatch)
     entry = catalog()[MODEL].entry
     assert entry is not None
     monkeypatch.setattr(entries, "find_spec", lambda name: None)
-    assert [model.source for model in entries.models_of(entry)] == [MODEL]
+    assert entries.model_of(entry).source == MODEL

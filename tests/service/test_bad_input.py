@@ -514,7 +514,11 @@ def test_large_bodies_are_decoded_beside_small_requests(server: Server, bystande
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("host", ["a/b", "a?", "a#", "x/v1/score", "[::", ""])
+def repr_of(value: str) -> str:
+    return repr(value).replace("::", "..")  # pytest-xdist groups tests by the part of an id before "::"
+
+
+@pytest.mark.parametrize("host", ["a/b", "a?", "a#", "x/v1/score", "[::", ""], ids=repr_of)
 def test_a_host_header_does_not_change_the_route(server: Server, host: str) -> None:
     body = json.dumps({"model": BERT, "query": "rain", "documents": ["rain falls"]}).encode()
     with server.raw() as connection:

@@ -494,7 +494,7 @@ def test_a_full_queue_sends_retry_after_and_the_client_waits(folder: Path) -> No
         answer = server.post(f"/v1/score/{MINI}", bulk(5))
         assert (answer.status_code, answer.json()["code"]) == (503, "QUEUE_FULL")
         assert answer.headers["retry-after"].isdigit() and int(answer.headers["retry-after"]) >= 1
-        assert "max_queue_tokens 500" in answer.json()["error"]["message"]
+        assert "max_queue_tokens" in answer.json()["error"]["message"]
         refused = server.metric("sie_requests_total", route="score", model=MINI, status="503")
         assert refused == 1
         with SIEClient(server.base_url) as client:

@@ -151,7 +151,7 @@ def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once() -> None:
     with policy.admit(arrival(deadline=103.0), 4000):
         pass
     with (
-        pytest.raises(QueueFull, match="its deadline is earlier") as refused,
+        pytest.raises(QueueFull, match="the deadline of the request is earlier") as refused,
         policy.admit(arrival(deadline=101.5), 4000),
     ):
         pass
@@ -200,12 +200,23 @@ def test_an_unread_request_is_refused_only_if_no_request_has_a_chance() -> None:
         admission(device).check_early(Model(), 99.0)
 
 
+def test_large_requests_do_not_make_an_unread_request_look_large() -> None:
+    device = Device(wait_s=0.0)
+    device.typical_tokens = 1_000_000
+    policy = admission(device, max_wait_s=1.0)
+    with policy.admit(arrival(tokens=1_000_000), 4000):  # bulk work
+        policy.check_early(Model(), None)
+
+
 def test_tokens_are_estimated_from_the_requests_before() -> None:
     ratios, model, other = admission(Device(0)).ratios, Model(), Model()
-    for _ in range(100):
+    for _ in range(300):
         ratios.observe(model, 1000, 700)
     assert ratios.tokens(model, 1000) == pytest.approx(700, rel=0.01)
     assert ratios.tokens(other, 1000) == 250
+    for _ in range(1000):  # tiny texts, of which most tokens are special ones
+        ratios.observe(model, 10, 9)
+    assert ratios.tokens(model, 1000) < 800
 
 
 def test_the_limit_comes_back_after_the_overload() -> None:

@@ -20,7 +20,7 @@ from starlette.types import Message
 from sie_server.api import codec
 from sie_server.api.codec import JSON, MSGPACK
 from sie_server.api.edge.budget import Budget
-from sie_server.api.reading import LARGE, memory_of, read
+from sie_server.api.reading import LARGE, BodyThreads, memory_of, read
 from sie_server.arrays import Encoded
 from sie_server.config import NAME_LENGTH, ServerConfig, suggest
 from sie_server.errors import MESSAGE_BYTES, InvalidInput, shown
@@ -297,9 +297,9 @@ async def test_large_bodies_are_decoded_on_a_thread(size: int, thread: str) -> N
 
     sent: list[bytes] = []
     service = SimpleNamespace(config=ServerConfig())
-    app = SimpleNamespace(state=SimpleNamespace(service=service))
+    app = SimpleNamespace(state=SimpleNamespace(service=service, threads=BodyThreads()))
     budget = Budget(2**30, 2**26)
-    exchange = SimpleNamespace(share=budget.share())
+    exchange = SimpleNamespace(share=budget.share(), cycle=SimpleNamespace(disconnected=False))
     scope = {"type": "http", "headers": [], "app": app, "state": {"exchange": exchange}}
     request = Request(scope, receive)
     decoded, name = await read(request, Item, convert=lambda item: (item, threading.current_thread().name))

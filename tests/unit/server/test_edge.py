@@ -18,7 +18,7 @@ from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_fi
 from sie_server.api.edge.gate import Gate
 from sie_server.api.edge.pacing import MOST_S, Allowance, Pace
 from sie_server.api.edge.paths import clean, route_meant
-from sie_server.config import Secret, ServerConfig
+from sie_server.config import ConfigError, Secret, ServerConfig
 from sie_server.errors import Forbidden, InputTooLong, QueueFull
 
 INFER_KEY = "0123456789abcdef"
@@ -142,7 +142,7 @@ def test_the_limit_is_logged_at_most_every_ten_seconds() -> None:
     [
         ((1024, 4096), 1000, 1000 + 64 + 512, 1000),
         ((1024, 1024), 1000, None, 448),
-        ((100, 100), 1000, None, 1),
+        ((592, 592), 1000, None, 16),
         ((65536, 65536), 1000, None, 1000),
         ((1024, resource.RLIM_INFINITY), 100_000, 100_576, 100_000),
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 100_000, None, 100_000),
@@ -156,6 +156,12 @@ def test_the_limit_of_open_files(
     monkeypatch.setattr(seats.resource, "setrlimit", lambda which, both: calls.append(both[0]))
     assert raise_open_files(wanted, 64) == possible
     assert [call for call in calls if call != limits[0]] == ([raised] if raised else [])
+
+
+def test_a_server_that_could_hardly_open_a_connection_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seats.resource, "getrlimit", lambda which: (100, 100))
+    with pytest.raises(ConfigError, match="ulimit -n 1576"):
+        raise_open_files(1000, 64)
 
 
 # ── the budget ──
@@ -221,8 +227,21 @@ def test_the_heap_is_trimmed_after_large_bodies() -> None:
     ]
     for size, expected in steps:
         share.set(size * MIB)
-        assert heap.is_due() == expected, size
+        assert heap.is_due(100.0) == expected, size
     trim()
+
+
+def test_the_heap_is_trimmed_some_time_after_small_bodies() -> None:
+    budget = Budget(256 * MIB, 64 * MIB)
+    heap = HeapTrim(budget)
+    assert not heap.is_due(100.0) and not heap.is_pending
+    for now in (101.0, 103.0):
+        for _ in range(20):
+            share = budget.share()
+            share.hold(100_000)
+            share.release()
+        assert heap.is_due(now) == (now == 101.0)
+    assert heap.is_pending and heap.is_due(106.5) and not heap.is_pending
 
 
 # ── heads ──

@@ -15,6 +15,7 @@ import torch
 from sie_server import files
 from sie_server.engine.engine import Engine
 from sie_server.engine.storage.weights import stored_elements
+from sie_server.engine.text.expansion import check_expansion
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -286,3 +287,42 @@ def test_panics_are_told_apart_from_requests_to_stop() -> None:
         assert not is_panic(kind())
         with pytest.raises(kind):
             catching_panics(lambda kind=kind: fail(kind()))()  # type: ignore[misc]
+
+
+SPECIAL = {"id": "[CLS]", "ids": [2] * 2000, "tokens": ["[CLS]"] * 2000}
+PIECES = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}] * 2000
+REPLACE = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 1000}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": PIECES,
+                "special_tokens": {"[CLS]": SPECIAL},
+            }
+        },
+        {"post_processor": {"processors": [{"single": PIECES, "special_tokens": {"[CLS]": {"ids": [2]}}}]}},
+        {"decoder": REPLACE},
+        {"decoder": {"type": "Sequence", "decoders": [{**REPLACE, "content": "e" * 10}] * 3}},
+    ],
+)
+def test_a_tokenizer_that_multiplies_its_additions_is_refused(part: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedCheckpoint, match="not supported"):
+        check_expansion(json.dumps(part).encode())
+
+
+def test_ordinary_processors_and_decoders_are_accepted() -> None:
+    sequence = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}]
+    token = {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    processor = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
+        "special_tokens": {"[CLS]": token},
+    }
+    file = {"decoder": {"type": "Sequence", "decoders": sequence}, "post_processor": processor}
+    check_expansion(json.dumps(file).encode())

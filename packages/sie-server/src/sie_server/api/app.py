@@ -26,6 +26,7 @@ from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
 from sie_server.api.edge.pacing import delay_refusal
 from sie_server.api.edge.paths import CleanPath, route_meant
+from sie_server.api.reading import BodyThreads
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError, cut
 from sie_server.keys import read_keys
@@ -53,9 +54,11 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         app.state.service = service = Service(config, on_fatal)
+        app.state.threads = threads = BodyThreads()
         preload = asyncio.create_task(_preload(app, service, on_fatal))
         yield
         preload.cancel()
+        threads.close()
         await service.close()
 
     app = Starlette(
@@ -158,6 +161,8 @@ class RequestFrame:
                     b"x-sie-request-id": request_id.encode(),
                     b"x-sie-server-version": __version__.encode(),
                 }
+                if self._state.draining:  # type: ignore[attr-defined]
+                    frame[b"connection"] = b"close"
                 message["headers"] = [*message["headers"], *frame.items()]
             await send(message)
 

@@ -27,8 +27,19 @@ from sie_server.wire import EncodeResponse
 Result = TypeVar("Result")
 LARGE = 2**20
 MANY = 100  # vectors; in JSON each takes about 50 µs
-_decoding = ThreadPoolExecutor(1, thread_name_prefix="sie-decode")
-_encoding = ThreadPoolExecutor(1, thread_name_prefix="sie-encode")
+
+
+class BodyThreads:
+    """The threads of one application."""
+
+    def __init__(self) -> None:
+        self.decoding = ThreadPoolExecutor(1, thread_name_prefix="sie-decode")
+        self.encoding = ThreadPoolExecutor(1, thread_name_prefix="sie-encode")
+
+    def close(self) -> None:
+        """End the threads after their current work."""
+        for threads in (self.decoding, self.encoding):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def read(
@@ -52,7 +63,9 @@ async def read(
 
     if len(content) <= LARGE:
         return work()
-    result, needed = await unless_gone(request, _on_thread(_decoding, lambda: _measured(work())))
+    result, needed = await unless_gone(
+        request, _on_thread(request.app.state.threads.decoding, lambda: _measured(work()))
+    )
     hold(request, max(0, needed - len(content)))
     return result
 
@@ -69,7 +82,7 @@ async def encoded(request: Request, answer: EncodeResponse, encode: Callable[[],
     """
     if len(answer.items) <= MANY:
         return encode()
-    return await unless_gone(request, _on_thread(_encoding, encode))
+    return await unless_gone(request, _on_thread(request.app.state.threads.encoding, encode))
 
 
 async def _on_thread(threads: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:

@@ -40,6 +40,11 @@ class ServerFailed(ConfigError):
 class DrainingServer(uvicorn.Server):
     """uvicorn with signal handlers that drain. Its own handler ends the process by the signal instead of status 0."""
 
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self.drain_s = drain_s
+        self._finishing: asyncio.Task[None] | None = None
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
@@ -51,12 +56,25 @@ class DrainingServer(uvicorn.Server):
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def drain(self) -> None:
-        """Reject new requests and finish accepted ones. A second signal stops at once."""
-        if not self.should_exit:
-            end_within((self.config.timeout_graceful_shutdown or 0) + GRACE_S)
-        self.config.app.state.draining = True  # type: ignore[union-attr]
-        self.force_exit = self.should_exit
+    def drain(self, seconds: float | None = None) -> None:
+        """Reject new requests and finish accepted ones, within `drain_s` or `seconds`. A second call stops at once.
+
+        The server listens until then, so that new requests get an answer and health checks see that it is not ready.
+        """
+        state = self.config.app.state  # type: ignore[union-attr]
+        if state.draining:
+            self.force_exit = self.should_exit = True
+            return
+        state.draining = True
+        limit = self.drain_s if seconds is None else seconds
+        end_within(limit + GRACE_S)
+        self._finishing = asyncio.create_task(self._finish(limit))
+
+    async def _finish(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (tasks := set(self.server_state.tasks)) and loop.time() < end:
+            await asyncio.wait(tasks, timeout=end - loop.time())
         self.should_exit = True
 
 
@@ -72,8 +90,8 @@ def serve(config: ServerConfig) -> None:
 
     def on_fatal(error: SIEError) -> None:
         failures.append(error)
-        server.config.timeout_graceful_shutdown = 1  # the remaining requests can only fail
-        asyncio.get_running_loop().call_later(SHOWN_S, server.drain)
+        # the remaining requests can only fail
+        asyncio.get_running_loop().call_later(SHOWN_S, server.drain, 1.0)
 
     app = create_app(config, on_fatal)
     if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
@@ -81,7 +99,9 @@ def serve(config: ServerConfig) -> None:
             "no API keys are configured: any client that can reach %s can use this server", config.host
         )
     server = DrainingServer(
-        uvicorn.Config(app, timeout_graceful_shutdown=max(1, int(config.drain_s)), **http_settings(config))
+        # `drain` has waited for the requests before uvicorn does
+        uvicorn.Config(app, timeout_graceful_shutdown=1, **http_settings(config)),
+        config.drain_s,
     )
     try:
         server.run(sockets=[listener])

@@ -25,7 +25,7 @@ class Budget:
         self._limit = limit
         self._limit_of_large = max(limit - limit // 8, largest)
         self._relieve = relieve
-        self.used = 0
+        self.used = self.total = 0  # bytes: now, and since the start
 
     @property
     def is_over(self) -> bool:
@@ -57,6 +57,7 @@ class Budget:
                     retry_after_s=1,
                 )
         self.used += more
+        self.total += more
 
 
 class Share:

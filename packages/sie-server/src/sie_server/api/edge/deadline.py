@@ -26,7 +26,8 @@ def check_unread(request: Request, model: str | None = None) -> None:
         digits = sent.strip()
         if not (digits.isascii() and digits.isdigit()) or len(digits) > MOST_DIGITS or not int(digits):
             raise InvalidInput(
-                f"the header {HEADER} must be a positive number of milliseconds, such as 2000, got {sent[:40]!r}"
+                f"the header {HEADER} must be a number of milliseconds from 1 to {10**MOST_DIGITS - 1}, "
+                f"got {sent[:40]!r}"
             )
         timing.set_deadline(int(digits))
     service.check_early(model, timing)

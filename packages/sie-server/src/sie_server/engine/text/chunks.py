@@ -14,6 +14,7 @@ import numpy as np
 
 from sie_server.engine.job import Chunk, Chunking
 from sie_server.engine.text.reading import Spans
+from sie_server.engine.text.slices import count_sequence
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids
@@ -31,6 +32,7 @@ class Chunks:
 
     def add(self, ids: Ids, chunk: Chunk, cut: bool) -> None:
         """Append a window."""
+        count_sequence(len(ids))
         self.ids.append(ids)
         self.chunks.append(chunk)
         self.cut.append(cut)

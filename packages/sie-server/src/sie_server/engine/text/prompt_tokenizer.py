@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sie_server.engine.text.reading import ALL, CHARS_PER_TOKEN, Reading
-from sie_server.engine.text.slices import most_chars
+from sie_server.engine.text.slices import count_sequence, most_chars
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
@@ -88,6 +88,7 @@ class Frame:
 
     def whole(self, part: Ids) -> Tokens:
         """Return the filled template; `part` are the ids of the document's part."""
+        count_sequence(len(self.before) + len(part) + len(self.after))
         ids = np.concatenate((self.before, part, self.after))
         return Tokens(ids, len(ids))
 

@@ -1,4 +1,4 @@
-"""Bounds of tokenising: how much of a text is read, and in which steps.
+"""Bounds of tokenising: how much of a text is read, in which steps, and how many tokens a request may have.
 
 Every call of the tokenizer library goes through `engine.text.reading`, which announces it here. Serving sets a
 function that may wait, so that requests share the processor, or raise, so that a cancelled request ends
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from sie_server.errors import InvalidInput
+
 # Characters in one call of the tokenizer library: 5 to 100 ms; 0.6 s for characters that NFKC expands eighteenfold.
 SLICE_CHARS = 65_536
 SLICE_TEXTS = 1024  # texts in one call
@@ -19,8 +21,16 @@ SLICE_TEXTS = 1024  # texts in one call
 # vocabulary has up to about 100.
 MOST_CHARS_PER_TOKEN = 128
 
+# Tokens in all sequences of a request. A long query is repeated for every document, and windows overlap, so a small
+# body could cause many more.
+MOST_TOKENS = 2**24
+LEAST_TOKENS = 64  # that a sequence counts as; a shorter one costs as much memory
+
 Pace = Callable[[int], None]
 _pace: ContextVar[Pace | None] = ContextVar("pace", default=None)
+_left: ContextVar[list[int] | None] = ContextVar(
+    "left", default=None
+)  # tokens that may follow, and the limit
 
 
 @contextmanager
@@ -28,9 +38,37 @@ def paced(pace: Pace) -> Iterator[None]:
     """Call `pace` on this thread before every slice, with the slice's characters."""
     token = _pace.set(pace)
     try:
-        yield
+        with at_most(MOST_TOKENS):
+            yield
     finally:
         _pace.reset(token)
+
+
+@contextmanager
+def at_most(tokens: int) -> Iterator[None]:
+    """Limit the tokens of all sequences that are built on this thread."""
+    token = _left.set([tokens, tokens])
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def count_sequence(tokens: int) -> None:
+    """Count a sequence of the request before it is built.
+
+    Raises:
+        InvalidInput: the request has too many tokens.
+    """
+    left = _left.get()
+    if left is None:
+        return
+    left[0] -= max(tokens, LEAST_TOKENS)
+    if left[0] < 0:
+        raise InvalidInput(
+            f"the sequences of this request have more than {left[1]:,} tokens in all, with the query in each of them "
+            "and overlapping windows; send fewer or shorter documents, or a shorter query - at `$.items`"
+        )
 
 
 def before_slice(characters: int) -> None:

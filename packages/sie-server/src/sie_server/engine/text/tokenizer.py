@@ -15,6 +15,7 @@ from tokenizers import Encoding, Tokenizer, normalizers
 
 from sie_server.engine.text.expansion import check_expansion
 from sie_server.engine.text.reading import Reading, TextReader
+from sie_server.engine.text.slices import count_sequence
 from sie_server.errors import InvalidInput
 from sie_server.files import TOKENIZER_BYTES, read_bytes
 from sie_server.models.batch import Ids, Tokens
@@ -138,6 +139,7 @@ class TextTokenizer:
 
     def pair(self, head: Ids, document: Ids) -> Tokens:
         """Return a complete pair; with token types, type 1 starts at the document."""
+        count_sequence(len(head) + len(document))
         ids = _not_empty(np.concatenate((head, document, self._pair.suffix)))
         return Tokens(ids, len(head) if self._pair.typed else len(ids))
 
@@ -161,6 +163,7 @@ class TextTokenizer:
         prefix, suffix = self._single.prefix, self._single.suffix
         if marker is not None:
             prefix = np.concatenate((prefix[:1], id_array([marker]), prefix[1:]))
+        count_sequence(len(text))
         ids = _not_empty(np.concatenate((prefix, text, suffix)))
         return Tokens(ids, len(ids))
 

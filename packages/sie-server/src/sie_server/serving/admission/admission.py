@@ -25,7 +25,7 @@ from sie_server.serving.admission.patience import Patience
 from sie_server.serving.device.queue import Demand, Model, Place
 
 FIRST_RATIO = 0.25  # tokens per character before a model has been measured; English text has about 0.22
-RATIO_SHARE = 0.1  # of the newest request in the moving average
+MEMORY_CHARS = 50_000.0  # after which a text counts a third
 PROBE_S = 0.1  # the pace of an eager caller, for which Retry-After is estimated
 SPREAD = 0.25  # of Retry-After, in both directions
 MEMORY_S = 2.0  # time constant of the share of requests that are accepted
@@ -50,21 +50,32 @@ class Early(NamedTuple):
     room_s: float
 
 
+class Ratio(NamedTuple):
+    """Tokens and characters of recent requests."""
+
+    tokens: float
+    characters: float
+
+
+FIRST = Ratio(FIRST_RATIO * MEMORY_CHARS / 10, MEMORY_CHARS / 10)
+
+
 class TokenRatios:
-    """Tokens per character of each model's requests, as a moving average."""
+    """Tokens per character of each model's requests. Recent text counts more, and a request counts by its length."""
 
     def __init__(self) -> None:
-        self._ratios: weakref.WeakKeyDictionary[Model, float] = weakref.WeakKeyDictionary()
+        self._ratios: weakref.WeakKeyDictionary[Model, Ratio] = weakref.WeakKeyDictionary()
 
     def tokens(self, model: Model, characters: int) -> int:
         """Estimate the tokens of a request."""
-        return math.ceil(characters * self._ratios.get(model, FIRST_RATIO))
+        known = self._ratios.get(model, FIRST)
+        return math.ceil(characters * known.tokens / known.characters)
 
     def observe(self, model: Model, characters: int, tokens: int) -> None:
         """Learn from a request that has been tokenised."""
-        if characters > 0:
-            before = self._ratios.get(model, FIRST_RATIO)
-            self._ratios[model] = before + RATIO_SHARE * (tokens / characters - before)
+        before = self._ratios.get(model, FIRST)
+        kept = math.exp(-characters / MEMORY_CHARS)
+        self._ratios[model] = Ratio(before.tokens * kept + tokens, before.characters * kept + characters)
 
 
 class Acceptance:
@@ -149,7 +160,9 @@ class Admission:
         Raises:
             QueueFull
         """
-        now, typical = self._clock(), Demand(model, self._device.typical_tokens, "interactive")
+        # at most a batch: large requests must not make small ones look large
+        tokens = min(self._device.typical_tokens, model.batch_tokens)
+        now, typical = self._clock(), Demand(model, tokens, "interactive")
         if self._early is None or not 0 <= now - self._early.at < EARLY_S:
             device = self._device
             self._early = Early(now, device.seconds_until_done(typical), device.seconds_until_fit(typical))
@@ -183,14 +196,18 @@ class Admission:
 
     def _check(self, until_done_s: float, arrival: Arrival, now: float) -> None:
         longest = self.patience.limit_s(now)
-        excess_s = until_done_s - arrival.demand.seconds - longest
-        if excess_s > 0:
-            limit = f"at most {longest:.1f} s are accepted"
-        elif arrival.deadline is not None and (late_s := now + until_done_s - arrival.deadline) > 0:
-            excess_s, limit = late_s, "its deadline is earlier"
-        else:
-            return
-        raise self._refusal(f"the answer would take about {until_done_s:.1f} s and {limit}", excess_s, now)
+        wait_s = until_done_s - arrival.demand.seconds
+        if wait_s > longest:
+            cause = (
+                f"the request would wait for about {wait_s:.1f} s and at most {longest:.1f} s are accepted"
+            )
+            raise self._refusal(cause, wait_s - longest, now)
+        if arrival.deadline is not None and (late_s := now + until_done_s - arrival.deadline) > 0:
+            needed_ms = 1e3 * (now - arrival.since + until_done_s)
+            cause = (
+                f"the answer would take about {needed_ms:.0f} ms and the deadline of the request is earlier"
+            )
+            raise self._refusal(cause, late_s, now)
 
     def _check_room(self, room_s: float, now: float) -> None:
         if room_s > 0:

@@ -127,7 +127,7 @@ class ModelAdmin:
         if not allowed or not any(resolved.is_relative_to(root) for root in self._roots):
             raise InvalidInput(
                 "a directory must be given by its absolute path under models_dir or one of source_roots "
-                f"({len(self._roots)} configured), without '..' - at `$.source`"
+                f"({len(self._roots)} directories in all), without '..' - at `$.source`"
             )
         return str(resolved)
 

@@ -15,6 +15,7 @@ from sie_server.wire import Item, ScoreRequest, is_plain
 from sie_server.wire.limits import MAX_VALUES
 
 CHARS_PER_TOKEN = 5  # of English text
+AROUND = 8  # characters that the special tokens around a text count as
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ def texts_of(items: Sequence[Item]) -> list[str]:
     ]
 
 
-def characters_of(texts: Iterable[str], limit: int) -> int:
-    """Estimate the characters of texts that are read to `limit` tokens each."""
+def characters_of(texts: Iterable[str], limit: int, repeats: float = 1.0) -> int:
+    """Estimate the characters of texts that are read to `limit` tokens each, every part `repeats` times."""
     most = limit * CHARS_PER_TOKEN
-    return sum(min(len(text), most) for text in texts)
+    return sum(min(int(len(text) * repeats) + AROUND, most) for text in texts)
 
 
 def _is_vectors(item: Item, path: str) -> bool:

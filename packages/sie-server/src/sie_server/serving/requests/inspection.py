@@ -9,10 +9,15 @@ from msgspec import UNSET, UnsetType, structs
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Work
+from sie_server.engine.text.slices import at_most
 from sie_server.serving.requests import truncation
 from sie_server.serving.requests.ranking import item_id
 from sie_server.serving.requests.scoring import ScorePlan
 from sie_server.wire import ChunkSpan, InspectedPassage, InspectedText, InspectResponse, Item
+
+MOST_TOKENS = (
+    250_000  # that are shown; each takes about 20 bytes of the response, and 200 until it is written
+)
 
 
 def inspect(plan: ScorePlan) -> InspectResponse:
@@ -20,7 +25,8 @@ def inspect(plan: ScorePlan) -> InspectResponse:
     if plan.candidates.query is None:
         raise RuntimeError("only texts can be inspected")
     documents, shortened = plan.documents()
-    job = plan.engine.tokenize_plain(plan.score_texts(plan.candidates.query, documents))
+    with at_most(MOST_TOKENS):
+        job = plan.engine.tokenize_plain(plan.score_texts(plan.candidates.query, documents))
     truncation.mark_shortened(job, shortened)
     return _Inspection(plan.engine, plan.candidates.request.items, job).response(plan.model, plan.limit)
 

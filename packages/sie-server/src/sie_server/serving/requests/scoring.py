@@ -12,7 +12,7 @@ from sie_server.engine.job import Chunking, Job, M3Scoring, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import InvalidInput
 from sie_server.serving.requests import truncation
-from sie_server.serving.requests.candidates import Candidates, characters_of
+from sie_server.serving.requests.candidates import CHARS_PER_TOKEN, Candidates, characters_of
 from sie_server.serving.requests.options import ParsedOptions, refuse_instruction
 from sie_server.serving.requests.ranking import per_document, rank
 from sie_server.serving.requests.score_options import (
@@ -77,12 +77,14 @@ class ScorePlan:
     @property
     def characters(self) -> int:
         """The characters that the model may read, for the estimate of its work."""
-        candidates, most = self.candidates, self.chunking.most if self.chunking else 1
-        count = characters_of(candidates.texts or (), self.limit * most)
+        texts, limit, chunking = self.candidates.texts or (), self.limit, self.chunking
         # most models read the query with every document; the measured ratio of the others is lower
-        return count + len(self.candidates.request.items) * characters_of(
-            [candidates.query or ""], self.limit
-        )
+        query, sequences = characters_of([self.candidates.query or ""], limit), len(texts)
+        if chunking is None:
+            return characters_of(texts, limit) + sequences * query
+        repeats = limit / max(1, limit - (limit // 4 if chunking.overlap is None else chunking.overlap))
+        windows = characters_of(texts, limit * chunking.most, repeats)
+        return windows + max(sequences, windows // (limit * CHARS_PER_TOKEN)) * query
 
     def job(self, adapter: Adapter | None) -> Job:
         """Tokenise the texts and read the vectors; blocking, for a tokeniser thread.

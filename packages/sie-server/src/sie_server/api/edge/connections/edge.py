@@ -99,9 +99,9 @@ class Edge:
         self._candidates = [each for seconds, _, each in sorted(stalled) if seconds >= STALLED_S]
         while self.budget.is_over and self._relieve():
             pass  # responses are counted after they have been written
-        if self._heap.is_due():
+        if self._heap.is_due(now):
             loop.run_in_executor(None, trim)
-        keep_on = self._connections or self.budget.used
+        keep_on = self._connections or self.budget.used or self._heap.is_pending
         self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if keep_on else None
 
     def _stalled(self) -> Connection | None:

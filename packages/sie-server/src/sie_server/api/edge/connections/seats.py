@@ -11,8 +11,11 @@ import resource
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from sie_server.config import ConfigError
+
 log = logging.getLogger("sie_server.api")
 Connection = TypeVar("Connection")
+FEWEST = 16  # connections, or `max_connections` if that is less
 OTHER_FILES = 512  # files, sockets and pipes of the process that are not connections of clients
 LOG_EVERY_S = 10.0
 
@@ -113,7 +116,11 @@ def raise_open_files(connections: int, spare: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         except (OSError, ValueError):  # macOS refuses values above its own limit
             soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    possible = max(1, min(connections, soft - spare - OTHER_FILES))
+    possible = min(connections, soft - spare - OTHER_FILES)
+    if possible < min(connections, FEWEST):
+        raise ConfigError(
+            f"the limit of {soft} open files allows fewer than {FEWEST} connections; raise it with ulimit -n {needed}"
+        )
     if possible < connections:
         log.warning(
             "the limit of %d open files allows %d connections, not max_connections %d; raise it with ulimit -n %d",
