@@ -326,3 +326,12 @@ def test_ordinary_processors_and_decoders_are_accepted() -> None:
     }
     file = {"decoder": {"type": "Sequence", "decoders": sequence}, "post_processor": processor}
     check_expansion(json.dumps(file).encode())
+
+
+def test_a_value_of_a_file_is_quoted_only_in_part(tmp_path: Path) -> None:
+    directory = make_cross_encoder(tmp_path, "bert")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "hidden_act": "x" * 10_000}))
+    with pytest.raises(ModelLoadFailed) as failed:
+        Engine(directory, device="cpu", dtype="float32")
+    assert "'xxx" in failed.value.message and len(failed.value.message) < 1000

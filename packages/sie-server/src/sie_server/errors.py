@@ -20,10 +20,12 @@ request can make an error response large.
 from __future__ import annotations
 
 import json
+import re
 from typing import ClassVar
 
 SHOWN = 80  # characters of a quoted value
 MESSAGE_BYTES = 4000  # of a message in JSON; an error response contains it twice
+LONG_QUOTE = re.compile(rf"'([^'\n]{{{2 * SHOWN},}})'")
 
 
 def shown(value: object) -> str:
@@ -37,6 +39,11 @@ def shown(value: object) -> str:
 def cut(text: str, most: int = SHOWN) -> str:
     """Return a text from outside without quotes, cut to `most` characters."""
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def cut_quotes(message: str) -> str:
+    """Return a message about a file with every quoted value in it cut, because files quote values of any length."""
+    return LONG_QUOTE.sub(lambda found: f"'{found[1][:SHOWN]}…'", message)
 
 
 def reason_at(error: Exception, path: str = "$") -> str:

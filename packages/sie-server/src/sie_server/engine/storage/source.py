@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sie_server.engine.storage import hub
 from sie_server.engine.storage.tally import Tally
-from sie_server.errors import ModelLoadFailed
+from sie_server.errors import ModelLoadFailed, cut_quotes
 
 
 def is_path(source: str) -> bool:
@@ -60,4 +60,4 @@ def unsupported(directory: Path, error: Exception) -> ModelLoadFailed:
 
 def failed(message: str, error_class: str, *, permanent: bool = True) -> ModelLoadFailed:
     """Return the load error for clients; `permanent`: a retry fails until the operator acts."""
-    return ModelLoadFailed(message, error_class=error_class, permanent=permanent, attempts=1)
+    return ModelLoadFailed(cut_quotes(message), error_class=error_class, permanent=permanent, attempts=1)
