@@ -35,7 +35,8 @@ def outcome(port: int, raw: Raw) -> tuple[str, str | None]:
         return "closed", None
     if raw.sent.startswith(b"HEAD "):
         return str(answer.status), None  # no body to check
-    return str(answer.status), fault_of(answer.status, answer.headers, answer.body)
+    target = raw.sent.split(b" ")[1].decode("latin-1") if raw.sent.count(b" ") > 1 else ""
+    return str(answer.status), fault_of(answer.status, answer.headers, answer.body, target)
 
 
 def test_odd_requests(observed: Observed) -> None:

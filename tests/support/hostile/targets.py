@@ -50,7 +50,10 @@ class Targets:
         if not directory.exists():
             colbert.make_pylate(directory, "bert")
         models = ("--model", "sie/mini-en", "--model", f"toy/colbert={directory}")
-        server = self._stack.enter_context(processes.running(self._folder, *models))
+        # the cache of documents would grow with every attack, up to its limit
+        server = self._stack.enter_context(
+            processes.running(self._folder, *models, "--document-cache-mb", "0")
+        )
         log = self._folder / f"probe-{server.port}.log"
         probe = self._stack.enter_context(probing(server.port, server.process.pid, log))
         ready = time.monotonic()

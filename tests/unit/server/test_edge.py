@@ -241,7 +241,9 @@ def test_the_heap_is_trimmed_some_time_after_small_bodies() -> None:
             share.hold(100_000)
             share.release()
         assert heap.is_due(now) == (now == 101.0)
-    assert heap.is_pending and heap.is_due(106.5) and not heap.is_pending
+    # and some time longer, because the work of a request may end after its body is released
+    assert [now for now in range(104, 200) if heap.is_due(now)] == [106, 111, 116, 121]
+    assert not heap.is_pending
 
 
 # ── heads ──
