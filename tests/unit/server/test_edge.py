@@ -160,6 +160,7 @@ def test_the_limit_of_open_files(
 
 def test_a_server_that_could_hardly_open_a_connection_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seats.resource, "getrlimit", lambda which: (100, 100))
+    monkeypatch.setattr(seats.resource, "setrlimit", lambda which, both: None)  # not of this process
     with pytest.raises(ConfigError, match="ulimit -n 1576"):
         raise_open_files(1000, 64)
 
