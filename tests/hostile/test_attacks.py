@@ -25,6 +25,7 @@ from support.hostile.scale import (
     NOISE,
     REST_S,
     REST_SHARE,
+    SUM_SHARE,
 )
 from support.hostile.targets import Observed
 from support.hostile.wire import Answer
@@ -97,7 +98,7 @@ def refused(samples: list[Sample], may_refuse: bool) -> list[str]:
 
 def test_memory_returns_after_all_attacks(observed: Observed) -> None:
     """Small growth that each attack is allowed must not add up."""
-    allowed = REST_SHARE * observed.rest
+    allowed = SUM_SHARE * observed.rest
     assert eventually(lambda: observed.probe.memory() <= allowed, REST_S), (
         f"memory is {observed.probe.memory() / MIB:.0f} MiB, {observed.rest / MIB:.0f} before the first attack"
     )
