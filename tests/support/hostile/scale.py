@@ -20,7 +20,7 @@ NOISE = 64 * MIB
 REST_SHARE = 1.15  # resident memory after the attack, as a multiple of that before it
 SUM_SHARE = 1.4  # resident memory after all attacks, as a multiple of that before the first
 REST_S = 60.0 if LONG else 15.0
-STALL_S = 30.0  # an answer that takes longer counts as a stall
+STALL_S = 45.0  # an answer that takes longer counts as a stall; the server waits 30 s for a body
 
 
 def scaled(short: int, long: int) -> int:
