@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sie_server.catalog import catalog, id_of, known_models
@@ -105,3 +106,12 @@ def test_the_prompts_of_a_checkpoint_come_first(tmp_path: Path) -> None:
         assert read_prompts(tmp_path, known).of(True) == "search: "
     file.write_text('{"prompts": {"query": "own: "}}')
     assert (read_prompts(tmp_path, known).of(True), read_prompts(tmp_path, known).of(False)) == ("own: ", "")
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300", "-1"])
+@pytest.mark.parametrize(
+    "name", [field.name for field in msgspec.structs.fields(ServerConfig) if isinstance(field.default, float)]
+)
+def test_a_time_must_be_one_that_a_timer_takes(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}"):
+        load_config({name: value}, {}, None)

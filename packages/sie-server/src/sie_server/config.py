@@ -22,6 +22,7 @@ DEFAULT_MODEL = "sie/mini-en"
 CLIENT_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
 
 NAME_LENGTH = 200  # of ids of models and profiles, and of names of adapters
+LONGEST_S = 1e6  # of any time, eleven days; timers of the system do not take every number
 LISTS = {"model", "adapter", "source_roots", "cors_origins"}
 
 
@@ -69,6 +70,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         float,
         Meta(
             ge=0,
+            le=LONGEST_S,
             description="Seconds between scans of models_dir and of adapters in use for changes; 0: scan only at start",
         ),
     ] = 2.0
@@ -111,7 +113,12 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 0
     idle_unload_s: Annotated[
-        float, Meta(ge=0, description="Unload a model after this many seconds without a request; 0: never")
+        float,
+        Meta(
+            ge=0,
+            le=LONGEST_S,
+            description="Unload a model after this many seconds without a request; 0: never",
+        ),
     ] = 0
     document_cache_mb: Annotated[
         int,
@@ -131,6 +138,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         float,
         Meta(
             gt=0,
+            le=LONGEST_S,
             description="Longest time that a request may wait for the device, in seconds; a request whose estimated "
             "wait is longer is answered with QUEUE_FULL at once",
         ),
@@ -151,12 +159,16 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         float,
         Meta(
             gt=0,
+            le=LONGEST_S,
             description="Seconds that a client may take to send a body or to read a response, plus one second per "
             "64 KiB",
         ),
     ] = 30.0
     header_timeout_s: Annotated[
-        float, Meta(gt=0, description="Seconds that a client may take to send the headers of a request")
+        float,
+        Meta(
+            gt=0, le=LONGEST_S, description="Seconds that a client may take to send the headers of a request"
+        ),
     ] = 10.0
     max_connections: Annotated[
         int,
@@ -170,22 +182,28 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         float,
         Meta(
             ge=0,
+            le=LONGEST_S,
             description="Seconds that a request waits for its model before it is answered with MODEL_LOADING",
         ),
     ] = 20.0
     load_stall_s: Annotated[
         float,
-        Meta(gt=0, description="Seconds without progress after which the load of a model is given up"),
+        Meta(
+            gt=0,
+            le=LONGEST_S,
+            description="Seconds without progress after which the load of a model is given up",
+        ),
     ] = 600.0
     device_stall_s: Annotated[
         float,
         Meta(
             gt=0,
+            le=LONGEST_S,
             description="Seconds that one step of the device may take before /livez fails and the server ends",
         ),
     ] = 300.0
     drain_s: Annotated[
-        float, Meta(ge=0, description="Seconds that a shutdown waits for accepted requests")
+        float, Meta(ge=0, le=LONGEST_S, description="Seconds that a shutdown waits for accepted requests")
     ] = 60.0
     api_keys: Annotated[
         Secret | None,
