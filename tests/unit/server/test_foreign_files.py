@@ -16,7 +16,7 @@ from sie_server import files
 from sie_server.engine.engine import Engine
 from sie_server.engine.storage.weights import stored_elements
 from sie_server.engine.text.expansion import check_expansion
-from sie_server.errors import ModelLoadFailed
+from sie_server.errors import ModelLoadFailed, cut_quotes
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.spec import UnsupportedCheckpoint
 from sie_server.panics import NativePanic, catching_panics, is_panic
@@ -335,3 +335,10 @@ def test_a_value_of_a_file_is_quoted_only_in_part(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed) as failed:
         Engine(directory, device="cpu", dtype="float32")
     assert "'xxx" in failed.value.message and len(failed.value.message) < 1000
+
+
+def test_only_quoted_values_are_cut() -> None:
+    between = "which this version's loader does not know, and neither do the libraries' own loaders " * 3
+    message = f"the architecture 'Unknown', {between}; pip install 'sie-server[compat]'"
+    assert cut_quotes(message) == message
+    assert cut_quotes(f"{message} '{'x' * 500}'") == f"{message} '{'x' * 80}…'"

@@ -25,7 +25,8 @@ from typing import ClassVar
 
 SHOWN = 80  # characters of a quoted value
 MESSAGE_BYTES = 4000  # of a message in JSON; an error response contains it twice
-LONG_QUOTE = re.compile(rf"'([^'\n]{{{2 * SHOWN},}})'")
+PATH = 200  # characters of a quoted value from a file that stays whole, because it may be a path
+QUOTE = re.compile(r"(?<!\w)'([^'\n]*)'(?!\w)")  # no apostrophe
 
 
 def shown(value: object) -> str:
@@ -43,7 +44,7 @@ def cut(text: str, most: int = SHOWN) -> str:
 
 def cut_quotes(message: str) -> str:
     """Return a message about a file with every quoted value in it cut, because files quote values of any length."""
-    return LONG_QUOTE.sub(lambda found: f"'{found[1][:SHOWN]}…'", message)
+    return QUOTE.sub(lambda found: found[0] if len(found[1]) <= PATH else f"'{cut(found[1])}'", message)
 
 
 def reason_at(error: Exception, path: str = "$") -> str:
