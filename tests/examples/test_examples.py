@@ -144,7 +144,11 @@ def test_the_notebook_prints_the_outputs_it_shows(server: Server, monkeypatch: p
     NotebookClient(again, timeout=120, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
 
     def texts(notebook: nbformat.NotebookNode) -> list[str]:
-        return [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
+        # joined, because a kernel on a busy machine may send one print in several pieces
+        printed = [
+            "".join(output.get("text", "") for output in cell.get("outputs", [])) for cell in notebook.cells
+        ]
+        return [text for text in printed if text]
 
     assert len(texts(shown)) >= 5
     assert texts(again) == texts(shown)
