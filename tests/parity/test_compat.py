@@ -70,7 +70,7 @@ def test_without_the_extra_the_message_names_it(tmp_path: Path, monkeypatch: pyt
     directory = make_compat(tmp_path, "deberta-v2")
     for name in [n for n in sys.modules if n.partition(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ModelLoadFailed, match=r"pip install 'sie-server\[compat\]'"):
+    with pytest.raises(ModelLoadFailed, match=r"pip install './packages/sie-server\[compat\]'"):
         Engine(directory, device=DEVICE)
 
 

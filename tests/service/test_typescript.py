@@ -118,7 +118,7 @@ def test_samples_compile_and_run_unchanged(
     }
     assert re.fullmatch(r"(doc-1|item-1) 0 0\.\d{3}\n(doc-1|item-1) 1 0\.\d{3}\n", printed["readme0.mjs"])
     assert "no/model" in printed["readme1.mjs"]
-    assert printed["common.cjs"] == "sie/mini-en true 0.1.0\n"
+    assert printed["common.cjs"] == "sie/mini-en true 1.0.0\n"
     lines = printed["rerank.mjs"].splitlines()
     assert [line[:10] for line in lines[:3]] == ["Rank 0: 0.", "Rank 1: 0.", "Rank 2: 0."]
     assert lines[3].endswith(" 10") and sorted(line[:6] for line in lines[4:]) == [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -36,7 +38,26 @@ def test_metadata_is_correct(name: str) -> None:
     project = tomllib.loads((PACKAGES / name / "pyproject.toml").read_text())["project"]
     assert project["version"] == sie_sdk.__version__
     assert {re.split(r"[<>=]", one)[0] for one in project["dependencies"]} == {"sie-sdk", CASES[name][0]}
-    assert all(">=" in one and ",<" in one for one in project["dependencies"])
+    own, framework = sorted(project["dependencies"], key=lambda one: not one.startswith("sie-sdk"))
+    assert own == f"sie-sdk=={sie_sdk.__version__}"
+    assert ">=" in framework
+    assert ",<" in framework
+
+
+@pytest.mark.parametrize(
+    "module", ["sie_langchain", "sie_llamaindex", "haystack_integrations.components.rankers.sie"]
+)
+@pytest.mark.parametrize("version", ['__version__ = "0.1.10"', ""])
+def test_another_projects_sdk_is_named(module: str, version: str, tmp_path: Path) -> None:
+    foreign = tmp_path / "sie_sdk" / "__init__.py"
+    foreign.parent.mkdir()
+    foreign.write_text(version)
+    path = os.pathsep.join([str(tmp_path), *(str(PACKAGES / name / "src") for name in CASES)])
+    code = [sys.executable, "-c", f"import {module}"]
+    run = subprocess.run(code, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: sie-")
+    assert f"but {foreign} is sie-sdk {'0.1.10' if version else 'without a version'}. Another project" in last
 
 
 @pytest.mark.parametrize("name", CASES)

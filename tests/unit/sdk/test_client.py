@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 
+import sie_sdk
 from sie_sdk import Item, ProtocolError, RequestError, errors
 from sie_sdk.codec import decode_body, encode_body
 
@@ -472,15 +473,15 @@ def test_headers_of_the_contract(connect: Connect, answer: Answer) -> None:
     connect(wire).score("org/name", QUERY, ITEMS)
     connect(wire, api_key="k-1", machine_profile="l4", pool="p").score("org/name", QUERY, ITEMS)
     bare, full = (request.headers for request in wire.requests)
-    assert bare["x-sie-sdk-version"] == "0.1.0"
-    assert bare["user-agent"] == "sie-sdk/0.1.0"
+    assert bare["x-sie-sdk-version"] == sie_sdk.__version__ == "1.0.0+self.1"
+    assert bare["user-agent"] == f"sie-sdk/{sie_sdk.__version__}"
     assert not {"authorization", "x-sie-machine-profile", "x-sie-pool"} & bare.keys()
     assert full["authorization"] == "Bearer k-1"
     assert (full["x-sie-machine-profile"], full["x-sie-pool"]) == ("l4", "p")
 
 
 @pytest.mark.parametrize(
-    ("server", "lines"), [("0.1.7", 0), ("0.2.0", 0), ("0.3.0", 1), ("1.1.0", 1), ("dev", 0)]
+    ("server", "lines"), [("1.0.7", 0), ("1.1.0+self.2", 0), ("1.3.0", 1), ("0.10.1", 1), ("dev", 0)]
 )
 def test_a_version_skew_is_logged_once(
     connect: Connect, answer: Answer, caplog: pytest.LogCaptureFixture, server: str, lines: int
@@ -491,7 +492,7 @@ def test_a_version_skew_is_logged_once(
             client.score("org/name", QUERY, ITEMS)
     found = [record.getMessage() for record in caplog.records if record.name == "sie_sdk"]
     assert len(found) == lines
-    assert all(server in line and "0.1.0" in line for line in found)
+    assert all(server in line and sie_sdk.__version__ in line for line in found)
 
 
 # ── open and close ──────────────────────────────────────────────────────────────────────────

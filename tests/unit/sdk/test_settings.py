@@ -89,6 +89,8 @@ def test_a_longer_attempt_extends_the_deadline() -> None:
         ("1.0.0", "2.0.0", True),
         ("0.1.0", "nightly", False),
         ("0.1.0", "", False),
+        ("1.0.0+self.1", "1.1.0+self.1", False),
+        ("1.0.0+self.1", "1.2.0+self.1", True),
     ],
 )
 def test_skew_is_more_than_one_minor(ours: str, theirs: str, skew: bool) -> None:

@@ -339,6 +339,6 @@ def test_a_value_of_a_file_is_quoted_only_in_part(tmp_path: Path) -> None:
 
 def test_only_quoted_values_are_cut() -> None:
     between = "which this version's loader does not know, and neither do the libraries' own loaders " * 3
-    message = f"the architecture 'Unknown', {between}; pip install 'sie-server[compat]'"
+    message = f"the architecture 'Unknown', {between}; pip install './packages/sie-server[compat]'"
     assert cut_quotes(message) == message
     assert cut_quotes(f"{message} '{'x' * 500}'") == f"{message} '{'x' * 80}…'"

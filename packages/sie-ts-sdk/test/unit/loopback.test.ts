@@ -140,6 +140,6 @@ test("a server of a distant version is reported once", async () => {
   const far = http("200 OK", '{"models": []}', "X-SIE-Server-Version: 7.0.0\r\n");
   await trying([far], async (client) => {
     assert.deepEqual([await client.listModels(), await client.listModels()], [[], []]);
-    assert.deepEqual(said, ["version 0.1.0 is connected to a server of version 7.0.0; some features may differ"]);
+    assert.deepEqual(said, ["version 1.0.0 is connected to a server of version 7.0.0; some features may differ"]);
   }, { warn: (message: string) => said.push(message) });
 });

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sie_server import install
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.heads.classifier import Classifier
 from sie_server.models.layers.linear import Weights
@@ -58,7 +59,7 @@ def hint(architecture: str) -> str:
         import transformers  # noqa: F401
     except ImportError:
         if architecture.endswith(SUFFIX):
-            return ". Others may run through transformers: pip install 'sie-server[compat]'"
+            return f". Others may run through transformers: {install('compat')}"
     return ""
 
 
