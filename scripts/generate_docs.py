@@ -13,7 +13,9 @@ import msgspec
 
 from sie_server.catalog import CatalogEntry, catalog
 from sie_server.config import ServerConfig, is_secret
-from sie_server.models.registry import ARCHITECTURES
+from sie_server.models.families.encoders.compat import ENCODERS, THREE_TYPES
+from sie_server.models.heads.pooling import NAMES
+from sie_server.models.registry import ARCHITECTURES, BARE
 from sie_server.templates import template_names
 from sie_server.wire import Profile
 
@@ -67,8 +69,28 @@ def models() -> str:
         lines.append(
             f"| `{entry.id}`{aliases} | {outputs} | {entry.max_seq_length} | {entry.license} | {about} |\n"
         )
-    lines += ["\n## Architectures\n\n", "Supported values of `architectures` in a `config.json`:\n\n"]
-    lines += [f"- `{name}`\n" for name in sorted(ARCHITECTURES)]
+    return "".join([*lines, architectures()])
+
+
+def architectures() -> str:
+    """Return the section about the architectures that are served."""
+    lines = [
+        "\n## Architectures\n\n",
+        "Values of `architectures` in a `config.json` that the server implements itself, without padding:\n\n",
+        *(f"- `{name}`\n" for name in sorted(ARCHITECTURES)),
+        "\nA directory whose `modules.json` lists a Pooling module is an embedding model. As in\n",
+        "sentence-transformers, its class is that of `model_type` without a head, regardless of the class that its\n",
+        f"weights were saved from. `model_type` may be {', '.join(f'`{name}`' for name in sorted(BARE))}.\n",
+        f"The modes of the Pooling module are {', '.join(f'`{name}`' for name in NAMES)};\n",
+        "several are concatenated. `Dense`, `LayerNorm`, `Normalize` and `Dropout` modules may follow.\n\n",
+        "With the extra `compat`, these run through the library transformers in fp32, with padding and without\n",
+        "adapters. The model list marks them with `compat`.\n\n",
+        "- sequence classifiers of every other model type, except "
+        f"{' and '.join(f'`{name}`' for name in sorted(THREE_TYPES))}\n",
+        f"- embedding models of the types {', '.join(f'`{name}`' for name in sorted(ENCODERS))}\n\n",
+        "Not served: repositories that need their own code, models without a transformer (static embeddings, word\n",
+        "vectors), and the image side of vision-language models.\n",
+    ]
     return "".join(lines)
 
 

@@ -19,14 +19,13 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from support.checkpoints.cross_encoders import random_text
+from support.checkpoints.library import COMPAT
 from support.device import DEVICE
 from support.families.adapters import Pairs, write_adapter
 from support.families.every import EVERY, Made
 
 RANK, ALPHA = 3, 6.0
-FAMILIES = [
-    name for name in sorted(EVERY) if name not in ("deberta-v2", "electra", "camembert")
-]  # run by transformers
+FAMILIES = [name for name in sorted(EVERY) if name.removeprefix("embedder ") not in COMPAT]
 DOCUMENTS = [random_text(random.Random(i), 1 + 5 * i) for i in range(8)]
 
 

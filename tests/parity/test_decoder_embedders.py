@@ -106,8 +106,8 @@ def test_verify_compares_decoder_embedders(tmp_path: Path) -> None:
         ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "chat template"),
         (
             "1_Pooling/config.json",
-            {"pooling_mode_lasttoken": False, "pooling_mode_weightedmean_tokens": True},
-            "weightedmean",
+            {"pooling_mode_lasttoken": False, "pooling_mode_attention": True},
+            "pooling_mode_attention",
         ),
         ("modules.json", [], "decoder"),
     ],

@@ -28,6 +28,7 @@ from support.checkpoints.colbert import make_pylate, make_stanford
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder, random_text
 from support.checkpoints.decoders import DECODERS, make_decoder
 from support.checkpoints.encoders import make_encoder, make_splade
+from support.checkpoints.library import make_library_classifier
 from support.device import DEVICE
 from support.families.adapters import make_adapter, under, write_adapter
 from support.requests.jobs import read_pairs
@@ -630,21 +631,6 @@ def test_older_adapters_are_pickle_free_bins(bert: Case, tmp_path: Path) -> None
 
 
 def test_models_through_transformers_take_no_adapters(tmp_path: Path) -> None:
-    directory = write_electra(tmp_path / "model")
+    directory = make_library_classifier(tmp_path / "model", "deberta-v2")
     with pytest.raises(ModelLoadFailed, match="runs through transformers, which cannot apply adapters"):
         Engine(directory, device=DEVICE).attach(tmp_path)
-
-
-def write_electra(directory: Path) -> Path:
-    case = make_cross_encoder(directory, "bert", max_length=LIMIT)
-    config = transformers.ElectraConfig(
-        vocab_size=json.loads((case / "config.json").read_text())["vocab_size"],
-        embedding_size=48,
-        hidden_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=96,
-        num_labels=1,
-    )
-    transformers.ElectraForSequenceClassification(config).save_pretrained(directory)
-    return directory

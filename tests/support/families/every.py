@@ -11,11 +11,11 @@ from sie_server.engine.engine import Engine
 from sie_server.verify.references import Answers, Reference, reference_of, sequence_classifier
 from support.checkpoints import rankers
 from support.checkpoints.colbert import make_pylate, make_stanford
-from support.checkpoints.compat import COMPAT, make_compat
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder
 from support.checkpoints.decoders import DECODERS, make_decoder
 from support.checkpoints.embedders import make_embedder
 from support.checkpoints.encoders import make_bge_m3, make_encoder, make_splade
+from support.checkpoints.library import LIBRARY, make_library_classifier, make_library_embedder
 from support.checkpoints.modular import make_reranker
 from support.checkpoints.rankers import MAKERS
 from support.families.jina_bert import RERANKERS, classified, encoded, make_jina_bert
@@ -110,7 +110,8 @@ EVERY: dict[str, Family] = {
     "ColBERT, XLM-R": Family(_one(make_pylate, "xlm-roberta"), 60),
     "ColBERT, LFM2": Family(_one(make_pylate, "lfm2"), 60),
     "ColBERT, lower-cased": Family(_one(make_pylate, "modernbert", lower_case=True), 60),
-    **{name: Family(_one(make_compat, name), 100) for name in COMPAT},
+    **{name: Family(_one(make_library_classifier, name), 100) for name in LIBRARY},
+    **{f"embedder {name}": Family(_one(make_library_embedder, name), 100) for name in LIBRARY},
     "ettin": Family(_one(lambda path: make_reranker(path)[0]), 200),
     **{name: Family(_relative(name), 200) for name in RELATIVES},
     **{f"JinaBERT {name}": Family(_jina_bert(name), 700) for name in RERANKERS},

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sie_server.models.batch import PackedBatch, Tokens, pack
-from sie_server.models.heads.classifier import pool, unit
+from sie_server.models.heads.classifier import unit
 from sie_server.models.heads.late_interaction import QueryVectors, weighted_maxsim
+from sie_server.models.heads.pooling import pool
 from sie_server.models.layers.attention import attention
+from sie_server.models.spec import Pooling
 
 CPU = torch.device("cpu")
+# mode → its definition over one sequence, [tokens, hidden] → [hidden]
+POOLED: dict[Pooling, Callable[[Tensor], Tensor]] = {
+    "cls": lambda own: own[0],
+    "last": lambda own: own[-1],
+    "max": lambda own: own.max(0).values,
+    "mean": lambda own: own.mean(0),
+    "mean_sqrt_len": lambda own: own.sum(0) / len(own) ** 0.5,
+    "weightedmean": lambda own: sum(i * row for i, row in enumerate(own, 1)) / sum(range(1, len(own) + 1)),
+}
 LENGTHS = [5, 16, 1, 33, 16, 48, 17, 5, 100]
 
 
@@ -58,15 +72,15 @@ def test_attention_equals_one_sequence_at_a_time(align: int, one_query: bool) ->
 
 
 @pytest.mark.parametrize("align", [1, 16])
-@pytest.mark.parametrize("how", ["mean", "cls"])
-def test_pooling_sees_only_its_own_tokens(align: int, how: str) -> None:
+@pytest.mark.parametrize("how", sorted(POOLED))
+def test_pooling_sees_only_its_own_tokens(align: int, how: Pooling) -> None:
     batch = packed(align)
     hidden = torch.randn(batch.rows, 6, dtype=torch.bfloat16)
-    pooled = pool(hidden, batch, how)  # type: ignore[arg-type]
+    pooled = pool(hidden, batch, (how, "cls"))
     assert pooled.dtype == torch.float32
     for place, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
         own = hidden[start : start + length].float()
-        torch.testing.assert_close(pooled[place], own.mean(0) if how == "mean" else own[0])
+        torch.testing.assert_close(pooled[place], torch.cat((POOLED[how](own), own[0])))
 
 
 @pytest.mark.parametrize("align", [1, 16])

@@ -91,7 +91,7 @@ class Engine:
         backbone = build_backbone(self.spec, weights)
         reader = kind.reader(parts, weights)
         self._forward = Forward(self.spec.backbone, backbone, reader, self.device, self.dtype)
-        weights.finish()
+        weights.finish(bare=self.spec.bare)
         self._targets = weights.targets
 
     def _check_vocabulary(self) -> None:

@@ -44,13 +44,19 @@ from sie_server.models.families.decoders.vision_language import (
 from sie_server.models.families.encoders import compat
 from sie_server.models.families.encoders.bert import BertEncoder, read_bert, read_roberta
 from sie_server.models.families.encoders.bert_relatives import (
-    MLM_HEAD,
-    TOKEN_CLASSIFIER,
-    embedder,
     new_classifier,
     read_jina_bert,
     read_new,
     read_xlm_roberta_flash,
+)
+from sie_server.models.families.encoders.bert_siblings import (
+    albert_classifier,
+    distilbert_classifier,
+    electra_classifier,
+    read_albert,
+    read_distilbert,
+    read_electra,
+    read_mpnet,
 )
 from sie_server.models.families.encoders.modernbert import (
     ModernBertEncoder,
@@ -84,7 +90,10 @@ class Family:
     read: Callable[[dict[str, Any]], BackboneSpec]
     build: Callable[[Any, Weights], Backbone]  # takes the spec that `read` returns
     prefix: str | None = None  # of the names of the backbone's tensors in the checkpoint
-    classifier: Callable[[Any, Weights], Classifier] | None = None  # takes the spec that `read` returns
+    # takes the spec that `read` returns, the weights, and the number of labels where there are several
+    classifier: Callable[..., Classifier] | None = None
+    # the same prefix, where the tensors of a bare model were saved from a class with a head
+    inner: str | None = None
     listwise: bool = False  # a decoder that reads several documents in one prompt
     # the architecture of repositories that name this one but have no modules.json
     bare: str | None = None
@@ -93,12 +102,18 @@ class Family:
 
 
 # jina-reranker-v1 names an encoder's class but contains a classifier's weights
-JINA_EMBEDDER = Family(read_jina_bert, embedder("bert", *MLM_HEAD), bare="JinaBertForSequenceClassification")
+JINA_EMBEDDER = Family(read_jina_bert, BertEncoder, inner="bert", bare="JinaBertForSequenceClassification")
 
 # fmt: off
 CROSS_ENCODERS = {
+    "AlbertForSequenceClassification": Family(read_albert, BertEncoder, "albert", albert_classifier),
     "BertForSequenceClassification": Family(read_bert, BertEncoder, "bert", bert_classifier),
+    "CamembertForSequenceClassification": Family(read_roberta, BertEncoder, "roberta", roberta_classifier),
+    "DistilBertForSequenceClassification":
+        Family(read_distilbert, BertEncoder, "distilbert", distilbert_classifier),
+    "ElectraForSequenceClassification": Family(read_electra, BertEncoder, "electra", electra_classifier),
     "JinaBertForSequenceClassification": Family(read_jina_bert, BertEncoder, "bert", bert_classifier),
+    "MPNetForSequenceClassification": Family(read_mpnet, BertEncoder, "mpnet", roberta_classifier),
     "ModernBertForSequenceClassification":
         Family(read_modernbert, ModernBertEncoder, "model", modernbert_classifier),
     "NewForSequenceClassification": Family(read_new, BertEncoder, "new", new_classifier),  # mGTE
@@ -110,15 +125,20 @@ CROSS_ENCODERS = {
 # dense, sparse or token vectors, depending on the other files of the repository
 ENCODERS = {
     "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
-    "BertModel": Family(read_bert, BertEncoder),
+    "AlbertModel": Family(read_albert, BertEncoder, inner="albert"),
+    "BertModel": Family(read_bert, BertEncoder, inner="bert"),
+    "CamembertModel": Family(read_roberta, BertEncoder, inner="roberta"),
+    "DistilBertModel": Family(read_distilbert, BertEncoder, inner="distilbert"),
+    "ElectraModel": Family(read_electra, BertEncoder, inner="electra"),
     "JinaBertForMaskedLM": JINA_EMBEDDER,
     "JinaBertModel": JINA_EMBEDDER,
-    "Lfm2Model": Family(read_lfm2, Lfm2Encoder),
-    "ModernBertModel": Family(read_modernbert, ModernBertEncoder),
-    "NewForTokenClassification": Family(read_new, embedder("new", *TOKEN_CLASSIFIER)),  # gte-multilingual-base
-    "NewModel": Family(read_new, embedder("new")),
-    "RobertaModel": Family(read_roberta, BertEncoder),
-    "XLMRobertaModel": Family(read_roberta, BertEncoder),
+    "Lfm2Model": Family(read_lfm2, Lfm2Encoder, inner="model"),
+    "MPNetModel": Family(read_mpnet, BertEncoder, inner="mpnet"),
+    "ModernBertModel": Family(read_modernbert, ModernBertEncoder, inner="model"),
+    "NewForTokenClassification": Family(read_new, BertEncoder, inner="new"),  # gte-multilingual-base
+    "NewModel": Family(read_new, BertEncoder, inner="new"),
+    "RobertaModel": Family(read_roberta, BertEncoder, inner="roberta"),
+    "XLMRobertaModel": Family(read_roberta, BertEncoder, inner="roberta"),
 }
 # Stanford's checkpoints all have the architecture HF_ColBERT; the suffix is their model_type
 COLBERT = {
@@ -161,35 +181,64 @@ VISION_LANGUAGE = {
 LISTWISE = {
     "JinaForRanking": Family(read_jina_ranking, Decoder, "model", listwise=True),
 }
-# decoders as embedding models, saved as bare models
+# decoders as embedding models
 DECODER_EMBEDDERS = {
-    "GemmaModel": Family(read_gemma, Decoder),
-    "LlamaModel": Family(read_llama, Decoder),
-    "MistralModel": Family(read_mistral, Decoder),
-    "Qwen2Model": Family(read_qwen2, Decoder),
-    "Qwen3Model": Family(read_qwen3, Decoder),
+    "Gemma2Model": Family(read_gemma2, Gemma2Decoder, inner="model"),
+    "GemmaModel": Family(read_gemma, Decoder, inner="model"),
+    "LlamaModel": Family(read_llama, Decoder, inner="model"),
+    "MistralModel": Family(read_mistral, Decoder, inner="model"),
+    "Qwen2Model": Family(read_qwen2, Decoder, inner="model"),
+    "Qwen3Model": Family(read_qwen3, Decoder, inner="model"),
 }
 # fmt: on
+# model_type → the class of the model without a head, as `AutoModel` of transformers picks it
+BARE = {
+    "albert": "AlbertModel",
+    "bert": "BertModel",
+    "camembert": "CamembertModel",
+    "distilbert": "DistilBertModel",
+    "electra": "ElectraModel",
+    "gemma": "GemmaModel",
+    "gemma2": "Gemma2Model",
+    "lfm2": "Lfm2Model",
+    "llama": "LlamaModel",
+    "mistral": "MistralModel",
+    "modernbert": "ModernBertModel",
+    "mpnet": "MPNetModel",
+    "qwen2": "Qwen2Model",
+    "qwen3": "Qwen3Model",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+}
 ARCHITECTURES: dict[str, Family] = (
     CROSS_ENCODERS | ENCODERS | COLBERT | PROMPTED | VISION_LANGUAGE | LISTWISE | DECODER_EMBEDDERS
 )
-COMPAT = Family(compat.read, compat.CompatModel, None, compat.classifier)
+COMPAT = Family(compat.read, compat.CompatModel, classifier=compat.classifier)
+# the names of its weights are known to the library only
+COMPAT_ENCODER = Family(compat.read, compat.CompatEncoder)
 
 
 def family_of(architecture: str) -> Family:
-    """Return the family of an architecture; `COMPAT` for classifiers that only transformers implements.
+    """Return the family of an architecture; `COMPAT` or `COMPAT_ENCODER` for those that only transformers implements.
 
     Raises:
         UnsupportedCheckpoint: neither this version nor transformers supports the architecture.
     """
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture]
+    if compat.serves_encoder(architecture):
+        return COMPAT_ENCODER
     if compat.serves(architecture):
         return COMPAT
     raise UnsupportedCheckpoint(
         f"config.json names the architecture {architecture!r}, which this version does not support. "
         f"Supported architectures: {known_architectures()}{compat.hint(architecture)}"
     )
+
+
+def bare_architecture(model_type: str) -> str | None:
+    """Return the class without a head of a model type, as `AutoModel` picks it; None for an unknown type."""
+    return BARE.get(model_type) or compat.bare_architecture(model_type)
 
 
 def known_architectures() -> str:
@@ -202,22 +251,9 @@ def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:
     family = family_of(spec.architecture)
     for names in family.unserved:
         weights.leave(names)
-    prefix = family.prefix
-    if family.prompted and not isinstance(spec.head, ClassifierSpec):
-        prefix = _embedder_prefix(family, weights)
-    return family.build(spec.backbone, weights.at(prefix) if prefix else weights)
-
-
-def _embedder_prefix(family: Family, weights: Weights) -> str | None:
-    """Return the prefix of the tensor names of an embedding model whose architecture is a language model.
-
-    A checkpoint saved as a language model has the prefix and an output matrix, which embeddings do not need. One saved
-    as the bare model that sentence-transformers loads (Qwen3-Embedding) has neither.
-    """
-    if not weights.has(f"{family.prefix}.embed_tokens.weight"):
-        return None
-    weights.leave("lm_head.")
-    return family.prefix
+    if family.inner:
+        return family.build(spec.backbone, weights.inside(family.inner))
+    return family.build(spec.backbone, weights.at(family.prefix) if family.prefix else weights)
 
 
 def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from sie_server import files
 from sie_server.templates import RerankTemplate
 
-Pooling = Literal["cls", "mean", "last"]
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last"]
+Poolings = tuple[Pooling, ...]  # their vectors are concatenated
 Activation = Literal["identity", "sigmoid"]
 
 
@@ -65,7 +66,7 @@ class ClassifierSpec:
     """
 
     activation: Activation
-    pooling: Pooling = "cls"
+    pooling: Poolings = ("cls",)
     modules: tuple[ModuleSpec, ...] = ()
 
 
@@ -123,7 +124,7 @@ class EmbeddingSpec:
     `dense_weight · cos(q, d) + Σᵢ wᵢ maxⱼ cos(qᵢ, dⱼ) / Σᵢ wᵢ`, w being the query tokens' weights.
     """
 
-    pooling: Pooling
+    pooling: Poolings
     normalize: bool
     token_vectors: bool = False
     dense_weight: float | None = None
@@ -200,6 +201,7 @@ class ModelSpec:
     # default limit, tokens per text or pair including special tokens (listwise: per document)
     max_seq_length: int
     compat: bool = False  # runs through transformers: same scores, but padded and slower
+    bare: bool = False  # a model without its head, regardless of the class that the checkpoint was saved from
 
     @property
     def scores(self) -> bool:
@@ -226,8 +228,9 @@ class ModelSpec:
         """The width of each vector output."""
         width = self.head.dim if isinstance(self.head, LateInteractionSpec) else self.backbone.hidden_size
         sizes = {name: width for name in self.outputs if name != "score"}
-        if "dense" in sizes and isinstance(self.head, EmbeddingSpec) and self.head.modules:
-            sizes["dense"] = self.head.modules[-1].outputs
+        if "dense" in sizes and isinstance(self.head, EmbeddingSpec):
+            modules, modes = self.head.modules, len(self.head.pooling)
+            sizes["dense"] = modules[-1].outputs if modules else width * modes
         if "sparse" in sizes:
             sizes["sparse"] = self.backbone.vocab_size
         return sizes

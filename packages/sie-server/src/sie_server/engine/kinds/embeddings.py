@@ -16,9 +16,10 @@ from sie_server.engine.text.chunks import split
 from sie_server.engine.text.jobs import document_job, window_job
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import PackedBatch, Readout
-from sie_server.models.heads.classifier import pool, pooled_states, pooling_readout, unit
+from sie_server.models.heads.classifier import unit
 from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, maxsim, weighted_maxsim
 from sie_server.models.heads.modular import ModuleStack
+from sie_server.models.heads.pooling import pool, pooled_states, pooling_readout
 from sie_server.models.spec import EmbeddingSpec, ModelSpec
 
 
@@ -172,7 +173,7 @@ def _to_host(tensor: Tensor) -> Floats:
 
 def _tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
     tokenizer = plain_tokenizer(directory, spec)
-    if isinstance(spec.head, EmbeddingSpec) and spec.head.pooling == "last":
+    if isinstance(spec.head, EmbeddingSpec) and "last" in spec.head.pooling:
         tokenizer.check_end(directory)
     return tokenizer
 

@@ -13,7 +13,8 @@ from sie_server.engine.kinds.base import Kind, Parts
 from sie_server.engine.kinds.embeddings import late_interaction_input
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.models.batch import PackedBatch, Readout
-from sie_server.models.heads.classifier import pool, unit
+from sie_server.models.heads.classifier import unit
+from sie_server.models.heads.pooling import pool
 from sie_server.models.heads.sparse import M3_FILES, M3Head, M3Spec, SpladeHead
 
 

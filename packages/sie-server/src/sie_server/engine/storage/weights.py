@@ -7,6 +7,7 @@ replaced by random weights.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -32,9 +33,12 @@ from sie_server.models.spec import UnsupportedCheckpoint
 # Buffers of older transformers versions, the pooler of a bare encoder, and the decoder of a masked language model
 # (saved in addition to the tables it is tied to): none of them affects a result.
 HARMLESS = re.compile(
-    r"(^|\.)embeddings\.position_ids$|^((bert|new|roberta)\.)?pooler\.dense\.(weight|bias)$"
+    r"(^|\.)embeddings\.position_ids$|^((albert|bert|mpnet|new|roberta)\.)?pooler\.(dense\.)?(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
 )
+OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+OLD_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
+log = logging.getLogger("sie_server.weights")
 HEADER_BYTES = 32 * 2**20  # of a safetensors file; 100,000 tensors take 12 MiB
 # the dtypes of a safetensors header (https://huggingface.co/docs/safetensors, "Format")
 STORED_TYPES = {
@@ -79,7 +83,8 @@ class CheckpointWeights:
         self._directory = directory
         self._taken: set[str] = set()
         self._parts: list[CheckpointWeights] = []  # weights in separate files
-        self._prefix = ""
+        self._prefix = ""  # of the names in the file
+        self._module = ""  # of the names in the model
         self.targets: dict[str, Target] = {}  # module → the layer it became part of
 
     def at(self, prefix: str) -> CheckpointWeights:
@@ -87,6 +92,16 @@ class CheckpointWeights:
         view = object.__new__(CheckpointWeights)
         view.__dict__.update(self.__dict__)
         view._prefix = f"{self._prefix}{prefix}."
+        view._module = f"{self._module}{prefix}."
+        return view
+
+    def inside(self, prefix: str) -> CheckpointWeights:
+        """See `Weights.inside`."""
+        full = f"{self._prefix}{prefix}."
+        if not any(name.startswith(full) for name in self._read):
+            return self
+        view = self.at(prefix)
+        view._module = self._module
         return view
 
     def folder(self, name: str) -> CheckpointWeights:
@@ -128,7 +143,7 @@ class CheckpointWeights:
 
     def became(self, name: str, target: Target) -> None:
         """Record which layer the module `name` became part of."""
-        self.targets[self._prefix + name] = target
+        self.targets[self._module + name] = target
 
     def check(self, name: str, *shape: int) -> None:
         """Check that the checkpoint has a tensor `name` of exactly `shape`, without reading it.
@@ -161,13 +176,24 @@ class CheckpointWeights:
             )
         return tensor
 
-    def finish(self) -> None:
+    def finish(self, *, bare: bool = False) -> None:
         """Check that every tensor is used.
+
+        With `bare` the model is the encoder of a checkpoint that may have been saved with a head. The head is not
+        needed, and one line of the log names it. Its names begin with another part than those of the encoder.
 
         Raises:
             UnsupportedCheckpoint: no part of the model has requested a tensor of the checkpoint.
         """
         left = sorted(name for name in self._read if name not in self._taken and not HARMLESS.search(name))
+        if bare:
+            read = {name.partition(".")[0] for name in self._taken}
+            heads = [name for name in left if name.partition(".")[0] not in read]
+            left = [name for name in left if name not in heads]
+            if heads:
+                log.info(
+                    "%s: an embedding model needs no head; not read: %s", self._directory, some_of(heads)
+                )
         if left:
             raise UnsupportedCheckpoint(
                 f"the checkpoint has {len(left)} weights this architecture does not use: {some_of(left)}. "
@@ -221,10 +247,21 @@ def _open_checkpoint(directory: Path) -> TensorReaders:
     for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_bin)):
         single, index = directory / name, directory / f"{name}.index.json"
         if single.exists():
-            return read(single)
+            return _renamed(read(single))
         if index.exists():
-            return _read_shards(index, read)
+            return _renamed(_read_shards(index, read))
     raise UnsupportedCheckpoint(f"no weights in {directory}: neither model.safetensors nor pytorch_model.bin")
+
+
+def _renamed(tensors: TensorReaders) -> TensorReaders:
+    """Give the norms of checkpoints converted from TensorFlow the names of today, as transformers does."""
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        new = OLD_NORM.sub(lambda match: f"LayerNorm.{OLD_NAMES[match[1]]}", name)
+        if new in renamed or (new != name and new in tensors):
+            raise UnsupportedCheckpoint(f"the checkpoint has both {name!r:.100} and {new!r:.100}; keep one")
+        renamed[new] = tensor
+    return renamed
 
 
 def tensor_readers(path: Path) -> TensorReaders:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sie_server.models.checkpoints.causal import read_causal
+from sie_server.models.checkpoints.causal import TEMPLATE_FILE, read_causal
 from sie_server.models.checkpoints.colbert import read_colbert
 from sie_server.models.checkpoints.decoder_embedder import check_embedder, is_embedder
 from sie_server.models.checkpoints.listwise import read_listwise
@@ -24,8 +24,15 @@ from sie_server.models.heads.modular import (
     library_config,
     read_module,
 )
+from sie_server.models.heads.pooling import read_pooling
 from sie_server.models.heads.sparse import read_m3, read_splade, splade_module
-from sie_server.models.registry import ARCHITECTURES, COMPAT, family_of
+from sie_server.models.registry import (
+    ARCHITECTURES,
+    COMPAT,
+    COMPAT_ENCODER,
+    bare_architecture,
+    family_of,
+)
 from sie_server.models.spec import (
     Activation,
     BackboneSpec,
@@ -33,14 +40,11 @@ from sie_server.models.spec import (
     EmbeddingSpec,
     ModelSpec,
     ModuleSpec,
-    Pooling,
+    Poolings,
     UnsupportedCheckpoint,
     inside,
     read_json,
 )
-
-# by the name in a Pooling module, without the suffixes `_token` and `_tokens`
-POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 
 
 def read_spec(
@@ -70,6 +74,7 @@ def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> 
     check_numbers(config)
     architecture = _architecture(directory, config)
     family = family_of(architecture)
+    bare = (bool(family.inner) or family is COMPAT_ENCODER) and _headless(directory)
     try:
         backbone = family.read(config)
     except KeyError as missing:
@@ -85,9 +90,9 @@ def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> 
         check_embedder(directory, config)
     if not own_head:
         if colbert := read_colbert(directory, architecture, backbone, _sentence_limit(directory, backbone)):
-            return ModelSpec(architecture, backbone, *colbert)
+            return ModelSpec(architecture, backbone, *colbert, bare=bare)
         head, limit = _embedding_spec(directory, backbone, config, prompts)
-        return ModelSpec(architecture, backbone, head, limit)
+        return ModelSpec(architecture, backbone, head, limit, compat=family is COMPAT_ENCODER, bare=bare)
     limit = _tokenizer_limit(directory, backbone)
     return ModelSpec(
         architecture, backbone, _classifier_spec(directory, config), limit, compat=family is COMPAT
@@ -100,6 +105,9 @@ def _architecture(directory: Path, config: dict[str, Any]) -> str:
     A repository with its own code may use the name of a library's class. Its configuration class distinguishes it, and
     the registry lists that class in parentheses. The code is never loaded. Without modules.json, `Family.bare` replaces
     the name.
+
+    Where modules.json adds the head, sentence-transformers takes the bare class of `model_type` (`AutoModel`),
+    regardless of the class that the checkpoint was saved from.
     """
     name = str((config.get("architectures") or ["(none)"])[0])
     if name == "HF_ColBERT":
@@ -110,7 +118,22 @@ def _architecture(directory: Path, config: dict[str, Any]) -> str:
     family = ARCHITECTURES.get(name)
     if family and family.bare and not (directory / "modules.json").exists():
         return family.bare
+    if not own and _headless(directory):
+        return bare_architecture(str(config.get("model_type"))) or name
     return name
+
+
+def _headless(directory: Path) -> bool:
+    """Return True when modules.json adds the head to a bare model, and the operator has not added a template."""
+    path = directory / "modules.json"
+    if not path.exists() or (directory / TEMPLATE_FILE).exists():
+        return False
+    modules = [m for m in read_json(path, list) if isinstance(m, dict)]
+    kinds = {str(module.get("type")).rsplit(".", 1)[-1] for module in modules}
+    return bool(kinds & {"Pooling", "Dense", "MultiVectorMask"}) and not kinds & {
+        "SpladePooling",
+        "LogitScore",
+    }
 
 
 def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:
@@ -162,7 +185,8 @@ def _embedding_spec(
         recipe = read_json(scorer)
         if missing := {"pooling", "dense_weight", "max_seq_length"} - recipe.keys():
             raise UnsupportedCheckpoint(f"sie_scorer.json lacks {', '.join(sorted(missing))}")
-        head = EmbeddingSpec(_pooling(recipe["pooling"]), True, True, float(recipe["dense_weight"]))
+        pooling = read_pooling({"pooling_mode": recipe["pooling"]})
+        head = EmbeddingSpec(pooling, True, True, float(recipe["dense_weight"]))
         limit = whole_number(recipe, "max_seq_length", scorer.name) or backbone.max_length
         return head, min(limit, backbone.max_length)
     if (splade := splade_module(directory)) is not None:
@@ -179,7 +203,7 @@ def _sentence_transformers_spec(
     directory: Path, backbone: BackboneSpec, config: dict[str, Any], known: Mapping[str, str]
 ) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
     limit = _sentence_limit(directory, backbone)
-    pooling: Pooling | None = None
+    pooling: Poolings | None = None
     normalize, prompted = False, True
     modules: list[ModuleSpec] = []
     for module in read_json(directory / "modules.json", list):
@@ -192,7 +216,7 @@ def _sentence_transformers_spec(
         kind = name.rsplit(".", 1)[-1]
         if kind == "Pooling":
             pooler = read_json(folder / "config.json")
-            pooling, prompted = _pooling_module(pooler), pooler.get("include_prompt", True)
+            pooling, prompted = read_pooling(pooler), pooler.get("include_prompt", True)
         elif kind == "Normalize":
             normalize = True
         elif kind in MODULES:
@@ -201,7 +225,7 @@ def _sentence_transformers_spec(
                     f"modules.json lists {name!r} after Normalize, which is not supported"
                 )
             modules.append(read_module(directory, kind, str(module["path"])))
-        elif kind != "Transformer":
+        elif kind not in ("Transformer", "Dropout"):  # dropout does nothing at inference
             raise UnsupportedCheckpoint(f"modules.json lists {name!r}, which this version does not support")
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
@@ -210,7 +234,7 @@ def _sentence_transformers_spec(
         raise UnsupportedCheckpoint(
             "the Pooling module excludes prompts from the average (include_prompt: false), which is not supported"
         )
-    check_modules(modules, backbone.hidden_size)
+    check_modules(modules, len(pooling) * backbone.hidden_size)
     if is_cross_encoder(directory, modules):
         if isinstance(backbone, DecoderSpec):
             raise UnsupportedCheckpoint(
@@ -226,20 +250,3 @@ def _sentence_limit(directory: Path, backbone: BackboneSpec) -> int:
     # from version 6 on the limit is only in the tokenizer's configuration
     limit = whole_number(read_json(limits), "max_seq_length", limits.name) if limits.exists() else None
     return min(limit or _tokenizer_limit(directory, backbone), backbone.max_length)
-
-
-def _pooling_module(config: dict[str, Any]) -> Pooling:
-    """Read the mode: `pooling_mode: mean` in newer files, `pooling_mode_mean_tokens: true` in older ones."""
-    on = [
-        key.removeprefix("pooling_mode_")
-        for key, value in config.items()
-        if value is True and "_mode_" in key
-    ]
-    name = str(config.get("pooling_mode") or "+".join(on))
-    return _pooling(name.removesuffix("_tokens").removesuffix("_token"))
-
-
-def _pooling(name: str) -> Pooling:
-    if name not in POOLINGS:
-        raise UnsupportedCheckpoint(f"pooling {name!r} is not supported; supported: {', '.join(POOLINGS)}")
-    return POOLINGS[name]

@@ -1,4 +1,4 @@
-"""Classifier heads and pooling: hidden states → logits or vectors, always in fp32."""
+"""Classifier heads: hidden states → logits, always in fp32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.layers.linear import Linear, Weights
-from sie_server.models.spec import BackboneSpec, Pooling
+from sie_server.models.spec import BackboneSpec
 
 
 class Classifier(Protocol):
@@ -23,54 +23,55 @@ class Classifier(Protocol):
         ...
 
 
-class TanhClassifier:
-    """Dense → tanh → one logit, in fp32."""
+class DenseClassifier:
+    """Dense → activation → one logit per label, in fp32."""
 
     readout: Readout = "first"
 
-    def __init__(self, size: int, weights: Weights, dense: str, out: str) -> None:
+    def __init__(
+        self, size: int, weights: Weights, dense: str, out: str, activation: str = "tanh", labels: int = 1
+    ) -> None:
         self.dense = Linear.load(weights, dense, size, size, dtype=torch.float32)
-        self.out = Linear.load(weights, out, 1, size, dtype=torch.float32)
+        self.out = Linear.load(weights, out, labels, size, dtype=torch.float32)
+        self.activation = activation
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Return [sequences] fp32 from [sequences, hidden] of the first tokens."""
-        return self.out(torch.tanh(self.dense(hidden.float()))).squeeze(1)
+        """Return [sequences] fp32 from [sequences, hidden] of the first tokens; [sequences, labels] of several."""
+        return self.out(self.dense(hidden.float(), self.activation)).squeeze(1)
 
 
-def bert_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
+class LabelledClassifier:
+    """A classifier of several labels, of which the operator has chosen one: its log-odds are the logit.
+
+    Their sigmoid is the probability of the label: that of the softmax over all labels, which the text-classification
+    pipeline of transformers returns (`text_classification.py`, `softmax`), or of the label alone where the labels are
+    independent (`problem_type: multi_label_classification`).
+    """
+
+    def __init__(self, head: Classifier, label: int, *, independent: bool) -> None:
+        self._head, self._label, self._independent = head, label, independent
+        self.readout: Readout = head.readout
+
+    def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Return [sequences] fp32 from the hidden states of `readout`."""
+        all_of = self._head.logits(hidden, batch)  # [sequences, labels]
+        own = all_of[:, self._label]
+        if self._independent:
+            return own
+        others = torch.arange(all_of.shape[1], device=all_of.device) != self._label
+        return own - all_of[:, others].logsumexp(1)
+
+
+def bert_classifier(spec: BackboneSpec, weights: Weights, labels: int = 1) -> Classifier:
     """Load BERT's classifier; the dense layer is in the pooler."""
-    return TanhClassifier(spec.hidden_size, weights, "bert.pooler.dense", "classifier")
+    return DenseClassifier(spec.hidden_size, weights, "bert.pooler.dense", "classifier", labels=labels)
 
 
-def roberta_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
-    """Load RoBERTa's classifier; the dense layer is in the classification head."""
-    return TanhClassifier(spec.hidden_size, weights, "classifier.dense", "classifier.out_proj")
-
-
-def pooling_readout(how: Pooling) -> Readout:
-    """Return the hidden states that `pooled_states` needs; for one token the last layer computes only its row."""
-    readouts: dict[Pooling, Readout] = {"cls": "first", "last": "last", "mean": "all"}
-    return readouts[how]
-
-
-def pooled_states(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
-    """Pool the states that `pooling_readout` names: one vector per packed sequence, [sequences, hidden] fp32."""
-    return pool(hidden, batch, how) if how == "mean" else hidden.float()
-
-
-def pool(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
-    """Pool all states: one vector per packed sequence, [rows, hidden] → [sequences, hidden] fp32."""
-    if (rows := batch.rows_of(pooling_readout(how))) is not None:
-        return hidden[rows].float()
-    pooled = torch.empty(batch.count, hidden.shape[1], dtype=torch.float32, device=hidden.device)
-    for group in batch.groups:
-        block = hidden[group.rows].unflatten(0, (group.count, group.slot)).float()
-        if group.valid is None:
-            pooled[group.sequences] = block.mean(1)
-        else:
-            total = (block * group.valid[:, :, None]).sum(1)
-            pooled[group.sequences] = total / group.valid.sum(1, keepdim=True)
-    return pooled
+def roberta_classifier(spec: BackboneSpec, weights: Weights, labels: int = 1) -> Classifier:
+    """Load the classifier of RoBERTa and MPNet; the dense layer is in the classification head."""
+    return DenseClassifier(
+        spec.hidden_size, weights, "classifier.dense", "classifier.out_proj", labels=labels
+    )
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
-from sie_server.models.heads.classifier import pooled_states, pooling_readout
+from sie_server.models.heads.pooling import pooled_states, pooling_readout
 from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.spec import (
     ClassifierSpec,

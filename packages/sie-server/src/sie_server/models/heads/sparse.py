@@ -112,7 +112,7 @@ def read_splade(directory: Path, pooling: dict[str, Any]) -> SpladeSpec:
             f"SpladePooling {strategy!r} of {function!r} is not supported; supported: max or sum of relu or log1p_relu"
         )
     return SpladeSpec(
-        "cls",
+        ("cls",),
         False,
         activation_name=config.get("hidden_act", "gelu"),
         eps=config.get("layer_norm_eps", 1e-12),

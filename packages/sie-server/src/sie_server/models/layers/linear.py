@@ -41,6 +41,13 @@ class Weights(Protocol):
         """Return the same source with `prefix.` before every name."""
         ...
 
+    def inside(self, prefix: str) -> Weights:
+        """Return `at(prefix)` if the checkpoint has such names, else the same source.
+
+        Adapters refer to the modules without the prefix in both cases.
+        """
+        ...
+
     def folder(self, name: str) -> Weights:
         """Return the source for a folder of the checkpoint that has its own weight file."""
         ...

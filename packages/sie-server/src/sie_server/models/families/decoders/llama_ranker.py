@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.families.decoders.decoder import DecoderSpec, read_llama
-from sie_server.models.heads.classifier import Classifier, pooled_states, pooling_readout
+from sie_server.models.heads.classifier import Classifier
+from sie_server.models.heads.pooling import pooled_states, pooling_readout
 from sie_server.models.layers.linear import Linear, Weights
 from sie_server.models.spec import BackboneSpec, Pooling, UnsupportedCheckpoint
 
@@ -60,8 +61,8 @@ class PooledClassifier:
     """Pooling → one logit, in fp32."""
 
     def __init__(self, spec: LlamaRankerSpec, weights: Weights) -> None:
-        self._pooling, self._temperature = spec.pooling, spec.temperature
-        self.readout: Readout = pooling_readout(spec.pooling)
+        self._pooling, self._temperature = (spec.pooling,), spec.temperature
+        self.readout: Readout = pooling_readout(self._pooling)
         self._out = Linear.load(weights, "score", 1, spec.hidden_size, torch.float32, bias=False)
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:

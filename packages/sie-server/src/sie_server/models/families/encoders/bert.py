@@ -1,7 +1,7 @@
 """BERT, RoBERTa, XLM-R and their relatives: one forward pass, post-norm.
 
-The spec holds the differences: position offset, rotary positions or ALiBi, token-type rows, a gated feed-forward, and
-the names of the weights. `bert_relatives` reads the configurations of the relatives.
+The spec holds the differences: positions (offset, rotary, ALiBi, relative), token-type rows, a gated feed-forward, and
+the names of the weights. `bert_siblings` and `bert_relatives` read the configurations of the relatives.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.layers.activations import ACTIVATIONS
-from sie_server.models.layers.alibi import AlibiAttention, head_slopes
 from sie_server.models.layers.attention import attention
+from sie_server.models.layers.biased_attention import (
+    Bias,
+    BiasedAttention,
+    alibi,
+    head_slopes,
+    relative,
+)
 from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.layers.rotary import Rotary
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
@@ -29,6 +35,8 @@ class Layout:
     """The names of the weights; `qkv` is one fused projection or three."""
 
     embedding_norm: str = "embeddings.LayerNorm"
+    projection: str = "embeddings_project"  # of narrower embeddings
+    relative_positions: str = "encoder.relative_attention_bias"
     layers: str = "encoder.layer"
     qkv: tuple[str, ...] = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
     out: str = "attention.output.dense"
@@ -56,6 +64,10 @@ class BertSpec(BackboneSpec):
     gated: bool = False  # feed-forward: activation(gate) * up, both from one product without bias
     gate_first: bool = False  # the gate is the first half of that product
     alibi: bool = False  # attention decreases with distance
+    relative_ranges: int = 0  # rows of the table of relative positions; 0: no table
+    embedding_size: int = 0  # width of the embeddings, which are then projected to `hidden_size`; 0: the same
+    # the names of the layers where several have the same weights; empty: each has its own, `layout.layers` and a number
+    shared_layers: tuple[str, ...] = ()
 
 
 def read_bert(config: dict[str, Any]) -> BertSpec:
@@ -132,7 +144,8 @@ class BertEncoder:
 
     def __init__(self, spec: BertSpec, weights: Weights) -> None:
         self.spec = spec
-        table, size, layout = weights.at("embeddings"), spec.hidden_size, spec.layout
+        table, layout = weights.at("embeddings"), spec.layout
+        size = spec.embedding_size or spec.hidden_size
         self.words = table.take("word_embeddings.weight", spec.vocab_size, size)
         self.positions = self.types = None
         if spec.position_rows:
@@ -140,11 +153,14 @@ class BertEncoder:
         if spec.type_rows:
             self.types = table.take("token_type_embeddings.weight", spec.type_rows, size)
         self.norm = LayerNorm.load(weights, layout.embedding_norm, size, spec.layer_norm_eps)
-        self.layers = [BertLayer(spec, weights.at(f"{layout.layers}.{i}")) for i in range(spec.num_layers)]
+        self.projection = None
+        if spec.embedding_size:
+            self.projection = Linear.load(weights, layout.projection, spec.hidden_size, size)
+        names = spec.shared_layers or [f"{layout.layers}.{i}" for i in range(spec.num_layers)]
+        built = {name: BertLayer(spec, weights.at(name)) for name in dict.fromkeys(names)}
+        self.layers = [built[name] for name in names]
         self.frequencies = torch.tensor(spec.frequencies, device=self.words.device)
-        self.slopes = torch.tensor(
-            head_slopes(spec.num_heads) if spec.alibi else (), device=self.words.device
-        )
+        self.bias = _bias(spec, weights, self.words.device)
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
         """Return hidden states of the last layer: [rows, hidden], or [sequences, hidden] of the read-out tokens.
@@ -159,14 +175,26 @@ class BertEncoder:
             # with one row, as in (XLM-)RoBERTa, every token has type 0
             x = x + (F.embedding(batch.types, self.types) if self.spec.type_rows > 1 else self.types[0])
         x = self.norm(x)
+        if self.projection is not None:
+            x = self.projection(x)
         rotary = Rotary(batch.positions, self.frequencies) if self.spec.frequencies else None
         output_rows = batch.rows_of(readout)
         attend: Attend = partial(attention, batch=batch)
-        if self.spec.alibi:
-            attend = AlibiAttention(batch, self.slopes, output_rows, x.dtype)
+        if self.bias is not None:
+            attend = BiasedAttention(batch, self.bias, output_rows, x.dtype)
         for layer in self.layers[:-1]:
             x = layer(x, attend, rotary)
         return self.layers[-1](x, attend, rotary, output_rows)
+
+
+def _bias(spec: BertSpec, weights: Weights, device: torch.device) -> Bias | None:
+    """Return the bias of attention by distance; None without one."""
+    if spec.alibi:
+        return alibi(torch.tensor(head_slopes(spec.num_heads), device=device))
+    if spec.relative_ranges:
+        table = weights.at(spec.layout.relative_positions)
+        return relative(table.take("weight", spec.relative_ranges, spec.num_heads))
+    return None
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values → [query rows, hidden]

@@ -6,11 +6,10 @@ transformers 5 (`conversion_mapping.py`, "gte" and "jina_embeddings_v3").
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from sie_server.models.families.encoders.bert import BertEncoder, BertSpec, Layout, check_sizes
-from sie_server.models.heads.classifier import Classifier, TanhClassifier
+from sie_server.models.families.encoders.bert import BertSpec, Layout, check_sizes
+from sie_server.models.heads.classifier import Classifier, DenseClassifier
 from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.linear import Weights
 from sie_server.models.layers.rotary import inverse_frequencies
@@ -36,20 +35,6 @@ NEW_LAYOUT = Layout(
 )
 JINA_GATED_LAYOUT = Layout(up="mlp.gated_layers", down="mlp.wo", norm="mlp.layernorm")
 GATES = {"geglu": "gelu", "reglu": "relu"}  # feed_forward_type → the gate's activation
-# the head of a masked language model, which some checkpoints of embedding models contain
-MLM_HEAD = tuple(
-    f"cls.predictions.{name}"
-    for name in (
-        "bias",
-        "decoder.bias",
-        "decoder.weight",
-        "transform.LayerNorm.bias",
-        "transform.LayerNorm.weight",
-        "transform.dense.bias",
-        "transform.dense.weight",
-    )
-)
-TOKEN_CLASSIFIER = ("classifier.bias", "classifier.weight")
 
 
 def read_xlm_roberta_flash(config: dict[str, Any]) -> BertSpec:
@@ -151,25 +136,9 @@ def read_jina_bert(config: dict[str, Any]) -> BertSpec:
     )
 
 
-def embedder(prefix: str, *unread: str) -> Callable[[BertSpec, Weights], BertEncoder]:
-    """Return a function that builds the encoder of an embedding model.
-
-    Its weights have the name prefix `prefix` or none, depending on the class they were saved from. `unread` are the
-    weights of that class's head, which embeddings do not need.
-    """
-
-    def build(spec: BertSpec, weights: Weights) -> BertEncoder:
-        for name in unread:
-            weights.leave(name)
-        inside = weights.has(f"{prefix}.embeddings.word_embeddings.weight")
-        return BertEncoder(spec, weights.at(prefix) if inside else weights)
-
-    return build
-
-
-def new_classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
+def new_classifier(spec: BackboneSpec, weights: Weights, labels: int = 1) -> Classifier:
     """Load a classifier like BERT's; the dense layer is in the pooler."""
-    return TanhClassifier(spec.hidden_size, weights, "new.pooler.dense", "classifier")
+    return DenseClassifier(spec.hidden_size, weights, "new.pooler.dense", "classifier", labels=labels)
 
 
 def _frequencies(config: dict[str, Any], theta: float) -> tuple[float, ...]:

@@ -1,20 +1,22 @@
-"""Any other sequence classifier of transformers, run by that library: the extra `sie-server[compat]`.
+"""Other sequence classifiers and encoders of transformers, run by that library: the extra `sie-server[compat]`.
 
-Scores are the same, but batches are padded and slower than in a family of our own. Models run in fp32: the library
-computes the logit in the model's dtype, and logits rounded to bf16 would tie. Weights are loaded from the checkpoint by
-name and shape, so no head is initialised at random, and code from a repository is never loaded.
+Scores and vectors are the same, but batches are padded and slower than in a family of our own. Models run in fp32: the
+library computes the logit in the model's dtype, and logits rounded to bf16 would tie. Weights are loaded from the
+checkpoint by name and shape, so no head is initialised at random, and code from a repository is never loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sie_server import install
-from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.batch import Group, PackedBatch, Readout
 from sie_server.models.heads.classifier import Classifier
 from sie_server.models.layers.linear import Weights
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
@@ -30,6 +32,27 @@ OFFSET_POSITIONS = {
     "mpnet",
     "roberta-prelayernorm",
     "xmod",
+}
+# Model types in which padding changes the hidden states of the tokens next to it: every text is run on its own
+UNPADDED = {"convbert", "mobilebert"}
+# Model types whose encoders are served
+ENCODERS = {
+    "convbert": "ConvBertModel",
+    "data2vec-text": "Data2VecTextModel",
+    "deberta": "DebertaModel",
+    "deberta-v2": "DebertaV2Model",
+    "ernie": "ErnieModel",
+    "ibert": "IBertModel",
+    "megatron-bert": "MegatronBertModel",
+    "mobilebert": "MobileBertModel",
+    "mt5": "MT5EncoderModel",
+    "rembert": "RemBertModel",
+    "roberta-prelayernorm": "RobertaPreLayerNormModel",
+    "roformer": "RoFormerModel",
+    "squeezebert": "SqueezeBertModel",
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "xlm-roberta-xl": "XLMRobertaXLModel",
 }
 # Model types whose tokenizers give the classification token a third token type, which `Tokens` cannot express
 THREE_TYPES = {"funnel", "xlnet"}
@@ -53,12 +76,22 @@ def serves(architecture: str) -> bool:
     return architecture in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
 
 
+def serves_encoder(architecture: str) -> bool:
+    """Return True when the library is installed and the architecture is in `ENCODERS`."""
+    return architecture in ENCODERS.values() and find_spec("transformers") is not None
+
+
+def bare_architecture(model_type: str) -> str | None:
+    """Return the class of an encoder without a head; None for an unknown type."""
+    return ENCODERS.get(model_type)
+
+
 def hint(architecture: str) -> str:
     """Return the end of the error message about an unsupported architecture."""
     try:
         import transformers  # noqa: F401
     except ImportError:
-        if architecture.endswith(SUFFIX):
+        if architecture.endswith(SUFFIX) or architecture in ENCODERS.values():
             return f". Others may run through transformers: {install('compat')}"
     return ""
 
@@ -88,41 +121,90 @@ def read(config: dict[str, Any]) -> CompatSpec:
     )
 
 
-class CompatModel:
+class _Padded:
+    """A model of the library, called with padded batches."""
+
+    def __init__(self, build: Callable[[], Any], spec: CompatSpec, weights: Weights) -> None:
+        self._model, self._types = _loaded(build, weights), spec.token_types
+        self._alone = spec.config.model_type in UNPADDED
+
+    def outputs(self, batch: PackedBatch) -> Iterator[tuple[Group, slice, Any]]:
+        """Yield the library's output for the sequences of each group: all of them, or one after the other."""
+        for group in batch.groups:
+            step = 1 if self._alone else group.count
+            for first in range(0, group.count, step):
+                part = slice(first, first + step)
+                yield group, part, self._call(batch, group, part)
+
+    def _call(self, batch: PackedBatch, group: Group, part: slice) -> Any:
+        # a slot may be longer than the model's position table
+        longest = batch.lengths[group.sequences.start + part.start]
+        ids, types = (
+            rows[group.rows].unflatten(0, (group.count, group.slot))[part, :longest].long()
+            for rows in (batch.ids, batch.types)
+        )
+        counts = torch.tensor(group.seen[part], device=ids.device)
+        seen = (torch.arange(longest, device=ids.device) < counts[:, None]).long()
+        more = {"token_type_ids": types} if self._types else {}
+        return self._model(input_ids=ids, attention_mask=seen, **more)
+
+
+class CompatModel(_Padded):
     """Packed batch → logits: encoder and head are one model of the library."""
 
     def __init__(self, spec: CompatSpec, weights: Weights) -> None:
         from transformers import AutoModelForSequenceClassification
 
-        self._types = spec.token_types
         auto: Any = AutoModelForSequenceClassification  # untyped in the library
-        with torch.device("meta"):  # without memory: the file has to have every tensor of the configuration
-            described = auto.from_config(spec.config, trust_remote_code=False)
-        for name, tensor in described.state_dict().items():
-            weights.check(name, *tensor.shape)
-        model = auto.from_config(spec.config, trust_remote_code=False)
-        taken = {
-            name: weights.take(name, *tensor.shape, dtype=torch.float32)
-            for name, tensor in model.state_dict().items()
-        }
-        model.load_state_dict(taken, assign=True)
-        self._model = model.to(device=next(iter(taken.values())).device, dtype=torch.float32).eval()
+        super().__init__(lambda: auto.from_config(spec.config, trust_remote_code=False), spec, weights)
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
-        """Return the logits, [sequences, 1]; each group of the batch is one padded call."""
-        return torch.cat([self._group(batch, index) for index in range(len(batch.groups))])
+        """Return the logits, [sequences, labels]."""
+        return torch.cat([output.logits for _, _, output in self.outputs(batch)])
 
-    def _group(self, batch: PackedBatch, index: int) -> Tensor:
-        group = batch.groups[index]
-        longest = batch.lengths[group.sequences.start]  # a slot may be longer than the model's position table
-        ids, types = (
-            rows[group.rows].unflatten(0, (group.count, group.slot))[:, :longest].long()
-            for rows in (batch.ids, batch.types)
-        )
-        seen = torch.ones_like(ids) if group.valid is None else group.valid[:, :longest].long()
-        more = {"token_type_ids": types} if self._types else {}
-        logits: Tensor = self._model(input_ids=ids, attention_mask=seen, **more).logits
-        return logits
+
+class CompatEncoder(_Padded):
+    """Packed batch → hidden states; the checkpoint may have been saved from a class with a head."""
+
+    def __init__(self, spec: CompatSpec, weights: Weights) -> None:
+        import transformers
+
+        kind: Any = getattr(transformers, ENCODERS[spec.config.model_type])
+        super().__init__(lambda: kind(spec.config), spec, weights.inside(kind.base_model_prefix))
+        self._size = spec.hidden_size
+
+    def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
+        """Return the last hidden states: [rows, hidden], or [sequences, hidden] of the read-out tokens."""
+        hidden = torch.zeros(batch.rows, self._size, device=batch.ids.device)
+        for group, part, output in self.outputs(batch):
+            states = output.last_hidden_state  # [sequences, longest, hidden]
+            hidden[group.rows].unflatten(0, (group.count, group.slot))[part, : states.shape[1]] = states
+        rows = batch.rows_of(readout)
+        return hidden if rows is None else hidden[rows]
+
+
+def _loaded(build: Callable[[], Any], weights: Weights) -> Any:
+    """Build a model of the library with the checkpoint's weights, in fp32."""
+    with torch.device("meta"):  # without memory: the file has to have every tensor of the configuration
+        described = build()
+    tied: dict[str, str] = dict(described.all_tied_weights_keys)  # name → the tensor that it repeats
+    shapes = {name: tensor.shape for name, tensor in described.state_dict().items()}
+    stored = {name: name for name in shapes if name not in tied}
+    for name, source in tied.items():
+        if weights.has(source):
+            weights.leave(name)
+        else:  # the file has the tensor under its other name
+            stored[source] = name
+    for name, file_name in stored.items():
+        weights.check(file_name, *shapes[name])
+    model = build()
+    taken = {
+        name: weights.take(file_name, *shapes[name], dtype=torch.float32)
+        for name, file_name in stored.items()
+    }
+    model.load_state_dict(taken, assign=True, strict=False)
+    model.tie_weights()
+    return model.to(device=next(iter(taken.values())).device, dtype=torch.float32).eval()
 
 
 class CompatClassifier:
@@ -131,10 +213,10 @@ class CompatClassifier:
     readout: Readout = "first"
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Return [sequences] fp32 from [sequences, 1]."""
+        """Return [sequences] fp32 from [sequences, 1]; several labels unchanged."""
         return hidden.squeeze(1).float()
 
 
-def classifier(spec: BackboneSpec, weights: Weights) -> Classifier:
+def classifier(spec: BackboneSpec, weights: Weights, labels: int = 1) -> Classifier:
     """Return the head, which has no weights."""
     return CompatClassifier()

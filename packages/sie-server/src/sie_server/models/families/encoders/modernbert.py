@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
-from sie_server.models.heads.classifier import Classifier, pooled_states, pooling_readout
+from sie_server.models.heads.classifier import Classifier
+from sie_server.models.heads.pooling import pooled_states, pooling_readout
 from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.attention import attention
 from sie_server.models.layers.linear import LayerNorm, Linear, Weights
@@ -182,23 +183,23 @@ class ModernBertLayer:
 
 
 class ModernBertClassifier:
-    """Pooling → dense → activation → norm → one logit, in fp32."""
+    """Pooling → dense → activation → norm → one logit per label, in fp32."""
 
-    def __init__(self, spec: ModernBertSpec, weights: Weights) -> None:
+    def __init__(self, spec: ModernBertSpec, weights: Weights, labels: int) -> None:
         size, exact = spec.hidden_size, torch.float32
-        self.pooling = spec.pooling
-        self.readout: Readout = pooling_readout(spec.pooling)
+        self.pooling = (spec.pooling,)
+        self.readout: Readout = pooling_readout(self.pooling)
         self.dense = Linear.load(weights, "head.dense", size, size, exact, bias=spec.classifier_bias)
         self.activation = ACTIVATIONS[spec.classifier_act]
         self.norm = LayerNorm.load(weights, "head.norm", size, spec.norm_eps, exact, bias=spec.norm_bias)
-        self.out = Linear.load(weights, "classifier", 1, size, exact)
+        self.out = Linear.load(weights, "classifier", labels, size, exact)
 
     def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Return [sequences] fp32 from the hidden states of `readout`."""
+        """Return [sequences] fp32 from the hidden states of `readout`; [sequences, labels] of several."""
         pooled = pooled_states(hidden, batch, self.pooling)
         return self.out(self.norm(self.activation(self.dense(pooled)))).squeeze(1)
 
 
-def modernbert_classifier(spec: ModernBertSpec, weights: Weights) -> Classifier:
+def modernbert_classifier(spec: ModernBertSpec, weights: Weights, labels: int = 1) -> Classifier:
     """Load the prediction head and classifier."""
-    return ModernBertClassifier(spec, weights)
+    return ModernBertClassifier(spec, weights, labels)

@@ -1,11 +1,18 @@
-"""ALiBi: attention that decreases with distance (Press et al., 2022, https://arxiv.org/abs/2108.12409).
+"""Attention with a bias that depends on the distance of two tokens: ALiBi, and MPNet's relative positions.
 
-Encoders use the symmetric form (JinaBERT, Günther et al., 2023, https://arxiv.org/abs/2310.19923): slope · |i − j| is
-subtracted from every attention logit; each head has its own slope. The bias is built once per batch and shared by all
-layers. For long sequences, where it would not fit in memory, it is built for a block of queries at a time.
+ALiBi (Press et al., 2022, https://arxiv.org/abs/2108.12409) decreases attention with distance. Encoders use the
+symmetric form (JinaBERT, Günther et al., 2023, https://arxiv.org/abs/2310.19923): slope · |i − j| is subtracted from
+every attention logit; each head has its own slope. MPNet (Song et al., 2020, https://arxiv.org/abs/2004.09297) adds a
+learned number for each range of distances, as T5 does (Raffel et al., 2020, https://arxiv.org/abs/1910.10683, 2.1).
+
+The bias is built once per batch and shared by all layers. For long sequences, where it would not fit in memory, it is
+built for a block of queries at a time.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +22,9 @@ from sie_server.models.batch import Group, PackedBatch
 
 KEPT = 512  # rows of a slot; up to this size a batch of 4,096 tokens keeps 2 million numbers per head at most
 BLOCK = 256  # queries at a time in larger slots
+FAR = 128  # tokens; all larger distances are in the last range of relative positions
+# key place − query place, any shape → bias of every head, [heads, *shape] fp32
+Bias = Callable[[Tensor], Tensor]
 
 
 def head_slopes(heads: int) -> list[float]:
@@ -28,21 +38,40 @@ def head_slopes(heads: int) -> list[float]:
     return first + [2.0 ** (-8 * i / (2 * power)) for i in range(1, 2 * (heads - power), 2)]
 
 
-class AlibiAttention:
-    """Attention with the ALiBi bias of one batch; called like `attention`."""
+def alibi(slopes: Tensor) -> Bias:
+    """Return the bias of ALiBi; `slopes` is [heads] fp32."""
+    return lambda offsets: offsets.abs() * -slopes.view(-1, *[1] * offsets.ndim)
+
+
+def relative(table: Tensor) -> Bias:
+    """Return the bias of relative positions; `table` is [ranges, heads]: half of the ranges for keys after the query.
+
+    Half of each half is one distance per range. The others grow logarithmically up to `FAR` tokens.
+    """
+    offsets = torch.arange(-FAR, FAR + 1)
+    half = len(table) // 2
+    exact, distance = half // 2, offsets.abs()
+    grown = torch.log(distance.clamp(min=1).float() / exact) / math.log(FAR / exact) * (half - exact)
+    ranges = torch.where(distance < exact, distance, (exact + grown.long()).clamp(max=half - 1))
+    ranges += half * (offsets > 0)
+    by_offset = table.float()[ranges.to(table.device)].T.contiguous()  # [heads, 2 · FAR + 1]
+    return lambda offsets: by_offset[:, offsets.clamp(-FAR, FAR) + FAR]
+
+
+class BiasedAttention:
+    """Attention with the bias of one batch; called like `attention`."""
 
     def __init__(
-        self, batch: PackedBatch, slopes: Tensor, output_rows: Tensor | None, dtype: torch.dtype
+        self, batch: PackedBatch, bias: Bias, output_rows: Tensor | None, dtype: torch.dtype
     ) -> None:
         """Build the biases of short sequences.
 
-        `slopes` is [heads] fp32. `output_rows` are the query rows of the last layer; None: all rows. `dtype` is that of
-        the queries.
+        `output_rows` are the query rows of the last layer; None: all rows. `dtype` is that of the queries.
         """
-        self._batch, self._slopes = batch, slopes
+        self._batch, self._of = batch, bias
         self._output_rows, self._dtype = output_rows, dtype
         self._longest = max(group.slot for group in batch.groups)
-        self._places = torch.arange(self._longest, device=slopes.device)
+        self._places = torch.arange(self._longest, device=batch.ids.device)
         self._kept = [
             self._bias(group, self._places[None, : group.slot]) if group.slot <= KEPT else None
             for group in batch.groups
@@ -87,14 +116,12 @@ class AlibiAttention:
 
     def _distances(self) -> Tensor:
         """Return a bias [heads, block, 2 · longest]; that of each block of queries is a slice along the last axis."""
-        keys = torch.arange(2 * self._longest, device=self._slopes.device) - self._longest
-        distance = (keys - self._places[:BLOCK, None]).abs()
-        return (distance * -self._slopes[:, None, None]).to(self._dtype)
+        keys = torch.arange(2 * self._longest, device=self._places.device) - self._longest
+        return self._of(keys - self._places[:BLOCK, None]).to(self._dtype)
 
     def _bias(self, group: Group, places: Tensor) -> Tensor:
         """Return [count or 1, heads, queries, slot] for queries at `places`, [count or 1, queries]."""
-        distance = (self._places[: group.slot] - places[..., None]).abs()
-        bias = distance[:, None] * -self._slopes[:, None, None]
+        bias = self._of(self._places[: group.slot] - places[..., None]).transpose(0, 1)
         return (bias if group.mask is None else bias + group.mask).to(self._dtype)
 
     def _output_places(self, group: Group) -> Tensor:
