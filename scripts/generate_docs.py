@@ -58,6 +58,8 @@ def models() -> str:
         "(NVIDIA's Llama, jina-reranker-m0). The ids in this table have one. For any other id, add a file\n",
         "`sie_reranker.yaml` next to `config.json`. It contains a whole template, or `template: NAME` with one of\n",
         f"{', '.join(f'`{name}`' for name in template_names())}.\n\n",
+        "A cross-encoder cuts a pair that is too long as sentence-transformers does, the ids marked `query-first` as\n",
+        "FlagEmbedding does ([how a pair is cut](scores.md#how-a-pair-is-cut)).\n\n",
         "A profile is a named set of options, selected with `options.profile`. Options of the request override it.\n\n",
         "| id | outputs | tokens | licence | description |\n|---|---|---|---|---|\n",
     ]
@@ -65,7 +67,10 @@ def models() -> str:
     for entry in sorted(entries.values(), key=lambda e: e.id.lower()):
         aliases = "".join(f"<br>`{alias}`" for alias in entry.aliases)
         outputs = ", ".join(entry.outputs)
-        about = entry.description + "".join(f"<br>{_profile(*profile)}" for profile in entry.profiles.items())
+        cut = f"<br>truncation `{entry.truncation}`" if entry.truncation else ""
+        about = f"{entry.description}{cut}" + "".join(
+            f"<br>{_profile(*profile)}" for profile in entry.profiles.items()
+        )
         lines.append(
             f"| `{entry.id}`{aliases} | {outputs} | {entry.max_seq_length} | {entry.license} | {about} |\n"
         )

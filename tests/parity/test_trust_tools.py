@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -58,7 +59,7 @@ def test_pairs_are_shown_as_the_reference_tokenizes_them(client: TestClient, toy
     assert answer["max_seq_length"] == LIMIT and answer["query_truncated"] is False and "query" not in answer
     for i, (text, item) in enumerate(zip(TEXTS, answer["items"], strict=True)):  # type: ignore[call-overload]
         # in lists, because an empty text alone would count as no second text
-        [ids] = tokenizer([QUERY], [text], truncation="only_second", max_length=LIMIT).input_ids
+        [ids] = tokenizer([QUERY], [text], truncation="longest_first", max_length=LIMIT).input_ids
         assert item["item_id"] == f"item-{i}"
         assert item["token_ids"] == ids
         assert item["tokens"] == tokenizer.convert_ids_to_tokens(ids)
@@ -174,3 +175,38 @@ def test_kendall_tau_equals_scipys() -> None:
     for _ in range(20):
         first, second = (rng.integers(0, 9, 30).astype(float).tolist() for _ in range(2))
         assert kendall_tau(first, second) == pytest.approx(kendalltau(first, second).statistic)
+
+
+def test_a_cut_query_is_reported_on_every_route(client: TestClient) -> None:
+    body = {"query": {"text": LONG}, "items": [{"text": text} for text in TEXTS]}
+    answer = client.post("/v1/score/toy", json=body, headers={"accept": "application/json"}).json()
+    packed = client.post("/v1/score/toy", json=body, headers={"accept": "application/msgpack"})
+    assert msgspec.msgpack.decode(packed.content)["query_truncated"] is True
+    assert answer["query_truncated"] is True
+    assert "the query was cut in one or more pairs" in answer["warnings"][0]
+    assert post(client, "/v1/inspect/toy", body)["query_truncated"] is True
+    assert "query_truncated" not in post(client, "/v1/score/toy", body | {"query": {"text": QUERY}})
+    for path in ("/v2/rerank", "/v1/rerank"):
+        vendor = client.post(path, json={"model": "toy", "query": LONG, "documents": TEXTS})
+        assert "the query was cut" in json.loads(vendor.headers["x-sie-warnings"])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(LONG, "longer than max_seq_length 48"), (" " * 70_000 + "rain", "more than 65,536 characters")],
+)
+def test_warnings_name_the_reason_of_the_cut(client: TestClient, text: str, reason: str) -> None:
+    for model in ("toy", "encoder"):
+        route = f"/v1/score/{model}" if model == "toy" else f"/v1/encode/{model}"
+        texts = [{"text": text}, {"text": "rain"}]
+        body = {"query": {"text": QUERY}, "items": texts, "options": {"max_seq_length": LIMIT}}
+        if model == "encoder":
+            body = {"items": texts, "params": {"options": {"max_seq_length": LIMIT}}}
+        [warning] = post(client, route, body)["warnings"]
+        assert warning.startswith("1 of 2 texts") and reason in warning
+    [warning] = post(client, "/v1/score/toy", {"query": {"text": text}, "items": [{"text": "rain"}]})[
+        "warnings"
+    ]
+    assert warning.startswith("the query was cut") and (
+        reason[:9] in warning or "65,536 characters" in warning
+    )

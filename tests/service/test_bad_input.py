@@ -609,7 +609,7 @@ def reference(models: Path) -> Any:
         tokenizer, model = loaded[name]
         pair = [[query, text]]
         inputs = tokenizer(
-            pair, truncation="only_second", max_length=128, return_token_type_ids=True, return_tensors="pt"
+            pair, truncation="longest_first", max_length=128, return_token_type_ids=True, return_tensors="pt"
         )
         with torch.inference_mode():
             return float(torch.sigmoid(model(**inputs).logits.double())[0, 0])

@@ -223,6 +223,7 @@ def test_a_truncated_text_is_marked_and_reported(server: Server, model: str) -> 
 def test_a_truncated_query_is_reported(server: Server, model: str) -> None:
     answer = server.score(model, LONG, ["rain"])
     assert ["query" in warning and "cut" in warning for warning in answer["warnings"]] == [True]
+    assert answer["query_truncated"] is True
     assert "truncated" not in answer["scores"][0]
 
 

@@ -143,6 +143,8 @@ export interface ScoreResult {
   scores: ScoreEntry[];
   usage: Usage;
   scoreType: "logit" | "probability" | "maxsim" | "cosine" | "dot";
+  /** True when the query was truncated, in any pair of a cross-encoder. */
+  queryTruncated?: boolean;
   /** Unknown options, truncated texts. */
   warnings?: string[];
   /** X-SIE-Request-ID, which identifies the request in the server's logs. */

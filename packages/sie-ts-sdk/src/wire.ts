@@ -167,6 +167,7 @@ export interface ScoreResponse {
   scores: ScoreEntry[];
   usage: Usage;
   score_type: "cosine" | "dot" | "logit" | "maxsim" | "probability";
+  query_truncated?: boolean;
   warnings?: string[];
 }
 

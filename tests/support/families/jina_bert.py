@@ -213,5 +213,4 @@ def classified(case: JinaBert, inputs: Any) -> torch.Tensor:
 
 
 def encoded(case: JinaBert, *texts: list[str]) -> Any:
-    how = "only_second" if len(texts) == 2 else True
-    return case.tokenizer(*texts, truncation=how, max_length=LIMIT, padding=True, return_tensors="pt")
+    return case.tokenizer(*texts, truncation=True, max_length=LIMIT, padding=True, return_tensors="pt")

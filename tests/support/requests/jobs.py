@@ -16,11 +16,11 @@ def run_job(engine: Engine, job: Job) -> list[Any]:
 
 
 def read_pairs(tokenizer: Any, query: str, documents: list[str], limit: int) -> Any:
-    """Tokenise pairs with transformers, padded, with only the documents truncated."""
+    """Tokenise pairs with transformers, padded, truncated as sentence-transformers does."""
     return tokenizer(
         [query] * len(documents),
         documents,
-        truncation="only_second",
+        truncation="longest_first",
         max_length=limit,
         padding=True,
         return_tensors="pt",

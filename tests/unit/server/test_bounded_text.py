@@ -24,6 +24,7 @@ from sie_server.engine.kinds.listwise import (
 from sie_server.engine.kinds.pairs import PairInput
 from sie_server.engine.kinds.prompted import PromptInput
 from sie_server.engine.text import reading
+from sie_server.engine.text.pair_tokenizer import PairTokenizer
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.engine.text.slices import SLICE_CHARS, most_chars, paced
 from sie_server.engine.text.tokenizer import TextTokenizer, _longest_start
@@ -179,7 +180,7 @@ LIMIT = 320
 
 
 def _pairs(directory: Path) -> tuple[TextInput, TextTokenizer]:
-    tokenizer = TextTokenizer(tokenizer_file(directory, "bert"), token_types=True)
+    tokenizer = PairTokenizer(tokenizer_file(directory, "bert"), "longest-first", token_types=True)
     return PairInput(tokenizer), tokenizer
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from sie_server.engine.text.pair_tokenizer import PairTokenizer
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -26,17 +27,17 @@ from support.counting import counted
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TextTokenizer, Tokenizer]:
+) -> tuple[PairTokenizer, Tokenizer]:
     """Return the server's tokenizer and the plain library's for the same file."""
     directory = tmp_path_factory.mktemp(request.param)
     plain: Tokenizer = FAMILIES[request.param][2]()
     plain.save(str(directory / "tokenizer.json"))
-    return TextTokenizer(directory, token_types=request.param == "bert"), plain
+    return PairTokenizer(directory, "longest-first", token_types=request.param == "bert"), plain
 
 
 @pytest.mark.parametrize("limit", [16, 64, 128])
 def test_truncating_before_and_after_tokenisation_yields_the_same_ids(
-    both: tuple[TextTokenizer, Tokenizer], limit: int
+    both: tuple[PairTokenizer, Tokenizer], limit: int
 ) -> None:
     ours, plain = both
     rng = random.Random(limit)
@@ -57,7 +58,7 @@ def test_truncating_before_and_after_tokenisation_yields_the_same_ids(
         assert was_cut == (len(inner) > room)
 
 
-def test_a_pair_is_truncated_at_the_end_of_the_document(both: tuple[TextTokenizer, Tokenizer]) -> None:
+def test_a_pair_is_truncated_at_the_end_of_the_document(both: tuple[PairTokenizer, Tokenizer]) -> None:
     ours, plain = both
     query, long = "machine learning", random_text(random.Random(1), 500)
     [tokens], [cut], query_cut = ours.pairs(query, [long], 50)
@@ -72,14 +73,16 @@ def test_token_types_follow_the_checkpoint(tmp_path: Path) -> None:
     plain = bert_tokenizer()
     plain.save(str(tmp_path / "tokenizer.json"))
     for typed in (True, False):
-        [tokens], _, _ = TextTokenizer(tmp_path, token_types=typed).pairs("rain", ["stars burn"], 50)
+        [tokens], _, _ = PairTokenizer(tmp_path, "longest-first", token_types=typed).pairs(
+            "rain", ["stars burn"], 50
+        )
         expected = plain.encode("rain", "stars burn")
         first_one = expected.type_ids.index(1)
         assert tokens.ids.tolist() == expected.ids
         assert tokens.type_boundary == (first_one if typed else len(tokens))
 
 
-def test_a_query_beyond_its_cap_is_truncated_and_reported(both: tuple[TextTokenizer, Tokenizer]) -> None:
+def test_a_query_beyond_its_cap_is_truncated_and_reported(both: tuple[PairTokenizer, Tokenizer]) -> None:
     ours, _ = both
     [tokens], [cut], query_cut = ours.pairs(random_text(random.Random(4), 5000), ["rain falls " * 20], 64)
     assert query_cut and cut and len(tokens) == 64
@@ -93,7 +96,7 @@ def test_a_huge_text_is_never_tokenised_whole(monkeypatch: pytest.MonkeyPatch, t
     assert 0 < sum(counting.calls) < 20_000
 
 
-def test_special_tokens_around_a_text_come_from_the_file(both: tuple[TextTokenizer, Tokenizer]) -> None:
+def test_special_tokens_around_a_text_come_from_the_file(both: tuple[PairTokenizer, Tokenizer]) -> None:
     ours, plain = both
     [tokens], _ = ours.singles(["rain"], 32)
     assert tokens.ids.tolist() == plain.encode("rain").ids
@@ -111,7 +114,7 @@ def test_a_text_without_tokens_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="a text is empty"):
             tokenizer.singles(texts, 32)
     with pytest.raises(InvalidInput, match="a text is empty"):
-        tokenizer.pairs("", [""], 32)
+        PairTokenizer(tmp_path, "longest-first", token_types=False).pairs("", [""], 32)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"version": "1.0"}'])

@@ -74,6 +74,7 @@ class ScoreResult(TypedDict):
     scores: list[ScoreEntry]
     usage: NotRequired[Usage]
     score_type: NotRequired[str]  # logit, probability, maxsim or cosine
+    query_truncated: NotRequired[bool]  # True when the query was truncated, in any pair of a cross-encoder
     warnings: NotRequired[list[str]]  # unknown options, truncated texts
     request_id: NotRequired[str]  # X-SIE-Request-ID, which identifies the request in the server's logs
 

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from sie_server.config import NAME_LENGTH
+from sie_server.templates.pair_settings import Truncation
 from sie_server.wire import AdapterName, Profile
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
@@ -41,6 +42,13 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
         str | None,
         Meta(description="Name of the prompt template of a causal reranker (sie_server/templates/forms)"),
     ] = None
+    truncation: Annotated[
+        Truncation | None,
+        Meta(
+            description="How a cross-encoder cuts a pair that is too long: `longest-first` as sentence-transformers, "
+            "`query-first` as FlagEmbedding"
+        ),
+    ] = None
     profiles: Annotated[
         dict[str, Profile],
         Meta(description="Name → options of a request; `default` applies to requests without a profile"),
@@ -67,6 +75,7 @@ class ModelConfig:
     preload: bool = False
     template: str | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
+    truncation: Truncation | None = None
     stamp: str | None = None  # changes with the files of a watched directory
     aliases: tuple[str, ...] = ()  # other names of the same model, unless a model has the name as its id
 
@@ -78,7 +87,8 @@ class ModelConfig:
     @property
     def weights(self) -> tuple[object, ...]:
         """The fields that affect how the weights are loaded; all others may change while the model serves."""
-        return self.source, self.revision, self.stamp, self.template, self.prompts, self.max_seq_length
+        read = self.template, self.prompts, self.truncation, self.max_seq_length
+        return self.source, self.revision, self.stamp, *read
 
     @property
     def shown_source(self) -> str:
@@ -120,6 +130,7 @@ def model_of(entry: CatalogEntry, root: Path | None = None) -> ModelConfig:
         entry,
         template=entry.template,
         prompts=dict[str, str](entry.prompts.items()),
+        truncation=entry.truncation,
         aliases=tuple(dict.fromkeys(name for name in entry.aliases if name != entry.id)),
     )
 

@@ -29,6 +29,7 @@ from sie_server.models.batch import Readout
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.registry import build_backbone
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.templates.pair_settings import Truncation
 
 # Tokens. Smaller batches pay per call, larger ones fall out of the CPU caches. Calibration picks the fastest.
 BATCH_SIZES = {"cpu": (2048, 3072, 4096), "cuda": (8192, 16384, 32768)}
@@ -46,6 +47,7 @@ class Engine:
         max_seq_length: int | None = None,
         template: str | None = None,
         prompts: Mapping[str, str] = MappingProxyType({}),
+        truncation: Truncation | None = None,
         share_prefix: bool = True,
         documents: ModelDocuments | None = None,
         tally: Tally | None = None,
@@ -53,9 +55,10 @@ class Engine:
         """Load a checkpoint directory.
 
         `max_seq_length` (tokens per text or pair) replaces the checkpoint's default. `template` names the template of
-        a causal reranker, `prompts` are an encoder's texts before a `query` and a `document`; both apply only if the
-        directory does not define them. `share_prefix=False` reads every prompt whole, to measure the saving.
-        `documents` caches token vectors of late-interaction models. `tally` counts the bytes loaded so far.
+        a causal reranker, `prompts` are an encoder's texts before a `query` and a `document`, and `truncation` is how a
+        cross-encoder cuts its pairs; all apply only if the directory does not define them. `share_prefix=False` reads
+        every prompt whole, to measure the saving. `documents` caches token vectors of late-interaction models. `tally`
+        counts the bytes loaded so far.
 
         Raises:
             ModelLoadFailed: the checkpoint is incomplete, has unused weights, or is not supported.
@@ -69,15 +72,21 @@ class Engine:
         self.documents = documents
         self._tally = tally or Tally()
         try:
-            self._load(directory, template, prompts)
+            self._load(directory, template, prompts, truncation)
         except UnsupportedCheckpoint as error:
             raise unsupported(directory, error) from error
         self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.backbone.max_length)
         self.batch_tokens = BATCH_SIZES[self.device.type][0]
         self.tokens_per_second = 10_000.0
 
-    def _load(self, directory: Path, template: str | None, prompts: Mapping[str, str]) -> None:
-        self.spec: ModelSpec = read_spec(directory, template, prompts)
+    def _load(
+        self,
+        directory: Path,
+        template: str | None,
+        prompts: Mapping[str, str],
+        truncation: Truncation | None,
+    ) -> None:
+        self.spec: ModelSpec = read_spec(directory, template, prompts, truncation)
         kind = KINDS[type(self.spec.head)]
         self._tokenizer = kind.tokenizer(directory, self.spec)
         self._check_vocabulary()
@@ -221,6 +230,11 @@ class Engine:
     def readout(self) -> Readout:
         """The tokens whose hidden states make a result."""
         return self._forward.reader.readout
+
+    @property
+    def truncation_side(self) -> str:
+        """The side on which truncated texts lose tokens: `right` or `left`."""
+        return self._tokenizer.truncation_side
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of the tokens, special tokens included."""

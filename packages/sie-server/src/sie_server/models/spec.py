@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sie_server import files
 from sie_server.templates import RerankTemplate
+from sie_server.templates.pair_settings import Truncation
 
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last"]
 Poolings = tuple[Pooling, ...]  # their vectors are concatenated
@@ -68,6 +69,7 @@ class ClassifierSpec:
     activation: Activation
     pooling: Poolings = ("cls",)
     modules: tuple[ModuleSpec, ...] = ()
+    truncation: Truncation = "longest-first"  # how a pair is cut; templates have rules of their own
 
 
 @dataclass(frozen=True, kw_only=True)

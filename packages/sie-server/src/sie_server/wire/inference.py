@@ -185,6 +185,10 @@ class ScoreResponse(Struct, frozen=True):
     scores: list[ScoreEntry]
     usage: Usage
     score_type: Annotated[ScoreType, Meta(description="What `score` measures")]
+    query_truncated: Annotated[
+        bool | UnsetType,
+        Meta(description="Present and true when the query was truncated, in any pair of a cross-encoder"),
+    ] = UNSET
     warnings: list[str] | UnsetType = UNSET
 
 

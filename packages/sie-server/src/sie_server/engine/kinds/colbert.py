@@ -243,7 +243,11 @@ class ColbertReader:
 def _tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
     if not isinstance(spec.head, LateInteractionSpec):
         raise TypeError(f"expected a LateInteractionSpec, got {spec.head!r}")
-    return TextTokenizer(directory, token_types=spec.backbone.token_types, lower_case=spec.head.lower_case)
+    tokenizer = TextTokenizer(
+        directory, token_types=spec.backbone.token_types, lower_case=spec.head.lower_case
+    )
+    tokenizer.check_side("ColBERT")
+    return tokenizer
 
 
 def _input(parts: Parts) -> ColbertInput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -9,17 +10,17 @@ from torch import Tensor
 from sie_server.engine.job import Chunking, Job, ScoreTexts, Work, build_job
 from sie_server.engine.kinds.base import Kind, Parts, Reader
 from sie_server.engine.storage.weights import CheckpointWeights
-from sie_server.engine.text.chunks import split
-from sie_server.engine.text.tokenizer import TextTokenizer
+from sie_server.engine.text.pair_tokenizer import PairTokenizer
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.heads.classifier import Classifier
 from sie_server.models.registry import build_classifier
+from sie_server.models.spec import ClassifierSpec, ModelSpec
 
 
 class PairInput:
     """Builds jobs of query-document pairs."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: PairTokenizer) -> None:
         self._tokenizer = tokenizer
 
     def score_job(self, texts: ScoreTexts) -> Job:
@@ -31,9 +32,10 @@ class PairInput:
 
     def chunk_job(self, texts: ScoreTexts, chunking: Chunking) -> Job:
         """See `ChunkInput.chunk_job`."""
-        head, room, query_cut = self._tokenizer.pair_head(texts.query, texts.limit)
-        parts = split(self._tokenizer, texts.documents, room, chunking)
-        job = build_job(("score",), [self._tokenizer.pair(head, ids) for ids in parts.ids], parts.cut)
+        sequences, parts, query_cut = self._tokenizer.windows(
+            texts.query, texts.documents, texts.limit, chunking
+        )
+        job = build_job(("score",), sequences, parts.cut)
         job.query_truncated, job.chunks = query_cut, parts.chunks
         return job
 
@@ -53,6 +55,12 @@ class LogitReader:
         return results
 
 
+def _tokenizer(directory: Path, spec: ModelSpec) -> PairTokenizer:
+    if not isinstance(spec.head, ClassifierSpec):
+        raise TypeError(f"expected a ClassifierSpec, got {spec.head!r}")
+    return PairTokenizer(directory, spec.head.truncation, token_types=spec.backbone.token_types)
+
+
 def _input(parts: Parts) -> PairInput:
     return PairInput(parts.tokenizer)
 
@@ -62,4 +70,4 @@ def classifier_reader(parts: Parts, weights: CheckpointWeights) -> Reader:
     return LogitReader(build_classifier(parts.spec, weights))
 
 
-PAIRS = Kind(input=_input, reader=classifier_reader)
+PAIRS = Kind(input=_input, reader=classifier_reader, tokenizer=_tokenizer)

@@ -98,6 +98,7 @@ class PromptTokenizer(TextTokenizer):
 
     def __init__(self, directory: Path, template: RerankTemplate) -> None:
         super().__init__(directory, token_types=False)
+        self.check_side("rerankers with a template")
         self.template = template
         added = self._tokenizer.get_added_tokens_decoder().values()
         controls = sorted((token.content for token in added if token.special), key=len, reverse=True)

@@ -85,6 +85,25 @@ class TextReader:
             todo, width = again, _wider(width, min(most, SLICE_CHARS))
         return [found[i] if i in found else self._long(prefix, text, limit) for i, text in enumerate(texts)]
 
+    def read_last(self, texts: Sequence[str], limit: int, *, prefix: str = "") -> list[Reading]:
+        """Return the last `limit` tokens of each `prefix + text`, without special tokens and spans.
+
+        At most `most_chars(limit)` characters at the end are read, one text at a time: many tokens take memory.
+        """
+        most, found = most_chars(limit), []
+        for text in texts:
+            end = _part(prefix, text, max(0, len(prefix) + len(text) - most), len(prefix) + len(text))
+            [reading] = self.read([end], ALL)
+            more = len(reading.ids) - limit
+            found.append(
+                Reading(
+                    reading.ids[max(0, more) :].copy(),
+                    reading.spans,
+                    more > 0 or len(end) < len(prefix) + len(text),
+                )
+            )
+        return found
+
     def read_each(self, texts: Sequence[str], limit: int, *, prefix: str = "") -> Iterator[Reading]:
         """Yield the first `limit` tokens of each text with spans, one text at a time: many tokens take memory."""
         for text in texts:

@@ -16,7 +16,7 @@ from tokenizers import Encoding, Tokenizer, normalizers
 from sie_server.engine.text.expansion import check_expansion
 from sie_server.engine.text.reading import Reading, TextReader
 from sie_server.engine.text.slices import count_sequence
-from sie_server.errors import InvalidInput
+from sie_server.errors import InvalidInput, shown
 from sie_server.files import TOKENIZER_BYTES, read_bytes
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
@@ -61,6 +61,7 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._reader = TextReader(self._tokenizer)
+        self.truncation_side = _truncation_side(directory)
         if lower_case:
             own = self._tokenizer.normalizer
             self._tokenizer.normalizer = normalizers.Sequence(
@@ -72,6 +73,18 @@ class TextTokenizer:
         known = self._tokenizer.get_vocab(with_added_tokens=True).values()
         # a file may leave ids out, and its post-processor may name ids beyond its vocabulary
         self.vocab_size = 1 + max([-1, *known, *(int(i) for part in own for i in part)])
+
+    def check_side(self, kind: str) -> None:
+        """Check that texts lose tokens at their end, for models of a kind that is not cut at the start.
+
+        Raises:
+            UnsupportedCheckpoint: they lose tokens at their start.
+        """
+        if self.truncation_side == "left":
+            raise UnsupportedCheckpoint(
+                f"tokenizer_config.json has truncation_side 'left', which is not supported for {kind}; if the model "
+                "was trained with texts that are cut at the end, remove the setting"
+            )
 
     def check_end(self, directory: Path) -> None:
         """Check that the post-processor appends the token that the settings announce; for models that read it out.
@@ -102,17 +115,6 @@ class TextTokenizer:
             raise UnsupportedCheckpoint(f"tokenizer.json has no token {tokens[ids.index(None)]!r}")
         return frozenset(i for i in ids if i is not None)
 
-    def pairs(self, query: str, documents: list[str], limit: int) -> tuple[list[Tokens], list[bool], bool]:
-        """Tokenise cross-encoder input `[CLS] query [SEP] document [SEP]`, at most `limit` tokens each.
-
-        Only the document is truncated, to the room that the query leaves. A query is truncated only to three quarters
-        of the limit (the cap of FlagEmbedding's rerankers), so that documents always keep a share.
-        Returns the sequences, which documents were truncated, and whether the query was.
-        """
-        head, room, query_cut = self.pair_head(query, limit)
-        documents_ids, cut = self._encode(documents, room)
-        return [self.pair(head, document) for document in documents_ids], cut, query_cut
-
     def decode(self, ids: list[int]) -> str:
         """Return the text of the tokens, special tokens included."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -123,25 +125,15 @@ class TextTokenizer:
         return [self._tokenizer.id_to_token(i) or f"<{i}>" for i in ids]
 
     def read_to(self, text: str, ids: list[int]) -> int | None:
-        """Return how many characters of `text` are in `ids`: the longest run of its first tokens counts; None: none."""
+        """Return how many characters of `text` are in `ids`: the longest run of its first tokens counts.
+
+        None: not one, or the tokenizer truncates texts at the start.
+        """
+        if self.truncation_side == "left":
+            return None
         [read] = self.read([text], len(ids))
         best = _longest_start(read.ids.tolist(), ids)
         return int(read.spans[best - 1][1]) if best else None
-
-    def pair_head(self, query: str, limit: int) -> tuple[Ids, int, bool]:
-        """Return the ids before every document, the room for a document, and whether the query was truncated."""
-        template = self._pair
-        [query_ids], [query_cut] = self._encode(
-            [query], max(1, min(limit * 3 // 4, limit - template.size - 1))
-        )
-        head = np.concatenate((template.prefix, query_ids, template.middle))
-        return head, max(0, limit - template.size - len(query_ids)), query_cut
-
-    def pair(self, head: Ids, document: Ids) -> Tokens:
-        """Return a complete pair; with token types, type 1 starts at the document."""
-        count_sequence(len(head) + len(document))
-        ids = _not_empty(np.concatenate((head, document, self._pair.suffix)))
-        return Tokens(ids, len(head) if self._pair.typed else len(ids))
 
     def singles(
         self, texts: list[str], limit: int, marker: int | None = None, prefix: str = ""
@@ -164,7 +156,7 @@ class TextTokenizer:
         if marker is not None:
             prefix = np.concatenate((prefix[:1], id_array([marker]), prefix[1:]))
         count_sequence(len(text))
-        ids = _not_empty(np.concatenate((prefix, text, suffix)))
+        ids = not_empty(np.concatenate((prefix, text, suffix)))
         return Tokens(ids, len(ids))
 
     def read(self, texts: Sequence[str], limit: int, prefix: str = "") -> list[Reading]:
@@ -176,9 +168,25 @@ class TextTokenizer:
         return self._reader.read_each(texts, limit, prefix=prefix)
 
     def _encode(self, texts: Sequence[str], limit: int, prefix: str = "") -> tuple[list[Ids], list[bool]]:
-        """As `read`, without the characters: return ids, and which texts have more."""
-        found = self._reader.read(texts, limit, prefix=prefix)
+        """Return the `limit` ids of each text that remain when it is truncated, and which texts have more."""
+        read = self._reader.read_last if self.truncation_side == "left" else self._reader.read
+        found = read(texts, limit, prefix=prefix)
         return [reading.ids for reading in found], [reading.cut for reading in found]
+
+    def _kept(self, ids: Ids, count: int) -> Ids:
+        """Return the `count` ids that remain when a text is truncated."""
+        return ids[len(ids) - count :] if self.truncation_side == "left" else ids[:count]
+
+
+def _truncation_side(directory: Path) -> str:
+    """Return the side on which texts lose tokens: `right`, or `left` if tokenizer_config.json says so."""
+    path = directory / "tokenizer_config.json"
+    side = (read_json(path) if path.exists() else {}).get("truncation_side", "right")
+    if side not in ("left", "right"):
+        raise UnsupportedCheckpoint(
+            f"tokenizer_config.json: truncation_side is {shown(side)}; expected 'left' or 'right'"
+        )
+    return str(side)
 
 
 def _longest_start(start: list[int], ids: list[int]) -> int:
@@ -235,7 +243,12 @@ def _find(ids: list[int], word: list[int], start: int) -> int:
     raise UnsupportedCheckpoint("tokenizer.json's post-processor does not keep the texts in order")
 
 
-def _not_empty(ids: Ids) -> Ids:
+def not_empty(ids: Ids) -> Ids:
+    """Return the ids of a sequence.
+
+    Raises:
+        InvalidInput: there are none.
+    """
     if not len(ids):
         raise InvalidInput(
             "a text is empty, and this model's tokenizer adds no special tokens, so the sequence would be empty; "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,21 +46,26 @@ from sie_server.models.spec import (
     inside,
     read_json,
 )
+from sie_server.templates import TemplateError
+from sie_server.templates.pair_settings import Truncation, pair_truncation
 
 
 def read_spec(
-    directory: Path, template: str | None = None, prompts: Mapping[str, str] = MappingProxyType({})
+    directory: Path,
+    template: str | None = None,
+    prompts: Mapping[str, str] = MappingProxyType({}),
+    truncation: Truncation | None = None,
 ) -> ModelSpec:
     """Read a checkpoint directory's configuration.
 
-    `template` names the template of a causal reranker, and `prompts` are those of an embedding model; both apply where
-    the directory has none.
+    `template` names the template of a causal reranker, `prompts` are those of an embedding model, and `truncation` is
+    how a cross-encoder cuts its pairs. All apply where the directory has none.
 
     Raises:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes an unsupported model.
     """
     try:
-        return _read(directory, template, prompts)
+        return _with_truncation(_read(directory, template, prompts), directory, truncation)
     except UnsupportedCheckpoint:
         raise
     except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
@@ -97,6 +103,21 @@ def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> 
     return ModelSpec(
         architecture, backbone, _classifier_spec(directory, config), limit, compat=family is COMPAT
     )
+
+
+def _with_truncation(spec: ModelSpec, directory: Path, known: Truncation | None) -> ModelSpec:
+    """Return the spec with the first found of: the operator's file, the catalog's rule, the library's default."""
+    if type(spec.head) is not ClassifierSpec:
+        if known:
+            raise UnsupportedCheckpoint(
+                "`truncation` applies only to cross-encoders that read query and document as a pair; remove it"
+            )
+        return spec
+    try:
+        named = pair_truncation(directory / TEMPLATE_FILE) or known
+    except TemplateError as error:
+        raise UnsupportedCheckpoint(str(error)) from error
+    return replace(spec, head=replace(spec.head, truncation=named)) if named else spec
 
 
 def _architecture(directory: Path, config: dict[str, Any]) -> str:

@@ -249,13 +249,24 @@ def load_engine(
     Raises:
         ModelLoadFailed: with the cause and the next step.
     """
-    return Engine(
+    engine = Engine(
         directory,
         device=config.device,
         dtype=config.dtype,
         max_seq_length=model.max_seq_length,
         template=model.template,
         prompts=model.prompts,
+        truncation=model.truncation,
         documents=ModelDocuments(documents, model.id, model.revision) if documents else None,
         tally=tally,
     )
+    if (model.max_seq_length or 0) > engine.max_seq_length:
+        log.warning(
+            "%s: its catalog entry has max_seq_length %d, but the model in %s has positions for %d tokens, which is "
+            "the limit now; lower max_seq_length in the entry",
+            model.id,
+            model.max_seq_length,
+            directory,
+            engine.max_seq_length,
+        )
+    return engine

@@ -107,7 +107,8 @@ class EncodePlan:
             InferenceError: a vector is not finite.
         """
         items = [encoded(i, item, job, self) for i, item in enumerate(self.items)]
-        warnings = self.warnings + truncation.text_warnings(job.truncated, self.limit)
+        cut = truncation.text_warnings(job, job.truncated, self.texts, self.engine, self.limit)
+        warnings = self.warnings + cut
         return EncodeResponse(self.model, items, timing.wire(), Usage(job.input_tokens), warnings or UNSET)
 
 

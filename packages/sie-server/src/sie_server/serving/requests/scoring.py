@@ -11,6 +11,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Chunking, Job, M3Scoring, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import InvalidInput
+from sie_server.models.spec import ClassifierSpec
 from sie_server.serving.requests import truncation
 from sie_server.serving.requests.candidates import CHARS_PER_TOKEN, Candidates, characters_of
 from sie_server.serving.requests.options import ParsedOptions, refuse_instruction
@@ -133,17 +134,21 @@ class ScorePlan:
             rank(request.items, documents, self.scale.activation, self.options),
             Usage(job.input_tokens),
             self.scale.score_type,
+            job.query_truncated or UNSET,
             self._warnings(job, documents.truncated) or UNSET,
         )
 
     def _warnings(self, job: Job, truncated: Sequence[bool]) -> list[str]:
         warnings = list(self.warnings)
         if job.query_truncated:
-            warnings.append(truncation.query_warning(self.limit, job.query_limit))
+            paired, query = isinstance(self.engine.spec.head, ClassifierSpec), self.candidates.query or ""
+            warnings.append(truncation.query_warning(job, query, self.limit, paired=paired))
         if self.chunking:
             return warnings + truncation.chunk_warnings(truncated, self.chunking.most)
-        most = self.options.max_document_tokens
-        return warnings + truncation.text_warnings(truncated, self.limit, most)
+        if self.candidates.texts is None:
+            return warnings
+        most, texts = self.options.max_document_tokens, self.candidates.texts
+        return warnings + truncation.text_warnings(job, truncated, texts, self.engine, self.limit, most)
 
 
 def _require_score(model: str, engine: Engine) -> None:
