@@ -126,6 +126,7 @@ class Loopback:
 
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                self.sie_body = body
                 outer.seen.append((self.command, self.path, body))
                 behave(self, len(outer.seen))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import sie_sdk
-from sie_sdk import Item, ProtocolError, RequestError, errors
+from sie_sdk import Item, ProtocolError, RequestError, SIEError, errors
 from sie_sdk.codec import decode_body, encode_body
 
 Connect = Callable[..., Any]
@@ -24,6 +24,7 @@ SCORED = {
     "scores": [{"item_id": "b", "score": 0.75, "rank": 0}, {"item_id": "item-0", "score": 0.25, "rank": 1}],
     "usage": {"input_tokens": 9},
 }
+BEST = SCORED | {"scores": SCORED["scores"][:1]}
 QUERY, ITEMS = Item(text="q"), [Item(text="a"), Item(id="b", text="b")]
 
 
@@ -50,7 +51,7 @@ class Recorder:
 
 
 def test_score_sends_the_documented_request(connect: Connect, answer: Answer) -> None:
-    wire = Recorder(answer(SCORED))
+    wire = Recorder(answer(BEST))
     client = connect(wire, "http://host:9/prefix/")
     client.score("org/name", QUERY, ITEMS, instruction="rank", options={"top_n": 1, "profile": "p"})
     request = wire.requests[0]
@@ -80,14 +81,14 @@ def test_score_surfaces_the_request_id(connect: Connect, answer: Answer) -> None
 
 def test_score_takes_keywords_tuples_and_plain_dicts(connect: Connect, answer: Answer) -> None:
     wire = Recorder(answer(SCORED))
-    connect(wire).score("org/name", query={"text": "q", "id": "q1"}, items=({"text": ""}, {"text": None}))
-    assert wire.sent == {"query": {"text": "q", "id": "q1"}, "items": [{"text": ""}, {"text": None}]}
+    connect(wire).score("org/name", query={"text": "q", "id": "q1"}, items=({"text": ""}, {"id": "b"}))
+    assert wire.sent == {"query": {"text": "q", "id": "q1"}, "items": [{"text": ""}, {"id": "b"}]}
 
 
 def test_multivectors_go_out_as_arrays(connect: Connect, answer: Answer) -> None:
-    wire = Recorder(answer(SCORED))
+    wire = Recorder(answer(BEST))
     vectors = np.arange(6, dtype=np.float16).reshape(2, 3)
-    connect(wire).score("org/name", Item(multivector=vectors), [Item(multivector=vectors.T)])
+    connect(wire).score("org/name", Item(multivector=vectors), [Item(id="b", multivector=vectors.T)])
     raw = msgpack.unpackb(wire.requests[0].content)
     assert raw["query"]["multivector"][b"type"] == "<f2"
     np.testing.assert_array_equal(wire.sent["items"][0]["multivector"], vectors.T)
@@ -196,7 +197,8 @@ def test_the_calls_of_the_guide(connect: Connect, answer: Answer) -> None:
     from sie_sdk.types import Item
 
     top_100_docs = [{"text": "first"}, {"text": "second"}]
-    result = connect(Recorder(answer(SCORED)), "http://localhost:8080").score(
+    entries = [{"item_id": f"doc-{1 - rank}", "score": 0.75 - rank / 2, "rank": rank} for rank in (0, 1)]
+    result = connect(Recorder(answer(SCORED | {"scores": entries})), "http://localhost:8080").score(
         "BAAI/bge-reranker-v2-m3",
         query=Item(text="What is machine learning?"),
         items=[Item(id=f"doc-{i}", text=doc["text"]) for i, doc in enumerate(top_100_docs)],
@@ -204,7 +206,7 @@ def test_the_calls_of_the_guide(connect: Connect, answer: Answer) -> None:
     lines = [
         f"{entry['item_id']}: rank={entry['rank']}, score={entry['score']:.3f}" for entry in result["scores"]
     ]
-    assert lines == ["b: rank=0, score=0.750", "item-0: rank=1, score=0.250"]
+    assert lines == ["doc-1: rank=0, score=0.750", "doc-0: rank=1, score=0.250"]
     assert (result["model"], result["query_id"]) == ("org/name", None)
 
 
@@ -506,13 +508,13 @@ def test_context_managers_close_the_connections(answer: Answer) -> None:
     transport = httpx.MockTransport(Recorder(answer(SCORED)))
     with SIEClient(transport=transport) as client:
         client.score("org/name", QUERY, ITEMS)
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(SIEError, match="closed"):
         client.score("org/name", QUERY, ITEMS)
 
     async def use() -> None:
         async with SIEAsyncClient(transport=transport) as client:
             await client.score("org/name", QUERY, ITEMS)
-        with pytest.raises(RuntimeError, match="closed"):
+        with pytest.raises(SIEError, match="closed"):
             await client.score("org/name", QUERY, ITEMS)
 
     asyncio.run(use())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,14 +28,19 @@ class Run:
     took: float = 0.0
     chance: float = 0.5
     oversleep: float = 0.0
+    answered: bool = False
+    give_up: float = math.inf
     now: float = 1000.0
     sends: list[Send] = field(default_factory=list)
     sleeps: list[float] = field(default_factory=list)
 
     def result(self) -> Reply:
         start = self.now
-        clock = Clock(lambda: self.now, lambda: EPOCH + self.now - start, lambda: self.chance)
-        flow = exchange(REQUEST, Patience(self.timeout, self.deadline, "http://host:8080"), clock)
+        clock = Clock(
+            lambda: self.now, lambda: EPOCH + self.now - start, lambda: self.chance, lambda: "sdk-" + "0" * 32
+        )
+        patience = Patience(self.timeout, self.deadline, "http://host:8080", self.answered, self.give_up)
+        flow = exchange(REQUEST, patience, clock)
         answers = iter(self.outcomes)
         step: Any = next(flow)
         try:
@@ -59,7 +65,9 @@ class Run:
 def refusal(status: int, code: str | None = None, retry_after: str | None = None, **more: Any) -> Reply:
     """An error response (docs/http-api.md#errors)."""
     error = {"code": code, "message": f"about {code}", **more}
-    headers = {"x-sie-request-id": "req-1"} | ({} if retry_after is None else {"retry-after": retry_after})
+    headers = {"x-sie-request-id": "req-1", "x-sie-server-version": "1.0"} | (
+        {} if retry_after is None else {"retry-after": retry_after}
+    )
     return Reply(status, headers, json.dumps({"detail": error, "error": error, "code": code}).encode())
 
 
@@ -73,7 +81,7 @@ LOADING = refusal(503, "MODEL_LOADING", "5")
 def test_an_answer_at_once_is_one_send_with_the_full_timeout() -> None:
     run = Run([OK])
     assert run.result() is OK
-    assert run.sends == [Send(REQUEST, 150.0)]
+    assert run.sends == [Send(REQUEST, 150.0, 900.0, "sdk-" + "0" * 32)]
     assert run.sleeps == []
 
 
@@ -121,7 +129,7 @@ def test_a_sleep_that_took_too_long_ends_the_call() -> None:
 def test_an_attempt_never_waits_beyond_the_deadline() -> None:
     run = Run([LOADING, LOADING, OK], deadline=20.0, took=4.0)
     run.result()
-    assert [send.timeout for send in run.sends] == [20.0, 11.0, 2.0]
+    assert [(send.timeout, send.left) for send in run.sends] == [(20.0, 20.0), (11.0, 11.0), (2.0, 2.0)]
 
 
 def test_resource_exhausted_is_retried_three_times() -> None:
@@ -245,9 +253,79 @@ def test_an_answer_resets_the_connection_tries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "error"), [("timeout", errors.SIETimeoutError), ("broken", errors.SIEConnectionError)]
+    "down", [Failure("connect", "refused"), Failure("dropped", "reset"), Reply(502, {}, b"<p>")]
 )
-def test_timeouts_and_broken_answers_are_never_retried(kind: Any, error: type) -> None:
+@pytest.mark.parametrize("met", ["earlier", "in this call"])
+def test_a_server_that_has_answered_is_waited_for(down: Any, met: str) -> None:
+    before = [] if met == "earlier" else [LOADING]
+    run = Run([*before, *[down] * 30, OK], answered=met == "earlier")
+    assert run.result() is OK
+    assert 2 <= max(run.sleeps) <= 8.0
+    tired = Run(always(down), answered=True, deadline=60.0)
+    error = tired.error()
+    assert isinstance(error, errors.SIEConnectionError | errors.ServerError)
+    assert error.retryable
+    assert 50 < tired.now - 1000 < 60
+
+
+def test_a_proxys_answer_counts_as_dropped_and_its_retry_after_is_honoured() -> None:
+    html = Reply(503, {"retry-after": "9", "content-type": "text/html"}, b"<h1>Service Unavailable</h1>")
+    json_body = Reply(500, {}, b'{"code": "BadGateway", "message": "upstream"}')
+    assert len((run := Run(always(json_body))).sends) == 0 and "upstream" in run.error().message
+    assert len(run.sends) == 3  # this client never had an answer of the server
+    run = Run([html, html, html, OK], answered=True)
+    assert run.result() is OK
+    assert run.sleeps == [9.0] * 3
+
+
+def test_a_5xx_of_a_server_behind_a_proxy_that_strips_headers_is_the_servers() -> None:
+    failed = Reply(
+        500, {}, b'{"code": "INFERENCE_ERROR", "error": {"code": "INFERENCE_ERROR", "message": "NaN"}}'
+    )
+    run = Run([failed], answered=True)
+    assert type(run.error()) is errors.InferenceError
+    assert len(run.sends) == 1
+
+
+def test_an_answer_that_breaks_off_is_tried_three_times() -> None:
+    run = Run(always(Failure("broken", "half")), answered=True)
+    error = run.error()
+    assert type(error) is errors.SIEConnectionError
+    assert "broke off (half)" in error.message
+    assert len(run.sends) == 3
+    assert Run([Failure("broken", "half"), OK]).result() is OK
+
+
+def test_no_attempt_starts_after_the_callers_own_limit() -> None:
+    run = Run(always(refusal(503, "QUEUE_FULL", "2")), give_up=5.0)
+    assert isinstance(run.error(), errors.QueueFullError)
+    assert run.sleeps == [2.0, 2.0]
+    slow = Run([refusal(503, "QUEUE_FULL", "1"), OK], give_up=2.0, took=0.9)
+    assert slow.result() is OK  # an attempt that has started is not cut short
+
+
+def test_only_an_id_of_this_sdk_can_be_anothers() -> None:
+    step = Send(REQUEST, 1.0, 1.0, "sdk-" + "a" * 32)
+    for answered, belongs in (
+        ("sdk-" + "a" * 32, True),
+        ("sdk-" + "b" * 32, False),
+        ("0b1e6f", True),
+        (None, True),
+    ):
+        headers = {} if answered is None else {"x-sie-request-id": answered}
+        assert step.belongs(Reply(200, headers, b"")) is belongs
+    assert len({Clock().request_id() for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("timeout", errors.SIETimeoutError),
+        ("invalid", errors.SIEConnectionError),
+        ("wrong", errors.ProtocolError),
+    ],
+)
+def test_other_failures_are_never_retried(kind: Any, error: type) -> None:
     run = Run([Failure(kind, "why")])
     raised = run.error()
     assert type(raised) is error

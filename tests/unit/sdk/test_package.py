@@ -35,7 +35,7 @@ def test_a_text_only_call_needs_no_numpy() -> None:
     code = """
 import sys, httpx, sie_sdk
 from sie_sdk.codec import encode_body
-body = encode_body({"model": "m", "scores": []})
+body = encode_body({"model": "m", "scores": [{"item_id": "item-0", "score": 0.5, "rank": 0}]})
 network = httpx.MockTransport(lambda request: httpx.Response(200, content=body))
 with sie_sdk.SIEClient(transport=network) as client:
     client.score("m", {"text": "q"}, [{"text": "a"}])
@@ -54,7 +54,7 @@ def test_metadata_is_correct() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == sie_sdk.__version__
     names = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
-    assert names == {"httpx", "msgpack", "numpy"}
+    assert names == {"httpcore", "httpx", "msgpack", "numpy"}
     for requirement in project["dependencies"]:
         assert ">=" in requirement
         assert "<" in requirement
@@ -63,7 +63,7 @@ def test_metadata_is_correct() -> None:
 
 
 def test_source_imports_nothing_else() -> None:
-    allowed = {"httpx", "msgpack", "numpy", "sie_sdk"} | set(sys.stdlib_module_names)
+    allowed = {"httpcore", "httpx", "msgpack", "numpy", "sie_sdk"} | set(sys.stdlib_module_names)
     for file in (ROOT / "src").rglob("*.py"):
         found = re.findall(r"^\s*(?:from|import)\s+(\w+)", file.read_text(), re.MULTILINE)
         assert set(found) <= allowed, file.name
@@ -74,7 +74,14 @@ def test_the_readme_example_runs(document: str, monkeypatch: pytest.MonkeyPatch,
     from sie_sdk.codec import encode_body
 
     body = encode_body(
-        {"model": "m", "query_id": None, "scores": [{"item_id": "a", "score": 0.9314, "rank": 0}]}
+        {
+            "model": "m",
+            "query_id": None,
+            "scores": [
+                {"item_id": "a", "score": 0.9314, "rank": 0},
+                {"item_id": "b", "score": 0.0514, "rank": 1},
+            ],
+        }
     )
     network = httpx.MockTransport(lambda request: httpx.Response(200, content=body))
     example = re.search(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
@@ -82,4 +89,4 @@ def test_the_readme_example_runs(document: str, monkeypatch: pytest.MonkeyPatch,
     plain = sie_sdk.SIEClient
     monkeypatch.setattr(sie_sdk, "SIEClient", lambda url: plain(url, transport=network))
     exec(compile(example[1], document, "exec"), {})  # noqa: S102  our own README
-    assert capsys.readouterr().out == "0 a 0.931\n"
+    assert capsys.readouterr().out == "0 a 0.931\n1 b 0.051\n"

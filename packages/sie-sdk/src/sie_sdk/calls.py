@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -21,13 +23,15 @@ log = logging.getLogger("sie_sdk")
 class Call(Generic[T]):
     """A request and the reader of its 200 answer, which raises ProtocolError.
 
-    timeout, deadline: seconds for this call only; None means the client's settings.
+    timeout, deadline: seconds for this call only; None means the client's settings. give_up: seconds after which no
+    attempt is worth starting.
     """
 
     request: Request
     read: Callable[[Reply], T]
     timeout: float | None = None
     deadline: float | None = None
+    give_up: float = math.inf
 
 
 def score(
@@ -43,7 +47,9 @@ def score(
     """POST /v1/score/{model}. Raises RequestError for errors that are found before sending."""
     body: dict[str, Any] = {"query": _item(query, "query"), "items": _items(items)}
     body |= _present(instruction=instruction, options=None if options is None else dict(options))
-    return Call(_post("score", model, body), _read_score, timeout, deadline)
+    asked = Asked.of(body)
+    request = _post("score", model, body)
+    return Call(request, lambda reply: _read_score(reply, asked), timeout, deadline, _give_up(options))
 
 
 def encode(
@@ -69,8 +75,9 @@ def encode(
         options=dict(options or {}) | _present(is_query=is_query) or None,
     )
     body: dict[str, Any] = {"items": _items(listed)} | _present(params=params or None)
-    count = len(body["items"])
-    return Call(_post("encode", model, body), lambda reply: _read_encode(reply, count), timeout, deadline)
+    ids = [item.get("id") for item in body["items"]]
+    request = _post("encode", model, body)
+    return Call(request, lambda reply: _read_encode(reply, ids), timeout, deadline, _give_up(options))
 
 
 def list_models(*, timeout: float | None = None, deadline: float | None = None) -> Call[list[ModelInfo]]:
@@ -120,6 +127,12 @@ def _item(item: Any, where: str) -> dict[str, Any]:
     raise RequestError(f"{where} is a {type(item).__name__}; pass Item(text=...)", code="INVALID_INPUT")
 
 
+def _give_up(options: Mapping[str, Any] | None) -> float:
+    """Return `deadline_ms` in seconds: a request that the server refused for it is not sent after it."""
+    value = (options or {}).get("deadline_ms")
+    return value / 1000 if isinstance(value, (int, float)) and not isinstance(value, bool) else math.inf
+
+
 def _present(**values: Any) -> dict[str, Any]:
     """Return the values that are not None: on the wire, nil and absent mean the same."""
     return {name: value for name, value in values.items() if value is not None}
@@ -158,25 +171,61 @@ def _get(reply: Reply, mapping: Any, key: str, kinds: tuple[type, ...], where: s
     return value
 
 
-def _read_score(reply: Reply) -> ScoreResult:
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks for: the ids of its items, and how many of them at most."""
+
+    query_id: Any
+    ids: tuple[Any, ...]
+    top_n: Any
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Asked:
+        """Read the body of a score request. An item without an id is called by its position."""
+        ids = (item.get("id") for item in body["items"])
+        named = tuple(f"item-{index}" if one is None else one for index, one in enumerate(ids))
+        return cls(body["query"].get("id"), named, (body.get("options") or {}).get("top_n"))
+
+
+def _read_score(reply: Reply, asked: Asked) -> ScoreResult:
+    """Check that the answer is one to `asked`: each of its items once, best first, with a finite score."""
     body = _body(reply, MSGPACK)
     _get(reply, body, "model", (str,))
-    for index, entry in enumerate(_get(reply, body, "scores", (list,))):
+    entries = _get(reply, body, "scores", (list,))
+    unseen = Counter(asked.ids)
+    for index, entry in enumerate(entries):
         where = f"scores[{index}]."
-        _get(reply, entry, "item_id", (str, type(None)), where)
-        _get(reply, entry, "score", (float, int), where)
-        _get(reply, entry, "rank", (int,), where)
+        item_id = _get(reply, entry, "item_id", (str, type(None)), where)
+        score = _get(reply, entry, "score", (float, int), where)
+        rank = _get(reply, entry, "rank", (int,), where)
+        if not unseen[item_id]:
+            raise _broken(reply, f"`{where}item_id` is {item_id!r}, which was not sent or is already ranked")
+        if not math.isfinite(score):
+            raise _broken(reply, f"`{where}score` is {score}")
+        if rank != index:
+            raise _broken(reply, f"`{where}rank` is {rank}, not {index}")
+        unseen[item_id] -= 1
+    limits = [one for one in (asked.top_n, body.get("top_n")) if type(one) is int]
+    expected = min([len(asked.ids), *limits])
+    if len(entries) != expected:
+        raise _broken(reply, f"{len(entries)} scores for {expected} of {len(asked.ids)} items")
+    if None not in (asked.query_id, body.get("query_id")) and body["query_id"] != asked.query_id:
+        raise _broken(reply, f"`query_id` is {body['query_id']!r}, not {asked.query_id!r}")
     return cast(ScoreResult, body | _present(request_id=reply.request_id))
 
 
-def _read_encode(reply: Reply, count: int) -> list[EncodeResult]:
+def _read_encode(reply: Reply, ids: Sequence[Any]) -> list[EncodeResult]:
     body = _body(reply, MSGPACK)
     items = _get(reply, body, "items", (list,))
-    if len(items) != count:
-        raise _broken(reply, f"{len(items)} results for {count} items")
+    if len(items) != len(ids):
+        raise _broken(reply, f"{len(items)} results for {len(ids)} items")
     for warning in body.get("warnings") or ():
         log.warning("encode: %s", warning)  # the results are vectors and have no field for it
-    return [_read_vectors(reply, item, f"items[{index}].") for index, item in enumerate(items)]
+    results = [_read_vectors(reply, item, f"items[{index}].") for index, item in enumerate(items)]
+    for index, (asked, result) in enumerate(zip(ids, results, strict=True)):
+        if asked is not None and result.get("id", asked) != asked:
+            raise _broken(reply, f"`items[{index}].id` is {result.get('id')!r}, not {asked!r}")
+    return results
 
 
 def _read_vectors(reply: Reply, item: Any, where: str) -> EncodeResult:
@@ -204,6 +253,8 @@ def _array(reply: Reply, vector: dict[str, Any], part: str, where: str, ndim: in
     array = _get(reply, vector, part, (np.ndarray,), where)
     if array.ndim != ndim:
         raise _broken(reply, f"`{where}{part}` has shape {array.shape}; expected {ndim} dimensions")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise _broken(reply, f"`{where}{part}` has values that are not finite")
     return array
 
 

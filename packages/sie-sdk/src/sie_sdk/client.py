@@ -1,27 +1,27 @@
 """`SIEClient` and `SIEAsyncClient`: two short drivers of the same flow.
 
-`calls` builds the requests, `flow` decides when to retry them, and the clients carry out the steps with httpx, which is
-imported when a client is created. Both have the same methods and arguments. Threads may share a sync client.
+`calls` builds the requests, `flow` decides when to retry them, and `connections` carry out the steps. Both clients have
+the same methods and arguments. Threads may share a sync client, and event loops an async client. A forked process may
+go on using a client of its parent: it opens connections of its own.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
 
 from sie_sdk import calls
 from sie_sdk.calls import Call
-from sie_sdk.flow import Clock, Failure, Flow, Outcome, Patience, Reply, Send, Sleep, exchange
-from sie_sdk.settings import SkewWatch, resolve, seconds
+from sie_sdk.connections import AsyncConnections, Connections
+from sie_sdk.errors import SIEError
+from sie_sdk.flow import Clock, Flow, Outcome, Patience, Sleep, exchange
+from sie_sdk.settings import resolve, seconds
 from sie_sdk.types import EncodeResult, ItemLike, ModelInfo, OutputDtype, OutputType, ScoreResult
 
-if TYPE_CHECKING:
-    import httpx
-
 T = TypeVar("T")
-CONNECT_TIMEOUT = 10.0  # seconds; a host that takes longer is taken to be unreachable
 
 
 class WaitParams(TypedDict, total=False):
@@ -77,64 +77,41 @@ class _Client:
         silence in one attempt and a deadline of 900 s for a call with its retries. machine_profile and pool are sent as
         headers for routers in front of the server. transport: an httpx transport that replaces the network.
         """
-        self._settings = resolve(
-            base_url,
-            api_key=api_key,
-            timeout=timeout,
-            deadline=deadline,
-            machine_profile=machine_profile,
-            pool=pool,
-        )
-        self._skew = SkewWatch()
-        self._http = self._open(transport)
+        self._arguments: dict[str, Any] = {
+            "base_url": base_url,
+            "api_key": api_key,
+            "timeout": timeout,
+            "deadline": deadline,
+            "machine_profile": machine_profile,
+            "pool": pool,
+        }
+        self._has_transport = transport is not None
+        self._settings = resolve(**self._arguments)
+        self._connections = self._open(transport)
 
     def _open(self, transport: Any) -> Any:
         raise NotImplementedError
 
-    def _http_options(self, transport: Any) -> dict[str, Any]:
-        import httpx
-
-        return {
-            "headers": dict(self._settings.headers),
-            "transport": transport,
-            # Waiting for a free connection would count as silence of the server, so their number is not limited.
-            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=32),
-        }
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings, the key included, for another process. Raises SIEError if there is a transport."""
+        if self._has_transport:
+            raise SIEError("a client with a transport cannot be pickled; create one in each process")
+        return partial(type(self), **self._arguments), ()
 
     def _flow(self, call: Call[T]) -> Flow:
         settings = self._settings
         timeout = seconds("timeout", call.timeout)
         # As in the settings: a timeout above the deadline extends the deadline.
         deadline = seconds("deadline", call.deadline) or max(settings.deadline, timeout or 0.0)
-        patience = Patience(timeout or settings.timeout, deadline, settings.shown_url)
+        answered = self._connections.answered
+        patience = Patience(timeout or settings.timeout, deadline, settings.shown_url, answered, call.give_up)
         return exchange(call.request, patience, Clock())
-
-    def _httpx_request(self, send: Send) -> httpx.Request:
-        import httpx
-
-        request = send.request
-        headers = {"Accept": request.accept}
-        if request.content_type is not None:
-            headers["Content-Type"] = request.content_type
-        built: httpx.Request = self._http.build_request(
-            request.method,
-            self._settings.base_url + request.path,
-            content=request.body,
-            headers=headers,
-            timeout=httpx.Timeout(send.timeout, connect=min(send.timeout, CONNECT_TIMEOUT)),
-        )
-        return built
-
-    def _reply(self, response: httpx.Response, body: bytes) -> Reply:
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        self._skew.see(headers)
-        return Reply(response.status_code, headers, body)
 
 
 class SIEClient(_Client):
     """The blocking client. Use it as a context manager, or call `close()`."""
 
-    _http: httpx.Client
+    _connections: Connections
 
     def score(
         self, model: str, query: ItemLike, items: Sequence[ItemLike], **params: Unpack[ScoreParams]
@@ -165,7 +142,7 @@ class SIEClient(_Client):
 
     def close(self) -> None:
         """Close the connections. The client cannot be used afterwards."""
-        self._http.close()
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -175,10 +152,8 @@ class SIEClient(_Client):
     ) -> None:
         self.close()
 
-    def _open(self, transport: Any) -> httpx.Client:
-        import httpx
-
-        return httpx.Client(**self._http_options(transport))
+    def _open(self, transport: Any) -> Connections:
+        return Connections(self._settings, transport)
 
     def _run(self, call: Call[T]) -> T:
         flow = self._flow(call)
@@ -192,26 +167,13 @@ class SIEClient(_Client):
                 time.sleep(step.seconds)
                 outcome = None
             else:
-                outcome = self._send(step)
-
-    def _send(self, send: Send) -> Outcome:
-        import httpx
-
-        response = None
-        try:
-            response = self._http.send(self._httpx_request(send), stream=True)
-            return self._reply(response, response.read())
-        except httpx.HTTPError as exc:
-            return _failure(exc, begun=response is not None)
-        finally:
-            if response is not None:
-                response.close()
+                outcome = self._connections.send(step)
 
 
 class SIEAsyncClient(_Client):
-    """The client for asyncio. Use it with `async with`, or await `close()`."""
+    """The client for asyncio. Use it with `async with`, or await `close()`. Each event loop has its own connections."""
 
-    _http: httpx.AsyncClient
+    _connections: AsyncConnections
 
     async def score(
         self, model: str, query: ItemLike, items: Sequence[ItemLike], **params: Unpack[ScoreParams]
@@ -241,8 +203,8 @@ class SIEAsyncClient(_Client):
         return await self._run(calls.get_model(model, **wait))
 
     async def close(self) -> None:
-        """Close the connections. The client cannot be used afterwards."""
-        await self._http.aclose()
+        """Close the connections of the running event loop. The client cannot be used afterwards, in any loop."""
+        await self._connections.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -252,10 +214,8 @@ class SIEAsyncClient(_Client):
     ) -> None:
         await self.close()
 
-    def _open(self, transport: Any) -> httpx.AsyncClient:
-        import httpx
-
-        return httpx.AsyncClient(**self._http_options(transport))
+    def _open(self, transport: Any) -> AsyncConnections:
+        return AsyncConnections(self._settings, transport)
 
     async def _run(self, call: Call[T]) -> T:
         import asyncio  # slow to import; an application with an event loop has imported it already
@@ -271,31 +231,4 @@ class SIEAsyncClient(_Client):
                 await asyncio.sleep(step.seconds)
                 outcome = None
             else:
-                outcome = await self._send(step)
-
-    async def _send(self, send: Send) -> Outcome:
-        import httpx
-
-        response = None
-        try:
-            response = await self._http.send(self._httpx_request(send), stream=True)
-            return self._reply(response, await response.aread())
-        except httpx.HTTPError as exc:
-            return _failure(exc, begun=response is not None)
-        finally:
-            if response is not None:
-                await response.aclose()
-
-
-def _failure(error: httpx.HTTPError, *, begun: bool) -> Failure:
-    """Convert an httpx exception to a Failure. `begun`: the head of the answer had arrived."""
-    import httpx
-
-    detail = str(error) or type(error).__name__
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
-        return Failure("connect", detail)
-    if isinstance(error, httpx.TimeoutException):
-        return Failure("timeout", detail)
-    if begun or isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
-        return Failure("broken", detail)
-    return Failure("dropped", detail)
+                outcome = await self._connections.send(step)

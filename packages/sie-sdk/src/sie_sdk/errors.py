@@ -148,6 +148,11 @@ _BY_STATUS_AND_CODE: dict[tuple[int, str | None], type[SIEError]] = {
     (503, "QUEUE_FULL"): QueueFullError,
     (503, "RESOURCE_EXHAUSTED"): ResourceExhaustedError,
 }
+# codes of the server's 5xx answers; a 5xx with none of them and without the server's version comes from a proxy
+CODES = frozenset(code for status, code in _BY_STATUS_AND_CODE if status >= 500) | {
+    "INTERNAL_ERROR",
+    "LORA_LOADING",
+}
 _BY_STATUS: dict[int, type[SIEError]] = {
     401: AuthError,
     403: AuthError,

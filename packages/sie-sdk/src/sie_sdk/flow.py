@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
 import re
 import time
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from sie_sdk.errors import (
-    ModelLoadingError,
-    QueueFullError,
-    RateLimitedError,
+    CODES,
+    ModelLoadFailedError,
+    ProtocolError,
     ResourceExhaustedError,
     SIEConnectionError,
     SIEError,
@@ -45,10 +46,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Send:
-    """Step: send the request, and allow at most `timeout` seconds of silence."""
+    """Step: send the request as `request_id`, allow `timeout` seconds of silence and `left` seconds in all."""
 
     request: Request
     timeout: float
+    left: float
+    request_id: str
+
+    def belongs(self, reply: Reply) -> bool:
+        """Return whether the reply may be this request's: its id is ours, or one that a server made."""
+        answered = reply.request_id
+        return answered is None or not OWN_ID.fullmatch(answered) or answered == self.request_id
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,15 @@ class Reply:
     body: bytes
 
     @property
+    def from_server(self) -> bool:
+        """Whether a SIE server wrote it. A 5xx without version and known code comes from a proxy in front of one."""
+        return (
+            self.status < 500
+            or "x-sie-server-version" in self.headers
+            or _code(_error_map(self.body), self) in CODES
+        )
+
+    @property
     def request_id(self) -> str | None:
         """X-SIE-Request-ID, unless it holds more than visible ASCII."""
         value = self.headers.get("x-sie-request-id", "")
@@ -77,11 +94,12 @@ class Reply:
 class Failure:
     """No complete answer.
 
-    connect: no connection was established. dropped: it ended before the answer began. broken: it ended in
-    the middle of the answer. timeout: no data arrived in time after the request was sent.
+    connect: no connection was established. dropped: it ended before the answer began. broken: it ended in the middle of
+    the answer. timeout: no data arrived in time after the request was sent. invalid: the request cannot be sent. wrong:
+    the answer belongs to another request, or is longer than any answer may be.
     """
 
-    kind: Literal["connect", "dropped", "broken", "timeout"]
+    kind: Literal["connect", "dropped", "broken", "timeout", "invalid", "wrong"]
     detail: str
 
 
@@ -97,25 +115,30 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time  # epoch seconds, for Retry-After as a date
     random: Callable[[], float] = random.random  # in [0, 1)
+    request_id: Callable[[], str] = lambda: (
+        f"sdk-{os.urandom(16).hex()}"
+    )  # differs between processes after a fork
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Limits in seconds: `timeout` for one attempt, `deadline` for all. `url` is used in messages."""
+    """Limits in seconds: `timeout` for one attempt, `deadline` for all. `url` is used in messages.
+
+    answered: this client has had an answer of this server, so it is worth waiting while it restarts. give_up: seconds
+    after which no attempt starts, because the caller has no use for a later answer.
+    """
 
     timeout: float
     deadline: float
     url: str
+    answered: bool = False
+    give_up: float = math.inf
 
 
-# Number of retries for each transient condition; None: until the deadline. All other errors are raised immediately.
-RETRIES: dict[type[SIEError], int | None] = {
-    ModelLoadingError: None,
-    QueueFullError: None,
-    RateLimitedError: None,
-    ResourceExhaustedError: 3,
-    SIEConnectionError: 2,  # three attempts, so that a wrong URL is reported soon
-}
+RESOURCE_RETRIES = 3
+BROKEN_RETRIES = 2  # an answer that breaks off each time, for instance at a proxy's limit, is reported soon
+FIRST_RETRIES = 2  # of a client that never had an answer, so that a wrong URL is reported soon
+OWN_ID = re.compile(r"sdk-[0-9a-f]{32}")
 BACKOFF_FIRST = 0.25  # seconds
 BACKOFF_MOST = 8.0
 
@@ -123,30 +146,45 @@ BACKOFF_MOST = 8.0
 def exchange(request: Request, patience: Patience, clock: Clock) -> Flow:
     """Send `request` until it is answered or a limit is reached. Returns the 200 reply; raises SIEError."""
     started = clock.monotonic()
-    sent = 0
-    failed: Counter[type[SIEError]] = Counter()
+    until = min(patience.deadline, patience.give_up)
+    answered, sent = patience.answered, 0
+    failed: Counter[str] = Counter()
     while True:
         left = patience.deadline - (clock.monotonic() - started)
-        outcome = yield Send(request, min(patience.timeout, left))
+        outcome = yield Send(request, min(patience.timeout, left), left, clock.request_id())
         sent += 1
         if isinstance(outcome, Reply):
             if outcome.status == 200:
                 return outcome
-            failed.pop(SIEConnectionError, None)  # the server is reachable: a later restart is counted anew
+            if outcome.from_server:
+                answered = True
+                failed.pop("unreachable", None)  # a later restart is counted anew
         error = error_of(outcome, request, patience.url)
-        kind = type(error)
-        wait = _retry_wait(outcome, failed.total(), clock)
-        limit = RETRIES.get(kind, 0) if error.retryable else 0
-        failed[kind] += 1
-        if limit == 0:
+        if not error.retryable or isinstance(
+            error, ModelLoadFailedError
+        ):  # the server tries that one again itself
             raise error
+        condition, limit = _limit(error, outcome, answered)
+        wait = _retry_wait(outcome, failed.total(), clock)
+        failed[condition] += 1
         waited = clock.monotonic() - started
-        if (limit is not None and failed[kind] > limit) or waited + wait >= patience.deadline:
+        if failed[condition] > limit or waited + wait >= until:
             raise _gave_up(error, sent, waited)
         log.debug("%s %s: %s; trying again in %.2f s", request.method, request.path, error, wait)
         yield Sleep(wait)
-        if clock.monotonic() - started >= patience.deadline:  # the sleep took longer than requested
+        if clock.monotonic() - started >= until:  # the sleep took longer than requested
             raise _gave_up(error, sent, clock.monotonic() - started)
+
+
+def _limit(error: SIEError, outcome: Outcome, answered: bool) -> tuple[str, float]:
+    """Return the transient condition and its number of retries; infinite: until the deadline."""
+    if isinstance(error, ResourceExhaustedError):
+        return "exhausted", RESOURCE_RETRIES
+    if isinstance(outcome, Failure) and outcome.kind == "broken":
+        return "broken", BROKEN_RETRIES
+    if isinstance(outcome, Failure) or (isinstance(outcome, Reply) and not outcome.from_server):
+        return "unreachable", math.inf if answered else FIRST_RETRIES
+    return "busy", math.inf
 
 
 def _gave_up(error: SIEError, sent: int, waited: float) -> SIEError:
@@ -207,20 +245,27 @@ def error_of(outcome: Outcome, request: Request, url: str) -> SIEError:
         return SIEConnectionError(message, retryable=True)
     if outcome.kind == "dropped":
         return SIEConnectionError(f"{where}: the connection was dropped ({detail})", retryable=True)
-    return SIEConnectionError(f"{where}: the answer broke off ({detail})")
+    if outcome.kind == "broken":
+        return SIEConnectionError(f"{where}: the answer broke off ({detail})", retryable=True)
+    if outcome.kind == "wrong":
+        return ProtocolError(f"{where}: {detail}")
+    return SIEConnectionError(f"{where}: the request could not be sent ({detail})")
 
 
 def _error_of_reply(reply: Reply, request: Request, url: str) -> SIEError:
     body = _error_map(reply.body)
-    code = body.get("code")
     message = body.get("message") or _plain_message(reply, request, url)
-    return error_for(
-        reply.status,
-        code if isinstance(code, str) else reply.headers.get("x-sie-error-code"),
-        str(message),
-        request_id=reply.request_id,
-        details=body,
+    error = error_for(
+        reply.status, _code(body, reply), str(message), request_id=reply.request_id, details=body
     )
+    if not reply.from_server:
+        error.retryable = True  # a proxy's answer while the server is away
+    return error
+
+
+def _code(body: Mapping[str, Any], reply: Reply) -> str | None:
+    code = body.get("code")
+    return code if isinstance(code, str) else reply.headers.get("x-sie-error-code")
 
 
 def _error_map(body: bytes) -> dict[str, Any]:

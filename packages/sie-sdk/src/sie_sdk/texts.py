@@ -1,18 +1,16 @@
 """Ranking and embedding of plain texts, shared by the framework integrations.
 
 Candidates are identified by their positions in the list, because a framework's documents may lack ids or share them.
-Clients are created on first use: one for blocking calls and one per event loop for the others, because connections
-belong to the loop in which they were opened. A TextClient can be pickled, without its connections.
+Clients are created on first use, one for blocking calls and one for the others. A TextClient can be pickled, without
+its connections.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from sie_sdk.client import SIEAsyncClient, SIEClient
 from sie_sdk.errors import ProtocolError
@@ -40,7 +38,7 @@ class TextClient:
         resolve(base_url, api_key=api_key, timeout=timeout)  # reports invalid settings early
         self._arguments = (base_url, api_key, timeout)
         self._blocking: SIEClient | None = None
-        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, SIEAsyncClient] = WeakKeyDictionary()
+        self._async: SIEAsyncClient | None = None
 
     def rank(
         self,
@@ -104,8 +102,8 @@ class TextClient:
             client.close()
 
     async def aclose(self) -> None:
-        """Close the connections that belong to the running event loop; a later call opens new ones."""
-        client = self._by_loop.pop(asyncio.get_running_loop(), None)
+        """Close the connections of the running event loop; a later call opens new ones."""
+        client, self._async = self._async, None
         if client is not None:
             await client.close()
 
@@ -116,11 +114,10 @@ class TextClient:
         return self._blocking
 
     def _async_client(self) -> SIEAsyncClient:
-        loop = asyncio.get_running_loop()
-        if loop not in self._by_loop:
+        if self._async is None:
             base_url, api_key, timeout = self._arguments
-            self._by_loop[loop] = SIEAsyncClient(base_url, api_key=api_key, timeout=timeout)
-        return self._by_loop[loop]
+            self._async = SIEAsyncClient(base_url, api_key=api_key, timeout=timeout)
+        return self._async
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TextClient) and self._arguments == other._arguments
