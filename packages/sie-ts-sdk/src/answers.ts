@@ -8,32 +8,61 @@ import type { Reply } from "./flow.js";
 import { camelKeys } from "./names.js";
 import type { EncodeResult, ModelInfo, ScoreResult, Vector } from "./types.js";
 
-type Map = Record<string, unknown>;
+type Fields = Record<string, unknown>;
 type Kind = "string" | "number" | "boolean" | "list" | "map";
 
-/** Read the answer of /v1/score. */
-export function readScore(reply: Reply): ScoreResult {
+/** The ids that an answer must have, and the largest number of entries. */
+export interface Asked {
+  queryId: string | undefined;
+  ids: readonly string[];
+  topN: unknown;
+}
+
+/** Read the answer of /v1/score, and check that it is one to `asked`: each item once, best first, with a finite score. */
+export function readScore(reply: Reply, asked: Asked): ScoreResult {
   const reader = new Reader(reply);
   const body = reader.msgpack();
   reader.get(body, "model", "string");
-  (reader.get(body, "scores", "list") as unknown[]).forEach((entry, index) => {
+  const entries = reader.get(body, "scores", "list") as unknown[];
+  const unseen = new Map<unknown, number>();
+  for (const id of asked.ids) unseen.set(id, (unseen.get(id) ?? 0) + 1);
+  entries.forEach((entry, index) => {
     const where = `scores[${index}].`;
-    reader.get(entry, "item_id", "string", where);
-    reader.get(entry, "score", "number", where);
-    reader.get(entry, "rank", "number", where);
+    const itemId = reader.get(entry, "item_id", "string", where);
+    const score = reader.get(entry, "score", "number", where);
+    const rank = reader.get(entry, "rank", "number", where);
+    const left = unseen.get(itemId) ?? 0;
+    const shown = JSON.stringify(itemId);
+    if (left === 0) throw reader.broken(`\`${where}item_id\` is ${shown}, which was not sent or is already ranked`);
+    if (!Number.isFinite(score)) throw reader.broken(`\`${where}score\` is ${score}`);
+    if (rank !== index) throw reader.broken(`\`${where}rank\` is ${rank}, not ${index}`);
+    unseen.set(itemId, left - 1);
   });
+  const limits = [asked.topN, body["top_n"]].filter((value) => typeof value === "number");
+  const expected = Math.min(asked.ids.length, ...limits);
+  if (entries.length !== expected)
+    throw reader.broken(`${entries.length} scores for ${expected} of ${asked.ids.length} items`);
+  const queryId = body["query_id"];
+  if (asked.queryId !== undefined && isPresent(queryId) && queryId !== asked.queryId)
+    throw reader.broken(`\`query_id\` is ${JSON.stringify(queryId)}, not ${JSON.stringify(asked.queryId)}`);
   return { ...(camelKeys(body) as ScoreResult), ...reader.requestId };
 }
 
-/** Read the answer of /v1/encode: one result for each of `count` items. */
-export function readEncode(reply: Reply, count: number, warn: Warn): EncodeResult[] {
+/** Read the answer of /v1/encode: one result for each of the items with these ids. */
+export function readEncode(reply: Reply, ids: readonly (string | undefined)[], warn: Warn): EncodeResult[] {
   const reader = new Reader(reply);
   const body = reader.msgpack();
   const items = reader.get(body, "items", "list") as unknown[];
-  if (items.length !== count) throw reader.broken(`${items.length} results for ${count} items`);
+  if (items.length !== ids.length) throw reader.broken(`${items.length} results for ${ids.length} items`);
   // the results are vectors and have no field for warnings
   for (const warning of Array.isArray(body["warnings"]) ? body["warnings"] : []) warn(`encode: ${warning}`);
-  return items.map((item, index) => readVectors(reader, item, `items[${index}].`));
+  return items.map((item, index) => {
+    const result = readVectors(reader, item, `items[${index}].`);
+    const [asked, found] = [ids[index], result.id ?? undefined];
+    if (asked !== undefined && found !== undefined && found !== asked)
+      throw reader.broken(`\`items[${index}].id\` is ${JSON.stringify(found)}, not ${JSON.stringify(asked)}`);
+    return result;
+  });
 }
 
 /** Read the answer of /v1/models/{model}. */
@@ -54,7 +83,7 @@ function readInfo(reader: Reader, model: unknown, where: string): ModelInfo {
   reader.get(model, "loaded", "boolean", where);
   reader.get(model, "inputs", "list", where);
   reader.get(model, "outputs", "list", where);
-  const { dims, ...rest } = model as Map;
+  const { dims, ...rest } = model as Fields;
   // the keys of `dims` are names of outputs and are not converted
   return { ...(camelKeys(rest) as ModelInfo), dims: (dims ?? {}) as ModelInfo["dims"] };
 }
@@ -93,15 +122,15 @@ class Reader {
     this.requestId = requestId === undefined ? {} : { requestId };
   }
 
-  msgpack(): Map {
+  msgpack(): Fields {
     return this.decoded("application/msgpack", decodeBody);
   }
 
-  json(): Map {
+  json(): Fields {
     return this.decoded("application/json", (body) => JSON.parse(new TextDecoder().decode(body)));
   }
 
-  map(value: unknown, where: string): Map {
+  map(value: unknown, where: string): Fields {
     if (!isMap(value)) throw this.broken(`\`${where.replace(/\.$/, "")}\` is ${kindOf(value)}, not a map`);
     return value;
   }
@@ -118,6 +147,8 @@ class Reader {
   array(value: unknown, key: string, dimensions: number, where: string): NdArray {
     try {
       const array = toArray(this.get(value, key, "map", where));
+      if (array.values instanceof Float32Array || array.values instanceof Float64Array)
+        if (!array.values.every(Number.isFinite)) throw new CodecError("values that are not finite");
       if (array.shape.length === dimensions) return array;
       throw new CodecError(`shape [${array.shape}]; expected ${dimensions} dimensions`);
     } catch (error) {
@@ -129,7 +160,7 @@ class Reader {
     return new ProtocolError(message, { status: this.reply.status, ...this.requestId });
   }
 
-  private decoded(mediaType: string, decode: (body: Uint8Array) => unknown): Map {
+  private decoded(mediaType: string, decode: (body: Uint8Array) => unknown): Fields {
     let value: unknown;
     try {
       value = decode(this.reply.body);

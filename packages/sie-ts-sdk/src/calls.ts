@@ -13,6 +13,8 @@ export interface Call<Result> {
   request: Request;
   read(reply: Reply): Result;
   wait: WaitOptions;
+  /** Milliseconds after which no attempt is worth starting. */
+  giveUp?: number;
 }
 
 /** Receives warnings that a result has no field for. */
@@ -33,7 +35,10 @@ export function score(model: string, query: Item, items: readonly Item[], option
     instruction: options.instruction,
     options: options.options && snakeKeys(options.options),
   };
-  return { request: post("score", model, body), read: readScore, wait: options };
+  const ids = body.items.map((item, index) => idOf(item) ?? `item-${index}`);
+  const asked = { queryId: idOf(body.query), ids, topN: options.options?.topN };
+  const request = post("score", model, body);
+  return { request, read: (reply) => readScore(reply, asked), wait: options, ...giveUp(options) };
 }
 
 /** POST /v1/encode/{model}; one result per item, in order. Throws RequestError as `score` does. */
@@ -56,8 +61,9 @@ export function encode(
   const sent = wireItems(isMap(items) ? [items as Item] : items);
   return {
     request: post("encode", model, { items: sent, params }),
-    read: (reply) => readEncode(reply, sent.length, warn),
+    read: (reply) => readEncode(reply, sent.map(idOf), warn),
     wait: options,
+    ...giveUp(options),
   };
 }
 
@@ -124,6 +130,16 @@ function wireItem(item: unknown, where: string): unknown {
 function wellFormed(text: string, where: string): string {
   if (/\p{Surrogate}/u.test(text)) throw refused(`${where} contains half of a surrogate pair, which UTF-8 cannot encode`);
   return text;
+}
+
+function idOf(item: unknown): string | undefined {
+  return ((item as { id?: string | null }).id ?? undefined) as string | undefined;
+}
+
+/** A request that the server refused because of its `deadlineMs` is not sent after it. */
+function giveUp(options: ScoreOptions): { giveUp?: number } {
+  const ms = options.options?.deadlineMs;
+  return typeof ms === "number" ? { giveUp: ms } : {};
 }
 
 function kindOf(value: unknown): string {

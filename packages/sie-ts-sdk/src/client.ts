@@ -2,19 +2,31 @@
 
 import * as calls from "./calls.js";
 import { RequestError } from "./errors.js";
+import { fromServer } from "./failures.js";
 import { type Clock, exchange, type Outcome } from "./flow.js";
 import { type ClientOptions, milliseconds, resolve, type Settings, skewed } from "./settings.js";
 import { send, sleep } from "./transport.js";
 import type { EncodeOptions, EncodeResult, Item, ModelInfo, ScoreOptions, ScoreResult, WaitOptions } from "./types.js";
 import { VERSION } from "./version.js";
 
-const CLOCK: Clock = { monotonic: () => performance.now(), wall: () => Date.now(), random: () => Math.random() };
+const CLOCK: Clock = {
+  monotonic: () => performance.now(),
+  wall: () => Date.now(),
+  random: () => Math.random(),
+  requestId: () => `sdk-${Array.from({ length: 4 }, () => hex(Math.random())).join("")}`,
+};
+
+/** Eight hexadecimal digits. The ids only distinguish the requests of a client, so the source need not be secure. */
+function hex(random: number): string {
+  return Math.floor(random * 2 ** 32).toString(16).padStart(8, "0");
+}
 
 /** A client of a server. Calls may run concurrently; they reject with a SIEError. */
 export class SIEClient {
   readonly #settings: Settings;
   readonly #closing = new AbortController();
   #warnedOfSkew = false;
+  #answered = false;
 
   /** Arguments override SIE_BASE_URL, SIE_API_KEY and SIE_TIMEOUT, which override the defaults. Nothing is sent yet. */
   constructor(baseUrl?: string, options: ClientOptions = {}) {
@@ -72,15 +84,18 @@ export class SIEClient {
     const ownTimeout = milliseconds("timeout", call.wait.timeout);
     // as in the settings: a timeout above the deadline extends the deadline
     const ownDeadline = milliseconds("deadline", call.wait.deadline) ?? Math.max(deadline, ownTimeout ?? 0);
-    const flow = exchange(call.request, { timeout: ownTimeout ?? timeout, deadline: ownDeadline, url: baseUrl }, CLOCK);
+    const limits = { timeout: ownTimeout ?? timeout, deadline: ownDeadline, giveUp: call.giveUp ?? Infinity };
+    const flow = exchange(call.request, { ...limits, url: baseUrl, answered: this.#answered }, CLOCK);
     let outcome: Outcome;
     for (;;) {
       const { done, value: step } = flow.next(outcome);
       if (done) return call.read(step);
       outcome = undefined;
       if (step.kind === "sleep") await sleep(step.ms, signal);
-      else outcome = await send(step.request, step.timeout, this.#settings, signal);
-      if (outcome?.kind === "reply") this.#lookAtVersion(outcome.headers.get("x-sie-server-version"));
+      else outcome = await send(step, this.#settings, signal);
+      if (outcome?.kind !== "reply") continue;
+      this.#answered ||= fromServer(outcome);
+      this.#lookAtVersion(outcome.headers.get("x-sie-server-version"));
     }
   }
 

@@ -156,6 +156,12 @@ const BY_STATUS_AND_CODE: Readonly<Record<string, ErrorClass>> = {
   "503 QUEUE_FULL": QueueFullError,
   "503 RESOURCE_EXHAUSTED": ResourceExhaustedError,
 };
+/** Codes of the server's 5xx answers; a 5xx with none of them and without the server's version comes from a proxy. */
+export const CODES: ReadonlySet<string | undefined> = new Set([
+  ...Object.keys(BY_STATUS_AND_CODE).filter((key) => key >= "500").map((key) => key.slice(4)),
+  "INTERNAL_ERROR",
+  "LORA_LOADING",
+]);
 const BY_STATUS: Readonly<Record<number, ErrorClass>> = {
   401: AuthError,
   403: AuthError,
@@ -170,13 +176,13 @@ const TRANSIENT: ReadonlySet<ErrorClass> = new Set<ErrorClass>([
   ResourceExhaustedError,
 ]);
 
-/** Return the error for an answer other than 200. */
-export function errorFor(status: number, message: string, facts: ErrorFacts): SIEError {
+/** Return the error for an answer other than 200. `passing`: it is transient, with any status. */
+export function errorFor(status: number, message: string, facts: ErrorFacts, passing = false): SIEError {
   const kind =
     BY_STATUS_AND_CODE[`${status} ${facts.code}`] ??
     BY_STATUS[status] ??
     BY_HUNDRED[Math.floor(status / 100)] ??
     ProtocolError;
   const loadsAgain = kind === ModelLoadFailedError && facts.details?.["permanent"] === false;
-  return new kind(message, { ...facts, status, retryable: loadsAgain || TRANSIENT.has(kind) });
+  return new kind(message, { ...facts, status, retryable: passing || loadsAgain || TRANSIENT.has(kind) });
 }

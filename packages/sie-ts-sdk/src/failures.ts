@@ -1,6 +1,6 @@
 /** Conversion of failed attempts, error answers and connection failures, to SIEErrors. */
 
-import { errorFor, SIEConnectionError, type SIEError, SIETimeoutError } from "./errors.js";
+import { CODES, errorFor, ProtocolError, SIEConnectionError, type SIEError, SIETimeoutError } from "./errors.js";
 import type { Outcome, Reply, Request } from "./flow.js";
 
 /** Return the error for a failed attempt. */
@@ -19,8 +19,16 @@ export function errorOf(outcome: Outcome, request: Request, url: string): SIEErr
     case "dropped":
       return new SIEConnectionError(`${where}: the connection was dropped (${outcome.detail})`, { retryable: true });
     case "broken":
-      return new SIEConnectionError(`${where}: the answer broke off (${outcome.detail})`);
+      return new SIEConnectionError(`${where}: the answer broke off (${outcome.detail})`, { retryable: true });
+    case "wrong":
+      return new ProtocolError(`${where}: ${outcome.detail}`);
   }
+}
+
+/** Return whether a SIE server wrote it. A 5xx without version and known code comes from a proxy in front of one. */
+export function fromServer(reply: Reply): boolean {
+  if (reply.status < 500 || reply.headers.has("x-sie-server-version")) return true;
+  return CODES.has(codeOf(errorMap(reply.body), reply));
 }
 
 /** X-SIE-Request-ID, unless it holds more than visible ASCII. */
@@ -36,9 +44,13 @@ function corsHint(): string {
 
 function errorOfReply(reply: Reply, request: Request, url: string): SIEError {
   const body = errorMap(reply.body);
-  const code = typeof body["code"] === "string" ? body["code"] : reply.headers.get("x-sie-error-code");
   const message = body["message"] ? String(body["message"]) : plainMessage(reply, request, url);
-  return errorFor(reply.status, message, { code, requestId: requestIdOf(reply), details: body });
+  const facts = { code: codeOf(body, reply), requestId: requestIdOf(reply), details: body };
+  return errorFor(reply.status, message, facts, !fromServer(reply)); // a proxy answers while the server is away
+}
+
+function codeOf(body: Record<string, unknown>, reply: Reply): string | undefined {
+  return typeof body["code"] === "string" ? body["code"] : reply.headers.get("x-sie-error-code");
 }
 
 /** Return the server's error map: `error`, else `detail`, else the top level; empty if the body has none. */

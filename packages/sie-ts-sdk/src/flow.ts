@@ -7,15 +7,8 @@
  * rules are those of the Python client (sie_sdk/flow.py).
  */
 
-import {
-  ModelLoadingError,
-  QueueFullError,
-  RateLimitedError,
-  ResourceExhaustedError,
-  SIEConnectionError,
-  type SIEError,
-} from "./errors.js";
-import { errorOf } from "./failures.js";
+import { ModelLoadFailedError, ResourceExhaustedError, type SIEError } from "./errors.js";
+import { errorOf, fromServer } from "./failures.js";
 
 /** A request. `path` is relative to the base URL and percent-encoded. */
 export interface Request {
@@ -38,15 +31,25 @@ export interface Reply {
  * No complete answer.
  *
  * connect: no connection was established. dropped: it ended before the answer began. broken: it ended in the middle of
- * the answer. timeout: no data arrived in time after the request was sent.
+ * the answer. timeout: no data arrived in time after the request was sent. wrong: the answer belongs to another request,
+ * or is longer than any answer may be.
  */
 export interface Failure {
-  kind: "connect" | "dropped" | "broken" | "timeout";
+  kind: "connect" | "dropped" | "broken" | "timeout" | "wrong";
   detail: string;
 }
 
-/** Send the request, with at most `timeout` ms of silence, or wait for `ms`. */
-export type Step = { kind: "send"; request: Request; timeout: number } | { kind: "sleep"; ms: number };
+/** Send the request as `requestId`, with at most `timeout` ms of silence and `left` ms in all. */
+export interface Send {
+  kind: "send";
+  request: Request;
+  timeout: number;
+  left: number;
+  requestId: string;
+}
+
+/** Send, or wait for `ms`. */
+export type Step = Send | { kind: "sleep"; ms: number };
 export type Outcome = Reply | Failure | undefined;
 
 /** The sources of time and randomness. `monotonic` and `wall` in ms; `random` in [0, 1). */
@@ -54,23 +57,27 @@ export interface Clock {
   monotonic(): number;
   wall(): number;
   random(): number;
+  requestId(): string;
 }
 
-/** Limits in ms: `timeout` for one attempt, `deadline` for all. `url` is used in messages. */
+/**
+ * Limits in ms: `timeout` for one attempt, `deadline` for all. `url` is used in messages.
+ *
+ * answered: this client has had an answer of this server, so it is worth waiting while it restarts. giveUp: ms after
+ * which no attempt starts, because the caller has no use for a later answer.
+ */
 export interface Patience {
   timeout: number;
   deadline: number;
   url: string;
+  answered: boolean;
+  giveUp: number;
 }
 
-/** The number of retries for each transient condition. All other errors are thrown immediately. */
-const RETRIES: ReadonlyMap<unknown, number> = new Map<unknown, number>([
-  [ModelLoadingError, Infinity],
-  [QueueFullError, Infinity],
-  [RateLimitedError, Infinity],
-  [ResourceExhaustedError, 3],
-  [SIEConnectionError, 2], // three attempts, so that a wrong URL is reported soon
-]);
+const RESOURCE_RETRIES = 3;
+const BROKEN_RETRIES = 2; // an answer that breaks off each time, for instance at a proxy's limit, is reported soon
+const FIRST_RETRIES = 2; // of a client that never had an answer, so that a wrong URL is reported soon
+const OWN_ID = /^sdk-[0-9a-f]{32}$/;
 const BACKOFF_FIRST = 250;
 const BACKOFF_MOST = 8000;
 
@@ -78,24 +85,43 @@ const BACKOFF_MOST = 8000;
 export function* exchange(request: Request, patience: Patience, clock: Clock): Generator<Step, Reply, Outcome> {
   const started = clock.monotonic();
   const waited = () => clock.monotonic() - started;
-  const failed = new Map<unknown, number>();
+  const until = Math.min(patience.deadline, patience.giveUp);
+  let answered = patience.answered;
+  const failed = new Map<string, number>();
   for (let sent = 1; ; sent++) {
     const left = patience.deadline - waited();
-    const outcome = yield { kind: "send", request, timeout: Math.min(patience.timeout, left) };
+    const timeout = Math.min(patience.timeout, left);
+    const outcome = yield { kind: "send", request, timeout, left, requestId: clock.requestId() };
     if (outcome?.kind === "reply") {
       if (outcome.status === 200) return outcome;
-      failed.delete(SIEConnectionError); // the server is reachable: a later restart is counted anew
+      if (fromServer(outcome)) {
+        answered = true;
+        failed.delete("unreachable"); // a later restart is counted anew
+      }
     }
     const error = errorOf(outcome, request, patience.url);
-    const limit = error.retryable ? (RETRIES.get(error.constructor) ?? 0) : 0;
-    if (limit === 0) throw error;
+    if (!error.retryable || error instanceof ModelLoadFailedError) throw error; // the server tries that one again itself
+    const [condition, limit] = limitOf(error, outcome, answered);
     const wait = retryWait(outcome, [...failed.values()].reduce((sum, count) => sum + count, 0), clock);
-    const failures = (failed.get(error.constructor) ?? 0) + 1;
-    failed.set(error.constructor, failures);
-    if (failures > limit || waited() + wait >= patience.deadline) throw gaveUp(error, sent, waited());
+    const failures = (failed.get(condition) ?? 0) + 1;
+    failed.set(condition, failures);
+    if (failures > limit || waited() + wait >= until) throw gaveUp(error, sent, waited());
     yield { kind: "sleep", ms: wait };
-    if (waited() >= patience.deadline) throw gaveUp(error, sent, waited()); // the sleep took longer than requested
+    if (waited() >= until) throw gaveUp(error, sent, waited()); // the sleep took longer than requested
   }
+}
+
+/** Return whether an answer may be one to `requestId`: its id is this one, or one that a server made. */
+export function belongs(answered: string | undefined, requestId: string): boolean {
+  return answered === undefined || !OWN_ID.test(answered) || answered === requestId;
+}
+
+/** Return the transient condition and its number of retries. */
+function limitOf(error: SIEError, outcome: Outcome, answered: boolean): [string, number] {
+  if (error instanceof ResourceExhaustedError) return ["exhausted", RESOURCE_RETRIES];
+  if (outcome?.kind === "broken") return ["broken", BROKEN_RETRIES];
+  if (outcome?.kind !== "reply" || !fromServer(outcome)) return ["unreachable", answered ? Infinity : FIRST_RETRIES];
+  return ["busy", Infinity];
 }
 
 /** Add the number of attempts and the time to the error's message. */

@@ -1,28 +1,32 @@
 /** The steps of a flow, implemented with fetch and timers. */
 
-import type { Failure, Outcome, Request } from "./flow.js";
+import { requestIdOf } from "./failures.js";
+import { belongs, type Failure, type Outcome, type Reply, type Send } from "./flow.js";
 import type { Settings } from "./settings.js";
 
 const LONGEST_TIMER = 2 ** 31 - 1; // ms; a longer timer would fire immediately
 const TIMED_OUT = new Error("timed out");
+const LONGEST_ANSWER = 2 ** 30; // bytes, decompressed
+const LONGEST_REFUSAL = 2 ** 20; // bytes; the rest of an answer other than 200 is not read
 // codes of Node's fetch; browsers have none
 const NO_CONNECTION = /^(ECONNREFUSED|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_CONNECT_TIMEOUT|.*CERT.*)$/;
 const NODES_OWN_TIMEOUT = /^UND_ERR_(HEADERS|BODY)_TIMEOUT$/;
 
-/** Send a request once. `timeout`: ms of silence. Throws only the reason of `signal`, if it was aborted. */
-export async function send(request: Request, timeout: number, settings: Settings, signal: AbortSignal): Promise<Outcome> {
-  const silence = new Silence(timeout, signal);
+/** Carry out a step. `longest`: bytes of an answer. Throws only the reason of `signal`, if it was aborted. */
+export async function send(step: Send, settings: Settings, signal: AbortSignal, longest = LONGEST_ANSWER): Promise<Outcome> {
+  const silence = new Silence(step.timeout, step.left, signal);
   let begun = false;
   try {
-    const response = await settings.fetch(settings.baseUrl + request.path, initOf(request, settings, silence.signal));
+    const response = await settings.fetch(settings.baseUrl + step.request.path, initOf(step, settings, silence.signal));
     begun = true;
     silence.heard();
-    const body = await readAll(response, () => silence.heard());
+    const most = response.status === 200 ? longest : LONGEST_REFUSAL;
+    const body = await readUpTo(most, response, () => silence.heard());
     const headers = new Map([...response.headers].map(([name, value]) => [name.toLowerCase(), value]));
-    return { kind: "reply", status: response.status, headers, body };
+    return checked({ kind: "reply", status: response.status, headers, body }, step, longest);
   } catch (error) {
     signal.throwIfAborted();
-    return silence.signal.aborted ? { kind: "timeout", detail: `${timeout / 1000} s of silence` } : failureOf(error, begun);
+    return silence.signal.aborted ? { kind: "timeout", detail: silence.reason } : failureOf(error, begun);
   } finally {
     silence.end();
   }
@@ -44,16 +48,34 @@ export async function sleep(ms: number, signal: AbortSignal): Promise<void> {
   });
 }
 
-/** A signal that is aborted after `timeout` ms without a call of `heard`, or together with another signal. */
+/** Return the reply, or a failure if it is another request's or was longer than `longest`. */
+function checked(reply: Reply, step: Send, longest: number): Outcome {
+  const answered = requestIdOf(reply);
+  if (!belongs(answered, step.requestId))
+    return { kind: "wrong", detail: `the answer belongs to request ${answered}, not ${step.requestId}` };
+  if (reply.status === 200 && reply.body.length > longest)
+    return { kind: "wrong", detail: `the answer is longer than ${longest} bytes` };
+  return reply;
+}
+
+/** A signal that is aborted after `left` ms, `timeout` ms without a call of `heard`, or together with another signal. */
 class Silence {
   private readonly controller = new AbortController();
   private readonly stop = () => this.controller.abort(this.outer.reason);
+  private readonly deadline: ReturnType<typeof setTimeout>;
   private timer: ReturnType<typeof setTimeout> | undefined;
+  reason: string;
 
   constructor(
     private readonly timeout: number,
+    left: number,
     private readonly outer: AbortSignal,
   ) {
+    this.reason = `${timeout / 1000} s of silence`;
+    this.deadline = setTimeout(() => {
+      this.reason = "the deadline has passed";
+      this.controller.abort(TIMED_OUT);
+    }, Math.min(left, LONGEST_TIMER));
     outer.addEventListener("abort", this.stop, { once: true });
     if (outer.aborted) this.stop();
     else this.heard();
@@ -71,26 +93,33 @@ class Silence {
 
   end(): void {
     clearTimeout(this.timer);
+    clearTimeout(this.deadline);
     this.outer.removeEventListener("abort", this.stop);
   }
 }
 
-function initOf(request: Request, settings: Settings, signal: AbortSignal): RequestInit {
-  const headers: Record<string, string> = { ...settings.headers, Accept: request.accept };
+function initOf({ request, requestId }: Send, settings: Settings, signal: AbortSignal): RequestInit {
+  const headers: Record<string, string> = { ...settings.headers, Accept: request.accept, "X-SIE-Request-ID": requestId };
   if (request.contentType !== undefined) headers["Content-Type"] = request.contentType;
   // redirects are errors, because following them would send texts and key to another server
   return { method: request.method, headers, body: request.body ?? null, signal, redirect: "manual", cache: "no-store" };
 }
 
-/** Read the body; `heard` is called for every part. */
-async function readAll(response: Response, heard: () => void): Promise<Uint8Array> {
+/** Read the body up to the first part beyond `most` bytes; `heard` is called for every part. */
+async function readUpTo(most: number, response: Response, heard: () => void): Promise<Uint8Array> {
   const parts: Uint8Array[] = [];
   const reader = response.body?.getReader();
+  let size = 0;
   for (let part = await reader?.read(); part && !part.done; part = await reader?.read()) {
     heard();
     parts.push(part.value);
+    size += part.value.length;
+    if (size > most) {
+      await reader?.cancel();
+      break;
+    }
   }
-  const body = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
+  const body = new Uint8Array(size);
   let at = 0;
   for (const part of parts) {
     body.set(part, at);

@@ -147,6 +147,8 @@ export interface ScoreResult {
   queryTruncated?: boolean;
   /** Unknown options, truncated texts. */
   warnings?: string[];
+  /** The `topN` of the request or its profile, if it left documents out. */
+  topN?: number;
   /** X-SIE-Request-ID, which identifies the request in the server's logs. */
   requestId?: string;
 }

@@ -169,6 +169,7 @@ export interface ScoreResponse {
   score_type: "cosine" | "dot" | "logit" | "maxsim" | "probability";
   query_truncated?: boolean;
   warnings?: string[];
+  top_n?: number;
 }
 
 export interface SparseVector {

@@ -1,4 +1,4 @@
-"""A deadline bounds the whole exchange, in whatever phase the time is lost, and answers are bounded in size."""
+"""A deadline bounds the whole exchange, in each phase, and answers are bounded in size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sie_sdk.codec import encode_body
 
 Connect = Callable[..., Any]
 DEADLINE = 0.6
-SLACK = 1.0  # seconds; what a deadline may be exceeded by
+SLACK = 1.0  # seconds by which a deadline may be exceeded
 SCORED = encode_body(
     {"model": "m", "query_id": None, "scores": [{"item_id": "item-0", "score": 0.5, "rank": 0}]}
 )

@@ -173,7 +173,7 @@ def _get(reply: Reply, mapping: Any, key: str, kinds: tuple[type, ...], where: s
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks for: the ids of its items, and how many of them at most."""
+    """The ids that an answer must have, and the largest number of entries."""
 
     query_id: Any
     ids: tuple[Any, ...]

@@ -92,7 +92,7 @@ class _Connections:
     def _failed(self, error: Exception, *, begun: bool) -> Failure:
         """Convert an exception of httpx, or asyncio's timeout, to a Failure, and raise any other again.
 
-        begun: the head of the answer had arrived. Raises SIEError if the client was closed in the meantime.
+        begun: the head of the answer had arrived. Raises SIEError if the client was closed during the call.
         """
         import httpx
 
@@ -198,7 +198,7 @@ class AsyncConnections(_Connections):
         import httpx
 
         for other in list(self._by_loop):
-            if other.is_closed():  # its connections are of no use and would keep it in memory
+            if other.is_closed():  # its connections cannot be used, and would keep it in memory
                 self._by_loop.pop(other, None)
         return self._by_loop.setdefault(loop, httpx.AsyncClient(**self._options()))
 

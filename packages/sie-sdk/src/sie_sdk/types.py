@@ -76,6 +76,7 @@ class ScoreResult(TypedDict):
     score_type: NotRequired[str]  # logit, probability, maxsim or cosine
     query_truncated: NotRequired[bool]  # True when the query was truncated, in any pair of a cross-encoder
     warnings: NotRequired[list[str]]  # unknown options, truncated texts
+    top_n: NotRequired[int]  # of the request or its profile, if it left documents out
     request_id: NotRequired[str]  # X-SIE-Request-ID, which identifies the request in the server's logs
 
 

@@ -71,6 +71,22 @@ test("a malformed response is a ProtocolError that names what is missing", () =>
   assert.throws(() => encoded.read(answer(noArray)), /`items\[1\]\.dense\.values` is list, not map/);
 });
 
+test("an answer is accepted by the rules of the Python client", () => {
+  const rules = JSON.parse(readFileSync("../../tests/support/requests/answers.json", "utf8"));
+  const items = rules.ids.map((id: string | null) => (id === null ? { text: "t" } : { id, text: "t" }));
+  assert.ok(rules.cases.length > 15);
+  for (const { name, scores, names, options, more } of rules.cases) {
+    const entries = scores.map(([item_id, score, rank]: [string, number | string, number]) => ({ item_id, score: Number(score), rank }));
+    const body = pack({ model: "m", query_id: rules.query_id, scores: entries, ...more });
+    const { read } = calls.score("m", { id: rules.query_id, text: "q" }, items, { options: options && { topN: options.top_n } });
+    if (names === null) assert.equal(read(answer(body)).scores.length, entries.length, name);
+    else
+      assert.throws(() => read(answer(body)), (error: Error) => error instanceof ProtocolError && error.message.includes(names), name);
+  }
+  const vectors = calls.encode("m", [{ id: "a", text: "t" }]);
+  assert.throws(() => vectors.read(answer(pack({ items: [{ id: "b" }] }))), /`items\[0\]\.id` is "b", not "a"/);
+});
+
 test("maxsim", () => {
   const query = [Float32Array.of(1, 0), [0, 2]];
   assert.equal(maxsim(query, [[1, 0], [0, 1], [0.5, 3]]), 7);

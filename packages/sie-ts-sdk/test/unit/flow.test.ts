@@ -10,7 +10,7 @@ const OK = reply(200, "fine");
 const EPOCH = Date.parse("Sun, 15 Jun 2025 15:06:40 GMT");
 
 function reply(status: number, body: string, headers: Record<string, string> = {}): Reply {
-  const all = new Map(Object.entries({ "x-sie-request-id": "req-1", ...headers }));
+  const all = new Map(Object.entries({ "x-sie-request-id": "req-1", "x-sie-server-version": "1.0.0", ...headers }));
   return { kind: "reply", status, headers: all, body: new TextEncoder().encode(body) };
 }
 
@@ -28,12 +28,21 @@ interface Run {
   error: sie.SIEError;
 }
 
+interface Given {
+  deadline?: number;
+  took?: number;
+  oversleep?: number;
+  chance?: number;
+  answered?: boolean;
+  giveUp?: number;
+}
+
 /** Run a flow with the given answers; the last one is repeated. Times in ms. */
-function run(outcomes: Outcome[], given: { deadline?: number; took?: number; oversleep?: number; chance?: number } = {}): Run {
-  const { deadline = 900_000, took = 0, oversleep = 0, chance = 0.5 } = given;
+function run(outcomes: Outcome[], given: Given = {}): Run {
+  const { deadline = 900_000, took = 0, oversleep = 0, chance = 0.5, answered = false, giveUp = Infinity } = given;
   let now = 1_000_000;
-  const clock = { monotonic: () => now, wall: () => EPOCH + now - 1_000_000, random: () => chance };
-  const flow = exchange(REQUEST, { timeout: 150_000, deadline, url: "http://host:8080" }, clock);
+  const clock = { monotonic: () => now, wall: () => EPOCH + now - 1_000_000, random: () => chance, requestId: () => "sdk-1" };
+  const flow = exchange(REQUEST, { timeout: 150_000, deadline, url: "http://host:8080", answered, giveUp }, clock);
   const done: Partial<Run> & Pick<Run, "timeouts" | "sleeps"> = { timeouts: [], sleeps: [] };
   let outcome: Outcome;
   try {
@@ -102,9 +111,34 @@ test("a connection is tried three times, and an answer resets the count", () => 
   }
   const refused: Outcome = { kind: "connect", detail: "refused" };
   assert.equal(run([refused, refused, refusal(503, "QUEUE_FULL", "1"), refused, refused, OK]).result, OK);
-  assert.equal(run([{ kind: "broken", detail: "" }]).timeouts.length, 1);
   const late = run([{ kind: "timeout", detail: "" }]);
   assert.ok(late.error instanceof sie.SIETimeoutError && late.timeouts.length === 1);
+});
+
+test("a server that has answered is waited for until the deadline; a proxy's 5xx counts as dropped", () => {
+  const html: Reply = { kind: "reply", status: 502, headers: new Map([["retry-after", "9"]]), body: new TextEncoder().encode("<p>") };
+  const dropped: Outcome = { kind: "dropped", detail: "reset" };
+  for (const down of [dropped, { kind: "connect", detail: "refused" } as Outcome, html]) {
+    assert.equal(run([...Array<Outcome>(30).fill(down), OK], { answered: true }).result, OK);
+    assert.equal(run([refusal(503, "QUEUE_FULL", "1"), ...Array<Outcome>(9).fill(down), OK]).result, OK);
+    assert.equal(run([down]).timeouts.length, 3);
+  }
+  assert.deepEqual(run([html, html, OK], { answered: true }).sleeps, [9000, 9000]);
+  const code = new TextEncoder().encode('{"code": "INFERENCE_ERROR"}'); // a proxy that strips headers
+  const failed = run([{ kind: "reply", status: 500, headers: new Map(), body: code }], { answered: true });
+  assert.ok(failed.error instanceof sie.InferenceError && failed.timeouts.length === 1);
+});
+
+test("an answer that breaks off is tried three times, a wrong one once", () => {
+  const { error, timeouts } = run([{ kind: "broken", detail: "half" }], { answered: true });
+  assert.ok(error instanceof sie.SIEConnectionError && timeouts.length === 3);
+  const wrong = run([{ kind: "wrong", detail: "the answer belongs to request x" }], { answered: true });
+  assert.ok(wrong.error instanceof sie.ProtocolError && wrong.timeouts.length === 1);
+});
+
+test("no attempt starts after the caller's own limit", () => {
+  assert.deepEqual(run([refusal(503, "QUEUE_FULL", "2")], { giveUp: 5000 }).sleeps, [2000, 2000]);
+  assert.equal(run([refusal(503, "QUEUE_FULL", "1"), OK], { giveUp: 2000, took: 900 }).result, OK);
 });
 
 for (const [answer, kind] of [
@@ -160,8 +194,8 @@ test("a load that failed carries its details", () => {
 });
 
 test("answers of other programs are shown", () => {
-  const { error } = run([reply(502, "<html>\n bad   gateway</html>")]);
-  assert.equal(error.message, "POST http://host:8080/v1/score/org/name was answered with status 502: <html> bad gateway</html>");
+  const { error } = run([reply(404, "<html>\n bad   gateway</html>")]);
+  assert.equal(error.message, "POST http://host:8080/v1/score/org/name was answered with status 404: <html> bad gateway</html>");
   assert.match(run([reply(302, "", { location: "https://x" })]).error.message, /status 302 to https:\/\/x: no body/);
   assert.equal(run([reply(400, '{"detail": "words"}')]).error.message, "words");
 });

@@ -56,7 +56,7 @@ test("headers; a request to a loading model is retried", () =>
     assert.deepEqual(result.scores, [{ itemId: "item-0", score: 1, rank: 0 }]);
     assert.equal(heads.length, 2);
     assert.match(heads[0] ?? "", /^POST \/v1\/score\/org\/m HTTP\/1\.1/);
-    for (const header of [/authorization: bearer key-1/i, /content-type: application\/msgpack/i, /x-sie-sdk-version: 0/i])
+    for (const header of [/authorization: bearer key-1/i, /content-type: application\/msgpack/i, /x-sie-sdk-version: 1/i, /x-sie-request-id: sdk-[0-9a-f]{32}\r/i])
       assert.match(heads[0] ?? "", header);
   }));
 
@@ -65,7 +65,7 @@ test("the deadline of one call", () =>
     await assert.rejects(client.score("m", { text: "q" }, ITEMS, { deadline: 500 }), ModelLoadingError);
   }));
 
-test("a connection dropped before an answer is retried, one dropped in the middle is not", async () => {
+test("a connection dropped before an answer or in the middle of it is retried", async () => {
   await trying([(_, hangUp) => hangUp(), http("200 OK", SCORES)], async (client, heads) => {
     assert.equal((await client.score("m", { text: "q" }, ITEMS)).model, "m");
     assert.equal(heads.length, 2);
@@ -75,8 +75,8 @@ test("a connection dropped before an answer is retried, one dropped in the middl
     setTimeout(hangUp, 50);
   };
   await trying([cut], async (client, heads) => {
-    await assert.rejects(client.score("m", { text: "q" }, ITEMS), /the answer broke off/);
-    assert.equal(heads.length, 1);
+    await assert.rejects(client.score("m", { text: "q" }, ITEMS), /the answer broke off.*3 tries/);
+    assert.equal(heads.length, 3);
   });
 });
 
@@ -94,6 +94,45 @@ test("silence before or in the middle of an answer is a timeout and not retried;
       setTimeout(() => write(SCORES.subarray(part * quarter, (part + 1) * quarter)), 800 + 400 * part);
   };
   await trying([slow], async (client) => assert.ok(await client.score("m", { text: "q" }, ITEMS)), { timeout: 700 });
+});
+
+test("a deadline ends a dripping head, a dripping body, a slow upload and silence", async () => {
+  const drip = (bytes: string): Behaviour => (write, hangUp) => {
+    let at = 0;
+    const timer = setInterval(() => (at < 40 ? write(bytes.slice(at, ++at)) : (clearInterval(timer), hangUp())), 100);
+  };
+  const body: Behaviour = (write, hangUp) => {
+    write("HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n");
+    drip("x".repeat(5000))(write, hangUp);
+  };
+  for (const behaviour of [drip(`HTTP/1.1 200 OK\r\n${"X-A: b\r\n".repeat(50)}`), body, () => {}])
+    await trying([behaviour], async (client) => {
+      const started = performance.now();
+      await assert.rejects(client.score("m", { text: "q" }, ITEMS, { deadline: 600 }), SIETimeoutError);
+      assert.ok(performance.now() - started < 1600);
+    });
+  const unread = createServer((socket) => socket.on("error", () => {}).pause()).listen(0, "127.0.0.1");
+  await once(unread, "listening");
+  const address = unread.address() as { port: number };
+  const started = performance.now();
+  const client = new SIEClient(`http://127.0.0.1:${address.port}`);
+  await assert.rejects(client.score("m", { text: "q" }, [{ text: "x".repeat(3e7) }], { deadline: 800 }), SIETimeoutError);
+  assert.ok(performance.now() - started < 1800);
+  unread.close();
+});
+
+test("an answer to another request, and one without end, are refused", async () => {
+  await trying([http("200 OK", SCORES, `X-SIE-Request-ID: sdk-${"a".repeat(32)}\r\n`)], async (client, heads) => {
+    await assert.rejects(client.score("m", { text: "q" }, ITEMS), /belongs to request sdk-a{32}, not sdk-/);
+    assert.equal(heads.length, 1);
+  });
+  const endless: Behaviour = (write) => {
+    write("HTTP/1.1 400 No\r\nx-sie-error-code: INVALID_INPUT\r\ntransfer-encoding: chunked\r\n\r\n");
+    for (let piece = 0; piece < 40; piece++) write(`10000\r\n${"x".repeat(65536)}\r\n`);
+  };
+  await trying([endless], async (client) => {
+    await assert.rejects(client.score("m", { text: "q" }, ITEMS), { code: "INVALID_INPUT" });
+  });
 });
 
 test("no server listens", async () => {

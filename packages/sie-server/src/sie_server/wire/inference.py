@@ -190,6 +190,10 @@ class ScoreResponse(Struct, frozen=True):
         Meta(description="Present and true when the query was truncated, in any pair of a cross-encoder"),
     ] = UNSET
     warnings: list[str] | UnsetType = UNSET
+    top_n: Annotated[
+        int | UnsetType,
+        Meta(description="The `top_n` of the request or its profile, if it left documents out"),
+    ] = UNSET
 
 
 class InspectedPassage(Struct, frozen=True):

@@ -128,6 +128,7 @@ class ScorePlan:
         """
         request = self.candidates.request
         documents = per_document(job, self.options.aggregate)
+        top_n = self.options.top_n
         return ScoreResponse(
             self.model,
             request.query.id,
@@ -136,6 +137,7 @@ class ScorePlan:
             self.scale.score_type,
             job.query_truncated or UNSET,
             self._warnings(job, documents.truncated) or UNSET,
+            top_n=top_n if top_n and top_n < len(request.items) else UNSET,
         )
 
     def _warnings(self, job: Job, truncated: Sequence[bool]) -> list[str]:
