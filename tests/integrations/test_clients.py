@@ -178,6 +178,18 @@ def test_huggingface_hub_embeds(server: Server) -> None:
 # ── openai ──
 
 
+def test_openai_lists_the_served_models_first(server: Server) -> None:
+    client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key=KEY)
+    listed = client.models.list().data
+    assert [model.id for model in listed[:4]] == ["toy/bert", "toy/logit", "toy/encoder", "sie/mini-en"]
+    one = client.models.retrieve("sie/mini-en")
+    for model in (listed[3], one):
+        assert (model.id, model.object, model.owned_by) == ("sie/mini-en", "model", "sie")
+        assert model.created > 1_700_000_000
+    served = openai.OpenAI(base_url=f"{server.base_url}/nim/v1", api_key=KEY).models.list().data
+    assert [model.id for model in served] == ["toy/bert", "toy/logit", "sie/mini-en"]
+
+
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}])
 def test_openai_embeds(server: Server, encoding: Any) -> None:
     """The library requests base64 by default, and decodes it."""

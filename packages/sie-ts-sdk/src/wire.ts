@@ -85,6 +85,17 @@ export interface LoadProgress {
   bytes_total: number | null;
 }
 
+export interface ModelEntry {
+  id: string;
+  object?: "model";
+  created: number;
+  owned_by: string;
+  root: string;
+  parent?: string | null;
+  max_model_len: number | null;
+  model_type: "embedding" | "rerank" | null;
+}
+
 export interface ModelInfo {
   name: string;
   inputs: string[];
@@ -105,11 +116,19 @@ export interface ModelInfo {
   progress?: LoadProgress | null;
   adapters?: AdapterInfo[];
   aliases?: string[];
+  id: string;
+  object?: "model";
+  created: number;
+  owned_by: string;
+  root: string;
+  parent?: string | null;
+  max_model_len: number | null;
+  model_type: "embedding" | "rerank" | null;
 }
 
 export interface ModelList {
   models: ModelInfo[];
-  data: Record<string, unknown>[];
+  data: ModelEntry[];
   object?: "list";
 }
 

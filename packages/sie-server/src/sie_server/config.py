@@ -15,12 +15,10 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from sie_server.environment import settings
 from sie_server.files import read_text
 
 DEFAULT_MODEL = "sie/mini-en"
-# variables of the clients, which may be set in the same shell
-CLIENT_VARIABLES = {"SIE_BASE_URL", "SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_TIMEOUT", "SIE_CONFIG"}
-
 NAME_LENGTH = 200  # of ids of models and profiles, and of names of adapters
 LONGEST_S = 1e6  # of any time, eleven days; timers of the system do not take every number
 LISTS = {"model", "adapter", "source_roots", "cors_origins"}
@@ -221,6 +219,13 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Lowest severity to log")
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(description="Form of the log: lines of text, or one JSON object per line"),
+    ] = "text"
+    access_log: Annotated[
+        bool, Meta(description="Log one line per request, without its texts (docs/operating.md#the-log)")
+    ] = True
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: str | None) -> ServerConfig:
@@ -290,11 +295,7 @@ def _read_file(file: str | None) -> dict[str, Any]:
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in environment.items():
-        if name.startswith("SIE_") and name not in CLIENT_VARIABLES:
-            key = name.removeprefix("SIE_").lower()
-            values[key] = (
-                [part.strip() for part in value.split(",") if part.strip()] if key in LISTS else value
-            )
-    return values
+    return {
+        key: [part.strip() for part in value.split(",") if part.strip()] if key in LISTS else value
+        for key, value in settings(environment).items()
+    }

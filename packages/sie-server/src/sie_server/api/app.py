@@ -21,6 +21,7 @@ from sie_server import __version__
 from sie_server.api import admin, dialects, routes, visible
 from sie_server.api.codec import JSON
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
+from sie_server.api.edge.access import AccessLog
 from sie_server.api.edge.connections.answers import body_of, headers_of
 from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
@@ -35,13 +36,18 @@ from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
 OnFatal = Callable[[SIEError], None]
+OnReady = Callable[[list[str]], None]
 SHUTTING_DOWN = QueueFull("the server is shutting down; try again", retry_after_s=1)
 COUNTED = ("score", "encode", "inspect", "embeddings")  # routes in the metrics, in addition to the dialects
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
 
-def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlette:
+def create_app(
+    config: ServerConfig, on_fatal: OnFatal | None = None, on_ready: OnReady | None = None
+) -> Starlette:
     """Create the ASGI app.
+
+    `on_ready` is called with the ids of the models named at start, once they are loaded.
 
     `on_fatal` is called when a model named at start cannot be loaded, or when the device thread fails. The server
     cannot serve after that.
@@ -55,7 +61,7 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         app.state.service = service = Service(config, on_fatal)
         app.state.threads = threads = BodyThreads()
-        preload = asyncio.create_task(_preload(app, service, on_fatal))
+        preload = asyncio.create_task(_preload(app, service, on_fatal, on_ready))
         yield
         preload.cancel()
         threads.close()
@@ -69,6 +75,8 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
             Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
             Route("/v1/models", routes.list_models),
             Route("/v1/models/{model:path}", routes.get_model),
+            Route("/nim/v1/models", routes.list_rerankers),
+            Route("/vllm/v1/models", routes.list_rerankers),
             *DIALECTS,
             *admin.ROUTES,
             Route("/healthz", routes.alive),
@@ -86,6 +94,7 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
     app.state.ready = False
     app.state.draining = False
     app.state.gate = Gate(read_keys(config))
+    app.state.access_log = AccessLog(app.routes) if config.access_log else None
     app.add_middleware(RequestFrame, state=app.state, gate=app.state.gate)
     if config.cors_origins:
         app.add_middleware(Cors, origins=config.cors_origins)
@@ -93,10 +102,14 @@ def create_app(config: ServerConfig, on_fatal: OnFatal | None = None) -> Starlet
     return app
 
 
-async def _preload(app: Starlette, service: Service, on_fatal: OnFatal | None) -> None:
+async def _preload(
+    app: Starlette, service: Service, on_fatal: OnFatal | None, on_ready: OnReady | None
+) -> None:
     try:
         await service.operations.preload()
         app.state.ready = True
+        if on_ready:
+            on_ready(service.registry.configured())
     except SIEError as error:
         if on_fatal:
             on_fatal(error)
@@ -137,7 +150,7 @@ def _route(path: str) -> str | None:
 
 
 class RequestFrame:
-    """Middleware around every request: authorisation, request id, version header, metrics, and 503 during shutdown."""
+    """Middleware around every request: authorisation, request id, version header, metrics, log, shutdown."""
 
     def __init__(self, app: ASGIApp, state: object, gate: Gate) -> None:
         self._app, self._state, self._gate = app, state, gate
@@ -151,10 +164,10 @@ class RequestFrame:
         sent_id = request.headers.get("x-sie-request-id", "")
         request_id = sent_id if REQUEST_ID.match(sent_id) else uuid.uuid4().hex
         request.state.request_id = request_id
-        status, started = 500, False
+        status, started, size = 500, False, 0
 
         async def send_framed(message: Message) -> None:
-            nonlocal status, started
+            nonlocal status, started, size
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
                 frame = {
@@ -164,6 +177,7 @@ class RequestFrame:
                 if self._state.draining:  # type: ignore[attr-defined]
                     frame[b"connection"] = b"close"
                 message["headers"] = [*message["headers"], *frame.items()]
+            size += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -176,6 +190,8 @@ class RequestFrame:
             await answer(scope, receive, send_framed)
         finally:
             self._count(scope, status, timing)
+            if access := self._state.access_log:  # type: ignore[attr-defined]
+                access.write(scope, status, size, timing)
 
     async def _refuse_or_run(
         self, scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]

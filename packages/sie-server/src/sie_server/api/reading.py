@@ -57,6 +57,7 @@ async def read(
         InputTooLong, InvalidInput, ClientGone, QueueFull
     """
     content = await read_body(request, service_of(request).config.max_body_mb * 2**20)
+    request.state.body_bytes = len(content)  # for the access log
 
     def work() -> Any:
         return convert(codec.decode(content, media, kind))

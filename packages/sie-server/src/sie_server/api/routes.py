@@ -16,8 +16,9 @@ from sie_server.api.edge.deadline import check_unread
 from sie_server.api.reading import check_model, encoded, read, service_of
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
-from sie_server.wire import EncodeRequest, EncodeResponse, ModelList, ScoreRequest
+from sie_server.wire import EncodeRequest, EncodeResponse, ModelEntry, ModelInfo, ModelList, ScoreRequest
 
+ENTRY_FIELDS = ModelEntry.__struct_fields__
 Run = Callable[[str, Any, RequestTiming], Coroutine[Any, Any, Any]]
 
 
@@ -68,9 +69,15 @@ async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
 
 async def list_models(request: Request) -> Response:
     """GET /v1/models"""
-    infos = visible.model_infos(request, service_of(request).registry.infos())
-    data = [{"id": info.name, "object": "model", "owned_by": info.name.split("/")[0]} for info in infos]
-    return _json(ModelList(infos, data))
+    return _models(request, service_of(request).registry.infos())
+
+
+async def list_rerankers(request: Request) -> Response:
+    """GET /nim/v1/models, /vllm/v1/models: their clients expect only models that are served"""
+    registry = service_of(request).registry
+    named = registry.configured()
+    served = [info for info in registry.infos() if info.loaded or info.name in named]
+    return _models(request, [info for info in served if info.model_type != "embedding"])
 
 
 async def get_model(request: Request) -> Response:
@@ -115,6 +122,12 @@ async def docs_file(request: Request) -> Response:
     if name not in openapi.DOCS_FILES:
         raise HTTPException(404)
     return Response(openapi.docs_file(name), media_type=openapi.DOCS_FILES[name])
+
+
+def _models(request: Request, infos: list[ModelInfo]) -> Response:
+    infos = visible.model_infos(request, infos)
+    entries = [ModelEntry(**{name: getattr(info, name) for name in ENTRY_FIELDS}) for info in infos]
+    return _json(ModelList(infos, entries))
 
 
 def _json(value: Any) -> Response:

@@ -21,6 +21,7 @@ from sie_server.api.edge.connections.edge import Edge
 from sie_server.api.edge.connections.protocol import EdgeProtocol
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
+from sie_server.logs import report_end
 
 log = logging.getLogger("sie_server.api")
 JOIN_S = 0.2
@@ -66,6 +67,7 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = self.should_exit = True
             return
         state.draining = True
+        log.info("stopping: accepted requests are finished first")
         limit = self.drain_s if seconds is None else seconds
         end_within(limit + GRACE_S)
         self._finishing = asyncio.create_task(self._finish(limit))
@@ -93,7 +95,13 @@ def serve(config: ServerConfig) -> None:
         # the remaining requests can only fail
         asyncio.get_running_loop().call_later(SHOWN_S, server.drain, 1.0)
 
-    app = create_app(config, on_fatal)
+    url = url_of(config.host, listener.getsockname()[1])
+
+    def on_ready(models: list[str]) -> None:
+        log.info("ready; models: %s; API page: %s/docs", ", ".join(models) or "none at start", url)
+
+    app = create_app(config, on_fatal, on_ready)
+    log.info("listening on %s; models to load: %s", url, ", ".join(config.model) or "none")
     if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
         log.warning(
             "no API keys are configured: any client that can reach %s can use this server", config.host
@@ -107,9 +115,17 @@ def serve(config: ServerConfig) -> None:
         server.run(sockets=[listener])
     finally:
         listener.close()
+    log.info("stopped")
     _leave_running_threads(failures)
     if failures:
         raise ServerFailed(failures[0].message)
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the URL for a browser on this machine; an address that stands for all interfaces is localhost."""
+    if host in ("0.0.0.0", "::", ""):
+        return f"http://localhost:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def http_settings(config: ServerConfig) -> dict[str, Any]:
@@ -153,7 +169,7 @@ def _leave_running_threads(failures: list[SIEError]) -> None:
     if alive:
         log.warning("abandoning work that is still running: %s", ", ".join(alive))
         if failures:
-            print(f"Error: {failures[0].message}", file=sys.stderr)
+            report_end(failures[0].message)
         _end_process(1 if failures else 0)
 
 

@@ -63,6 +63,8 @@ def with_configured(
 ) -> dict[str, ModelConfig]:
     """Return all models by id, given the models `found` in the directory now and the ids that were there `first`.
 
+    The `configured` models come first, in their order.
+
     The ids found at start stay reserved for the directory. If such a model leaves it, the id is unknown and never
     falls back to other weights, such as the catalog entry or a hub repository of the same id.
     """
@@ -86,7 +88,7 @@ def with_configured(
         elif name not in gone:
             # an operator may name any hub id; ids in requests must be known already
             models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)
-    return models
+    return {name: models[name] for name in seen if name in models} | models
 
 
 def catalog() -> dict[str, ModelConfig]:

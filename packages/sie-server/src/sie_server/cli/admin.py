@@ -1,29 +1,24 @@
-"""`sie-server admin`: load, unload and swap models of a running server, over HTTP.
-
-The standard library's HTTP client does not follow redirects, so the key is sent to the configured server only.
-"""
+"""`sie-server admin`: load, unload, swap and show models of a running server, over HTTP."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from threading import Thread
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from sie_server.cli.console import errors, output
+from sie_server.cli.console import errors, print_rows
+from sie_server.cli.remote import Json, Remote
+from sie_server.logs import escaped
 
-Json = dict[str, Any]
 POLL_S = 0.3
+HEADER = ("id", "state", "progress", "pinned", "MiB", "source", "last error")
 PHASES = {
     "fetch": "downloading",
     "room": "waiting for memory",
@@ -31,88 +26,6 @@ PHASES = {
     "measure": "measuring",
     "probe": "trying out",
 }
-
-
-class Remote:
-    """A running server."""
-
-    def __init__(self, url: str) -> None:
-        """Raises UsageError for an invalid URL or key."""
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or port == -1:
-            raise click.UsageError("--url (SIE_BASE_URL) does not have the form http://HOST:PORT")
-        key = os.environ.get("SIE_ADMIN_KEY") or os.environ.get("SIE_API_KEY") or ""
-        if not re.fullmatch(r"[\x21-\x7e]*", key):
-            raise click.UsageError(
-                "the key in SIE_ADMIN_KEY or SIE_API_KEY has characters that a header cannot hold"
-            )
-        self._https = parts.scheme == "https"
-        self._host = parts.hostname
-        self._port = port
-        self._path = parts.path.rstrip("/")
-        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without user name and password
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
-
-    def ask(self, path: str, body: Json | None = None, timeout: float | None = None) -> Json:
-        """POST the body, or GET if it is None, and return the answer.
-
-        Raises:
-            ClickException: the server did not answer, or its answer is not a 200 with a JSON object.
-        """
-        kind = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=timeout)
-        sent = json.dumps(body) if body is not None else None
-        try:
-            connection.request("POST" if sent else "GET", self._path + path, sent, self._headers)
-            answer = connection.getresponse()
-            value = _object(answer.read())
-        except (OSError, http.client.HTTPException) as error:
-            raise click.ClickException(
-                f"no answer from {self._shown}: {error or type(error).__name__}; "
-                "check that the server is running, or set --url or SIE_BASE_URL"
-            ) from None
-        finally:
-            connection.close()
-        if answer.status != 200 or value is None:
-            location = answer.headers["location"]
-            target = f" and redirects to {location}" if location else ""
-            raise click.ClickException(_complaint(answer.status, value, self._at(path), target))
-        return value
-
-    @contextmanager
-    def understood(self, path: str) -> Iterator[None]:
-        """Report an answer whose fields cannot be read as the answer of another program."""
-        try:
-            yield
-        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
-            raise click.ClickException(_complaint(200, None, self._at(path))) from None
-
-    def _at(self, path: str) -> str:
-        return f"{self._shown}{self._path}{path}"
-
-
-def _complaint(status: int, value: Json | None, where: str, target: str = "") -> str:
-    error = (value or {}).get("error")
-    if not isinstance(error, dict) or "message" not in error:
-        return f"{where} answered {status}{target}, which is not an answer of a SIE server; check --url"
-    hint = ""
-    if status in (401, 403):
-        hint = "; `sie-server admin` sends the key in SIE_ADMIN_KEY, or else in SIE_API_KEY"
-    return f"{error['message']}{hint} ({status} {error.get('code')})"
-
-
-def _object(content: bytes) -> Json | None:
-    try:
-        value = json.loads(content)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 @click.group()
@@ -192,7 +105,10 @@ def unload_adapter(remote: Remote, as_json: bool, **body: Any) -> None:
 @click.option("--all", "everything", is_flag=True, help="Include models that have not been requested yet")
 @_remote
 def models(remote: Remote, as_json: bool, everything: bool) -> None:
-    """List the server's models and their states."""
+    """List the server's models and their states, one per line; `admin model ID` shows one in full.
+
+    Columns, separated by tabs unless stdout is a terminal: id, state, progress, pinned, MiB, source, last error.
+    """
     answer = remote.ask("/v1/models", timeout=60)
     with remote.understood("/v1/models"):
         infos = answer["models"]
@@ -201,20 +117,37 @@ def models(remote: Remote, as_json: bool, everything: bool) -> None:
     if as_json:
         click.echo(json.dumps(shown, indent=2))
         return
-    table = Table("id", "state", "progress", "pinned", "MiB", "source")
-    for row in rows:
-        table.add_row(*row)
-    output.print(table)
+    print_rows(HEADER, rows)
     if len(shown) < len(infos):
-        errors.print(f"{len(infos) - len(shown)} more models are known and not loaded; --all lists them")
+        click.echo(
+            f"{len(infos) - len(shown)} more models are known and not loaded; --all lists them", err=True
+        )
 
 
 def _row(info: Json) -> list[str]:
-    state = f"{info['state']}: {info['last_error']}" if info["last_error"] else str(info["state"])
-    pinned = "yes" if info["pinned"] else ""
+    pinned = "yes" if info["pinned"] else "-"
     size = f"{info['memory_bytes'] / 2**20:.0f}"
-    progress = how_far(info["progress"]) if info["progress"] else ""
-    return [str(info["name"]), state, progress, pinned, size, str(info["source"] or "")]
+    progress = how_far(info["progress"]) if info["progress"] else "-"
+    texts = (str(info[key] or "-") for key in ("source", "last_error"))
+    return [str(info["name"]), str(info["state"]), progress, pinned, size, *texts]
+
+
+@admin.command()
+@click.argument("model")
+@_remote
+def model(remote: Remote, as_json: bool, model: str) -> None:
+    """Show one model in full: one field per line, the whole last error included."""
+    path = f"/v1/models/{quote(model, safe='/:')}"
+    info = remote.ask(path, timeout=60)
+    with remote.understood(path):
+        if not info["name"]:
+            raise ValueError
+    if as_json:
+        click.echo(json.dumps(info, indent=2))
+        return
+    for name, value in info.items():
+        shown = value if isinstance(value, str) else json.dumps(value)
+        click.echo(f"{name}: {escaped(shown)}")
 
 
 def how_far(progress: Json) -> str:

@@ -22,13 +22,15 @@ TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 @dataclass
 class RequestTiming:
-    """The time that one request spent in each stage, in milliseconds, and when its answer is due."""
+    """What one request cost: milliseconds in each stage, items and tokens; and when its answer is due."""
 
     started: float = field(default_factory=time.perf_counter)
     deadline: float | None = None  # of the same clock as `started`
     tokenization_ms: float = 0.0
     queue_ms: float = 0.0
     inference_ms: float = 0.0
+    items: int | None = None  # texts of the request, without the query
+    tokens: int | None = None  # read for it
 
     def set_deadline(self, milliseconds: float) -> None:
         """Set the deadline to so long after the start, unless it is earlier already."""

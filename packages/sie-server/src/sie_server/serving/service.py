@@ -115,11 +115,12 @@ class Service:
             SIEError: any kind except those of HTTP.
         """
         name, options = self._options("score", model, request.options, request.instruction, "$")
-        candidates = candidates_of(request)
+        candidates, timing.items = candidates_of(request), len(request.items)
         async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
             plan = ScorePlan.build(model, leased.engine, candidates, options, self.config.max_chunks)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), candidates.texts or (), timing)
+                timing.tokens = job.input_tokens
                 await self._run(name, leased.engine, job, timing, admitted)
         return plan.response(job)
 
@@ -131,6 +132,7 @@ class Service:
         """
         name, options = self._options("score", model, request.options, request.instruction, "$")
         candidates, options = texts_only(request), options.for_reading()
+        timing.items = len(request.items)
         async with self.registry.lease(name, options.adapter) as (engine, _):
             plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
             return await self._tokenize(lambda: inspect(plan), candidates.texts or (), timing)
@@ -143,11 +145,12 @@ class Service:
         """
         params = request.params or EncodeParams()
         name, options = self._options("encode", model, params.options, params.instruction, "$.params")
-        texts = texts_of(request.items)
+        texts, timing.items = texts_of(request.items), len(request.items)
         async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
             plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
+                timing.tokens = job.input_tokens
                 await self._run(name, leased.engine, job, timing, admitted)
         return plan.response(job, timing)
 

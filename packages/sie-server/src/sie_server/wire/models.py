@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -35,7 +35,27 @@ class AdapterInfo(Struct, frozen=True):
     )
 
 
-class ModelInfo(Struct, frozen=True):
+class ModelEntry(Struct, frozen=True, kw_only=True):
+    """A model in OpenAI's format, with the fields that vLLM, NVIDIA NIM and Xinference add.
+
+    Sources: platform.openai.com/docs/api-reference/models; `ModelCard` of vLLM (vllm/entrypoints/openai), which NIM's
+    clients read `root` of: a model without a base model has its own id there; `model_type` of Xinference's clients.
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Meta(description="When the server started, in seconds since 1970")]
+    owned_by: Annotated[str, Meta(description="The part of the id before the slash")]
+    root: Annotated[str, Meta(description="The model's id; of an alias or an adapter, that of its model")]
+    parent: Annotated[str | None, Meta(description="The model, if `id` is MODEL:ADAPTER")] = None
+    max_model_len: Annotated[int | None, Meta(description="Equal to `max_sequence_length`")]
+    model_type: Annotated[
+        Literal["rerank", "embedding"] | None,
+        Meta(description="`rerank` if the model scores, null if unknown"),
+    ]
+
+
+class ModelInfo(ModelEntry, frozen=True):
     """A model that the server knows, loaded or not."""
 
     name: str
@@ -62,10 +82,10 @@ class ModelInfo(Struct, frozen=True):
 
 
 class ModelList(Struct, frozen=True):
-    """All models: `models` for SIE clients, `data` for OpenAI clients."""
+    """All models: `models` for SIE clients, `data` for OpenAI clients, in the same order."""
 
     models: list[ModelInfo]
-    data: list[dict[str, Any]]
+    data: list[ModelEntry]
     object: Literal["list"] = "list"
 
 

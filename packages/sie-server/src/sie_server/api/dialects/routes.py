@@ -83,7 +83,7 @@ ROUTES = [
 def _model(request: Request, name: str | None, output: str = "score") -> str:
     """Return the model in the body, else the first `--model` with `output`; also set the label of the metrics."""
     service = service_of(request)
-    names = [value.partition("=")[0] for value in service.config.model]
+    names = service.registry.configured()
     model = name or next((n for n in names if output in service.registry.info(n).outputs), None)
     if model is None:
         raise InvalidInput(

@@ -70,7 +70,8 @@ class Registry:
         slot = self.slot(model)
         if adapter is not None:
             self.adapters.names.check(slot, adapter)
-        return structs.replace(slot.info(self.adapters.names.infos(slot)), name=name)
+        info = slot.info(self.adapters.names.infos(slot))
+        return structs.replace(info, name=name, id=name, parent=model if adapter is not None else None)
 
     def resolve(self, name: str) -> tuple[str, str | None]:
         """Split MODEL:ADAPTER of a known model, and replace an alias by the model's id. Other names are unchanged."""
@@ -90,8 +91,18 @@ class Registry:
         return self.slot(name).config.profiles
 
     def infos(self) -> list[ModelInfo]:
-        """Describe all models, sorted by id."""
-        return [self.info(name) for name in sorted(self.table.by_id)]
+        """Describe all models: those named at start in their order, then those that are loaded, then all others by id.
+
+        A client that takes the first model of the list gets the one that answers requests without a model.
+        """
+        named = self.configured()
+        others = [slot for slot in self.table.by_id.values() if not slot.config.preload]
+        others.sort(key=lambda slot: (slot.serving is None, slot.name))
+        return [self.info(name) for name in (*named, *(slot.name for slot in others))]
+
+    def configured(self) -> list[str]:
+        """Return the ids of the models that are named at start, in their order."""
+        return [slot.name for slot in self.table.by_id.values() if slot.config.preload]
 
     def slot(self, name: str) -> Slot:
         """Return the slot of a model, by its id or an alias.

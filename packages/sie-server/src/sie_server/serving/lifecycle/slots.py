@@ -15,6 +15,8 @@ from sie_server.serving.loading.failures import cool_down_s
 from sie_server.serving.loading.progress import Progress
 from sie_server.wire import AdapterInfo, ModelInfo, ModelState
 
+STARTED = int(time.time())  # of the server, as `created` of every model
+
 
 @dataclass(eq=False)
 class AttachedAdapter:
@@ -154,11 +156,18 @@ class Slot:
         entry, engine = self.config.entry, self.serving.engine if self.serving else None
         spec = engine.spec if engine else None
         limit = engine.max_seq_length if engine else entry.max_seq_length if entry else None
+        outputs = spec.outputs if spec else entry.outputs if entry else []
         return ModelInfo(
+            id=self.name,
+            created=STARTED,
+            owned_by=self.name.split("/")[0],
+            root=self.name,
+            max_model_len=limit,
+            model_type=("rerank" if "score" in outputs else "embedding") if outputs else None,
             name=self.name,
             aliases=list(self.config.aliases),
             inputs=["text"],
-            outputs=spec.outputs if spec else entry.outputs if entry else [],
+            outputs=outputs,
             dims=spec.dims if spec else entry.dims if entry else {},
             loaded=self.serving is not None,
             state=self.state,
