@@ -120,8 +120,10 @@ def test_only_the_document_is_truncated(prompts: PromptTokenizer, limit: int) ->
     tokens, cut, query_cut = prompts.prompts("how do stars burn", documents, None, limit)
     assert cut == [False, False, True, True, True, True] and not query_cut
     short, least = tokens[0].ids, 0 if prompts.template.pieces[-1].endswith("{document}") else 3
+    # truncation inside a piece may leave a few tokens unused; FlagEmbedding also limits the document alone
+    unused = 40 if prompts.template.cut == "flag-embedding" else 8
     for sequence in tokens[2:]:
-        assert limit - 8 <= len(sequence) <= limit  # truncation inside a piece may leave a few tokens unused
+        assert limit - unused <= len(sequence) <= limit
         common = next(n for n in range(1, 400) if short[-n] != sequence.ids[-n]) - 1
         assert common >= least  # the fixed end of the prompt is kept
     end = prompts.template.pieces[-1].split("}")[-1].split("|>")[-1].lstrip("\n")
@@ -132,7 +134,7 @@ def test_only_the_document_is_truncated(prompts: PromptTokenizer, limit: int) ->
 def test_a_long_query_is_capped_and_reported(prompts: PromptTokenizer) -> None:
     query = random_text(random.Random(1), 3000)
     tokens, cut, query_cut = prompts.prompts(query, ["rain", "rain falls " * 300], None, 320)
-    assert query_cut and cut == [False, True]
+    assert query_cut and cut[1] and (prompts.template.cut == "document" or not cut[0])
     assert all(len(sequence) <= 320 for sequence in tokens)
 
 

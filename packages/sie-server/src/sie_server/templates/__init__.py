@@ -20,6 +20,7 @@ from sie_server.files import read_yaml
 
 FORMS = Path(__file__).parent / "forms"
 PLACEHOLDER = re.compile(r"\{(query|document|instruction)\}")
+Cut = Literal["shared", "document", "flag-embedding"]
 Pieces = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
@@ -58,6 +59,14 @@ class RerankTemplate(Struct, frozen=True, forbid_unknown_fields=True):
     ] = "none"
     score_token: Annotated[int, Meta(ge=0, description="A token id that comes last")] | None = None
     max_seq_length: Annotated[int, Meta(ge=8, description="Default limit in tokens per pair")] | None = None
+    cut: Annotated[
+        Cut,
+        Meta(
+            description="How a prompt that is too long is cut. shared: the query to three quarters of the room for "
+            "the texts, then the document (mxbai_rerank). document: only the document (sentence-transformers). "
+            "flag-embedding: the rule of FlagEmbedding's decoders"
+        ),
+    ] = "shared"
 
     @property
     def takes_instruction(self) -> bool:

@@ -1,15 +1,24 @@
 """Query, document and instruction → the token ids of a causal reranker's filled template.
 
 Every piece is tokenised separately, as the model's reference does. The caller's texts are plain text: the name of a
-control token in them is spelled out and never becomes the token. Only the document is truncated. For every model, a
-query is truncated only to three quarters of the room that the template leaves (the cap of FlagEmbedding and
-mxbai_rerank), so that documents always keep a share.
+control token in them is spelled out and never becomes the token. The template is never cut. How much of the query and
+the document remains is the rule of the model's own library (`RerankTemplate.cut`), within a limit for the whole prompt:
+
+- `shared`: the query keeps three quarters of the room that the template leaves, then the document is cut. This is
+  `prepare_inputs` in mxbai_rerank/mxbai_rerank_v2.py, whose `max_length` is that room.
+- `document`: only the document is cut, down to its last token, and only then the query. This is what
+  sentence-transformers does with a chat template (`_restore_chat_template_suffix` in base/modules/transformer.py), and
+  the example of Qwen3-Reranker's model card.
+- `flag-embedding`: with M = limit - 2 x the tokens after the document, the query keeps 3/4 of M and the document M.
+  This is `compute_score_single_gpu` in FlagEmbedding/inference/reranker/decoder_only/base.py with `max_length` M, which
+  adds the tokens after the document twice.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +69,18 @@ class Form:
         return next(i for i, part in enumerate(self.parts) if isinstance(part, Blank) and part.has(name))
 
     @property
-    def outside(self) -> int:
-        """Number of fixed tokens before the first and after the last of query and document."""
-        first, last = sorted((self.place("query"), self.place("document")))
-        return sum(
-            len(part)
-            for i, part in enumerate(self.parts)
-            if not isinstance(part, Blank) and not first < i < last
-        )
+    def before(self) -> int:
+        """Number of fixed tokens before the first of query and document."""
+        return self._fixed(self.parts[: min(self.place("query"), self.place("document"))])
+
+    @property
+    def after(self) -> int:
+        """Number of fixed tokens after the last of query and document."""
+        return self._fixed(self.parts[max(self.place("query"), self.place("document")) :])
+
+    @staticmethod
+    def _fixed(parts: Sequence[Ids | Blank]) -> int:
+        return sum(len(part) for part in parts if not isinstance(part, Blank))
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,7 @@ class Frame:
     after: Ids
     texts: dict[str, str]  # for the other placeholders
     room: int  # tokens for the document's part
+    most: int  # of these, for a document that is truncated and not split
     around: int  # tokens of that part with an empty document
     query_cut: bool
 
@@ -122,7 +136,7 @@ class PromptTokenizer(TextTokenizer):
         """
         frame = self.frame(query, instruction, limit)
         if frame.blank.ends_with("document"):
-            parts, cut = self._encode(documents, frame.room, frame.part(""))
+            parts, cut = self._encode(documents, min(frame.room, frame.most), frame.part(""))
         else:
             fitted = [self._fit(frame, text) for text in documents]
             parts, cut = [ids for ids, _ in fitted], [was_cut for _, was_cut in fitted]
@@ -136,8 +150,36 @@ class PromptTokenizer(TextTokenizer):
         """
         _check_instruction(instruction, limit)
         form = self._instructed if instruction else self._plain
+        query_cap, document_cap = self._caps(form, limit)
+        frame = self._frame(form, query, instruction, limit, query_cap)
+        for _ in range(SMALL_STEPS if self.template.cut == "document" else 0):
+            # only a query that leaves no room for a token of a document is cut
+            if frame.room > frame.around or query_cap == 1:
+                break
+            query_cap = max(1, min(query_cap, limit - 1) - (frame.around + 1 - frame.room))
+            frame = self._frame(form, query, instruction, limit, query_cap)
+        if frame.room <= frame.around:
+            where = "$.options.max_seq_length" if instruction is None else "$.instruction"
+            texts_of = "template and query" if instruction is None else "template, query and instruction"
+            raise InvalidInput(
+                f"{texts_of} are {frame.around - frame.room + 1} tokens too long to leave room for a document within "
+                f"max_seq_length; shorten them or raise it - at `{where}`"
+            )
+        return replace(frame, most=document_cap)
+
+    def _caps(self, form: Form, limit: int) -> tuple[int, int]:
+        """Return the most tokens of the query and of the document, each with the text that is tokenised with it."""
+        if self.template.cut == "document":
+            return limit, limit
+        if self.template.cut == "flag-embedding":
+            both = max(8, limit - 2 * form.after)
+            return both * 3 // 4, both
+        return max(1, (limit - form.before - form.after) * 3 // 4), limit
+
+    def _frame(self, form: Form, query: str, instruction: str | None, limit: int, cap: int) -> Frame:
+        """Return the template with at most `cap` tokens of the query; its room may be too small for a document."""
         texts = {"query": query, "instruction": instruction or self.template.default_instruction or ""}
-        place, cap = form.place("document"), max(1, (limit - form.outside) * 3 // 4)
+        place = form.place("document")
         parts: list[Ids] = []
         query_cut = False
         for i, part in enumerate(form.parts):
@@ -157,16 +199,9 @@ class PromptTokenizer(TextTokenizer):
         room = limit - sum(map(len, parts))
         blank = form.blank("document")
         around = len(self.ids(blank.fill(texts | {"document": ""})))
-        if room <= around:
-            where = "$.options.max_seq_length" if instruction is None else "$.instruction"
-            texts_of = "template and query" if instruction is None else "template, query and instruction"
-            raise InvalidInput(
-                f"{texts_of} are {around - room + 1} tokens too long to leave room for a document within "
-                f"max_seq_length; shorten them or raise it - at `{where}`"
-            )
         # the document's own part is empty here
         before, after = np.concatenate(parts[:place]), np.concatenate(parts[place:])
-        return Frame(before, blank, after, texts, room, around, query_cut)
+        return Frame(before, blank, after, texts, room, room, around, query_cut)
 
     def _fit(self, frame: Frame, document: str) -> tuple[Ids, bool]:
         """Truncate the document's text until the whole part fits; the text after it must stay."""

@@ -55,6 +55,7 @@ def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTempl
         "positive": answer["true_token_id"],
         "negative": answer.get("false_token_id"),
         "activation": _activation(named, config),
+        "cut": "document",  # the rendered prompt loses its end, and the text after the document is put back
     }
     return parse_template(raw)
 
