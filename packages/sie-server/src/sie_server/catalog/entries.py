@@ -49,6 +49,10 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
             "`query-first` as FlagEmbedding"
         ),
     ] = None
+    label: Annotated[
+        str | int | None,
+        Meta(description="Name or number of the label that a classifier of several labels scores"),
+    ] = None
     profiles: Annotated[
         dict[str, Profile],
         Meta(description="Name → options of a request; `default` applies to requests without a profile"),
@@ -74,6 +78,7 @@ class ModelConfig:
     entry: CatalogEntry | None = None
     preload: bool = False
     template: str | None = None
+    label: str | int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     truncation: Truncation | None = None
     stamp: str | None = None  # changes with the files of a watched directory
@@ -87,7 +92,7 @@ class ModelConfig:
     @property
     def weights(self) -> tuple[object, ...]:
         """The fields that affect how the weights are loaded; all others may change while the model serves."""
-        read = self.template, self.prompts, self.truncation, self.max_seq_length
+        read = self.template, self.label, self.prompts, self.truncation, self.max_seq_length
         return self.source, self.revision, self.stamp, *read
 
     @property
@@ -129,6 +134,7 @@ def model_of(entry: CatalogEntry, root: Path | None = None) -> ModelConfig:
         entry.max_seq_length,
         entry,
         template=entry.template,
+        label=entry.label,
         prompts=dict[str, str](entry.prompts.items()),
         truncation=entry.truncation,
         aliases=tuple(dict.fromkeys(name for name in entry.aliases if name != entry.id)),

@@ -79,7 +79,7 @@ def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
 
     with errors.status(f"comparing {known.id} with its reference …"):
         directory = fetch(known.source, revision=known.revision, offline=offline)
-        report = compare(directory, pairs, known.template)
+        report = compare(directory, pairs, known.template, known.label)
     click.echo(f"{known.id} against {report.reference}: {report.compared} of {report.pairs} texts, fp32")
     click.echo(f"max |Δ|      {report.max_difference:.3g} (allowed {tolerance:g})")
     click.echo(f"Kendall tau  {report.kendall_tau:.6f}")

@@ -48,6 +48,7 @@ class Engine:
         template: str | None = None,
         prompts: Mapping[str, str] = MappingProxyType({}),
         truncation: Truncation | None = None,
+        label: str | int | None = None,
         share_prefix: bool = True,
         documents: ModelDocuments | None = None,
         tally: Tally | None = None,
@@ -55,10 +56,10 @@ class Engine:
         """Load a checkpoint directory.
 
         `max_seq_length` (tokens per text or pair) replaces the checkpoint's default. `template` names the template of
-        a causal reranker, `prompts` are an encoder's texts before a `query` and a `document`, and `truncation` is how a
-        cross-encoder cuts its pairs; all apply only if the directory does not define them. `share_prefix=False` reads
-        every prompt whole, to measure the saving. `documents` caches token vectors of late-interaction models. `tally`
-        counts the bytes loaded so far.
+        a causal reranker, `prompts` are an encoder's texts before a `query` and a `document`, `truncation` is how a
+        cross-encoder cuts its pairs, and `label` is the label that a classifier of several scores; each applies only if
+        the directory does not define it. `share_prefix=False` reads every prompt whole, to measure the saving.
+        `documents` caches token vectors of late-interaction models. `tally` counts the bytes loaded so far.
 
         Raises:
             ModelLoadFailed: the checkpoint is incomplete, has unused weights, or is not supported.
@@ -72,21 +73,15 @@ class Engine:
         self.documents = documents
         self._tally = tally or Tally()
         try:
-            self._load(directory, template, prompts, truncation)
+            self._load(directory, read_spec(directory, template, prompts, truncation, label))
         except UnsupportedCheckpoint as error:
             raise unsupported(directory, error) from error
         self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.backbone.max_length)
         self.batch_tokens = BATCH_SIZES[self.device.type][0]
         self.tokens_per_second = 10_000.0
 
-    def _load(
-        self,
-        directory: Path,
-        template: str | None,
-        prompts: Mapping[str, str],
-        truncation: Truncation | None,
-    ) -> None:
-        self.spec: ModelSpec = read_spec(directory, template, prompts, truncation)
+    def _load(self, directory: Path, spec: ModelSpec) -> None:
+        self.spec = spec
         kind = KINDS[type(self.spec.head)]
         self._tokenizer = kind.tokenizer(directory, self.spec)
         self._check_vocabulary()

@@ -64,6 +64,7 @@ from sie_server.models.families.encoders.modernbert import (
     read_modernbert,
 )
 from sie_server.models.heads.classifier import Classifier, bert_classifier, roberta_classifier
+from sie_server.models.heads.labels import LabelledClassifier
 from sie_server.models.heads.modular import ModularClassifier
 from sie_server.models.layers.linear import Weights
 from sie_server.models.spec import (
@@ -261,8 +262,10 @@ def build_classifier(spec: ModelSpec, weights: Weights) -> Classifier:
     if isinstance(spec.head, ClassifierSpec) and spec.head.modules:
         return ModularClassifier(spec.head, weights)
     build = family_of(spec.architecture).classifier
-    assert build is not None  # the spec was read as a classifier
-    return build(spec.backbone, weights)
+    assert build is not None and isinstance(spec.head, ClassifierSpec)  # the spec was read as a classifier
+    if spec.head.labels.count == 1:
+        return build(spec.backbone, weights)
+    return LabelledClassifier(build(spec.backbone, weights, spec.head.labels.count), spec.head.labels)
 
 
 def build_token_logits(spec: ModelSpec, weights: Weights, tokens: list[int]) -> Classifier:

@@ -59,6 +59,15 @@ ModuleSpec = DenseSpec | NormSpec
 
 
 @dataclass(frozen=True)
+class Labels:
+    """The labels of a classifier, and the one that is its score."""
+
+    count: int = 1
+    chosen: int = 0
+    independent: bool = False  # each has its own probability; else they share one
+
+
+@dataclass(frozen=True)
 class ClassifierSpec:
     """A cross-encoder: one logit per pair, and the function that turns it into a score.
 
@@ -70,6 +79,7 @@ class ClassifierSpec:
     pooling: Poolings = ("cls",)
     modules: tuple[ModuleSpec, ...] = ()
     truncation: Truncation = "longest-first"  # how a pair is cut; templates have rules of their own
+    labels: Labels = Labels()  # of the architecture's own classifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sie_server.engine.engine import Engine
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.errors import SIEError
+from sie_server.models.heads.labels import log_odds
 from sie_server.models.heads.sparse import M3Spec, SpladeSpec
 from sie_server.models.spec import CausalSpec, ClassifierSpec, EmbeddingSpec, LateInteractionSpec
 from sie_server.templates import PLACEHOLDER
@@ -75,7 +76,9 @@ def sequence_classifier(directory: Path, engine: Engine, query: str, documents: 
     model = library.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     tokenizer = library.AutoTokenizer.from_pretrained(directory)
     pairs = [_pair(tokenizer, engine, query, text) for text in documents]
-    logits = [float(model.eval()(**pair).logits[0, 0]) for pair in pairs]
+    assert isinstance(engine.spec.head, ClassifierSpec)  # selected by `REFERENCES`
+    labels = engine.spec.head.labels
+    logits = [float(log_odds(model.eval()(**pair).logits, labels)) for pair in pairs]
     ids = [pair.input_ids[0].tolist() for pair in pairs]
     return Answers(f"transformers {library.__version__}", "logits", logits, ids)
 

@@ -45,14 +45,18 @@ class Report:
         return self.first_token_difference is None and self.max_difference <= tolerance
 
 
-def verify(directory: Path, pairs: int, template: str | None = None) -> Report:
+def verify(
+    directory: Path, pairs: int, template: str | None = None, label: str | int | None = None
+) -> Report:
     """Load a checkpoint with the engine and with its reference library, and compare the results.
 
     Raises:
         CannotVerify: the library is not installed, or does not support this kind of model.
         ModelLoadFailed: the engine cannot load the checkpoint.
     """
-    engine = Engine(directory, device="cpu", dtype="float32", template=template, share_prefix=False)
+    engine = Engine(
+        directory, device="cpu", dtype="float32", template=template, label=label, share_prefix=False
+    )
     reference, documents = reference_of(directory, engine), sample(pairs)
     if isinstance(engine.spec.head, CausalSpec):
         # no library defines how a filled template is truncated

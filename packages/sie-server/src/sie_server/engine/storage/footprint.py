@@ -70,14 +70,16 @@ def cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -
     return limits
 
 
-def needed_bytes(directory: Path, *, device: str, dtype: str, template: str | None) -> int:
+def needed_bytes(
+    directory: Path, *, device: str, dtype: str, template: str | None, label: str | int | None = None
+) -> int:
     """Return the bytes a checkpoint will take, from its headers; 0 if its weights are broken, which its load reports.
 
     Raises:
         ModelLoadFailed: its configuration cannot be read.
     """
     try:
-        spec = read_spec(directory, template)
+        spec = read_spec(directory, template, label=label)
     except UnsupportedCheckpoint as error:
         raise unsupported(directory, error) from error
     try:

@@ -18,11 +18,12 @@ from sie_server.models.checkpoints.listwise import read_listwise
 from sie_server.models.checkpoints.numbers import check_backbone, check_numbers, whole_number
 from sie_server.models.checkpoints.prompts import read_prompts
 from sie_server.models.families.decoders.decoder import DecoderSpec
+from sie_server.models.heads.labels import read_labels
 from sie_server.models.heads.modular import (
     MODULES,
     check_modules,
     is_cross_encoder,
-    library_config,
+    read_activation,
     read_module,
 )
 from sie_server.models.heads.pooling import read_pooling
@@ -35,7 +36,6 @@ from sie_server.models.registry import (
     family_of,
 )
 from sie_server.models.spec import (
-    Activation,
     BackboneSpec,
     ClassifierSpec,
     EmbeddingSpec,
@@ -47,7 +47,7 @@ from sie_server.models.spec import (
     read_json,
 )
 from sie_server.templates import TemplateError
-from sie_server.templates.pair_settings import Truncation, pair_truncation
+from sie_server.templates.pair_settings import PairSettings, Truncation, read_pair_settings
 
 
 def read_spec(
@@ -55,17 +55,21 @@ def read_spec(
     template: str | None = None,
     prompts: Mapping[str, str] = MappingProxyType({}),
     truncation: Truncation | None = None,
+    label: str | int | None = None,
 ) -> ModelSpec:
     """Read a checkpoint directory's configuration.
 
-    `template` names the template of a causal reranker, `prompts` are those of an embedding model, and `truncation` is
-    how a cross-encoder cuts its pairs. All apply where the directory has none.
+    `template` names the template of a causal reranker, `prompts` are those of an embedding model, `truncation` is how a
+    cross-encoder cuts its pairs, and `label` is the label that a classifier of several scores. All apply where the
+    directory has none.
 
     Raises:
         UnsupportedCheckpoint: a file is missing or unreadable, or describes an unsupported model.
     """
     try:
-        return _with_truncation(_read(directory, template, prompts), directory, truncation)
+        spec = _read(directory, template, prompts, label)
+        _check_label(spec, directory, label)
+        return _with_truncation(spec, directory, truncation)
     except UnsupportedCheckpoint:
         raise
     except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
@@ -75,7 +79,9 @@ def read_spec(
         ) from error
 
 
-def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> ModelSpec:
+def _read(
+    directory: Path, template: str | None, prompts: Mapping[str, str], label: str | int | None
+) -> ModelSpec:
     config = read_json(directory / "config.json")
     check_numbers(config)
     architecture = _architecture(directory, config)
@@ -100,9 +106,18 @@ def _read(directory: Path, template: str | None, prompts: Mapping[str, str]) -> 
         head, limit = _embedding_spec(directory, backbone, config, prompts)
         return ModelSpec(architecture, backbone, head, limit, compat=family is COMPAT_ENCODER, bare=bare)
     limit = _tokenizer_limit(directory, backbone)
-    return ModelSpec(
-        architecture, backbone, _classifier_spec(directory, config), limit, compat=family is COMPAT
-    )
+    head = _classifier_spec(directory, config, label)
+    return ModelSpec(architecture, backbone, head, limit, compat=family is COMPAT)
+
+
+def _check_label(spec: ModelSpec, directory: Path, label: str | int | None) -> None:
+    """Refuse a label for a model that has none."""
+    pairs, modules = type(spec.head) is ClassifierSpec, getattr(spec.head, "modules", ())
+    if pairs and not modules:
+        return
+    named = _pair_settings(directory).label if pairs else None
+    if label is not None or named is not None:
+        raise UnsupportedCheckpoint("`label` applies only to sequence classifiers; remove it")
 
 
 def _with_truncation(spec: ModelSpec, directory: Path, known: Truncation | None) -> ModelSpec:
@@ -113,10 +128,7 @@ def _with_truncation(spec: ModelSpec, directory: Path, known: Truncation | None)
                 "`truncation` applies only to cross-encoders that read query and document as a pair; remove it"
             )
         return spec
-    try:
-        named = pair_truncation(directory / TEMPLATE_FILE) or known
-    except TemplateError as error:
-        raise UnsupportedCheckpoint(str(error)) from error
+    named = _pair_settings(directory).truncation or known
     return replace(spec, head=replace(spec.head, truncation=named)) if named else spec
 
 
@@ -157,34 +169,20 @@ def _headless(directory: Path) -> bool:
     }
 
 
-def _classifier_spec(directory: Path, config: dict[str, Any]) -> ClassifierSpec:
-    # the default of transformers is two labels; that of sentence-transformers is one where the class is no classifier
-    named = str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
-    labels = config.get("num_labels") or len(config.get("id2label") or range(2 if named else 1))
-    if labels != 1:
-        raise UnsupportedCheckpoint(f"the classifier has {labels!r} labels; a reranker must have exactly one")
-    return ClassifierSpec(_activation(directory, config))
+def _classifier_spec(directory: Path, config: dict[str, Any], label: str | int | None) -> ClassifierSpec:
+    own = _pair_settings(directory).label
+    labels = read_labels(config, label if own is None else own, TEMPLATE_FILE)
+    # a probability, although the library returns the logits of several labels unchanged
+    activation = read_activation(directory, config) if labels.count == 1 else "sigmoid"
+    return ClassifierSpec(activation, labels=labels)
 
 
-def _activation(directory: Path, config: dict[str, Any]) -> Activation:
-    """Return the function that turns the logit into the score.
-
-    The rule is that of sentence-transformers: `activation_fn` in its own configuration file, else
-    `sentence_transformers.activation_fn` in config.json, else `sbert_ce_default_activation_function`, else sigmoid for
-    one label.
-    """
-    named = library_config(directory).get("activation_fn")
-    named = named or (config.get("sentence_transformers") or {}).get("activation_fn")
-    named = named or config.get("sbert_ce_default_activation_function")
-    if named is None:
-        return "sigmoid"
-    known: dict[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
-    name = str(named).rsplit(".", 1)[-1]
-    if name not in known:
-        raise UnsupportedCheckpoint(
-            f"the activation {named!r} of the checkpoint is not supported; supported: {', '.join(known)}"
-        )
-    return known[name]
+def _pair_settings(directory: Path) -> PairSettings:
+    """Return the settings in the operator's file in the directory."""
+    try:
+        return read_pair_settings(directory / TEMPLATE_FILE)
+    except TemplateError as error:
+        raise UnsupportedCheckpoint(str(error)) from error
 
 
 def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
@@ -261,7 +259,7 @@ def _sentence_transformers_spec(
             raise UnsupportedCheckpoint(
                 "a decoder with a pooled classifier in modules.json is not supported; supported: LogitScore"
             )
-        return ClassifierSpec(_activation(directory, config), pooling, tuple(modules)), limit
+        return ClassifierSpec(read_activation(directory, config), pooling, tuple(modules)), limit
     head = EmbeddingSpec(pooling, normalize, modules=tuple(modules), prompts=prompts)
     return read_m3(directory, head), limit
 

@@ -40,28 +40,6 @@ class DenseClassifier:
         return self.out(self.dense(hidden.float(), self.activation)).squeeze(1)
 
 
-class LabelledClassifier:
-    """A classifier of several labels, of which the operator has chosen one: its log-odds are the logit.
-
-    Their sigmoid is the probability of the label: that of the softmax over all labels, which the text-classification
-    pipeline of transformers returns (`text_classification.py`, `softmax`), or of the label alone where the labels are
-    independent (`problem_type: multi_label_classification`).
-    """
-
-    def __init__(self, head: Classifier, label: int, *, independent: bool) -> None:
-        self._head, self._label, self._independent = head, label, independent
-        self.readout: Readout = head.readout
-
-    def logits(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Return [sequences] fp32 from the hidden states of `readout`."""
-        all_of = self._head.logits(hidden, batch)  # [sequences, labels]
-        own = all_of[:, self._label]
-        if self._independent:
-            return own
-        others = torch.arange(all_of.shape[1], device=all_of.device) != self._label
-        return own - all_of[:, others].logsumexp(1)
-
-
 def bert_classifier(spec: BackboneSpec, weights: Weights, labels: int = 1) -> Classifier:
     """Load BERT's classifier; the dense layer is in the pooler."""
     return DenseClassifier(spec.hidden_size, weights, "bert.pooler.dense", "classifier", labels=labels)

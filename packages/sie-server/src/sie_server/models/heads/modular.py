@@ -19,6 +19,7 @@ from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.heads.pooling import pooled_states, pooling_readout
 from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.spec import (
+    Activation,
     ClassifierSpec,
     DenseSpec,
     ModuleSpec,
@@ -46,6 +47,27 @@ def library_config(directory: Path) -> dict[str, Any]:
     path = directory / "config_sentence_transformers.json"
     content: dict[str, Any] = read_json(path) if path.exists() else {}
     return content
+
+
+def read_activation(directory: Path, config: dict[str, Any]) -> Activation:
+    """Return the function that turns the logit into the score.
+
+    The rule is that of sentence-transformers: `activation_fn` in its own configuration file, else
+    `sentence_transformers.activation_fn` in config.json, else `sbert_ce_default_activation_function`, else sigmoid for
+    one label.
+    """
+    named = library_config(directory).get("activation_fn")
+    named = named or (config.get("sentence_transformers") or {}).get("activation_fn")
+    named = named or config.get("sbert_ce_default_activation_function")
+    if named is None:
+        return "sigmoid"
+    known: dict[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
+    name = str(named).rsplit(".", 1)[-1]
+    if name not in known:
+        raise UnsupportedCheckpoint(
+            f"the activation {named!r} of the checkpoint is not supported; supported: {', '.join(known)}"
+        )
+    return known[name]
 
 
 def read_module(directory: Path, kind: str, folder: str) -> ModuleSpec:

@@ -78,7 +78,11 @@ class Loader:
         directory = await self._directory(model.source, progress, model.revision)
         need = await self._reading.run(
             lambda: footprint.needed_bytes(
-                directory, device=config.device, dtype=config.dtype, template=model.template
+                directory,
+                device=config.device,
+                dtype=config.dtype,
+                template=model.template,
+                label=model.label,
             ),
             model.source,
             progress,
@@ -257,6 +261,7 @@ def load_engine(
         template=model.template,
         prompts=model.prompts,
         truncation=model.truncation,
+        label=model.label,
         documents=ModelDocuments(documents, model.id, model.revision) if documents else None,
         tally=tally,
     )
