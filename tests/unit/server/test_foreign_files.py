@@ -15,7 +15,7 @@ import torch
 from sie_server import files
 from sie_server.engine.engine import Engine
 from sie_server.engine.storage.weights import stored_elements
-from sie_server.engine.text.expansion import check_expansion
+from sie_server.engine.text.loading.expansion import check_expansion
 from sie_server.errors import ModelLoadFailed, cut_quotes
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -261,6 +261,11 @@ def test_token_ids_beyond_the_embedding_table(checkpoint: Path) -> None:
             f'"ids": [{number}], "tokens": ["{token}"]', f'"ids": [10000], "tokens": ["{token}"]'
         )
     tokenizer(checkpoint, model=content["model"], post_processor=json.loads(processor))
+    settings = checkpoint / "tokenizer_config.json"
+    # the class that uses tokenizer.json as it is
+    settings.write_text(
+        json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "TokenizersBackend"})
+    )
     with pytest.raises(ModelLoadFailed, match="embedding table"):
         load(checkpoint)
 

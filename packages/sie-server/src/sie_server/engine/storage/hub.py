@@ -20,12 +20,13 @@ FILES = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
     "sie_scorer.json",
     "sie_reranker.yaml",
     "config_sentence_transformers.json",
     "chat_template.jinja",
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "special_tokens_map.json",
     "artifact.metadata",
     "adapter_config.json",
@@ -37,6 +38,17 @@ FILES = [
     "*.safetensors.index.json",
     "[0-9]_*/pytorch_model.bin",  # a module's weights in older repositories without safetensors
 ]
+# The vocabulary of a checkpoint without tokenizer.json
+VOCABULARIES = (
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
 BIN_FILES = ["pytorch_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 TIMEOUT_S = 10.0
 LOOK_S, LOG_S = 0.5, 10.0  # how often the progress of a download is measured, and how often it is logged
@@ -58,8 +70,7 @@ def download(source: str, revision: str | None, *, offline: bool, tally: Tally) 
         # requested first: without a network it fails at once, while a download would retry for half a minute
         info = HfApi().model_info(source, revision=revision, timeout=TIMEOUT_S, files_metadata=True)
         siblings = info.siblings or []
-        has_safetensors = any(file.rfilename.endswith(".safetensors") for file in siblings)
-        patterns = FILES if has_safetensors else FILES + BIN_FILES  # pickled weights only as the last resort
+        patterns = _patterns([file.rfilename for file in siblings])
         with _watched(source, _blobs(source, siblings, patterns), tally):
             # by name, not by info.sha: the cache then records which commit the name meant at this time
             return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
@@ -70,6 +81,13 @@ def download(source: str, revision: str | None, *, offline: bool, tally: Tally) 
         if not offline:
             log.warning("loading %s from the hub's cache: %s", source, _reason(error))
         return cached
+
+
+def _patterns(names: list[str]) -> list[str]:
+    """Return what to fetch of a repository with these files: old formats only where the new one is missing."""
+    old_weights = [] if any(name.endswith(".safetensors") for name in names) else BIN_FILES
+    old_vocabulary = [] if "tokenizer.json" in names else [*VOCABULARIES]
+    return FILES + old_weights + old_vocabulary
 
 
 def _quiet() -> None:
@@ -149,9 +167,7 @@ def _cached(source: str, revision: str | None) -> Path | None:
             return None
 
     found = kept(FILES)
-    if found is None or any(found.rglob("*.safetensors")):
-        return found
-    return kept(FILES + BIN_FILES)
+    return found and kept(_patterns([path.name for path in found.rglob("*")]))
 
 
 def _not_fetched(source: str, revision: str | None, error: Exception) -> ModelLoadFailed:

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer, normalizers
 
-from sie_server.engine.text.expansion import check_expansion
+from sie_server.engine.text.loading.classes import steps_of
+from sie_server.engine.text.loading.files import TokenizerFiles
+from sie_server.engine.text.loading.load import load_tokenizer
 from sie_server.engine.text.reading import Reading, TextReader
 from sie_server.engine.text.slices import count_sequence
 from sie_server.errors import InvalidInput, shown
-from sie_server.files import TOKENIZER_BYTES, read_bytes
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
-from sie_server.panics import is_panic
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,16 @@ class TextTokenizer:
     """The tokenizer of a checkpoint. Thread-safe. All its ids are below `vocab_size`."""
 
     def __init__(self, directory: Path, *, token_types: bool, lower_case: bool = False) -> None:
-        """Load `tokenizer.json`; `lower_case` lower-cases texts before the file's own normalizer.
+        """Load the tokenizer's files; `lower_case` lower-cases texts before the tokenizer's own normalizer.
 
         Raises:
-            UnsupportedCheckpoint: the file is missing or invalid.
+            UnsupportedCheckpoint: a file is missing or invalid.
         """
-        path = directory / "tokenizer.json"
-        if not path.exists():
-            raise UnsupportedCheckpoint(f"tokenizer.json is missing in {directory}")
-        try:
-            content = read_bytes(path, TOKENIZER_BYTES)
-            self._tokenizer = Tokenizer.from_buffer(content)
-        except BaseException as error:  # the library raises a bare Exception, or panics
-            if not (isinstance(error, Exception) or is_panic(error)):
-                raise
-            raise UnsupportedCheckpoint(f"{path} is not a valid tokenizer: {error}") from error
-        check_expansion(content)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = load_tokenizer(TokenizerFiles(directory))
         self._reader = TextReader(self._tokenizer)
         self.truncation_side = _truncation_side(directory)
         if lower_case:
-            own = self._tokenizer.normalizer
-            self._tokenizer.normalizer = normalizers.Sequence(
-                [normalizers.Lowercase()] + ([own] if own else [])
-            )
+            _lower(self._tokenizer)
         self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
         self._single = _probe(self._tokenizer, pair=False, typed=token_types)
         own = [part for t in (self._pair, self._single) for part in (t.prefix, t.middle, t.suffix)]
@@ -187,6 +172,13 @@ def _truncation_side(directory: Path) -> str:
             f"tokenizer_config.json: truncation_side is {shown(side)}; expected 'left' or 'right'"
         )
     return str(side)
+
+
+def _lower(tokenizer: Tokenizer) -> None:
+    """Lower-case texts first, unless a step of the normalizer does, as sentence-transformers' module Transformer."""
+    steps = steps_of(tokenizer.normalizer)
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def _longest_start(start: list[int], ids: list[int]) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sie_server.files import read_text
+from sie_server.models.settings.sentence import sentence_settings
 from sie_server.models.spec import UnsupportedCheckpoint, inside, read_json
 from sie_server.templates import PLACEHOLDER, RerankTemplate, parse_template
 from sie_server.templates.rendering import RenderError, render
@@ -43,7 +44,7 @@ def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTempl
     source = _chat_template(directory)
     if source is None:
         return None  # the template of the catalog, if any, also names the answer's tokens
-    settings = _optional(directory / "sentence_bert_config.json")
+    settings = sentence_settings(directory)
     named = _optional(directory / "config_sentence_transformers.json")
     default = (named.get("prompts") or {}).get(named.get("default_prompt_name"))
     pieces, instruction_pieces = _Renderer(directory, source, settings).pieces(default)

@@ -35,6 +35,7 @@ from sie_server.models.registry import (
     bare_architecture,
     family_of,
 )
+from sie_server.models.settings.sentence import sentence_file, sentence_settings
 from sie_server.models.spec import (
     BackboneSpec,
     ClassifierSpec,
@@ -265,7 +266,6 @@ def _sentence_transformers_spec(
 
 
 def _sentence_limit(directory: Path, backbone: BackboneSpec) -> int:
-    limits = directory / "sentence_bert_config.json"
     # from version 6 on the limit is only in the tokenizer's configuration
-    limit = whole_number(read_json(limits), "max_seq_length", limits.name) if limits.exists() else None
+    limit = whole_number(sentence_settings(directory), "max_seq_length", sentence_file(directory))
     return min(limit or _tokenizer_limit(directory, backbone), backbone.max_length)

@@ -1,0 +1,1 @@
+"""A checkpoint's tokenizer files → the tokenizer that transformers builds of them."""
