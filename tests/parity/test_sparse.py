@@ -21,7 +21,9 @@ from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.encoders import make_bge_m3, make_splade, write_json
+from support.checkpoints.library import make_library_splade
 from support.device import DEVICE
+from support.requests.jobs import run_job
 from support.servers.inprocess import ask, asking, in_order, post
 
 RNG = random.Random(6)
@@ -211,6 +213,29 @@ def test_splade_equals_sparse_encoder(client: TestClient, folders: dict[str, Pat
     ours = np.stack([unpacked(item) for item in encode(client, name, TEXTS, ["sparse"])["items"]])
     assert 0.01 < (expected > 0).mean() < 0.99
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("distilbert", {"tie_word_embeddings": False, "activation": "relu"}),
+        ("modernbert", {"tie_word_embeddings": False, "decoder_bias": False}),
+        ("modernbert", {"classifier_bias": True, "norm_bias": True, "classifier_activation": "silu"}),
+        ("roberta", {"tie_word_embeddings": False}),
+        ("camembert", {"hidden_act": "relu"}),
+    ],
+)
+def test_splade_on_other_encoders_equals_sparse_encoder(
+    tmp_path: Path, family: str, more: dict[str, Any]
+) -> None:
+    directory = make_library_splade(tmp_path / "made", family, "sum", **more)
+    expected = SparseEncoder(str(directory), device="cpu").encode(TEXTS, show_progress_bar=False).to_dense()
+    engine = Engine(directory, device=DEVICE, dtype="float32")
+    job = engine.tokenize_encode(TEXTS, ("sparse",), engine.max_seq_length)
+    for result, theirs in zip(run_job(engine, job), expected.numpy(), strict=True):
+        ours = np.zeros_like(theirs)
+        ours[result["sparse"].indices] = result["sparse"].values
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
 def test_splade_has_no_other_outputs(client: TestClient) -> None:

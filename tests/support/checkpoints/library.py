@@ -98,6 +98,21 @@ def make_library_classifier(directory: Path, family: str, labels: int = 1) -> Pa
 
 
 @cached
+def make_library_splade(directory: Path, family: str, strategy: str = "max", **more: Any) -> Path:
+    """Write a random masked language model in the layout of sentence-transformers' SparseEncoder."""
+    build(family, "ForMaskedLM", **more).save_pretrained(directory)
+    save_tokenizer(directory, family)
+    kind = "sentence_transformers.sparse_encoder.models"
+    write_modules(directory, f"{kind}.MLMTransformer", f"{kind}.SpladePooling")
+    pooling = {"pooling_strategy": strategy, "activation_function": "log1p_relu"}
+    write_json(directory / "1_SpladePooling" / "config.json", pooling)
+    write_json(
+        directory / "config_sentence_transformers.json", {"model_type": "SparseEncoder", "prompts": {}}
+    )
+    return directory
+
+
+@cached
 def make_library_embedder(
     directory: Path, family: str, suffix: str = "Model", pooling: str | list[str] = "mean"
 ) -> Path:

@@ -15,7 +15,12 @@ from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder
 from support.checkpoints.decoders import DECODERS, make_decoder
 from support.checkpoints.embedders import make_embedder
 from support.checkpoints.encoders import make_bge_m3, make_encoder, make_splade
-from support.checkpoints.library import LIBRARY, make_library_classifier, make_library_embedder
+from support.checkpoints.library import (
+    LIBRARY,
+    make_library_classifier,
+    make_library_embedder,
+    make_library_splade,
+)
 from support.checkpoints.modular import make_reranker
 from support.checkpoints.rankers import MAKERS
 from support.families.jina_bert import RERANKERS, classified, encoded, make_jina_bert
@@ -123,4 +128,8 @@ EVERY: dict[str, Family] = {
     },
     "bge-m3, dense": Family(_one(make_bge_m3), 128),
     "SPLADE": Family(_one(make_splade), 128),
+    **{
+        f"SPLADE {name}": Family(_one(make_library_splade, name), 100)
+        for name in ("distilbert", "modernbert", "mpnet", "xlm-roberta")
+    },
 }

@@ -125,7 +125,6 @@ CROSS_ENCODERS = {
 }
 # dense, sparse or token vectors, depending on the other files of the repository
 ENCODERS = {
-    "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),  # SPLADE
     "AlbertModel": Family(read_albert, BertEncoder, inner="albert"),
     "BertModel": Family(read_bert, BertEncoder, inner="bert"),
     "CamembertModel": Family(read_roberta, BertEncoder, inner="roberta"),
@@ -140,6 +139,16 @@ ENCODERS = {
     "NewModel": Family(read_new, BertEncoder, inner="new"),
     "RobertaModel": Family(read_roberta, BertEncoder, inner="roberta"),
     "XLMRobertaModel": Family(read_roberta, BertEncoder, inner="roberta"),
+}
+# SPLADE
+MASKED = {
+    "BertForMaskedLM": Family(read_bert, BertEncoder, "bert"),
+    "CamembertForMaskedLM": Family(read_roberta, BertEncoder, "roberta"),
+    "DistilBertForMaskedLM": Family(read_distilbert, BertEncoder, "distilbert"),
+    "MPNetForMaskedLM": Family(read_mpnet, BertEncoder, "mpnet"),
+    "ModernBertForMaskedLM": Family(read_modernbert, ModernBertEncoder, "model"),
+    "RobertaForMaskedLM": Family(read_roberta, BertEncoder, "roberta"),
+    "XLMRobertaForMaskedLM": Family(read_roberta, BertEncoder, "roberta"),
 }
 # Stanford's checkpoints all have the architecture HF_ColBERT; the suffix is their model_type
 COLBERT = {
@@ -212,7 +221,7 @@ BARE = {
     "xlm-roberta": "XLMRobertaModel",
 }
 ARCHITECTURES: dict[str, Family] = (
-    CROSS_ENCODERS | ENCODERS | COLBERT | PROMPTED | VISION_LANGUAGE | LISTWISE | DECODER_EMBEDDERS
+    CROSS_ENCODERS | ENCODERS | MASKED | COLBERT | PROMPTED | VISION_LANGUAGE | LISTWISE | DECODER_EMBEDDERS
 )
 COMPAT = Family(compat.read, compat.CompatModel, classifier=compat.classifier)
 # the names of its weights are known to the library only

@@ -104,7 +104,7 @@ def _read(
     if not own_head:
         if colbert := read_colbert(directory, architecture, backbone, _sentence_limit(directory, backbone)):
             return ModelSpec(architecture, backbone, *colbert, bare=bare)
-        head, limit = _embedding_spec(directory, backbone, config, prompts)
+        head, limit = _embedding_spec(directory, architecture, backbone, config, prompts)
         return ModelSpec(architecture, backbone, head, limit, compat=family is COMPAT_ENCODER, bare=bare)
     limit = _tokenizer_limit(directory, backbone)
     head = _classifier_spec(directory, config, label)
@@ -197,7 +197,11 @@ def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
 
 
 def _embedding_spec(
-    directory: Path, backbone: BackboneSpec, config: dict[str, Any], prompts: Mapping[str, str]
+    directory: Path,
+    architecture: str,
+    backbone: BackboneSpec,
+    config: dict[str, Any],
+    prompts: Mapping[str, str],
 ) -> tuple[EmbeddingSpec | ClassifierSpec, int]:
     """Read an encoder without classifier: our own `sie_scorer.json`, or the sentence-transformers layout."""
     scorer = directory / "sie_scorer.json"
@@ -210,7 +214,7 @@ def _embedding_spec(
         limit = whole_number(recipe, "max_seq_length", scorer.name) or backbone.max_length
         return head, min(limit, backbone.max_length)
     if (splade := splade_module(directory)) is not None:
-        return read_splade(directory, splade), _sentence_limit(directory, backbone)
+        return read_splade(directory, architecture, splade), _sentence_limit(directory, backbone)
     if not (directory / "modules.json").exists():
         raise UnsupportedCheckpoint(
             "the checkpoint is an encoder without a head (no classifier, no modules.json), so it can neither score "

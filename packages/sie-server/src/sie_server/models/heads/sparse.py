@@ -42,10 +42,66 @@ class M3Spec(EmbeddingSpec):
         return True
 
 
+@dataclass(frozen=True)
+class MaskedHead:
+    """The names of a masked language model's head, and the fields of config.json that it depends on."""
+
+    dense: str
+    norm: str
+    decoder: str
+    bias: str  # of the decoder, where its matrix is the word embeddings
+    words: str  # the word embeddings
+    activation: str | None = "hidden_act"  # None: gelu
+    eps: str | None = "layer_norm_eps"  # None: 1e-12
+    optional: bool = False  # ModernBERT: each bias has a field of its own
+
+
+def _lm_head(prefix: str) -> MaskedHead:
+    names = ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+    return MaskedHead(*names, f"{prefix}.embeddings.word_embeddings", activation=None)
+
+
+# by architecture; the classes of transformers 5 that end with `ForMaskedLM`
+MASKED_HEADS = {
+    "BertForMaskedLM": MaskedHead(
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.decoder",
+        "cls.predictions.bias",
+        "bert.embeddings.word_embeddings",
+    ),
+    "CamembertForMaskedLM": _lm_head("roberta"),
+    "DistilBertForMaskedLM": MaskedHead(
+        "vocab_transform",
+        "vocab_layer_norm",
+        "vocab_projector",
+        "vocab_projector.bias",
+        "distilbert.embeddings.word_embeddings",
+        activation="activation",
+        eps=None,
+    ),
+    "MPNetForMaskedLM": _lm_head("mpnet"),
+    "ModernBertForMaskedLM": MaskedHead(
+        "head.dense",
+        "head.norm",
+        "decoder",
+        "decoder.bias",
+        "model.embeddings.tok_embeddings",
+        activation="classifier_activation",
+        eps="norm_eps",
+        optional=True,
+    ),
+    "RobertaForMaskedLM": _lm_head("roberta"),
+    "XLMRobertaForMaskedLM": _lm_head("roberta"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpladeSpec(EmbeddingSpec):
     """A masked language model whose vector has one entry per vocabulary entry."""
 
+    head: MaskedHead
+    biases: tuple[bool, bool, bool]  # of dense, norm and decoder
     activation_name: str  # of the head's transform
     eps: float
     tied: bool  # the output matrix is the word embeddings
@@ -85,8 +141,8 @@ def splade_module(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / "modules.json"
     if not path.exists():
-        masked = read_json(directory / "config.json").get("architectures") == ["BertForMaskedLM"]
-        return {} if masked else None
+        named = read_json(directory / "config.json").get("architectures") or [None]
+        return {} if named[0] in MASKED_HEADS else None
     for module in read_json(path, list):
         if isinstance(module, dict) and str(module.get("type", "")).endswith(".SpladePooling"):
             config: dict[str, Any] = read_json(inside(directory, str(module["path"])) / "config.json")
@@ -94,16 +150,17 @@ def splade_module(directory: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_splade(directory: Path, pooling: dict[str, Any]) -> SpladeSpec:
-    """Read a sentence-transformers `SparseEncoder` over `BertForMaskedLM`.
+def read_splade(directory: Path, architecture: str, pooling: dict[str, Any]) -> SpladeSpec:
+    """Read a sentence-transformers `SparseEncoder` over a masked language model.
 
     Raises:
         UnsupportedCheckpoint: the architecture, the pooling or the activation is another one.
     """
     config = read_json(directory / "config.json")
-    if config.get("architectures") != ["BertForMaskedLM"]:
+    head = MASKED_HEADS.get(architecture)
+    if head is None:
         raise UnsupportedCheckpoint(
-            f"SpladePooling is supported for BertForMaskedLM only, got {config.get('architectures')}"
+            f"SpladePooling needs a masked language model, got {architecture!r}; supported: {', '.join(MASKED_HEADS)}"
         )
     strategy = pooling.get("pooling_strategy", "max")
     function = pooling.get("activation_function", "relu")
@@ -111,11 +168,22 @@ def read_splade(directory: Path, pooling: dict[str, Any]) -> SpladeSpec:
         raise UnsupportedCheckpoint(
             f"SpladePooling {strategy!r} of {function!r} is not supported; supported: max or sum of relu or log1p_relu"
         )
+    activation = config.get(head.activation, "gelu") if head.activation else "gelu"
+    if activation not in ACTIVATIONS:
+        raise UnsupportedCheckpoint(
+            f"{head.activation} {activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    defaults = {"classifier_bias": False, "norm_bias": False, "decoder_bias": True}
+    dense, norm, decoder = (
+        bool(config.get(name, default)) or not head.optional for name, default in defaults.items()
+    )
     return SpladeSpec(
         ("cls",),
         False,
-        activation_name=config.get("hidden_act", "gelu"),
-        eps=config.get("layer_norm_eps", 1e-12),
+        head=head,
+        biases=(dense, norm, decoder),
+        activation_name=activation,
+        eps=config.get(head.eps, 1e-5 if head.optional else 1e-12) if head.eps else 1e-12,
         tied=config.get("tie_word_embeddings", True),
         sums=strategy == "sum",
         twice=function == "log1p_relu",
@@ -146,20 +214,18 @@ class SpladeHead:
 
     def __init__(self, spec: SpladeSpec, backbone: BackboneSpec, weights: Weights) -> None:
         size, vocabulary, fp32 = backbone.hidden_size, backbone.vocab_size, torch.float32
-        head = weights.at("cls.predictions")
+        names, (dense, norm, decoder) = spec.head, spec.biases
         self.spec = spec
-        self.dense = Linear.load(head, "transform.dense", size, size, dtype=fp32)
-        self.norm = LayerNorm.load(head, "transform.LayerNorm", size, spec.eps, fp32)
-        bias = head.take("bias", vocabulary, dtype=fp32)
+        self.dense = Linear.load(weights, names.dense, size, size, dtype=fp32, bias=dense)
+        self.norm = LayerNorm.load(weights, names.norm, size, spec.eps, fp32, bias=norm)
+        # where the decoder is not the word embeddings, it has its own bias, and transformers does not use the other one
+        bias = weights.take(names.bias, vocabulary, dtype=fp32) if decoder else None
+        table = names.words if spec.tied else names.decoder
+        if not spec.tied and decoder:
+            bias = weights.take(f"{names.decoder}.bias", vocabulary, dtype=fp32)
         # not registered under a name: its input is one sequence at a time, so no adapter could be applied to it
-        table = weights.at("bert.embeddings")
-        if spec.tied:
-            self.out = Linear(table.take("word_embeddings.weight", vocabulary, size, dtype=fp32), bias)
-        else:
-            # the decoder has its own bias, and transformers does not use the other one
-            decoder = head.at("decoder")
-            weight = decoder.take("weight", vocabulary, size, dtype=fp32)
-            self.out = Linear(weight, decoder.take("bias", vocabulary, dtype=fp32))
+        self.out = Linear(weights.take(f"{table}.weight", vocabulary, size, dtype=fp32), bias)
+        weights.leave(f"{names.decoder}.")  # a copy of the word embeddings in older files
 
     def transformed(self, hidden: Tensor) -> Tensor:
         """Return the input of the output matrix, [rows, hidden] fp32, from [rows, hidden] of the whole batch."""
