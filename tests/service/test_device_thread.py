@@ -73,7 +73,7 @@ async def test_every_waiting_request_fails_and_later_ones_are_refused() -> None:
     deaths: list[SIEError] = []
     worker = DeviceWorker(1000, 1, Metrics(), deaths.append)
     jobs = [build_job(("score",), [Tokens(np.zeros(60, np.int32), 60)], [False]) for _ in range(3)]
-    runs = (worker.run(PanickingEngine(), job, RequestTiming()) for job in jobs)  # type: ignore[arg-type]
+    runs = (worker.run(PanickingEngine(), [job], RequestTiming()) for job in jobs)  # type: ignore[arg-type]
     async with asyncio.timeout(10):
         failures = await asyncio.gather(*runs, return_exceptions=True)
         assert all(isinstance(failure, QueueFull) and "Panic" in failure.message for failure in failures)

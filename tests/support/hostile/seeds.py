@@ -58,6 +58,16 @@ JSON_ONLY = [
     ("/v1/ranking", {"model": BERT, "query": {"text": "a"}, "passages": [{"text": "b"}], "truncate": "END"}),
     ("/score", {"model": BERT, "queries": "a", "documents": ["b", "c"]}),
     ("/v1/score", {"model": BERT, "text_1": "a", "text_2": ["c", "d"]}),
+    ("/v1/score", {"model": BERT, "queries": ["a", "b"], "documents": ["c", "d"]}),
+    ("/v1/reranking", {"model": BERT, "query": "a", "input": ["b"], "top_k": 1, "return_input": "true"}),
+    (
+        "/api/v1/services/rerank/text-rerank/text-rerank",
+        {"model": BERT, "input": {"query": "a", "documents": ["b"]}, "parameters": {"top_n": "1"}},
+    ),
+    (
+        "/pinecone/rerank",
+        {"model": BERT, "query": "a", "documents": [{"text": "b"}], "parameters": {"truncate": "END"}},
+    ),
     ("/embed", {"model": ENCODER, "inputs": ["a"], "truncate": True, "normalize": True}),
     ("/v1/admin/load", {"model": BERT, "pin": True}),
     ("/v1/admin/adapters/unload", {"model": BERT, "adapter": "a"}),

@@ -123,10 +123,9 @@ class Simulation:
             Tokens(np.full(self.tokens_per_document, i, np.int32), self.tokens_per_document)
             for i in range(caller.documents)
         ]
-        ticket = Ticket(
-            self.model, build_job(("score",), sequences, [False] * caller.documents), caller.priority
-        )
-        admitted.queued(ticket.job)
+        job = build_job(("score",), sequences, [False] * caller.documents)
+        ticket = Ticket(self.model, job, priority=caller.priority)
+        admitted.queued(job.tokens)
         self.queue.admit(ticket)
         caller.ticket, self._callers[ticket] = ticket, caller
         self._at(self.now + caller.patience, self._leave, caller)
@@ -156,7 +155,7 @@ class Simulation:
         self._running = None
         for ticket in batch.tickets:
             caller = self._callers[ticket]
-            last = ticket.job.work[-1]
+            last = ticket.work[-1]
             if last in batch.works and caller.left is None and caller.block:
                 caller.answered = self.now
                 caller.block.__exit__(None, None, None)

@@ -169,7 +169,7 @@ def test_requests_that_are_being_tokenised_count() -> None:
         admitted = [earlier.enter_context(policy.admit(arrival(), 4000)) for _ in range(20)]
         with pytest.raises(QueueFull), policy.admit(arrival(), 4000):
             pass
-        admitted[0].queued(build_job(("score",), [], []))
+        admitted[0].queued(0)
         with policy.admit(arrival(), 4000):
             pass
     with policy.admit(arrival(), 4000):
@@ -231,5 +231,5 @@ def test_the_limit_comes_back_after_the_overload() -> None:
 
 def test_a_ticket_keeps_its_lane_while_it_shrinks() -> None:
     model = Model()
-    ticket = Ticket(model, build_job(("score",), [], []), "bulk")
+    ticket = Ticket(model, build_job(("score",), [], []), priority="bulk")
     assert ticket.demand.bulk and not Ticket(model, build_job(("score",), [], [])).demand.bulk

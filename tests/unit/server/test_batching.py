@@ -98,13 +98,13 @@ def test_a_small_request_passes_a_bulk_request() -> None:
     queue.take()
     queue.admit(small)
     batch = queue.take()
-    assert batch is not None and batch.works[0].job is small.job
+    assert batch is not None and batch.works[0].job in small.jobs
 
 
 @pytest.mark.parametrize("priority", [None, "bulk"])
 def test_a_small_request_waits_for_at_most_one_batch_of_a_bulk_request(priority: Priority | None) -> None:
     model = Model()
-    bulk = Ticket(model, job_of(*[50] * 400), priority)
+    bulk = Ticket(model, job_of(*[50] * 400), priority=priority)
     queue = queue_of(bulk, max_tokens=100_000)
     for _ in range(60):
         queue.take()
@@ -119,7 +119,7 @@ def test_a_small_request_waits_for_at_most_one_batch_of_a_bulk_request(priority:
 
 def test_a_large_request_may_ask_for_the_interactive_lane() -> None:
     model = Model()
-    large, bulk = Ticket(model, job_of(*[50] * 80), "interactive"), Ticket(model, job_of(*[50] * 80))
+    large, bulk = Ticket(model, job_of(*[50] * 80), priority="interactive"), Ticket(model, job_of(*[50] * 80))
     queue = queue_of(bulk, large, max_tokens=100_000)
     while not large.exhausted:
         queue.take()
@@ -130,7 +130,7 @@ def test_a_large_request_may_ask_for_the_interactive_lane() -> None:
 def test_a_large_request_is_never_starved(priority: Priority | None, share: float) -> None:
     """With one small request always queued, a large request still gets its share of the device."""
     model = Model()
-    bulk = Ticket(model, job_of(*[100] * 20), priority)
+    bulk = Ticket(model, job_of(*[100] * 20), priority=priority)
     small = Ticket(model, job_of(100))
     queue = queue_of(bulk, small)
     work_done = 0
@@ -200,7 +200,7 @@ def test_equal_requests_are_first_come_first_served() -> None:
     model = Model()
     tickets = [Ticket(model, job_of(100, 100)) for _ in range(5)]
     order = [batch.works[0].job for batch in drain(queue_of(*tickets))]
-    assert order == [ticket.job for ticket in tickets for _ in range(2)]
+    assert order == [job for ticket in tickets for job in ticket.jobs for _ in range(2)]
 
 
 def test_a_full_queue_refuses_with_a_retry_time() -> None:
@@ -227,5 +227,5 @@ def test_a_dropped_request_is_not_computed_further() -> None:
     queue.take()
     queue.drop(gone)
     queue.drop(gone)
-    assert all(work.job is stays.job for batch in drain(queue) for work in batch.works)
+    assert all(work.job in stays.jobs for batch in drain(queue) for work in batch.works)
     assert queue.tokens_waiting == 0

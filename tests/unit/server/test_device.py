@@ -64,7 +64,7 @@ async def test_the_device_thread_runs_jobs_if_affinity_is_unknown(monkeypatch: p
     worker = DeviceWorker(max_queue_tokens=1000, cpu_threads=0, metrics=Metrics())
     try:
         job = _job(4, 2)
-        await asyncio.wait_for(worker.run(LengthEngine(), job, RequestTiming()), 10)  # type: ignore[arg-type]
+        await asyncio.wait_for(worker.run(LengthEngine(), [job], RequestTiming()), 10)  # type: ignore[arg-type]
     finally:
         await asyncio.to_thread(worker.close)
     assert job.results == [4, 2]

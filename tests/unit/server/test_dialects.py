@@ -43,7 +43,7 @@ def test_every_dialect_reads_its_own_example_and_knows_all_its_fields() -> None:
             fields = fields_of(dialect.example)
             asked = dialect.read(fields)
             fields.finish(strict=True)
-            assert (asked.query, len(asked.documents)) == ("what do stars burn?", 2)
+            assert (asked.queries[0], len(asked.documents)) == ("what do stars burn?", 2)
             assert asked.model is None and not asked.warnings
 
 
@@ -63,7 +63,7 @@ def test_fields_are_taken_under_any_spelling_and_null_is_absent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "path"), [("x", int, "$.a`"), (["x", 1], list[str], "$.a[1]`"), (1, bool, "$.a`")]
+    ("value", "kind", "path"), [("x", int, "$.a`"), (["x", 1], list[str], "$.a[1]`"), (2, bool, "$.a`")]
 )
 def test_a_wrong_type_is_reported_with_its_path(value: Any, kind: Any, path: str) -> None:
     with pytest.raises(InvalidInput) as caught:

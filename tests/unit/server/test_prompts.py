@@ -277,7 +277,7 @@ async def test_a_prefix_is_freed_with_its_request(tmp_path: Path) -> None:
             return results
 
         engine.run = watch  # type: ignore[method-assign]
-        await worker.run(engine, job, RequestTiming())
+        await worker.run(engine, [job], RequestTiming())
         assert len(seen) > 2 and set(seen) == {3}  # kept between batches
         assert job.prefix.layers == [] and job.input_tokens == tokens
         assert all(isinstance(result, float) for result in job.results)

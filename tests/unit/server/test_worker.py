@@ -62,7 +62,7 @@ def waiting(worker: DeviceWorker) -> int:
 
 
 async def run(worker: DeviceWorker, engine: Any, job: Job) -> list[Any]:
-    await worker.run(engine, job, RequestTiming())
+    await worker.run(engine, [job], RequestTiming())
     return job.results
 
 

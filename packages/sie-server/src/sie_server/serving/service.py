@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ from sie_server.serving.requests.candidates import candidates_of, texts_of, text
 from sie_server.serving.requests.encoding import EncodePlan
 from sie_server.serving.requests.inspection import inspect
 from sie_server.serving.requests.options import ParsedOptions, Route, parse_options
-from sie_server.serving.requests.scoring import ScorePlan
+from sie_server.serving.requests.scoring import ScorePlan, merged
 from sie_server.serving.tokenizing import TokenizerPool
 from sie_server.wire import (
     EncodeParams,
@@ -114,15 +115,36 @@ class Service:
         Raises:
             SIEError: any kind except those of HTTP.
         """
-        name, options = self._options("score", model, request.options, request.instruction, "$")
-        candidates, timing.items = candidates_of(request), len(request.items)
+        return await self.score_each(model, [request], timing)
+
+    async def score_each(
+        self, model: str, requests: Sequence[ScoreRequest], timing: RequestTiming
+    ) -> ScoreResponse:
+        """Score the candidates of several queries as one request, with the options of the first.
+
+        The response has the entries of all queries; every query's are in order of relevance.
+
+        Raises:
+            SIEError: any kind except those of HTTP.
+        """
+        first = requests[0]
+        name, options = self._options("score", model, first.options, first.instruction, "$")
+        each = [candidates_of(request) for request in requests]
+        texts = [text for candidates in each for text in candidates.texts or ()]
+        timing.items = sum(len(request.items) for request in requests)
         async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
-            plan = ScorePlan.build(model, leased.engine, candidates, options, self.config.max_chunks)
-            with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
-                job = await self._tokenize(lambda: plan.job(leased.adapter), candidates.texts or (), timing)
-                timing.tokens = job.input_tokens
-                await self._run(name, leased.engine, job, timing, admitted)
-        return plan.response(job)
+            build = partial(
+                ScorePlan.build, model, leased.engine, parsed=options, max_chunks=self.config.max_chunks
+            )
+            plans = [build(candidates) for candidates in each]
+            characters = sum(plan.characters for plan in plans)
+            with self._admit(leased.engine, characters, options.known, timing) as admitted:
+                jobs = await self._tokenize(
+                    lambda: [plan.job(leased.adapter) for plan in plans], texts, timing
+                )
+                timing.tokens = sum(job.input_tokens for job in jobs)
+                await self._run(name, leased.engine, jobs, timing, admitted)
+        return merged(plans, [plan.response(job) for plan, job in zip(plans, jobs, strict=True)])
 
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
         """Show the sequences that `score` would read for this request, without running the model.
@@ -151,7 +173,7 @@ class Service:
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
                 timing.tokens = job.input_tokens
-                await self._run(name, leased.engine, job, timing, admitted)
+                await self._run(name, leased.engine, [job], timing, admitted)
         return plan.response(job, timing)
 
     def _options(
@@ -203,14 +225,16 @@ class Service:
         return result
 
     async def _run(
-        self, model: str, engine: Engine, job: Job, timing: RequestTiming, admitted: Admitted
+        self, model: str, engine: Engine, jobs: Sequence[Job], timing: RequestTiming, admitted: Admitted
     ) -> None:
-        admitted.queued(job)
-        if job.work:
-            await self.worker.run(engine, job, timing, admitted.arrival.demand.priority)
-        if job.known:
-            await self.worker.score_known(engine, job, timing)
-        self.metrics.tokens.labels(model).inc(job.tokens)
+        tokens = sum(job.tokens for job in jobs)
+        admitted.queued(tokens)
+        if any(job.work for job in jobs):
+            await self.worker.run(engine, jobs, timing, admitted.arrival.demand.priority)
+        for job in jobs:
+            if job.known:
+                await self.worker.score_known(engine, job, timing)
+        self.metrics.tokens.labels(model).inc(tokens)
 
     def death(self) -> str | None:
         """Return why the device thread can no longer answer requests; None: it can."""

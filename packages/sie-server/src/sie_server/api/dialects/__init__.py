@@ -10,17 +10,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from sie_server.api.dialects.dialect import Dialect
-from sie_server.api.dialects.vendors.cohere import COHERE_V1, COHERE_V2
-from sie_server.api.dialects.vendors.jina import INFINITY, JINA
+from sie_server.api.dialects.vendors.hosted.cohere import COHERE_V1, COHERE_V2
+from sie_server.api.dialects.vendors.hosted.dashscope import DASHSCOPE, DASHSCOPE_COMPATIBLE
+from sie_server.api.dialects.vendors.hosted.jina import INFINITY, JINA
+from sie_server.api.dialects.vendors.hosted.mixedbread import MIXEDBREAD
+from sie_server.api.dialects.vendors.hosted.pinecone import PINECONE
+from sie_server.api.dialects.vendors.hosted.voyage import VOYAGE
+from sie_server.api.dialects.vendors.hosted.zeroentropy import ZEROENTROPY
 from sie_server.api.dialects.vendors.nim import NIM
 from sie_server.api.dialects.vendors.tei import TEI
 from sie_server.api.dialects.vendors.vllm import VLLM_RERANK, VLLM_SCORE
-from sie_server.api.dialects.vendors.voyage import VOYAGE
+from sie_server.api.dialects.vendors.weaviate import VLLM_OR_WEAVIATE, WEAVIATE
 
 RERANK: dict[str, tuple[Dialect, ...]] = {
     "/v2/rerank": (COHERE_V2,),
     "/v1/rerank": (VOYAGE, COHERE_V1, JINA),
-    "/rerank": (TEI, VLLM_RERANK),
+    "/rerank": (TEI, WEAVIATE, VLLM_OR_WEAVIATE, VLLM_RERANK),
+    "/v1/reranking": (MIXEDBREAD, JINA),
+    "/reranking": (MIXEDBREAD, JINA),
     "/v1/ranking": (NIM,),
     "/v1/score": (VLLM_SCORE,),
     "/score": (VLLM_SCORE,),
@@ -29,6 +36,15 @@ RERANK: dict[str, tuple[Dialect, ...]] = {
     "/jina/v1/rerank": (JINA,),
     "/voyage/v1/rerank": (VOYAGE,),
     "/infinity/rerank": (INFINITY,),
+    "/mixedbread/v1/reranking": (MIXEDBREAD,),
+    "/pinecone/rerank": (PINECONE,),
+    "/v1/models/rerank": (ZEROENTROPY,),
+    "/zeroentropy/v1/models/rerank": (ZEROENTROPY,),
+    "/api/v1/services/rerank/text-rerank/text-rerank": (DASHSCOPE,),
+    "/compatible-api/v1/reranks": (DASHSCOPE_COMPATIBLE,),
+    "/providers/cohere/v2/rerank": (COHERE_V2,),  # Azure AI Foundry
+    "/providers/cohere/v1/rerank": (COHERE_V1,),
+    "/weaviate/rerank": (WEAVIATE,),
     "/vllm/v2/rerank": (VLLM_RERANK,),
     "/vllm/v1/rerank": (VLLM_RERANK,),
     "/vllm/rerank": (VLLM_RERANK,),

@@ -9,6 +9,7 @@ from typing import Any
 
 from sie_server.api.dialects.fields import Fields
 from sie_server.errors import SIEError
+from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.requests.ranking import activate
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
@@ -30,8 +31,9 @@ class RerankRequest:
     """A request in any dialect, in one vocabulary. None means the server's default."""
 
     model: str | None
-    query: str
+    queries: list[str]  # one for all documents, or one per document
     documents: list[Document]
+    instruction: str | None = None
     top_n: int | None = None
     return_documents: bool = False
     max_document_tokens: int | None = None
@@ -41,8 +43,11 @@ class RerankRequest:
     warnings: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # path in a ScoreRequest → path in the caller's body
 
-    def score_request(self) -> ScoreRequest:
-        """Convert to a score request for raw values. `answer_of` applies the sigmoid for all dialects."""
+    def score_requests(self) -> list[ScoreRequest]:
+        """Convert to one score request per different query, for raw values; ids are the indices of the documents.
+
+        `answer_of` applies the sigmoid for all dialects.
+        """
         options = {
             "normalize": "none",
             "top_n": self.top_n,
@@ -50,8 +55,14 @@ class RerankRequest:
             "max_seq_length": self.max_seq_length,
             "long_document": None if self.truncate else "refuse",
         }
-        items = [Item(id=str(i), text=document.text) for i, document in enumerate(self.documents)]
-        return ScoreRequest(Item(text=self.query), items, options=options)
+        queries = self.queries * len(self.documents) if len(self.queries) == 1 else self.queries
+        items: dict[str, list[Item]] = {}
+        for i, (query, document) in enumerate(zip(queries, self.documents, strict=True)):
+            items.setdefault(query, []).append(Item(id=str(i), text=document.text))
+        return [
+            ScoreRequest(Item(text=query), its_own, self.instruction, options)
+            for query, its_own in items.items()
+        ]
 
     def in_callers_terms(self, message: str) -> str:
         """Replace field paths of a ScoreRequest in a message by those of the caller's body."""
@@ -77,8 +88,14 @@ class Answer:
     model: str
     hits: list[Hit]
     tokens: int
-    candidates: int
+    request: RerankRequest
+    timing: RequestTiming
     warnings: list[str]
+
+    @property
+    def in_order(self) -> list[Hit]:
+        """The hits in the order of the documents."""
+        return sorted(self.hits, key=lambda hit: hit.index)
 
     def results(self, write_document: Callable[[Document], Any], key: str = "document") -> list[Json]:
         """Return `{index, relevance_score}` and, if requested, the document under `key`: strict parsers reject null."""
@@ -89,7 +106,9 @@ class Answer:
         ]
 
 
-def answer_of(request: RerankRequest, answer: ScoreResponse, request_id: str) -> Answer:
+def answer_of(
+    request: RerankRequest, answer: ScoreResponse, request_id: str, timing: RequestTiming
+) -> Answer:
     """Apply the sigmoid to logits unless raw values were requested. Similarities stay unchanged."""
     activation = "sigmoid" if answer.score_type == "logit" and not request.raw else "identity"
     hits = []
@@ -98,7 +117,7 @@ def answer_of(request: RerankRequest, answer: ScoreResponse, request_id: str) ->
         document = request.documents[index] if request.return_documents else None
         hits.append(Hit(index, activate(entry.score, activation), document))
     warnings = [*request.warnings, *(request.in_callers_terms(warning) for warning in answer.warnings or [])]
-    return Answer(request_id, answer.model, hits, answer.usage.input_tokens, len(request.documents), warnings)
+    return Answer(request_id, answer.model, hits, answer.usage.input_tokens, request, timing, warnings)
 
 
 @dataclass(frozen=True)

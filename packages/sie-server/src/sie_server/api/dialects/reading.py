@@ -15,9 +15,11 @@ from sie_server.wire.limits import MAX_ITEMS
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 RankFields = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=100)]
-DOCUMENTS = ("documents", "texts", "passages")
+DOCUMENTS = ("documents", "texts", "passages", "input")
 TOP_N = ("top_n", "top_k")
-RETURN = ("return_documents", "return_text")
+RETURN = ("return_documents", "return_text", "return_input")
+# fields of the vendors' objects for other media, and vLLM's for a list of parts
+MEDIA = ("content", "image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio")
 EXAMPLE = {"query": "what do stars burn?", "documents": ["Stars burn hydrogen.", "Rain falls."]}
 
 
@@ -25,7 +27,7 @@ def read_request(
     fields: Fields,
     documents: list[Document],
     *,
-    query: str | None = None,
+    queries: list[str] | None = None,
     truncate: bool = True,
     truncate_name: str = "truncate",
     zero_is_all: bool = False,
@@ -33,12 +35,14 @@ def read_request(
 ) -> RerankRequest:
     """Read the common fields and return the request; `known` are the fields already read."""
     model = fields.take(str, "model")
-    query = _query(fields) if query is None else query
+    queries = [_query(fields)] if queries is None else queries
+    instruction = _instruction(fields)
     top_n = fields.take(NotNegative if zero_is_all else Positive, *TOP_N) or None
     returned = fields.take(bool, *RETURN)
     names = {
-        "$.query.text": f"$.{fields.spelled['query']}",
-        "$.items": f"$.{fields.spelled['documents']}",
+        "$.query.text": fields.at("query"),
+        "$.items": fields.at("documents"),
+        "$.instruction": fields.at("instruction"),
         "$.options.max_seq_length": "$.truncate_prompt_tokens",
         "$.options.": "$.",
         "long_document 'refuse'": f"`{truncate_name}`",
@@ -46,8 +50,9 @@ def read_request(
     }
     return RerankRequest(
         model,
-        query,
+        queries,
         documents,
+        instruction=instruction,
         top_n=top_n,
         return_documents=bool(returned),
         truncate=truncate,
@@ -62,8 +67,31 @@ def _query(fields: Fields) -> str:
     sent: Any = fields.need(object, "query")
     query = sent.get("text") if isinstance(sent, dict) else sent
     if not isinstance(query, str):
-        raise InvalidInput("expected a string or an object with `text` - at `$.query`")
+        raise InvalidInput(f"expected a string or an object with `text` - at `{fields.at('query')}`")
     return query
+
+
+def _instruction(fields: Fields) -> str | None:
+    """Read the instruction: vLLM's, llama.cpp's and Contextual's `instruction`, or SGLang's and DashScope's `instruct`.
+
+    vLLM also takes it as a variable of the chat template. An empty one is none.
+
+    Raises:
+        InvalidInput: two places name different instructions.
+    """
+    given = fields.take(str, "instruction", "instruct")
+    variables = fields.inside("chat_template_kwargs")
+    inner = variables.take(str, "instruction")
+    variables.finish(strict=False)
+    fields.warnings += variables.warnings
+    if inner and given and inner != given:
+        raise InvalidInput(
+            f"this instruction differs from {fields.at('instruction')}; send only one "
+            f"- at `{variables.at('instruction')}`"
+        )
+    if inner and not given:
+        fields.spelled["instruction"] = "chat_template_kwargs.instruction"
+    return given or inner or None
 
 
 def documents_of(fields: Fields, rank_fields: list[str] | None = None) -> list[Document]:
@@ -73,11 +101,11 @@ def documents_of(fields: Fields, rank_fields: list[str] | None = None) -> list[D
         InvalidInput: the list is empty, or a document has no text.
     """
     sent = fields.need(list[Any], *DOCUMENTS)
-    name = fields.spelled["documents"]
+    name, path = fields.spelled["documents"], fields.at("documents")
     if not sent:
-        raise InvalidInput(f"expected at least one document in {name} - at `$.{name}`")
+        raise InvalidInput(f"expected at least one document in {name} - at `{path}`")
     check_number(sent, name)
-    return [_document(one, f"$.{name}[{i}]", rank_fields) for i, one in enumerate(sent)]
+    return [_document(one, f"{path}[{i}]", rank_fields) for i, one in enumerate(sent)]
 
 
 def check_number(texts: list[Any], name: str) -> None:
@@ -96,9 +124,16 @@ def _document(sent: Any, path: str, rank_fields: list[str] | None) -> Document:
     if rank_fields and rank_fields != ["text"]:
         return Document(_joined(sent, path, rank_fields), sent)
     if not isinstance(sent.get("text"), str):
-        hint = " (or list its fields in `rank_fields`)" if sent and "text" not in sent else ""
-        raise InvalidInput(f"a document object needs a string in `text`{hint} - at `{path}.text`")
+        raise InvalidInput(f"a document object needs a string in `text`{_hint(sent)} - at `{path}.text`")
     return Document(sent["text"], sent)
+
+
+def _hint(sent: Json) -> str:
+    """Return what to do about a document object without `text`."""
+    medium = next((name for name in MEDIA if name in sent), None)
+    if medium:
+        return f"; this server reads text, not `{medium}`"
+    return " (or list its fields in `rank_fields`)" if sent and "text" not in sent else ""
 
 
 def _joined(sent: Json, path: str, rank_fields: list[str]) -> str:

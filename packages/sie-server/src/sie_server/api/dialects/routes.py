@@ -28,21 +28,21 @@ async def rerank(request: Request) -> Response:
     """POST to any path of `RERANK`"""
     service, timing = service_of(request), request.state.timing
 
-    def parse(body: dict[str, msgspec.Raw]) -> tuple[Dialect, RerankRequest, ScoreRequest]:
+    def parse(body: dict[str, msgspec.Raw]) -> tuple[Dialect, RerankRequest, list[ScoreRequest]]:
         dialect = request.state.dialect = dialect_of(request.scope["path"], body)  # `on_error` reads it
         fields = Fields(body)
         parsed = dialect.read(fields)
         fields.finish(strict=dialect.strict)
-        return dialect, parsed, parsed.score_request()
+        return dialect, parsed, parsed.score_requests()
 
     check_unread(request)
-    dialect, parsed, score = await read(request, BODY, convert=parse)
+    dialect, parsed, requests = await read(request, BODY, convert=parse)
     model = _model(request, parsed.model)
     try:
-        answer = await unless_gone(request, service.score(model, score, timing))
+        answer = await unless_gone(request, service.score_each(model, requests, timing))
     except InvalidInput as error:
         raise InvalidInput(parsed.in_callers_terms(error.message)) from None
-    written = answer_of(parsed, answer, request.state.request_id)
+    written = answer_of(parsed, answer, request.state.request_id, timing)
     return _json(dialect.write(written), timing, written.warnings)
 
 

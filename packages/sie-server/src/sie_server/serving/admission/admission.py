@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from sie_server.engine.job import Job
 from sie_server.errors import QueueFull
 from sie_server.serving.admission.patience import Patience
 from sie_server.serving.device.queue import Demand, Model, Place
@@ -133,10 +132,10 @@ class Admitted:
         """`forget` ends its place among the requests that have no job yet."""
         self.arrival, self._characters, self._ratios, self.forget = arrival, characters, ratios, forget
 
-    def queued(self, job: Job) -> None:
-        """Note that the job enters the queue."""
+    def queued(self, tokens: int) -> None:
+        """Note that the request's jobs, which have `tokens` in all, enter the queue."""
         self.forget()
-        self._ratios.observe(self.arrival.demand.model, self._characters, job.tokens)
+        self._ratios.observe(self.arrival.demand.model, self._characters, tokens)
 
 
 class Admission:

@@ -82,16 +82,18 @@ class Place:
 
 
 class Ticket(Place):
-    """A job in the queue."""
+    """A request in the queue: one job, or one per query. The queue treats their work as that of one job."""
 
-    def __init__(self, model: Model, job: Job, priority: Priority | None = None) -> None:
-        super().__init__(Demand(model, job.tokens, priority))
-        self.job, self.next_work = job, 0
+    def __init__(self, model: Model, *jobs: Job, priority: Priority | None = None) -> None:
+        super().__init__(Demand(model, sum(job.tokens for job in jobs), priority))
+        self.jobs = dict.fromkeys(jobs)  # in order
+        self.work = [work for job in jobs for work in job.work]
+        self.next_work = 0
 
     @property
     def exhausted(self) -> bool:
         """True when all its work has been handed out."""
-        return self.next_work >= len(self.job.work)
+        return self.next_work >= len(self.work)
 
 
 T = TypeVar("T", bound=Ticket)
@@ -244,7 +246,7 @@ def tokens_of(works: Iterable[Work]) -> int:
 
 def _take_from(ticket: Ticket, room: int, *, at_least_one: bool) -> list[Work]:
     """Take the next work of a ticket, as much as fits into `room` tokens."""
-    first, work = ticket.next_work, ticket.job.work
+    first, work = ticket.next_work, ticket.work
     while not ticket.exhausted:
         size = len(work[ticket.next_work].tokens)
         if size > room and not (at_least_one and ticket.next_work == first):

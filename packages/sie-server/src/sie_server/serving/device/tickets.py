@@ -1,9 +1,10 @@
-"""Jobs of callers that wait on the event loop, and the delivery of their results."""
+"""Requests whose callers wait on the event loop, and the delivery of their results."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sie_server.engine.engine import Engine
@@ -17,25 +18,31 @@ from sie_server.wire import Priority
 class PendingTicket(Ticket):
     """A ticket that a coroutine on the event loop waits for."""
 
-    def __init__(self, engine: Engine, job: Job, timing: RequestTiming, priority: Priority | None) -> None:
-        super().__init__(engine, job, priority)
+    def __init__(
+        self, engine: Engine, jobs: Sequence[Job], timing: RequestTiming, priority: Priority | None
+    ) -> None:
+        super().__init__(engine, *jobs, priority=priority)
         self.engine, self.timing = engine, timing
-        self.unfinished = len(job.work)
+        self.unfinished = len(self.work)
         self.submitted = time.perf_counter()
         self.started = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def failure(self, failures: Mapping[Job, SIEError]) -> SIEError | None:
+        """Return the error of the first of its jobs that failed."""
+        return next((failures[job] for job in self.jobs if job in failures), None) if failures else None
+
 
 def deliver(batch: Batch[PendingTicket], failures: dict[Job, SIEError], start: float, end: float) -> None:
-    """On the event loop: record the times, and wake the callers whose job has finished or failed."""
+    """On the event loop: record the times, and wake the callers whose jobs have finished or failed."""
     for ticket in batch.tickets:
         if not ticket.started:
             ticket.started = True
             ticket.timing.queue_ms += (start - ticket.submitted) * 1e3
         ticket.timing.inference_ms += (end - start) * 1e3
-        ticket.unfinished -= sum(1 for work in batch.works if work.job is ticket.job)
-        if ticket.job in failures:
-            resolve(ticket.done, None, failures[ticket.job])
+        ticket.unfinished -= sum(1 for work in batch.works if work.job in ticket.jobs)
+        if failure := ticket.failure(failures):
+            resolve(ticket.done, None, failure)
         elif ticket.unfinished == 0:
             resolve(ticket.done, None, None)
 

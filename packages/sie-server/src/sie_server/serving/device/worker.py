@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -88,14 +88,14 @@ class DeviceWorker:
             self._queue.forget(place)
 
     async def run(
-        self, engine: Engine, job: Job, timing: RequestTiming, priority: Priority | None = None
+        self, engine: Engine, jobs: Sequence[Job], timing: RequestTiming, priority: Priority | None = None
     ) -> None:
-        """Wait until `job` has all its results. Cancelling the wait drops the work that has not started.
+        """Wait until the jobs of one request have all their results. Cancelling the wait drops the rest of the work.
 
         Raises:
             QueueFull, InferenceError, ResourceExhausted
         """
-        ticket = PendingTicket(engine, job, timing, priority)
+        ticket = PendingTicket(engine, jobs, timing, priority)
         with self._wake:
             if self._closed:
                 raise self._failure or _stopping()
@@ -112,7 +112,8 @@ class DeviceWorker:
         finally:
             with self._wake:
                 self._pending.discard(ticket)
-            job.release()
+            for job in jobs:
+                job.release()
 
     def _drop(self, ticket: PendingTicket) -> None:
         self._queue.drop(ticket)
@@ -254,7 +255,7 @@ class DeviceWorker:
             engine.tokens_per_second += 0.2 * (tokens / (end - start) - engine.tokens_per_second)
         with self._wake:
             for ticket in batch.tickets:
-                if ticket.job in failures:
+                if ticket.failure(failures):
                     self._drop(ticket)
         self._loop.call_soon_threadsafe(deliver, batch, failures, start, end)
         self.health.batch_ended(engine, failed=all_failed(batch.works, failures))

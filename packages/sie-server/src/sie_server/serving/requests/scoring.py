@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Chunking, Job, M3Scoring, ScoreTexts
@@ -15,7 +15,7 @@ from sie_server.models.spec import ClassifierSpec
 from sie_server.serving.requests import truncation
 from sie_server.serving.requests.candidates import CHARS_PER_TOKEN, Candidates, characters_of
 from sie_server.serving.requests.options import ParsedOptions, refuse_instruction
-from sie_server.serving.requests.ranking import per_document, rank
+from sie_server.serving.requests.ranking import item_id, per_document, rank
 from sie_server.serving.requests.score_options import (
     Scale,
     chunking_of,
@@ -151,6 +151,25 @@ class ScorePlan:
             return warnings
         most, texts = self.options.max_document_tokens, self.candidates.texts
         return warnings + truncation.text_warnings(job, truncated, texts, self.engine, self.limit, most)
+
+
+def merged(plans: Sequence[ScorePlan], responses: Sequence[ScoreResponse]) -> ScoreResponse:
+    """Return the responses to several queries as one; warnings about texts name the first item of their query."""
+    if len(responses) == 1:
+        return responses[0]
+    shared = plans[0].warnings
+    warnings = list(shared)
+    for plan, response in zip(plans, responses, strict=True):
+        first = item_id(plan.candidates.request.items, 0)
+        warnings += [f"item {first}: {text}" for text in (response.warnings or [])[len(shared) :]]
+    return structs.replace(
+        responses[0],
+        query_id=None,
+        scores=[entry for response in responses for entry in response.scores],
+        usage=Usage(sum(response.usage.input_tokens for response in responses)),
+        query_truncated=any(response.query_truncated is True for response in responses) or UNSET,
+        warnings=warnings or UNSET,
+    )
 
 
 def _require_score(model: str, engine: Engine) -> None:

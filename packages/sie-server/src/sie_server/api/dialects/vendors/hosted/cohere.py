@@ -31,10 +31,16 @@ def _read_v2(fields: Fields) -> RerankRequest:
     return read_request(fields, documents, max_document_tokens=most)
 
 
+def no_effect_on_answers(fields: Fields) -> None:
+    """Take the fields of Xinference's clients: every answer counts tokens, and `kwargs` repeats other fields."""
+    fields.is_met("return_len", "kwargs")
+
+
 def _read_v1(fields: Fields) -> RerankRequest:
     documents = documents_of(fields, fields.take(RankFields, "rank_fields"))
     most = fields.take(Positive, "max_tokens_per_doc")
     fields.has_no_effect("max_chunks_per_doc", NO_CHUNKS)
+    no_effect_on_answers(fields)
     return read_request(fields, documents, max_document_tokens=most)
 
 
@@ -45,11 +51,11 @@ def as_sent(document: Document) -> Json:
 
 def meta(answer: Answer, version: str) -> Json:
     """Return the usage in Cohere's search units and in tokens."""
-    units = math.ceil(answer.candidates / DOCUMENTS_PER_UNIT)
+    units = math.ceil(len(answer.request.documents) / DOCUMENTS_PER_UNIT)
     written: Json = {
         "api_version": {"version": version},
         "billed_units": {"search_units": units},
-        "tokens": {"input_tokens": answer.tokens},
+        "tokens": {"input_tokens": answer.tokens, "output_tokens": 0},  # Xinference's clients need both
     }
     return written | ({"warnings": answer.warnings} if answer.warnings else {})
 
@@ -66,12 +72,17 @@ def _write_error(error: SIEError) -> Json:
     return {"message": error.message}
 
 
+def _write_v1_error(error: SIEError) -> Json:
+    """Write an error with the key that Xinference's client reads in addition to Cohere's."""
+    return {"message": error.message, "detail": error.message}
+
+
 COHERE_V2 = Dialect("Cohere v2", _read_v2, _write_v2, _write_error, EXAMPLE, strict=True)
 COHERE_V1 = Dialect(
     "Cohere v1",
     _read_v1,
     _write_v1,
-    _write_error,
+    _write_v1_error,
     EXAMPLE,
     claims=marked_by("rank_fields", "max_chunks_per_doc"),
 )

@@ -1,7 +1,7 @@
 """Jina's rerank API, and infinity's, which is derived from it. Sources: api.jina.ai/redoc; infinity's openapi.json.
 
-A body of only model, query, documents and top_n may also come from Cohere's v1 client, so the response also contains
-Cohere's `id` and `meta`, which Jina's lacks.
+A body of only model, query, documents and top_n may also come from clients of Cohere's v1, Xinference, Together,
+Contextual, SiliconFlow or Fireworks. The response has the keys of all of them.
 """
 
 from __future__ import annotations
@@ -9,18 +9,32 @@ from __future__ import annotations
 from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.reading import EXAMPLE, Positive, documents_of, read_request, usage
-from sie_server.api.dialects.vendors import cohere
-from sie_server.errors import SIEError
+from sie_server.api.dialects.vendors.hosted import cohere
+from sie_server.errors import InvalidInput, SIEError
 
 
 def _read(fields: Fields) -> RerankRequest:
     documents = documents_of(fields)
     most = fields.take(Positive, "max_tokens_per_doc", "max_doc_length")
+    cohere.no_effect_on_answers(fields)
+    _read_contextual(fields, len(documents))
     return read_request(fields, documents, max_document_tokens=most)
+
+
+def _read_contextual(fields: Fields, documents: int) -> None:
+    """Read Contextual's `metadata`: a text per document, which only its own service puts into the prompt."""
+    metadata = fields.take(list[str], "metadata")
+    if metadata and len(metadata) != documents:
+        raise InvalidInput(
+            f"{len(metadata)} texts for {documents} documents; send one for each - at `{fields.at('metadata')}`"
+        )
+    if metadata and any(metadata):
+        fields.warnings.append("`metadata` was ignored: put it into the documents")
 
 
 def _write(answer: Answer) -> Json:
     return {
+        "object": "rerank",  # Together's
         "model": answer.model,
         "usage": usage(answer.tokens),
         "results": answer.results(cohere.as_sent),
