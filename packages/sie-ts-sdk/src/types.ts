@@ -206,6 +206,8 @@ export interface ModelInfo {
   license?: string | null;
   description?: string | null;
   compat?: boolean;
+  /** A reason to doubt the scores of this checkpoint. */
+  warning?: string | null;
   source?: string | null;
   pinned?: boolean;
   memoryBytes?: number;

@@ -110,6 +110,7 @@ export interface ModelInfo {
   license?: string | null;
   description?: string | null;
   compat?: boolean;
+  warning?: string | null;
   source?: string | null;
   pinned?: boolean;
   memory_bytes?: number;

@@ -166,9 +166,15 @@ def roughen_decoder(model: torch.nn.Module, family: str = "") -> None:
 
 @cached
 def make_decoder(
-    directory: Path, family: str, *, positions: int = 1024, seed: int = 0, **fields: Any
+    directory: Path,
+    family: str,
+    *,
+    positions: int = 1024,
+    seed: int = 0,
+    labels: int = 0,
+    **fields: Any,
 ) -> Path:
-    """Write a random decoder of `family` to `directory` with `save_pretrained`."""
+    """Write a random decoder of `family` to `directory` with `save_pretrained`; with `labels` as a classifier."""
     config_class, model_class, build_tokenizer, _, own = DECODERS[family]
     tokenizer = build_tokenizer()
     shape: dict[str, Any] = {
@@ -182,13 +188,16 @@ def make_decoder(
     }
     shape.update(own | fields)
     torch.manual_seed(seed)
-    model = model_class(
-        config_class(
-            vocab_size=tokenizer.get_vocab_size() + 24,  # real embedding tables have unused rows
-            max_position_embeddings=positions,
-            **shape,
-        )
+    config = config_class(
+        vocab_size=tokenizer.get_vocab_size() + 24,  # real embedding tables have unused rows
+        max_position_embeddings=positions,
+        **shape,
     )
+    if labels:
+        config.num_labels = labels
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    else:
+        model = model_class(config)
     roughen_decoder(model, family)
     directory.mkdir(parents=True, exist_ok=True)
     model.eval().save_pretrained(directory)

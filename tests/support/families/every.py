@@ -54,9 +54,9 @@ def _one(make: Callable[..., Path], *args: Any, **kwargs: Any) -> Callable[[Path
     return lambda directory: Made(make(directory / "checkpoint", *args, **kwargs))
 
 
-def _decoder(family: str) -> Callable[[Path], Made]:
+def _decoder(family: str, **kwargs: Any) -> Callable[[Path], Made]:
     template = DECODERS[family][3]
-    return lambda directory: Made(make_decoder(directory / "checkpoint", family), template)
+    return lambda directory: Made(make_decoder(directory / "checkpoint", family, **kwargs), template)
 
 
 def _relative(name: str) -> Callable[[Path], Made]:
@@ -109,6 +109,7 @@ STANFORD = {
 EVERY: dict[str, Family] = {
     **{name: Family(_one(make_cross_encoder, name, max_length=96), 96) for name in FAMILIES},
     **{f"decoder {name}": Family(_decoder(name), 1024, 1e-3) for name in DECODERS},
+    **{f"score head {name}": Family(_decoder(name, labels=1), 1024, 1e-3) for name in ("gemma2", "qwen3")},
     "ColBERT, Stanford": Family(_one(make_stanford, "bert", STANFORD), 60),
     "ColBERT, PyLate": Family(_one(make_pylate, "bert"), 60),
     "ColBERT, ModernBERT": Family(_one(make_pylate, "modernbert", dims=(32, 24)), 60),

@@ -6,7 +6,7 @@ Any other architecture is refused with the list of those below; no class is gues
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -36,6 +36,7 @@ from sie_server.models.families.decoders.llama_ranker import (
     read_llama_bidirectional,
     read_llama_nemotron_vl,
 )
+from sie_server.models.families.decoders.score_head import score_head
 from sie_server.models.families.decoders.vision_language import (
     jina_m0_classifier,
     read_qwen2_vl,
@@ -172,6 +173,16 @@ PROMPTED = {
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder, "model", prompted=True),
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder, "model", prompted=True),
 }
+# the same decoders saved as classifiers
+SCORE_HEADS = {
+    "Gemma2ForSequenceClassification":
+        Family(read_gemma2, Gemma2Decoder, "model", score_head, prompted=True),
+    "GemmaForSequenceClassification": Family(read_gemma, Decoder, "model", score_head, prompted=True),
+    "LlamaForSequenceClassification": Family(read_llama, Decoder, "model", score_head, prompted=True),
+    "MistralForSequenceClassification": Family(read_mistral, Decoder, "model", score_head, prompted=True),
+    "Qwen2ForSequenceClassification": Family(read_qwen2, Decoder, "model", score_head, prompted=True),
+    "Qwen3ForSequenceClassification": Family(read_qwen3, Decoder, "model", score_head, prompted=True),
+}
 # vision-language models, for text only
 VISION_LANGUAGE = {
     "JinaVLForRanking": Family(
@@ -221,15 +232,24 @@ BARE = {
     "xlm-roberta": "XLMRobertaModel",
 }
 ARCHITECTURES: dict[str, Family] = (
-    CROSS_ENCODERS | ENCODERS | MASKED | COLBERT | PROMPTED | VISION_LANGUAGE | LISTWISE | DECODER_EMBEDDERS
+    CROSS_ENCODERS
+    | ENCODERS
+    | MASKED
+    | COLBERT
+    | PROMPTED
+    | SCORE_HEADS
+    | VISION_LANGUAGE
+    | LISTWISE
+    | DECODER_EMBEDDERS
 )
 COMPAT = Family(compat.read, compat.CompatModel, classifier=compat.classifier)
+COMPAT_DECODER = replace(COMPAT, prompted=True)
 # the names of its weights are known to the library only
 COMPAT_ENCODER = Family(compat.read, compat.CompatEncoder)
 
 
 def family_of(architecture: str) -> Family:
-    """Return the family of an architecture; `COMPAT` or `COMPAT_ENCODER` for those that only transformers implements.
+    """Return the family of an architecture; one of the three above for those that only transformers implements.
 
     Raises:
         UnsupportedCheckpoint: neither this version nor transformers supports the architecture.
@@ -239,7 +259,7 @@ def family_of(architecture: str) -> Family:
     if compat.serves_encoder(architecture):
         return COMPAT_ENCODER
     if compat.serves(architecture):
-        return COMPAT
+        return COMPAT_DECODER if compat.is_decoder(architecture) else COMPAT
     raise UnsupportedCheckpoint(
         f"config.json names the architecture {architecture!r}, which this version does not support. "
         f"Supported architectures: {known_architectures()}{compat.hint(architecture)}"

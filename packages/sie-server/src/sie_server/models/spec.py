@@ -93,6 +93,8 @@ class CausalSpec(ClassifierSpec):
 class PromptedClassifierSpec(CausalSpec):
     """A reranker that reads a filled template and whose logit comes from its architecture's own classifier."""
 
+    padding: int | None = None  # a token that the classifier takes for padding at the end of a prompt
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseSpec(CausalSpec):
@@ -214,6 +216,7 @@ class ModelSpec:
     max_seq_length: int
     compat: bool = False  # runs through transformers: same scores, but padded and slower
     bare: bool = False  # a model without its head, regardless of the class that the checkpoint was saved from
+    warning: str | None = None  # a reason to doubt the scores, for logs and the model list
 
     @property
     def scores(self) -> bool:

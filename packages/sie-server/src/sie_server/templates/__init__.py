@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from sie_server.files import read_yaml
 
 FORMS = Path(__file__).parent / "forms"
+NONE = "none"  # in place of a template's name: the texts are read as they are
 PLACEHOLDER = re.compile(r"\{(query|document|instruction)\}")
 Cut = Literal["shared", "document", "flag-embedding"]
 Pieces = Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -94,8 +95,10 @@ def template_names() -> list[str]:
     return sorted(path.stem for path in FORMS.glob("*.yaml"))
 
 
-def read_template_file(path: Path) -> RerankTemplate:
-    """Read a `sie_reranker.yaml`: `template: NAME` for a template of this package, else the fields of a template.
+def read_template_file(path: Path) -> tuple[RerankTemplate | str, str | int | None]:
+    """Read a `sie_reranker.yaml`: the NAME of `template: NAME`, or the template that its fields describe.
+
+    The second value is that of `label`, the name or number of the label that a classifier of several scores.
 
     Raises:
         TemplateError: the file is unreadable or not a valid template.
@@ -108,13 +111,17 @@ def read_template_file(path: Path) -> RerankTemplate:
         raise TemplateError(f"{path.name} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise TemplateError(f"{path.name} has no fields; write `template: NAME` or a whole template")
+    label = raw.pop("label", None)
     if "template" in raw:
-        if len(raw) > 1:
+        allowed = {"template", "truncation"} if raw["template"] == NONE else {"template"}
+        if set(raw) - allowed:
             raise TemplateError(
                 f"{path.name} has `template` and other fields; remove `template` or the others"
             )
-        return named_template(str(raw["template"]))
-    return parse_template({"name": path.name, "source": path.name, **raw})
+        if (name := str(raw["template"])) != NONE:
+            named_template(name)
+        return name, label
+    return parse_template({"name": path.name, "source": path.name, **raw}), label
 
 
 def parse_template(raw: dict[str, Any]) -> RerankTemplate:

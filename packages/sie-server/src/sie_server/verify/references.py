@@ -17,9 +17,16 @@ from torch import Tensor
 from sie_server.engine.engine import Engine
 from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.errors import SIEError
+from sie_server.models.checkpoints.chat_template import FILE as CHAT_TEMPLATE
 from sie_server.models.heads.labels import log_odds
 from sie_server.models.heads.sparse import M3Spec, SpladeSpec
-from sie_server.models.spec import CausalSpec, ClassifierSpec, EmbeddingSpec, LateInteractionSpec
+from sie_server.models.spec import (
+    CausalSpec,
+    ClassifierSpec,
+    EmbeddingSpec,
+    LateInteractionSpec,
+    PromptedClassifierSpec,
+)
 from sie_server.templates import PLACEHOLDER
 
 
@@ -53,7 +60,7 @@ def reference_of(directory: Path, engine: Engine) -> Reference:
     head = engine.spec.head
     if isinstance(head, ClassifierSpec) and head.modules:
         return _modular_classifier
-    if isinstance(head, CausalSpec) and (directory / "modules.json").exists():
+    if isinstance(head, CausalSpec) and head.template.source == CHAT_TEMPLATE:
         return _logit_score
     if type(head) not in REFERENCES:
         raise CannotVerify(
@@ -99,14 +106,15 @@ def _modular_classifier(directory: Path, engine: Engine, query: str, documents: 
     model, name = _cross_encoder(directory, engine)
     pairs = [_pair(model.tokenizer, engine, query, text) for text in documents]
     ids = [pair.input_ids[0].tolist() for pair in pairs]
-    return Answers(name, "logits", _predict(model, query, documents), ids)
+    return Answers(name, "logits", _predict(model, engine, query, documents), ids)
 
 
 def _logit_score(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
-    """Run a causal reranker saved by sentence-transformers: chat template and `LogitScore`."""
+    """Run a reranker with a chat template, which sentence-transformers renders: `LogitScore`, or a classifier."""
     model, name = _cross_encoder(directory, engine)
     ids = [model.preprocess([(query, text)])["input_ids"][0].tolist() for text in documents]
-    return Answers(name, "logits", _predict(model, query, documents), ids)
+    ids = [_without_padding(one, engine) for one in ids]
+    return Answers(name, "logits", _predict(model, engine, query, documents), ids)
 
 
 def _cross_encoder(directory: Path, engine: Engine) -> tuple[Any, str]:
@@ -116,14 +124,16 @@ def _cross_encoder(directory: Path, engine: Engine) -> tuple[Any, str]:
     return model, f"sentence-transformers {library.__version__}"
 
 
-def _predict(model: Any, query: str, documents: list[str]) -> list[float]:
+def _predict(model: Any, engine: Engine, query: str, documents: list[str]) -> list[float]:
     logits = model.predict(
         [(query, text) for text in documents],
         batch_size=1,
         activation_fn=torch.nn.Identity(),
         show_progress_bar=False,
     )
-    return [float(value) for value in logits]
+    assert isinstance(engine.spec.head, ClassifierSpec)  # the callers are references of classifiers
+    rows = torch.as_tensor(logits).reshape(len(documents), -1)
+    return list(map(float, log_odds(rows, engine.spec.head.labels)))
 
 
 def _causal(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
@@ -138,6 +148,33 @@ def _causal(directory: Path, engine: Engine, query: str, documents: list[str]) -
     answer, *other = ours.answers
     scores = [float(row[answer] - (row[other[0]] if other else 0.0)) for row in logits]
     return Answers(f"transformers {library.__version__}", "logits", scores, ids)
+
+
+def _prompted_classifier(directory: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+    """Tokenise the template's pieces with transformers, and run its classifier over the decoder."""
+    library = _library("transformers")
+    if not hasattr(library, engine.spec.architecture):
+        raise CannotVerify(
+            f"the reference of {engine.spec.architecture} is code in its repository, which is never run"
+        )
+    tokenizer = library.AutoTokenizer.from_pretrained(directory)
+    loaded = library.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    model = loaded.eval()
+    assert isinstance(engine.spec.head, CausalSpec)  # selected by `REFERENCES`
+    ours = PromptTokenizer(directory, engine.spec.head.template)
+    ids = [_filled(tokenizer, ours, query, text) for text in documents]
+    labels = engine.spec.head.labels
+    scores = [float(log_odds(model(torch.tensor([one])).logits, labels)) for one in ids]
+    ids = [_without_padding(one, engine) for one in ids]
+    return Answers(f"transformers {library.__version__}", "logits", scores, ids)
+
+
+def _without_padding(ids: list[int], engine: Engine) -> list[int]:
+    """Return the ids without padding tokens at the end, which a classifier over a decoder does not read."""
+    head = engine.spec.head
+    padding = head.padding if isinstance(head, PromptedClassifierSpec) else None
+    length = next((i for i in range(len(ids), 0, -1) if ids[i - 1] != padding), 0)
+    return ids[:length]
 
 
 def _filled(tokenizer: Any, ours: PromptTokenizer, query: str, document: str) -> list[int]:
@@ -214,6 +251,7 @@ def _ids(tokenizer: Any, engine: Engine, texts: Iterable[str]) -> list[list[int]
 REFERENCES: dict[type, Reference] = {
     ClassifierSpec: _classifier,
     CausalSpec: _causal,
+    PromptedClassifierSpec: _prompted_classifier,
     EmbeddingSpec: _dense,
     M3Spec: _dense,  # only FlagEmbedding has the other two outputs
     SpladeSpec: _sparse,

@@ -24,7 +24,7 @@ from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.families.decoders.decoder import DecoderSpec
 from sie_server.models.registry import build_layer_heads, build_token_logits
-from sie_server.models.spec import CausalSpec, ModelSpec
+from sie_server.models.spec import CausalSpec, ModelSpec, PromptedClassifierSpec
 
 
 class PromptInput:
@@ -146,7 +146,8 @@ class _TextCutter:
 def _tokenizer(directory: Path, spec: ModelSpec) -> PromptTokenizer:
     if not isinstance(spec.head, CausalSpec):
         raise TypeError(f"expected a CausalSpec, got {spec.head!r}")
-    return PromptTokenizer(directory, spec.head.template)
+    padding = spec.head.padding if isinstance(spec.head, PromptedClassifierSpec) else None
+    return PromptTokenizer(directory, spec.head.template, padding)
 
 
 def _input(parts: Parts) -> PromptInput:

@@ -110,10 +110,12 @@ class Frame:
 class PromptTokenizer(TextTokenizer):
     """The tokenizer and template of a causal reranker. Thread-safe once built."""
 
-    def __init__(self, directory: Path, template: RerankTemplate) -> None:
+    def __init__(self, directory: Path, template: RerankTemplate, padding: int | None = None) -> None:
+        """Load the tokenizer. `padding` is a token id that is left out at the end of a prompt."""
         super().__init__(directory, token_types=False)
         self.check_side("rerankers with a template")
         self.template = template
+        self._padding = padding
         added = self._tokenizer.get_added_tokens_decoder().values()
         controls = sorted((token.content for token in added if token.special), key=len, reverse=True)
         self._controls = re.compile("(" + "|".join(map(re.escape, controls)) + ")") if controls else None
@@ -233,7 +235,14 @@ class PromptTokenizer(TextTokenizer):
             compiled = [self._part(text) for text in self._sections(piece)]
             self._check(piece, compiled)
             parts += compiled
-        return Form((*parts, self._end()))
+        return Form(self._without_padding((*parts, self._end())))
+
+    def _without_padding(self, parts: tuple[Ids | Blank, ...]) -> tuple[Ids | Blank, ...]:
+        *rest, last = parts
+        if self._padding is None or isinstance(last, Blank):
+            return parts
+        kept = np.flatnonzero(last != self._padding)
+        return (*rest, last[: kept[-1] + 1]) if len(kept) else self._without_padding(tuple(rest))
 
     def _sections(self, piece: str) -> list[str]:
         """Split a piece at its control tokens and keep them; tokenizers never merge across a control token."""

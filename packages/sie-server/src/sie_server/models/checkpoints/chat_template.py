@@ -1,7 +1,7 @@
 """A reranker saved by sentence-transformers (5.4 and later) → its template.
 
-Such a repository has a `1_LogitScore` module with the answer's token ids, and a chat template that renders a message of
-role `query` and one of role `document`, after an optional `system` message with the prompt
+Such a repository has a `1_LogitScore` module with the answer's token ids, or a decoder with a classifier. Its chat
+template renders a message of role `query` and one of role `document`, after an optional `system` message
 (sentence_transformers/cross_encoder/modules/logit_score.py and base/modality.py, 6.2). The chat template is rendered
 once, when the checkpoint loads, with marks in place of the texts; texts of requests never reach the template engine.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sie_server.files import read_text
+from sie_server.models.heads.modular import read_activation
 from sie_server.models.settings.sentence import sentence_settings
 from sie_server.models.spec import UnsupportedCheckpoint, inside, read_json
 from sie_server.templates import PLACEHOLDER, RerankTemplate, parse_template
@@ -19,16 +20,55 @@ from sie_server.templates.rendering import RenderError, render
 
 FILE = "chat_template.jinja"
 
+# model types whose chat templates take texts, and what shows that a template takes lists
+# (sentence_transformers/base/modality.py, 6.0)
+FLAT_TYPES = ("apertus", "deepseek_v3", "gpt_oss", "seed_oss")
+STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "message.content[")
 # private-use characters, which no template contains; the spaces show whether the template strips its input
 MARKS = {name: f" \ue000{name}\ue000 " for name in ("query", "document", "instruction")}
 
 
-def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTemplate | None:
-    """Return the template of a sentence-transformers reranker; None when the directory is not one.
+class NoPair(UnsupportedCheckpoint):
+    """The chat template has no place for a query and a document, such as one for conversations."""
+
+
+def saved_template(directory: Path, config: dict[str, Any], *, own_head: bool) -> RerankTemplate | None:
+    """Return the template of a sentence-transformers reranker; None when the directory has none.
+
+    With `own_head` the checkpoint is a classifier, which needs no `modules.json`.
 
     Raises:
+        NoPair: the chat template of a classifier is not one of a reranker.
         UnsupportedCheckpoint: the modules or the chat template of the reranker are not as expected.
     """
+    answer = {} if own_head else _answer(directory)
+    settings = sentence_settings(directory)
+    source = _chat_template(directory)
+    if answer is None or source is None or (own_head and not _renders(settings)):
+        return None  # the template of the catalog, if any, also names the answer's tokens
+    named = _optional(directory / "config_sentence_transformers.json")
+    default = (named.get("prompts") or {}).get(named.get("default_prompt_name"))
+    try:
+        pieces, instruction_pieces = _Renderer(directory, source, config, settings).pieces(default)
+    except NoPair as error:
+        if own_head:
+            raise
+        raise UnsupportedCheckpoint(str(error)) from error
+    raw = {
+        "name": FILE,
+        "source": FILE,
+        "pieces": pieces,
+        "instruction_pieces": instruction_pieces,
+        "positive": answer.get("true_token_id"),
+        "negative": answer.get("false_token_id"),
+        "activation": read_activation(directory, config),
+        "cut": "document",  # the rendered prompt loses its end, and the text after the document is put back
+    }
+    return parse_template(raw)
+
+
+def _answer(directory: Path) -> dict[str, Any] | None:
+    """Return the configuration of the `LogitScore` module; None when the repository has no such module."""
     path = directory / "modules.json"
     modules = read_json(path, list) if path.exists() else []
     folders = {str(m.get("type")).rsplit(".", 1)[-1]: m.get("path") for m in modules if isinstance(m, dict)}
@@ -38,35 +78,27 @@ def logit_score_template(directory: Path, config: dict[str, Any]) -> RerankTempl
         raise UnsupportedCheckpoint(
             f"modules.json lists {', '.join(sorted(folders))}; a causal reranker must have Transformer and LogitScore"
         )
-    answer = read_json(inside(directory, str(folders["LogitScore"])) / "config.json")
+    answer = dict(read_json(inside(directory, str(folders["LogitScore"])) / "config.json"))
     if not isinstance(answer.get("true_token_id"), int):
         raise UnsupportedCheckpoint("the LogitScore module has no true_token_id")
-    source = _chat_template(directory)
-    if source is None:
-        return None  # the template of the catalog, if any, also names the answer's tokens
-    settings = sentence_settings(directory)
-    named = _optional(directory / "config_sentence_transformers.json")
-    default = (named.get("prompts") or {}).get(named.get("default_prompt_name"))
-    pieces, instruction_pieces = _Renderer(directory, source, settings).pieces(default)
-    raw = {
-        "name": FILE,
-        "source": FILE,
-        "pieces": pieces,
-        "instruction_pieces": instruction_pieces,
-        "positive": answer["true_token_id"],
-        "negative": answer.get("false_token_id"),
-        "activation": _activation(named, config),
-        "cut": "document",  # the rendered prompt loses its end, and the text after the document is put back
-    }
-    return parse_template(raw)
+    return answer
+
+
+def _renders(settings: dict[str, Any]) -> bool:
+    """Return whether the library renders the chat template: by default it does if there is one."""
+    modalities = settings.get("modality_config")
+    return modalities is None or "message" in modalities
 
 
 class _Renderer:
     """Renders marks in place of texts, in a child process with limits, because templates are untrusted."""
 
-    def __init__(self, directory: Path, source: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, source: str, config: dict[str, Any], settings: dict[str, Any]
+    ) -> None:
         self._source = source
-        self._flat = ((settings.get("modality_config") or {}).get("message") or {}).get("format") == "flat"
+        form = ((settings.get("modality_config") or {}).get("message") or {}).get("format", "auto")
+        self._flat = form == "flat" or (form == "auto" and _is_flat(source, str(config.get("model_type"))))
         self._given = dict((settings.get("processing_kwargs") or {}).get("chat_template") or {})
         self._given.pop("restore_suffix", None)
         self._given |= _special_tokens(directory)
@@ -79,7 +111,7 @@ class _Renderer:
         try:
             texts = render(self._source, [self._variables(s) for s in (default, MARKS["instruction"])])
         except RenderError as error:
-            raise UnsupportedCheckpoint(f"{FILE} {error}") from error
+            raise NoPair(f"{FILE} {error}") from error
         plain, instructed = (_piece(text) for text in texts)
         return [plain], [instructed] if instructed.count("{instruction}") == 1 else None
 
@@ -94,12 +126,19 @@ class _Renderer:
         return {"messages": messages, **({"add_generation_prompt": False} | self._given)}
 
 
+def _is_flat(source: str, model_type: str) -> bool:
+    """Return whether a message's content is a text, not a list (`InputFormatter._infer_format` of the library)."""
+    return model_type in FLAT_TYPES or not any(sign in source for sign in STRUCTURED)
+
+
 def _piece(text: str) -> str:
     """Return a rendered prompt with `{query}` and `{document}` in place of the marks."""
     wrong = PLACEHOLDER.search(text)
     if wrong:
         raise UnsupportedCheckpoint(f"{FILE} contains the literal text {wrong.group()}")
     for name in ("query", "document"):
+        if f"\ue000{name}\ue000" not in text:
+            raise NoPair(f"{FILE} must put the {name} into the prompt: the content of the role {name!r}")
         if text.count(MARKS[name]) != 1:
             raise UnsupportedCheckpoint(
                 f"{FILE} must put the {name} into the prompt exactly once and unchanged"
@@ -128,15 +167,6 @@ def _special_tokens(directory: Path) -> dict[str, str]:
         if key.endswith("_token") and isinstance(content, str):
             tokens[key] = content
     return tokens
-
-
-def _activation(named: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return `activation_fn` of either file, or else sigmoid, the default of sentence-transformers for one score."""
-    path = named.get("activation_fn") or (config.get("sentence_transformers") or {}).get("activation_fn")
-    name = str(path or "Sigmoid").rsplit(".", 1)[-1]
-    if name not in ("Identity", "Sigmoid"):
-        raise UnsupportedCheckpoint(f"activation_fn {path!r} is not supported; supported: Identity, Sigmoid")
-    return name.lower()
 
 
 def _optional(path: Path) -> dict[str, Any]:

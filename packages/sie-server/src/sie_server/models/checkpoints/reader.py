@@ -31,7 +31,9 @@ from sie_server.models.heads.sparse import read_m3, read_splade, splade_module
 from sie_server.models.registry import (
     ARCHITECTURES,
     COMPAT,
+    COMPAT_DECODER,
     COMPAT_ENCODER,
+    SCORE_HEADS,
     bare_architecture,
     family_of,
 )
@@ -43,6 +45,7 @@ from sie_server.models.spec import (
     ModelSpec,
     ModuleSpec,
     Poolings,
+    PromptedClassifierSpec,
     UnsupportedCheckpoint,
     inside,
     read_json,
@@ -98,6 +101,8 @@ def _read(
     own_head = family.classifier is not None
     if family.prompted and (own_head or family.unserved or not is_embedder(directory)):
         limit = _tokenizer_limit(directory, backbone)
+        if architecture in SCORE_HEADS or family is COMPAT_DECODER:
+            return _scored_decoder(directory, config, backbone, template, label, limit)
         return read_causal(directory, config, backbone, template, limit, own_head=own_head)
     if isinstance(backbone, DecoderSpec):
         check_embedder(directory, config)
@@ -111,10 +116,35 @@ def _read(
     return ModelSpec(architecture, backbone, head, limit, compat=family is COMPAT)
 
 
+def _scored_decoder(
+    directory: Path,
+    config: dict[str, Any],
+    backbone: BackboneSpec,
+    template: str | None,
+    label: str | int | None,
+    limit: int,
+) -> ModelSpec:
+    """Read a decoder saved as a classifier by transformers, which may have several labels."""
+    spec = read_causal(
+        directory,
+        config,
+        backbone,
+        template,
+        limit,
+        own_head=True,
+        padding=config.get("pad_token_id"),
+        read_label=lambda own: read_labels(config, label if own is None else own, TEMPLATE_FILE),
+    )
+    return replace(spec, compat=spec.architecture not in SCORE_HEADS)
+
+
 def _check_label(spec: ModelSpec, directory: Path, label: str | int | None) -> None:
     """Refuse a label for a model that has none."""
     pairs, modules = type(spec.head) is ClassifierSpec, getattr(spec.head, "modules", ())
-    if pairs and not modules:
+    scored = isinstance(spec.head, PromptedClassifierSpec) and (
+        spec.compat or spec.architecture in SCORE_HEADS
+    )
+    if scored or (pairs and not modules):
         return
     named = _pair_settings(directory).label if pairs else None
     if label is not None or named is not None:

@@ -74,7 +74,7 @@ class LabelledClassifier:
 def log_odds(logits: Tensor, labels: Labels) -> Tensor:
     """Return [sequences] from [sequences, labels]."""
     own = logits[:, labels.chosen]
-    if labels.independent:
+    if labels.count == 1 or labels.independent:
         return own
     others = torch.arange(labels.count, device=logits.device) != labels.chosen
     return own - logits[:, others].logsumexp(1)

@@ -55,6 +55,9 @@ def read_activation(directory: Path, config: dict[str, Any]) -> Activation:
     The rule is that of sentence-transformers: `activation_fn` in its own configuration file, else
     `sentence_transformers.activation_fn` in config.json, else `sbert_ce_default_activation_function`, else sigmoid for
     one label.
+
+    Raises:
+        UnsupportedCheckpoint: it is another function.
     """
     named = library_config(directory).get("activation_fn")
     named = named or (config.get("sentence_transformers") or {}).get("activation_fn")

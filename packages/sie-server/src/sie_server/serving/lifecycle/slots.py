@@ -178,6 +178,7 @@ class Slot:
             license=entry.license if entry else None,
             description=entry.description if entry else None,
             compat=spec.compat if spec else entry.compat if entry else False,
+            warning=spec.warning if spec else None,
             source=self.config.shown_source,
             pinned=self.pinned,
             memory_bytes=self.memory_bytes,

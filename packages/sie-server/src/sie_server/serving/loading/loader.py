@@ -127,6 +127,8 @@ class Loader:
             progress,
         )
         self.bytes_per_second = engine.memory_bytes / max(1e-3, time.monotonic() - started)
+        if engine.spec.warning:
+            log.warning("%s: %s", model.id, engine.spec.warning)
         progress.enter("measure")
         await self._measure(model, engine, progress)
         return engine

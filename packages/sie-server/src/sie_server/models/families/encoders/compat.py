@@ -76,6 +76,17 @@ def serves(architecture: str) -> bool:
     return architecture in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
 
 
+def is_decoder(architecture: str) -> bool:
+    """Return True for a classifier over a language model, which needs a prompt. It fills no masks."""
+    from transformers.models.auto import modeling_auto as auto
+
+    names = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    kinds = {kind for kind, name in names.items() if name == architecture}
+    return bool(kinds & set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)) and not kinds & set(
+        auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+
+
 def serves_encoder(architecture: str) -> bool:
     """Return True when the library is installed and the architecture is in `ENCODERS`."""
     return architecture in ENCODERS.values() and find_spec("transformers") is not None
@@ -105,7 +116,9 @@ def read(config: dict[str, Any]) -> CompatSpec:
         raise UnsupportedCheckpoint(f"model_type {kind!r} is not supported through transformers")
     known = CONFIG_MAPPING[kind].from_dict(config)
     if known.pad_token_id is None:
-        raise UnsupportedCheckpoint("config.json has no pad_token_id, which a padded batch needs")
+        raise UnsupportedCheckpoint(
+            "config.json has no pad_token_id, which a padded batch needs; set it to the id of the tokenizer's pad_token"
+        )
     if not 1 <= known.num_hidden_layers <= MOST_LAYERS:
         raise UnsupportedCheckpoint(
             f"config.json: the number of layers is {known.num_hidden_layers!r}; expected 1 to {MOST_LAYERS}"
