@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sie_server.cli.console import errors, print_rows
+from sie_server.cli.console import errors, print_rows, write, write_json
 from sie_server.cli.remote import Json, Remote
 from sie_server.logs import escaped
 
@@ -115,7 +115,7 @@ def models(remote: Remote, as_json: bool, everything: bool) -> None:
         shown = [info for info in infos if everything or info["state"] != "available"]
         rows = [_row(info) for info in shown]
     if as_json:
-        click.echo(json.dumps(shown, indent=2))
+        write_json(shown)
         return
     print_rows(HEADER, rows)
     if len(shown) < len(infos):
@@ -143,11 +143,10 @@ def model(remote: Remote, as_json: bool, model: str) -> None:
         if not info["name"]:
             raise ValueError
     if as_json:
-        click.echo(json.dumps(info, indent=2))
+        write_json(info)
         return
-    for name, value in info.items():
-        shown = value if isinstance(value, str) else json.dumps(value)
-        click.echo(f"{name}: {escaped(shown)}")
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in info.items()}
+    write("".join(f"{name}: {escaped(text)}\n" for name, text in texts.items()))
 
 
 def how_far(progress: Json) -> str:
@@ -166,7 +165,10 @@ def _do(remote: Remote, action: str, body: Json, as_json: bool) -> None:
     answer = _watched(remote, body["model"], lambda: remote.ask(path, given))
     with remote.understood(path):
         line = _summary(answer)
-    click.echo(json.dumps(answer, indent=2) if as_json else line)
+    if as_json:
+        write_json(answer)
+    else:
+        write(f"{escaped(line)}\n")
 
 
 def _summary(answer: Json) -> str:

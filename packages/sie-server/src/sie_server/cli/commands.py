@@ -18,7 +18,7 @@ import click
 from sie_server import __version__
 from sie_server.catalog import configured_adapters, id_of, known_models
 from sie_server.cli.admin import admin
-from sie_server.cli.console import errors, give_up_on_pipe, log_to_stderr
+from sie_server.cli.console import errors, log_to_stderr, write
 from sie_server.cli.models import models
 from sie_server.cli.options import config_of, config_options
 from sie_server.cli.score import score
@@ -80,10 +80,12 @@ def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
     with errors.status(f"comparing {known.id} with its reference …"):
         directory = fetch(known.source, revision=known.revision, offline=offline)
         report = compare(directory, pairs, known.template, known.label)
-    click.echo(f"{known.id} against {report.reference}: {report.compared} of {report.pairs} texts, fp32")
-    click.echo(f"max |Δ|      {report.max_difference:.3g} (allowed {tolerance:g})")
-    click.echo(f"Kendall tau  {report.kendall_tau:.6f}")
-    click.echo(f"token ids    {report.first_token_difference or 'equal'}")
+    write(
+        f"{known.id} against {report.reference}: {report.compared} of {report.pairs} texts, fp32\n"
+        f"max |Δ|      {report.max_difference:.3g} (allowed {tolerance:g})\n"
+        f"Kendall tau  {report.kendall_tau:.6f}\n"
+        f"token ids    {report.first_token_difference or 'equal'}\n"
+    )
     if not report.equal(tolerance):
         raise click.ClickException("the scores or token ids differ")
 
@@ -95,8 +97,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         cli.main(standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # an error of the last write must show here
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -107,9 +107,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
-    except BrokenPipeError:
-        give_up_on_pipe()
-        sys.exit(141)  # as a shell reports a process that SIGPIPE ended
     except (ConfigError, SIEError) as error:
         report_end(str(error))
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,11 +9,11 @@ import click
 
 from sie_server.catalog import known_models
 from sie_server.catalog.entries import ModelConfig
-from sie_server.cli.console import print_rows
+from sie_server.cli.console import print_rows, write_json
 from sie_server.config import suggest
 from sie_server.errors import shown
 
-HEADER = ("id", "outputs", "tokens", "licence", "aliases", "description")
+HEADER = ("id", "outputs", "tokens", "licence", "description", "aliases")
 
 
 @click.command()
@@ -25,7 +24,7 @@ def models(pattern: str | None, models_dir: str | None, as_json: bool) -> None:
     """List the models that can be served without further configuration.
 
     PATTERN is a part of an id or alias, or a pattern with `*`; case does not matter. There is one line per model, with
-    columns separated by tabs unless stdout is a terminal: id, outputs, tokens, licence, aliases, description.
+    columns separated by tabs unless stdout is a terminal: id, outputs, tokens, licence, description, aliases.
     """
     known = known_models((), models_dir)
     found = {name: model for name, model in sorted(known.items()) if _matches(pattern, name, model)}
@@ -35,7 +34,7 @@ def models(pattern: str | None, models_dir: str | None, as_json: bool) -> None:
         raise click.ClickException(f"no model matches {shown(pattern)}{hint}")
     rows = [_model_row(name, model) for name, model in found.items()]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        write_json(rows)
     else:
         print_rows(HEADER, [_cells(row) for row in rows])
 
@@ -49,7 +48,7 @@ def _matches(pattern: str | None, name: str, model: ModelConfig) -> bool:
 def _cells(row: dict[str, Any]) -> list[str]:
     outputs = ",".join(row["outputs"] or ["?"])
     details = [str(row[key] or "?") for key in ("max_seq_length", "license")]
-    return [row["id"], outputs, *details, ",".join(row["aliases"]) or "-", row["description"] or "-"]
+    return [row["id"], outputs, *details, row["description"] or "-", ",".join(row["aliases"]) or "-"]
 
 
 def _model_row(name: str, model: ModelConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from sie_server.cli.console import errors, log_to_stderr, print_rows
+from sie_server.cli.console import errors, log_to_stderr, print_rows, write
 from sie_server.cli.inputs import FORMATS, Columns, Text, read_texts
 from sie_server.cli.options import ENGINE_FIELDS, config_of, config_options
 from sie_server.config import DEFAULT_MODEL, ServerConfig
@@ -64,7 +64,7 @@ def score(
     with errors.status(f"scoring {len(items)} texts with {model.partition('=')[0]} …"):
         response = asyncio.run(_score_once(config, request))
     if as_json:
-        click.echo(msgspec.json.encode(_with_ids(response, texts)).decode())
+        write(msgspec.json.encode(_with_ids(response, texts)).decode() + "\n")
     else:
         _print_scores(response, texts)
     for warning in response.warnings or []:

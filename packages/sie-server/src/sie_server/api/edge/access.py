@@ -34,7 +34,7 @@ class AccessLog:
     def write(self, scope: Mapping[str, Any], status: int, sent: int, timing: RequestTiming) -> None:
         """Log one request; `sent` is the number of bytes of the response's body."""
         path: str = scope["path"]
-        level = logging.DEBUG if path in PROBES and status < 500 else logging.INFO
+        level = logging.DEBUG if path in PROBES else logging.INFO
         if not log.isEnabledFor(level):
             return
         route = path if path in self._fixed else self._of_endpoint.get(scope.get("endpoint"))

@@ -1,0 +1,92 @@
+"""A server and commands in a bare container: Kubernetes' variables, no home, closed streams, full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.servers import processes
+
+KUBERNETES = {
+    "SIE_SERVICE_HOST": "10.0.0.1",
+    "SIE_SERVICE_PORT": "8080",
+    "SIE_PORT": "tcp://10.0.0.1:8080",
+    "SIE_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+    "SIE_PORT_8080_TCP_ADDR": "10.0.0.1",
+}
+ODD = {
+    "HOME": "/proc",
+    "LC_ALL": "C",
+    "PYTHONIOENCODING": "ascii",
+    "TERM": "",
+    "COLUMNS": "1",
+    "TZ": "No/Where",
+}
+
+
+def test_a_server_in_a_bare_container(tmp_path: Path) -> None:
+    """Every line of its log is JSON and names what an operator looks for."""
+    env = {**KUBERNETES, **ODD, "SIE_API_KEYS": "web:infer:infer-3f9a27c1d05b"}
+    with processes.running(tmp_path, "--log-format", "json", "--model", "sie/mini-en", env=env) as server:
+        key = {"authorization": "Bearer infer-3f9a27c1d05b"}
+        body = {"query": "Straße", "documents": ["Ätna", "雨"]}
+        assert server.post("/v1/rerank", body, headers=key).status_code == 200
+        assert server.post("/v1/score/no%0Asuch", body, headers=key).status_code in (400, 404)
+        with server.raw() as raw:
+            raw.sendall(b"nonsense\r\n\r\n")
+            assert b" 400 " in raw.recv(1000)
+        assert server.signal_and_wait() == 0
+        lines = [json.loads(line) for line in server.log.splitlines()]
+    messages = [line["message"] for line in lines]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    [ignored] = [message for message in messages if "Kubernetes" in message]
+    assert all(name in ignored for name in KUBERNETES)
+    assert f"listening on {server.base_url}; models to load: sie/mini-en" in messages
+    assert f"ready; models: sie/mini-en; API page: {server.base_url}/docs" in messages
+    assert messages[-1] == "stopped"
+    access = [line for line in lines if line["logger"] == "sie_server.access"]
+    assert (access[0]["route"], access[0]["status"], access[0]["key"]) == ("/v1/rerank", 200, "web")
+    assert access[0]["items"] == 2 and access[0]["tokens"] > 2
+    assert not any(word in server.log for word in ("Straße", "Stra\\u00dfe", "\\u00c4tna", "infer-3f9a"))
+
+
+def test_a_failed_start_has_the_form_of_the_log(tmp_path: Path) -> None:
+    arguments = ("serve", "--port", "0", "--offline", "--model", "no/such", "--log-format", "json")
+    done = processes.command_line(tmp_path, *arguments)
+    assert done.returncode == 1
+    last = [json.loads(line) for line in done.stderr.splitlines()][-1]
+    assert last["level"] == "critical" and "'no/such'" in last["message"]
+
+
+def command(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in which `$SIE` is the command."""
+    env = processes.environment(tmp_path, {"SIE": f"{sys.executable} -m sie_server"})
+    return subprocess.run(
+        ["bash", "-c", script], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+def test_a_command_whose_output_cannot_be_written_says_so_once(tmp_path: Path) -> None:
+    full = command(tmp_path, "$SIE models > /dev/full")
+    assert (full.returncode, full.stderr) == (1, "Error: cannot write the output: No space left on device\n")
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    left = command(tmp_path, '$SIE models | true; echo "${PIPESTATUS[0]}"')
+    assert (left.stdout, left.stderr) == ("141\n", "")
+    closed = command(tmp_path, "$SIE score -q rain <&-; $SIE models bge-m3 >&-; echo $?")
+    assert (closed.stdout, closed.stderr) == ("0\n", "Error: stdin is closed; name a file\n")
+
+
+def test_an_error_is_reported_once(tmp_path: Path) -> None:
+    done = processes.command_line(
+        tmp_path, "score", "-q", "rain", "--model", "no/such", "--offline", stdin="a"
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("no/such") == 1 and done.stderr.count("\n") == 1 and ".." not in done.stderr
