@@ -96,7 +96,7 @@ def architectures() -> str:
         "adapters. The model list marks them with `compat`.\n\n",
         "- sequence classifiers of every other model type, except "
         f"{' and '.join(f'`{name}`' for name in sorted(THREE_TYPES))}\n",
-        f"- embedding models of the types {', '.join(f'`{name}`' for name in sorted(ENCODERS))}\n\n",
+        f"- embedding models and ColBERT models of the types {', '.join(f'`{name}`' for name in sorted(ENCODERS))}\n\n",
         "Not served: repositories that need their own code, models without a transformer (static embeddings, word\n",
         "vectors), and the image side of vision-language models.\n",
     ]

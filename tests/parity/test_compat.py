@@ -12,14 +12,24 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sentence_transformers import SentenceTransformer
 
 from sie_server.catalog import catalog
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
+from sie_server.models.families.encoders.compat import ENCODERS
 from sie_server.serving.lifecycle.slots import Slot
 from support.checkpoints.cross_encoders import random_text
-from support.checkpoints.library import COMPAT, LIMIT, make_library_classifier
+from support.checkpoints.encoders import write_json, write_modules
+from support.checkpoints.library import (
+    COMPAT,
+    LIMIT,
+    SHAPE,
+    make_library_classifier,
+    roughened,
+    save_tokenizer,
+)
 from support.device import DEVICE
 from support.requests.jobs import read_pairs, run_job
 
@@ -53,6 +63,50 @@ def test_logits_equal_transformers(tmp_path: Path, family: str) -> None:
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose([logits(engine, [d])[0] for d in documents()], ours, atol=1e-4, rtol=0)
     np.testing.assert_allclose(logits(engine, documents()[::-1]), ours[::-1], atol=1e-4, rtol=0)
+
+
+# model type → configuration beyond the common shape; another type has that shape only
+NARROW = {"embedding_size": 48}
+WITHOUT_PADDING = {"pad_token_id": None}
+T5 = {"d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+ENCODER_FIELDS: dict[str, dict[str, Any]] = {
+    "bloom": WITHOUT_PADDING,
+    "convbert": NARROW,
+    "gpt2": WITHOUT_PADDING,
+    "gpt_neo": WITHOUT_PADDING | {"attention_types": [[["global", "local"], 1]], "window_size": 16},
+    "gpt_neox": WITHOUT_PADDING,
+    "gptj": WITHOUT_PADDING | {"rotary_dim": 8},
+    "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 24, "true_hidden_size": 24},
+    "mt5": T5,
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 48},
+    "rembert": {"input_embedding_size": 32},
+    "roformer": NARROW,
+    "squeezebert": NARROW,
+    "t5": T5,
+    "umt5": T5,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ENCODERS))
+def test_every_listed_encoder_equals_sentence_transformers(tmp_path: Path, kind: str) -> None:
+    fields = {"pad_token_id": 0, "vocab_size": 400, "max_position_embeddings": LIMIT + 1, **SHAPE}
+    config = transformers.CONFIG_MAPPING[kind](**{**fields, **ENCODER_FIELDS.get(kind, {})})
+    torch.manual_seed(4)
+    model = roughened(getattr(transformers, ENCODERS[kind])(config).eval())
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, "distilbert")
+    write_modules(
+        tmp_path, "sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"
+    )
+    write_json(tmp_path / "1_Pooling/config.json", {"word_embedding_dimension": 48, "pooling_mode": "mean"})
+    write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": LIMIT})
+    texts = [random_text(random.Random(n), n) for n in (0, 1, 7, 30, 31, 150)]
+    expected = SentenceTransformer(str(tmp_path), device="cpu").encode(texts, batch_size=1)
+    engine = Engine(tmp_path, device=DEVICE)
+    job = engine.tokenize_encode(texts, ("dense",), LIMIT)
+    found = np.stack([result["dense"] for result in run_job(engine, job)])
+    assert engine.spec.compat and expected.std() > 0.05
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std(), rtol=1e-4)
 
 
 def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from support.checkpoints.cache import cached
 from support.checkpoints.cross_encoders import SPECIAL_TOKENS, bert_tokenizer, xlm_roberta_tokenizer
@@ -65,7 +66,11 @@ def build(family: str, suffix: str, **more: Any) -> Any:
         pad_token_id=1 if roberta else 0,
         **{**SHAPE, **own, **more},
     )
-    model = getattr(transformers, prefix + suffix)(config).eval()
+    return roughened(getattr(transformers, prefix + suffix)(config).eval())
+
+
+def roughened(model: Any) -> Any:
+    """Set weights so uneven that wrong code does not agree by chance."""
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
         if "norm" in name.lower() and name.endswith("weight"):
@@ -108,6 +113,29 @@ def make_library_splade(directory: Path, family: str, strategy: str = "max", **m
     write_json(directory / "1_SpladePooling" / "config.json", pooling)
     write_json(
         directory / "config_sentence_transformers.json", {"model_type": "SparseEncoder", "prompts": {}}
+    )
+    return directory
+
+
+@cached
+def make_library_colbert(directory: Path, family: str) -> Path:
+    """Write a random ColBERT in PyLate's layout, without a skip list."""
+    build(family, "Model").save_pretrained(directory)
+    save_tokenizer(directory, family)
+    modules = ("sentence_transformers.models.Transformer", "pylate.models.Dense.Dense")
+    write_modules(directory, *modules)
+    dense = {
+        "in_features": 48,
+        "out_features": 16,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    write_json(directory / "1_Dense" / "config.json", dense)
+    save_file({"linear.weight": torch.randn(16, 48) * 0.3}, directory / "1_Dense" / "model.safetensors")
+    settings = {"query_prefix": "", "document_prefix": "", "query_length": 16, "document_length": 60}
+    write_json(
+        directory / "config_sentence_transformers.json",
+        settings | {"skiplist_words": [], "do_query_expansion": True, "attend_to_expansion_tokens": False},
     )
     return directory
 

@@ -18,6 +18,7 @@ from support.checkpoints.encoders import make_bge_m3, make_encoder, make_splade
 from support.checkpoints.library import (
     LIBRARY,
     make_library_classifier,
+    make_library_colbert,
     make_library_embedder,
     make_library_splade,
 )
@@ -128,6 +129,7 @@ EVERY: dict[str, Family] = {
         for name in ("gemma", "llama", "qwen2", "qwen3")
     },
     "bge-m3, dense": Family(_one(make_bge_m3), 128),
+    **{f"ColBERT, {name}": Family(_one(make_library_colbert, name), 60) for name in ("mpnet", "deberta-v2")},
     "SPLADE": Family(_one(make_splade), 128),
     **{
         f"SPLADE {name}": Family(_one(make_library_splade, name), 100)

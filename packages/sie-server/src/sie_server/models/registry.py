@@ -245,7 +245,7 @@ ARCHITECTURES: dict[str, Family] = (
 COMPAT = Family(compat.read, compat.CompatModel, classifier=compat.classifier)
 COMPAT_DECODER = replace(COMPAT, prompted=True)
 # the names of its weights are known to the library only
-COMPAT_ENCODER = Family(compat.read, compat.CompatEncoder)
+COMPAT_ENCODER = Family(compat.read_encoder, compat.CompatEncoder)
 
 
 def family_of(architecture: str) -> Family:

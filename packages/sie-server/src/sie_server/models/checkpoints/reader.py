@@ -107,10 +107,11 @@ def _read(
     if isinstance(backbone, DecoderSpec):
         check_embedder(directory, config)
     if not own_head:
+        compat = family is COMPAT_ENCODER
         if colbert := read_colbert(directory, architecture, backbone, _sentence_limit(directory, backbone)):
-            return ModelSpec(architecture, backbone, *colbert, bare=bare)
+            return ModelSpec(architecture, backbone, *colbert, compat=compat, bare=bare)
         head, limit = _embedding_spec(directory, architecture, backbone, config, prompts)
-        return ModelSpec(architecture, backbone, head, limit, compat=family is COMPAT_ENCODER, bare=bare)
+        return ModelSpec(architecture, backbone, head, limit, compat=compat, bare=bare)
     limit = _tokenizer_limit(directory, backbone)
     head = _classifier_spec(directory, config, label)
     return ModelSpec(architecture, backbone, head, limit, compat=family is COMPAT)

@@ -37,15 +37,21 @@ OFFSET_POSITIONS = {
 UNPADDED = {"convbert", "mobilebert"}
 # Model types whose encoders are served
 ENCODERS = {
+    "bloom": "BloomModel",
     "convbert": "ConvBertModel",
     "data2vec-text": "Data2VecTextModel",
     "deberta": "DebertaModel",
     "deberta-v2": "DebertaV2Model",
     "ernie": "ErnieModel",
+    "gpt2": "GPT2Model",
+    "gpt_neo": "GPTNeoModel",
+    "gpt_neox": "GPTNeoXModel",
+    "gptj": "GPTJModel",
     "ibert": "IBertModel",
     "megatron-bert": "MegatronBertModel",
     "mobilebert": "MobileBertModel",
     "mt5": "MT5EncoderModel",
+    "opt": "OPTModel",
     "rembert": "RemBertModel",
     "roberta-prelayernorm": "RobertaPreLayerNormModel",
     "roformer": "RoFormerModel",
@@ -105,6 +111,11 @@ def hint(architecture: str) -> str:
         if architecture.endswith(SUFFIX) or architecture in ENCODERS.values():
             return f". Others may run through transformers: {install('compat')}"
     return ""
+
+
+def read_encoder(config: dict[str, Any]) -> CompatSpec:
+    """Read the configuration of a model without a head, where the id of a padding token has no effect."""
+    return read(config if config.get("pad_token_id") is not None else {**config, "pad_token_id": 0})
 
 
 def read(config: dict[str, Any]) -> CompatSpec:
