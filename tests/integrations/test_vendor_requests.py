@@ -265,7 +265,7 @@ def test_mixedbread_and_llama_cpp_share_a_path(client: TestClient, path: str) ->
     assert set(theirs) == {"data", "model", "usage", "object", "top_k", "return_input"}
     assert theirs["top_k"] == len(theirs["data"]) == 2 and theirs["return_input"] is True
     assert all(
-        hit["input"] == TEXTS[hit["index"]] and hit["object"] == "rank_result" for hit in theirs["data"]
+        hit["input"] == TEXTS[hit["index"]] and hit["object"] == "text_document" for hit in theirs["data"]
     )
     assert [hit["score"] for hit in theirs["data"]] == pytest.approx(sorted(expected)[:0:-1], abs=1e-6)
     llama = post(client, path, {"model": BERT, "query": QUERY, "documents": TEXTS, "top_n": 3})

@@ -1,7 +1,7 @@
 """Jina's rerank API, and infinity's, which is derived from it. Sources: api.jina.ai/redoc; infinity's openapi.json.
 
 A body of only model, query, documents and top_n may also come from clients of Cohere's v1, Xinference, Together,
-Contextual, SiliconFlow or Fireworks. The response has the keys of all of them.
+Contextual or SiliconFlow. The response has the keys of all of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Mixedbread's reranking API. Source: the client libraries `mixedbread` 0.54 and `mixedbread-ai` 2.2.
 
-On the same path, llama.cpp's server speaks Jina's dialect, with `documents` instead of `input`. Without `top_k`, all
-documents are returned.
+A hit's `object` is the value that `mixedbread-ai` accepts; `mixedbread` accepts any. Without `top_k`, all documents are
+returned. On the same path, llama.cpp's server speaks Jina's dialect, with `documents` instead of `input`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _read(fields: Fields) -> RerankRequest:
 
 def _write(answer: Answer) -> Json:
     hits = [
-        {"index": hit.index, "score": hit.score, "object": "rank_result"}
+        {"index": hit.index, "score": hit.score, "object": "text_document"}
         | ({"input": hit.document.sent} if hit.document else {})
         for hit in answer.hits
     ]
@@ -35,7 +35,7 @@ def _write(answer: Answer) -> Json:
 
 
 def _write_error(error: SIEError) -> Json:
-    return {"type": error.code.lower(), "message": error.message, "detail": error.message}
+    return {"message": error.message, "detail": error.message}
 
 
 EXAMPLE = {"query": "what do stars burn?", "input": ["Stars burn hydrogen.", "Rain falls."]}
