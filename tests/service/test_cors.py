@@ -78,16 +78,8 @@ def test_without_the_option_no_page_is_allowed(server: Server) -> None:
     assert answer.status_code == 200 and allowed(answer) is None
 
 
-@pytest.mark.parametrize(
-    "origin",
-    [
-        "https://app.example.com/",
-        "app.example.com",
-        "https://App.example.com",
-        "https://*.example.com",
-        "null",
-    ],
-)
-def test_an_invalid_origin_stops_the_start(tmp_path: Path, origin: str) -> None:
-    ended = processes.command_line(tmp_path, "serve", "--port", "0", "--cors-origins", origin)
+def test_an_invalid_origin_stops_the_start(tmp_path: Path) -> None:
+    ended = processes.command_line(
+        tmp_path, "serve", "--port", "0", "--cors-origins", "https://*.example.com"
+    )
     assert ended.returncode != 0 and "is not an origin" in ended.stderr and "Traceback" not in ended.stderr

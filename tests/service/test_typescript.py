@@ -23,7 +23,6 @@ from support.servers.programs import SDK, found, run
 
 RERANKER, ENCODER, MINI = "BAAI/bge-reranker-v2-m3", "BAAI/bge-m3", "sie/mini-en"
 KEY = "infer-91c3d7a05be2"
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def test_in_node(npm: str, client_env: dict[str, str]) -> None:
 
 
 def test_in_chromium(npm: str, client_env: dict[str, str], page_port: int) -> None:
-    browser = found("Chromium", *CHROMIUM)
+    browser = found("Chromium", *programs.CHROMIUM)
     env = {**client_env, "CHROMIUM": browser, "PAGE_PORT": str(page_port)}
     assert re.search("^# pass [1-9]", run(npm, "run", "test:browser", env=env), re.M)
 

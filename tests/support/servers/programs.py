@@ -16,6 +16,7 @@ import pytest
 
 from support.servers import processes
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SDK = Path(__file__).parents[3] / "packages" / "sie-ts-sdk"
 
 

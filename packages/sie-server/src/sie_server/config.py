@@ -213,9 +213,17 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     cors_origins: Annotated[
         tuple[str, ...],
         Meta(
-            description="Origin of web pages that may call the server, `https://example.com` or `*`; may be repeated"
+            description="Origin of web pages that may call the server, `https://example.com`, "
+            "`app://obsidian.md` or `*`; may be repeated"
         ),
     ] = ()
+    root_path: Annotated[
+        str,
+        Meta(
+            description="Prefix of paths that a proxy in front of the server keeps, such as `/sie` "
+            "(docs/security.md#behind-a-proxy)"
+        ),
+    ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Lowest severity to log")
     ] = "info"

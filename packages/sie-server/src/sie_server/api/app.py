@@ -26,7 +26,7 @@ from sie_server.api.edge.connections.answers import body_of, headers_of
 from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
 from sie_server.api.edge.pacing import delay_refusal
-from sie_server.api.edge.paths import CleanPath, route_meant
+from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
 from sie_server.api.reading import BodyThreads
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError, cut
@@ -53,9 +53,10 @@ def create_app(
     cannot serve after that.
 
     Raises:
-        ConfigError: API keys or origins are invalid.
+        ConfigError: API keys, origins or the prefix of paths are invalid.
     """
     check_origins(config.cors_origins)
+    check_prefix(config.root_path)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -96,9 +97,8 @@ def create_app(
     app.state.gate = Gate(read_keys(config))
     app.state.access_log = AccessLog(app.routes) if config.access_log else None
     app.add_middleware(RequestFrame, state=app.state, gate=app.state.gate)
-    if config.cors_origins:
-        app.add_middleware(Cors, origins=config.cors_origins)
-    app.add_middleware(CleanPath)  # the last one added is the outermost
+    app.add_middleware(Cors, origins=config.cors_origins)
+    app.add_middleware(CleanPath, prefix=config.root_path)  # the last one added is the outermost
     return app
 
 

@@ -1,29 +1,28 @@
-"""The OpenAPI document, generated from the wire structs, and a page that renders it without network access."""
+"""The OpenAPI document, generated from the wire structs. The page /docs renders it (`api.pages`)."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import msgspec
-import swagger_ui_bundle
 
 from sie_server import __version__, wire
 from sie_server.api import dialects, openai
 from sie_server.api.codec import JSON, MSGPACK
+from sie_server.api.pages.examples import Examples
 
 REF = "#/components/schemas/{name}"
 
 
-@cache
-def document_json() -> bytes:
+@lru_cache(maxsize=4)
+def document_json(examples: Examples, root: str) -> bytes:
     """Return `document` as JSON."""
-    return msgspec.json.encode(document())
+    return msgspec.json.encode(document(examples, root))
 
 
-def document() -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document."""
+def document(examples: Examples = Examples(), root: str = "./") -> dict[str, Any]:  # noqa: B008 - it is frozen
+    """Return the OpenAPI 3.1 document; `root` is the address of the server's root, relative to the document's own."""
     kinds = [
         wire.ScoreRequest,
         wire.ScoreResponse,
@@ -46,15 +45,22 @@ def document() -> dict[str, Any]:
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
     return {
         "openapi": "3.1.0",
+        "servers": [{"url": root}],
         "info": {"title": "SIE", "version": __version__, "description": "Reranking and encoding over HTTP."},
         "paths": {
-            "/v1/score/{model}": {"post": _posted("Rank documents by relevance to a query", "Score")},
-            "/v1/encode/{model}": {"post": _posted("Encode texts as vectors", "Encode")},
+            "/v1/score/{model}": {
+                "post": _posted(examples, "Rank documents by relevance to a query", "Score")
+            },
+            "/v1/encode/{model}": {"post": _posted(examples, "Encode texts as vectors", "Encode")},
             "/v1/inspect/{model}": {
-                "post": _posted("Show the token sequences of a score request", "Score", "InspectResponse")
+                "post": _posted(
+                    examples, "Show the token sequences of a score request", "Score", "InspectResponse"
+                )
             },
             "/v1/embeddings": {
-                "post": _posted("Encode texts as vectors, in OpenAI's format", "Embeddings", own=False)
+                "post": _posted(
+                    examples, "Encode texts as vectors, in OpenAI's format", "Embeddings", own=False
+                )
             },
             **{path: {"post": _dialect(path)} for path in dialects.RERANK},
             **{path: {"post": _dialect(path, "Vectors")} for path in dialects.EMBED},
@@ -62,13 +68,15 @@ def document() -> dict[str, Any]:
                 path: {"get": _foreign("Information on the first model, in TEI's format")}
                 for path in dialects.INFO
             },
-            "/v1/admin/load": {"post": _admin("Load a model now", "AdminLoad")},
-            "/v1/admin/unload": {"post": _admin("Unload a model", "AdminUnload")},
-            "/v1/admin/swap": {"post": _admin("Replace a model's weights while it serves", "AdminSwap")},
-            "/v1/admin/adapters/load": {"post": _admin("Load a LoRA adapter", "AdapterLoad")},
-            "/v1/admin/adapters/unload": {"post": _admin("Unload a LoRA adapter", "AdapterUnload")},
+            "/v1/admin/load": {"post": _admin(examples, "Load a model now", "AdminLoad")},
+            "/v1/admin/unload": {"post": _admin(examples, "Unload a model", "AdminUnload")},
+            "/v1/admin/swap": {
+                "post": _admin(examples, "Replace a model's weights while it serves", "AdminSwap")
+            },
+            "/v1/admin/adapters/load": {"post": _admin(examples, "Load a LoRA adapter", "AdapterLoad")},
+            "/v1/admin/adapters/unload": {"post": _admin(examples, "Unload a LoRA adapter", "AdapterUnload")},
             "/v1/models": {"get": _got("List all models", "ModelList")},
-            "/v1/models/{model}": {"get": _got("Get one model", "ModelInfo", with_model=True)},
+            "/v1/models/{model}": {"get": _got("Get one model", "ModelInfo", examples.scorer)},
         },
         "components": {
             "schemas": components,
@@ -79,23 +87,28 @@ def document() -> dict[str, Any]:
     }
 
 
-def _model_parameter() -> dict[str, Any]:
+def _model_parameter(example: str) -> dict[str, Any]:
     return {
         "name": "model",
         "in": "path",
         "required": True,
         "schema": {"type": "string"},
         "description": "Model id; a slash may be sent as / or %2F",
-        "example": "sie/mini-en",
+        "example": example,
     }
 
 
-def _posted(summary: str, kind: str, answer: str | None = None, *, own: bool = True) -> dict[str, Any]:
+def _posted(
+    examples: Examples, summary: str, kind: str, answer: str | None = None, *, own: bool = True
+) -> dict[str, Any]:
     """Describe a POST route. An `own` route has the model in its path and also accepts MessagePack."""
+    body = _content(f"{kind}Request", own=own)
+    body[JSON]["example"] = examples.body(f"{kind}Request")
+    model = examples.encoder if kind == "Encode" else examples.scorer
     return {
         "summary": summary,
-        "parameters": [_model_parameter()] if own else [],
-        "requestBody": {"required": True, "content": _content(f"{kind}Request", own=own)},
+        "parameters": [_model_parameter(model)] if own else [],
+        "requestBody": {"required": True, "content": body},
         "responses": {
             "200": {"description": "OK", "content": _content(answer or f"{kind}Response", own=own)},
             **_errors(),
@@ -124,8 +137,8 @@ def _foreign(summary: str) -> dict[str, Any]:
     return {"summary": summary, "parameters": [], "responses": answers}
 
 
-def _admin(summary: str, kind: str) -> dict[str, Any]:
-    route = _posted(summary, kind, "AdminAnswer", own=False)
+def _admin(examples: Examples, summary: str, kind: str) -> dict[str, Any]:
+    route = _posted(examples, summary, kind, "AdminAnswer", own=False)
     route["responses"]["409"] = {
         **_errors()["400"],
         "description": "Another operation on the model is running",
@@ -133,18 +146,18 @@ def _admin(summary: str, kind: str) -> dict[str, Any]:
     return route
 
 
-def _got(summary: str, kind: str, *, with_model: bool = False) -> dict[str, Any]:
+def _got(summary: str, kind: str, model: str | None = None) -> dict[str, Any]:
     answer = {"description": "OK", "content": {JSON: {"schema": {"$ref": REF.format(name=kind)}}}}
     return {
         "summary": summary,
-        "parameters": [_model_parameter()] if with_model else [],
+        "parameters": [_model_parameter(model)] if model else [],
         "responses": {"200": answer, **_errors()},
     }
 
 
 def _content(kind: str, *, own: bool) -> dict[str, Any]:
     schema = {"schema": {"$ref": REF.format(name=kind)}}
-    return {JSON: schema, MSGPACK: schema} if own else {JSON: schema}
+    return {media: dict(schema) for media in ((JSON, MSGPACK) if own else (JSON,))}
 
 
 def _errors() -> dict[str, Any]:
@@ -162,18 +175,3 @@ def _errors() -> dict[str, Any]:
         "503": "Busy or loading; see Retry-After",
     }
     return {status: {"description": text, "content": content} for status, text in meanings.items()}
-
-
-DOCS_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>SIE API</title>
-<link rel="stylesheet" href="/docs/static/swagger-ui.css"></head>
-<body><div id="ui"></div><script src="/docs/static/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui"})</script></body></html>
-"""
-DOCS_FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
-
-
-@cache
-def docs_file(name: str) -> bytes:
-    """Return one of `DOCS_FILES`."""
-    return (Path(swagger_ui_bundle.swagger_ui_path) / name).read_bytes()

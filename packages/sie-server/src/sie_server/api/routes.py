@@ -13,6 +13,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from sie_server.api import codec, openai, openapi, visible
 from sie_server.api.edge.bodies import unless_gone
 from sie_server.api.edge.deadline import check_unread
+from sie_server.api.edge.paths import up_to_root
+from sie_server.api.pages import examples, page
 from sie_server.api.reading import check_model, encoded, read, service_of
 from sie_server.errors import InvalidInput
 from sie_server.serving.metrics import RequestTiming
@@ -108,20 +110,22 @@ async def metrics(request: Request) -> Response:
 
 async def openapi_json(request: Request) -> Response:
     """GET /openapi.json"""
-    return Response(openapi.document_json(), media_type=codec.JSON)
+    registry = service_of(request).registry
+    served = examples.of_models([registry.info(name) for name in registry.configured()])
+    return Response(openapi.document_json(served, up_to_root(request.scope)), media_type=codec.JSON)
 
 
 async def docs(request: Request) -> Response:
     """GET /docs"""
-    return HTMLResponse(openapi.DOCS_PAGE)
+    return HTMLResponse(page.html(up_to_root(request.scope)))
 
 
 async def docs_file(request: Request) -> Response:
     """GET /docs/static/{name}: from memory, because the route needs no key"""
     name = request.path_params["name"]
-    if name not in openapi.DOCS_FILES:
+    if name not in page.FILES:
         raise HTTPException(404)
-    return Response(openapi.docs_file(name), media_type=openapi.DOCS_FILES[name])
+    return Response(page.file(name), media_type=page.FILES[name])
 
 
 def _models(request: Request, infos: list[ModelInfo]) -> Response:

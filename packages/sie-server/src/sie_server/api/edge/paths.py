@@ -9,26 +9,54 @@ from collections.abc import Sequence
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sie_server.config import ConfigError
+
+PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 SLASHES = re.compile("//+")
 LONGEST = 200  # a longer path gets no suggestion, because the search is not linear
 HEALTH = frozenset({"/healthz", "/livez", "/readyz"})  # answered also if all connections are in use
 
 
-def clean(path: str) -> str:
-    """Return the path without doubled slashes and without a trailing one."""
-    return SLASHES.sub("/", path).rstrip("/") or "/"
+def clean(path: str, prefix: str = "") -> str:
+    """Return the path without doubled slashes, without a trailing one, and without the prefix of a proxy."""
+    path = SLASHES.sub("/", path).rstrip("/")
+    if prefix and f"{path}/".startswith(f"{prefix}/"):
+        path = path[len(prefix) :]
+    return path or "/"
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise ConfigError if a value of `root_path` is not a path that starts with a slash and does not end with one."""
+    if prefix and not PREFIX.fullmatch(prefix):
+        raise ConfigError(
+            f"root_path: {prefix!r} is not a prefix of paths; use the form /sie, with letters, digits, `.`, `_`, `~`, "
+            "`-` and slashes, and without a slash at the end"
+        )
 
 
 class CleanPath:
-    """Outermost middleware. CORS, gate and router all see the clean path, so no spelling avoids a check."""
+    """Outermost middleware. CORS, gate and router all see the clean path, so no spelling avoids a check.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    `prefix` is the path below which a proxy serves this server (`root_path`). A path without it is served, too, because
+    health checks do not pass the proxy.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app, self._prefix = app, prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope = {**scope, "path": clean(scope["path"])}
+            scope = {**scope, "path": clean(scope["path"], self._prefix)}
         await self._app(scope, receive, send)
+
+
+def up_to_root(scope: Scope) -> str:
+    """Return the address of the server's root relative to a path of one segment, such as /docs, as it was sent.
+
+    Browsers resolve addresses against the path that they sent, and each slash at its end is one level more.
+    """
+    sent: bytes = scope["raw_path"]
+    return "../" * (len(sent) - len(sent.rstrip(b"/"))) or "./"
 
 
 def route_meant(path: str, routes: Sequence[BaseRoute]) -> str | None:

@@ -197,7 +197,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     @property
     def _is_for_health(self) -> bool:
-        return paths.clean(self.url.partition(b"?")[0].decode("latin-1")) in paths.HEALTH
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        return paths.clean(path, self._edge.config.root_path) in paths.HEALTH
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         exchange: Exchange = cycle.scope["state"]["exchange"]

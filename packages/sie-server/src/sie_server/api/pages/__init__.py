@@ -1,0 +1,1 @@
+"""The page /docs and the examples that it offers."""
