@@ -6,6 +6,7 @@ Everything is cached: the code does not change while tests run.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -208,8 +209,9 @@ def error_codes() -> Facts:
     found: Facts = set()
     for kind in classes.values():
         client = error_for(kind.status, kind.code, "", request_id=None, details={})
-        limit = flow.RETRIES.get(type(client), 0) if client.retryable else 0
-        retried = "until the deadline" if limit is None else f"{limit} times" if limit else "no"
+        reply = flow.Reply(kind.status, {"x-sie-server-version": "1.0.0"}, b"")
+        limit = flow._limit(client, reply, answered=True)[1] if client.retryable else 0
+        retried = "until the deadline" if limit == math.inf else f"{limit} times" if limit else "no"
         after = "yes" if kind.code in waiting else "no"
         found.add((kind.code, str(kind.status), after, retried, type(client).__name__))
     return found

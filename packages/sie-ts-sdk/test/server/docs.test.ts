@@ -16,7 +16,7 @@ before(async () => {
 });
 after(() => browser?.close());
 
-/** Open the page; `requests` and `problems` grow with what it requests and reports. */
+/** Open the page; its requests and problems are added to the two lists. */
 async function open(address: string): Promise<{ page: Page; requests: string[]; problems: string[] }> {
   const page = await browser.newPage();
   const requests: string[] = [];

@@ -24,7 +24,7 @@ from sie_server.errors import InvalidInput, shown
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?|file://")
 DEFAULT_PORT = re.compile(r"https://.*:443|http://.*:80")
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, 5.6.2
-MOST_NAMES = 100  # of headers that one preflight asks for
+MOST_NAMES = 100  # of headers in one preflight
 METHODS = ("GET", "HEAD", "POST")
 MAX_AGE = b"600"  # seconds for which a browser remembers a preflight
 REQUEST_HEADERS = [
@@ -72,7 +72,7 @@ class Cors:
         return self._all or origin in self._origins
 
     def _preflight(self, origin: str, headers: Headers) -> Response:
-        """Answer a preflight request. All headers are allowed that it asks for: the origin is what is checked."""
+        """Answer a preflight request. All headers that it requests are allowed; the origin is checked."""
         method = headers.get("access-control-request-method", "")
         asked = [name.strip() for name in headers.get("access-control-request-headers", "").split(",")]
         names = [name for name in asked if name]
@@ -84,9 +84,9 @@ class Cors:
                 f"a page may not send the method {shown(method)}; allowed are {', '.join(METHODS)}"
             )
         if len(names) > MOST_NAMES:
-            return _refusal(f"the preflight asks for {len(names)} headers; at most {MOST_NAMES} are allowed")
+            return _refusal(f"the preflight requests {len(names)} headers; at most {MOST_NAMES} are allowed")
         if wrong := next((name for name in names if not HEADER_NAME.fullmatch(name)), None):
-            return _refusal(f"the preflight asks for {shown(wrong)}, which is not the name of a header")
+            return _refusal(f"the preflight requests {shown(wrong)}, which is not the name of a header")
         known = {name.lower() for name in REQUEST_HEADERS}
         allowed = [*REQUEST_HEADERS, *dict.fromkeys(name for name in names if name.lower() not in known)]
         answer = Response(status_code=200)

@@ -24,7 +24,7 @@ PAGE = """<!doctype html>
 <script src="{root}docs/static/swagger-ui-bundle.js"></script>
 <script src="{root}docs/static/page.js"></script></body></html>
 """
-# Swagger UI asks for */* until a reader selects a media type, and that is MessagePack, which it cannot show.
+# Swagger UI accepts */* until a reader selects a media type. The server would send MessagePack, which it cannot show.
 SCRIPT = b"""const url = document.getElementById("ui").dataset.document;
 function requestInterceptor(request) {
   const { accept } = request.headers;
