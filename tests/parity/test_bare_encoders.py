@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -24,6 +25,7 @@ from sie_server.errors import ModelLoadFailed
 from support.checkpoints.encoders import write_json
 from support.checkpoints.library import make_library_embedder
 from support.device import DEVICE
+from support.families.adapters import make_adapter, under
 from support.requests.jobs import run_job
 
 TEXTS = ["", "rain", "stars burn hydrogen into helium " * 9, "why proteins fold", "data " * 150]
@@ -95,6 +97,24 @@ Tensors = dict[str, torch.Tensor]
 def rewrite(directory: Path, change: Callable[[Tensors], Tensors]) -> None:
     path = directory / "model.safetensors"
     save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def test_an_adapter_of_the_bare_model_fits_a_file_with_a_head(tmp_path: Path) -> None:
+    directory = make_library_embedder(tmp_path / "made", "distilbert", "ForMaskedLM")
+    base = transformers.AutoModel.from_pretrained(directory)
+    make_adapter(base, tmp_path / "adapter", r=4, target_modules=["q_lin", "lin1"])
+    model = under(transformers.AutoModel.from_pretrained(directory), tmp_path / "adapter")
+    engine = Engine(directory, device=DEVICE, dtype="float32")
+    adapter = engine.attach(tmp_path / "adapter")
+    job = engine.tokenize_encode(TEXTS, ("dense",), engine.max_seq_length, adapter=adapter)
+    run_job(engine, job)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    for text, result in zip(TEXTS, job.results, strict=True):
+        inputs = tokenizer(text, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            expected = model(**inputs).last_hidden_state.mean(1)[0]
+        np.testing.assert_allclose(result["dense"], expected, atol=1e-4, rtol=0)
+    assert np.abs(np.stack([result["dense"] for result in job.results]) - vectors(directory)).max() > 0.01
 
 
 def old_norms(tensors: Tensors) -> Tensors:

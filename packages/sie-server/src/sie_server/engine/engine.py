@@ -26,8 +26,8 @@ from sie_server.engine.storage.tally import Tally
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Readout
+from sie_server.models.building import build_backbone
 from sie_server.models.checkpoints.reader import read_spec
-from sie_server.models.registry import build_backbone
 from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.templates.pair_settings import Truncation
 

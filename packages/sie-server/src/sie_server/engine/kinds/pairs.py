@@ -12,8 +12,8 @@ from sie_server.engine.kinds.base import Kind, Parts, Reader
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.pair_tokenizer import PairTokenizer
 from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.building import build_classifier
 from sie_server.models.heads.classifier import Classifier
-from sie_server.models.registry import build_classifier
 from sie_server.models.spec import ClassifierSpec, ModelSpec
 
 

@@ -22,8 +22,8 @@ from sie_server.engine.text.prompt_tokenizer import Frame, PromptTokenizer
 from sie_server.engine.text.reading import Reading
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
+from sie_server.models.building import build_layer_heads, build_token_logits
 from sie_server.models.families.decoders.decoder import DecoderSpec
-from sie_server.models.registry import build_layer_heads, build_token_logits
 from sie_server.models.spec import CausalSpec, ModelSpec, PromptedClassifierSpec
 
 

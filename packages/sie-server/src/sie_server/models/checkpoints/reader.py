@@ -11,9 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sie_server.models.checkpoints.architecture import check_embedder, is_headless, read_architecture
 from sie_server.models.checkpoints.causal import TEMPLATE_FILE, read_causal
 from sie_server.models.checkpoints.colbert import read_colbert
-from sie_server.models.checkpoints.decoder_embedder import check_embedder, is_embedder
 from sie_server.models.checkpoints.listwise import read_listwise
 from sie_server.models.checkpoints.numbers import check_backbone, check_numbers, whole_number
 from sie_server.models.checkpoints.prompts import read_prompts
@@ -29,12 +29,10 @@ from sie_server.models.heads.modular import (
 from sie_server.models.heads.pooling import read_pooling
 from sie_server.models.heads.sparse import read_m3, read_splade, splade_module
 from sie_server.models.registry import (
-    ARCHITECTURES,
     COMPAT,
     COMPAT_DECODER,
     COMPAT_ENCODER,
     SCORE_HEADS,
-    bare_architecture,
     family_of,
 )
 from sie_server.models.settings.sentence import sentence_file, sentence_settings
@@ -88,9 +86,9 @@ def _read(
 ) -> ModelSpec:
     config = read_json(directory / "config.json")
     check_numbers(config)
-    architecture = _architecture(directory, config)
+    architecture = read_architecture(directory, config)
     family = family_of(architecture)
-    bare = (bool(family.inner) or family is COMPAT_ENCODER) and _headless(directory)
+    bare = (bool(family.inner) or family is COMPAT_ENCODER) and is_headless(directory)
     try:
         backbone = family.read(config)
     except KeyError as missing:
@@ -99,7 +97,7 @@ def _read(
     if family.listwise:
         return read_listwise(architecture, backbone, _tokenizer_limit(directory, backbone))
     own_head = family.classifier is not None
-    if family.prompted and (own_head or family.unserved or not is_embedder(directory)):
+    if family.prompted and (own_head or family.unserved or not is_headless(directory)):
         limit = _tokenizer_limit(directory, backbone)
         if architecture in SCORE_HEADS or family is COMPAT_DECODER:
             return _scored_decoder(directory, config, backbone, template, label, limit)
@@ -162,43 +160,6 @@ def _with_truncation(spec: ModelSpec, directory: Path, known: Truncation | None)
         return spec
     named = _pair_settings(directory).truncation or known
     return replace(spec, head=replace(spec.head, truncation=named)) if named else spec
-
-
-def _architecture(directory: Path, config: dict[str, Any]) -> str:
-    """Return the first of `architectures`, as `models.registry` lists it.
-
-    A repository with its own code may use the name of a library's class. Its configuration class distinguishes it, and
-    the registry lists that class in parentheses. The code is never loaded. Without modules.json, `Family.bare` replaces
-    the name.
-
-    Where modules.json adds the head, sentence-transformers takes the bare class of `model_type` (`AutoModel`),
-    regardless of the class that the checkpoint was saved from.
-    """
-    name = str((config.get("architectures") or ["(none)"])[0])
-    if name == "HF_ColBERT":
-        name = f"{name}/{config.get('model_type')}"
-    own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
-    variant = f"{name} ({own})"
-    name = variant if variant in ARCHITECTURES else name
-    family = ARCHITECTURES.get(name)
-    if family and family.bare and not (directory / "modules.json").exists():
-        return family.bare
-    if not own and _headless(directory):
-        return bare_architecture(str(config.get("model_type"))) or name
-    return name
-
-
-def _headless(directory: Path) -> bool:
-    """Return True when modules.json adds the head to a bare model, and the operator has not added a template."""
-    path = directory / "modules.json"
-    if not path.exists() or (directory / TEMPLATE_FILE).exists():
-        return False
-    modules = [m for m in read_json(path, list) if isinstance(m, dict)]
-    kinds = {str(module.get("type")).rsplit(".", 1)[-1] for module in modules}
-    return bool(kinds & {"Pooling", "Dense", "MultiVectorMask"}) and not kinds & {
-        "SpladePooling",
-        "LogitScore",
-    }
 
 
 def _classifier_spec(directory: Path, config: dict[str, Any], label: str | int | None) -> ClassifierSpec:

@@ -1,0 +1,73 @@
+"""The architecture that a directory is read as, and decoders that are refused as embedding models.
+
+Qwen3-Embedding has the architecture `Qwen3ForCausalLM`, like the rerankers of its family; only its `modules.json` marks
+it as an embedding model. The checkpoints refused here would otherwise yield plausible but wrong vectors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sie_server.models.checkpoints.causal import TEMPLATE_FILE
+from sie_server.models.registry import ARCHITECTURES, bare_architecture
+from sie_server.models.spec import UnsupportedCheckpoint, read_json
+
+
+def read_architecture(directory: Path, config: dict[str, Any]) -> str:
+    """Return the first of `architectures`, as `models.registry` lists it.
+
+    A repository with its own code may use the name of a library's class. Its configuration class distinguishes it, and
+    the registry lists that class in parentheses. The code is never loaded. Without modules.json, `Family.bare` replaces
+    the name.
+
+    Where modules.json adds the head, sentence-transformers takes the bare class of `model_type` (`AutoModel`),
+    regardless of the class that the checkpoint was saved from.
+    """
+    name = str((config.get("architectures") or ["(none)"])[0])
+    if name == "HF_ColBERT":
+        name = f"{name}/{config.get('model_type')}"
+    own = str((config.get("auto_map") or {}).get("AutoConfig", "")).rsplit(".", 1)[-1]
+    variant = f"{name} ({own})"
+    name = variant if variant in ARCHITECTURES else name
+    family = ARCHITECTURES.get(name)
+    if family and family.bare and not (directory / "modules.json").exists():
+        return family.bare
+    if not own and is_headless(directory):
+        return bare_architecture(str(config.get("model_type"))) or name
+    return name
+
+
+def is_headless(directory: Path) -> bool:
+    """Return True when modules.json adds the head to a bare model, and the operator has not added a template."""
+    path = directory / "modules.json"
+    if not path.exists() or (directory / TEMPLATE_FILE).exists():
+        return False
+    modules = [m for m in read_json(path, list) if isinstance(m, dict)]
+    kinds = {str(module.get("type")).rsplit(".", 1)[-1] for module in modules}
+    return bool(kinds & {"Pooling", "Dense", "MultiVectorMask"}) and not kinds & {
+        "SpladePooling",
+        "LogitScore",
+    }
+
+
+def check_embedder(directory: Path, config: dict[str, Any]) -> None:
+    """Refuse a decoder whose vectors depend on more than its weights and a text.
+
+    Raises:
+        UnsupportedCheckpoint: the repository has its own model class (gte-Qwen2 changes the attention in it), or texts
+            are rendered by a chat template first.
+    """
+    own = (config.get("auto_map") or {}).get("AutoModel")
+    if own:
+        raise UnsupportedCheckpoint(
+            f"config.json names the repository's own model class ({own}), whose code is never run and may differ from "
+            "the architecture; decoders with their own model class are not supported as embedding models"
+        )
+    path = directory / "sentence_bert_config.json"
+    modalities = (read_json(path).get("modality_config") or {}) if path.exists() else {}
+    if "message" in modalities:
+        raise UnsupportedCheckpoint(
+            "sentence_bert_config.json renders texts by a chat template (modality_config: message), which is "
+            "supported for rerankers but not for embedding models"
+        )
