@@ -54,7 +54,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     rng = random.Random(5)
     documents = [random_text(rng, n) for n in lengths(family)]
     with torch.inference_mode():
-        return Case(family, engine, documents, made.answers(engine, QUERY_TEXT, documents))
+        return Case(family, engine, documents, made.ask(engine)(QUERY_TEXT, documents))
 
 
 def answers(case: Case, documents: list[str], at_once: bool = True) -> list[Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sie_server.engine.engine import Engine
-from sie_server.verify.references import Answers, Reference, reference_of, sequence_classifier
+from sie_server.verify.cross_encoders import sequence_classifier
+from sie_server.verify.judges import reference_of
+from sie_server.verify.references import Answers, Ask, Reference
 from support.checkpoints import rankers
 from support.checkpoints.colbert import make_pylate, make_stanford
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder
@@ -36,10 +38,10 @@ class Made:
     template: str | None = None
     reference: Reference | None = None
 
-    def answers(self, engine: Engine, query: str, documents: list[str]) -> Answers:
-        """Return the reference's results for the texts."""
+    def ask(self, engine: Engine) -> Ask:
+        """Load the reference."""
         reference = self.reference or reference_of(self.served, engine)
-        return reference(self.served, engine, query, documents)
+        return reference(self.served, engine)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def _relative(name: str) -> Callable[[Path], Made]:
 
     def make(directory: Path) -> Made:
         published, library = make_relative(directory, RELATIVES[name])
-        return Made(published, None, lambda _, *asked: sequence_classifier(library, *asked))
+        return Made(published, None, lambda _, engine: sequence_classifier(library, engine))
 
     return make
 
@@ -75,12 +77,12 @@ def _jina_bert(name: str) -> Callable[[Path], Made]:
         directory.mkdir(exist_ok=True)
         case = make_jina_bert(directory, name)
 
-        def reference(_: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+        def ask(query: str, documents: list[str]) -> Answers:
             inputs = [encoded(case, [query], [text]) for text in documents]
             logits = [float(classified(case, one)[0]) for one in inputs]
             return Answers("its formulas", "logits", logits, [one["input_ids"][0].tolist() for one in inputs])
 
-        return Made(case.directory, None, reference)
+        return Made(case.directory, None, lambda *_: ask)
 
     return make
 
@@ -91,11 +93,11 @@ def _prompted(make: Callable[[Path], rankers.Made]) -> Callable[[Path], Made]:
     def write(directory: Path) -> Made:
         made = make(directory / "checkpoint")
 
-        def reference(_: Path, engine: Engine, query: str, documents: list[str]) -> Answers:
+        def ask(query: str, documents: list[str]) -> Answers:
             ids = [made.ids(query, document) for document in documents]
             return Answers("transformers", "logits", [made.logit(one) for one in ids], ids)
 
-        return Made(made.directory, made.template, reference)
+        return Made(made.directory, made.template, lambda *_: ask)
 
     return write
 

@@ -29,6 +29,7 @@ from sie_server.keys import read_keys
 from sie_server.logs import report_end
 
 log = logging.getLogger("sie_server.cli")
+NO_REFERENCE = 3  # the exit status of `verify` where nothing was compared
 MOST_NAMED = 10  # variables in one line of the log
 
 
@@ -37,8 +38,8 @@ MOST_NAMED = 10  # variables in one line of the log
 def cli() -> None:
     """SIE: a self-hosted inference engine for reranking.
 
-    Results go to stdout, messages to stderr. Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 141
-    the reader of stdout has left.
+    Results go to stdout, messages to stderr. Exit status: 0 success, 1 failure, 2 wrong usage, 3 nothing to compare
+    with (verify), 130 interrupted, 141 the reader of stdout has left.
     """
 
 
@@ -71,23 +72,38 @@ def serve(config_file: str | None, **flags: Any) -> None:
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest allowed difference")
 @click.option("--offline", is_flag=True, help="Do not use the model hub")
 def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
-    """Compare a model's raw scores with those of the reference library. The exit status is 1 if they differ."""
+    """Compare a model's raw scores with those of the library that its users run.
+
+    The exit status is 1 if they differ, and 3 if there is no reference to compare with.
+    """
     models = known_models((model,), None)
     known = models[id_of(model.partition("=")[0], models)]
     from sie_server.engine.storage.source import fetch
+    from sie_server.verify.references import CannotVerify
     from sie_server.verify.verify import verify as compare
 
     with errors.status(f"comparing {known.id} with its reference …"):
         directory = fetch(known.source, revision=known.revision, offline=offline)
-        report = compare(directory, pairs, known.template, known.label)
+        try:
+            report = compare(directory, pairs, known.template, known.truncation, known.label)
+        except CannotVerify as error:
+            click.echo(f"{known.id}: there is no reference to compare with: {error}", err=True)
+            sys.exit(NO_REFERENCE)
     write(
         f"{known.id} against {report.reference}: {report.compared} of {report.pairs} texts, fp32\n"
+        f"limit        {report.limit} tokens\n"
+        f"queries      {_listed(report.queries)} tokens\n"
+        f"texts        {_listed(report.documents)} tokens, and a sample of {pairs}\n"
         f"max |Δ|      {report.max_difference:.3g} (allowed {tolerance:g})\n"
         f"Kendall tau  {report.kendall_tau:.6f}\n"
         f"token ids    {report.first_token_difference or 'equal'}\n"
     )
     if not report.equal(tolerance):
         raise click.ClickException("the scores or token ids differ")
+
+
+def _listed(lengths: tuple[int, ...]) -> str:
+    return ", ".join(map(str, lengths))
 
 
 def main() -> None:

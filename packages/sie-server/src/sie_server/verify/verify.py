@@ -6,7 +6,6 @@ the library's results.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,11 @@ import torch
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, ScoreTexts, Sparse
 from sie_server.models.spec import CausalSpec, LateInteractionSpec
-from sie_server.verify.references import Answers, reference_of
-
-QUERY_TEXT = "how do stars burn hydrogen"
-SENTENCES = (
-    "Stars burn hydrogen into helium in their cores for billions of years.",
-    "Die Straßenbahn fährt über die Brücke nach Österreich.",
-    "Le café était déjà fermé quand nous sommes arrivés.",
-    "Метро было открыто в тысяча девятьсот тридцать пятом году.",
-    "東京は日本の首都です。 机器学习从数据中学习。",
-    'The function returns {"a": [1, 2.5], "b": null}; see section 3.14.',
-)
+from sie_server.templates.pair_settings import Truncation
+from sie_server.verify.judges import reference_of
+from sie_server.verify.lengths import QUERY_TEXT, cases, lower_limit, sample
+from sie_server.verify.prompted import RULES
+from sie_server.verify.references import Answers, Ask
 
 
 @dataclass(frozen=True)
@@ -36,6 +29,9 @@ class Report:
     reference: str
     compared: str
     pairs: int
+    limit: int  # tokens
+    queries: tuple[int, ...]  # tokens of the queries that were compared
+    documents: tuple[int, ...]  # tokens of the documents
     max_difference: float
     kendall_tau: float
     first_token_difference: str | None  # in the first text whose token ids differ
@@ -46,36 +42,85 @@ class Report:
 
 
 def verify(
-    directory: Path, pairs: int, template: str | None = None, label: str | int | None = None
+    directory: Path,
+    pairs: int,
+    template: str | None = None,
+    truncation: Truncation | None = None,
+    label: str | int | None = None,
 ) -> Report:
     """Load a checkpoint with the engine and with its reference library, and compare the results.
+
+    `pairs` texts are compared at once, and then texts with lengths around every limit.
 
     Raises:
         CannotVerify: the library is not installed, or does not support this kind of model.
         ModelLoadFailed: the engine cannot load the checkpoint.
     """
     engine = Engine(
-        directory, device="cpu", dtype="float32", template=template, label=label, share_prefix=False
+        directory,
+        device="cpu",
+        dtype="float32",
+        template=template,
+        truncation=truncation,
+        label=label,
+        share_prefix=False,
     )
-    reference, documents = reference_of(directory, engine), sample(pairs)
-    if isinstance(engine.spec.head, CausalSpec):
-        # no library defines how a filled template is truncated
-        cut = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, engine.max_seq_length)).truncated
-        documents = [text for text, was_cut in zip(documents, cut, strict=True) if not was_cut]
+    reference = reference_of(directory, engine)
+    lower_limit(engine)
     with torch.inference_mode():
-        theirs = reference(directory, engine, QUERY_TEXT, documents)
-    ours = _ours(engine, documents, theirs)
-    differences = [_distance(ours.scores, theirs.scores)]
-    differences += [float((a - b).abs().max()) for a, b in zip(ours.vectors, theirs.vectors, strict=True)]
+        return compare(engine, reference(directory, engine), pairs)
+
+
+def compare(engine: Engine, ask: Ask, pairs: int) -> Report:
+    """Compare the engine with a reference over a sample of texts and over lengths around every limit."""
+    found, documents = cases(engine), _without_rule(engine, sample(pairs))
+    parts = [_compared(engine, ask, QUERY_TEXT, documents)]
+    parts += [_compared(engine, ask, case.query, case.documents) for case in found]
+    ours = [score for part in parts for score in part.ours]
+    theirs = [score for part in parts for score in part.theirs.scores]
+    differences = [part.difference for part in parts]
+    at = ["", *(f"query of {case.query_tokens} tokens, " for case in found)]
     return Report(
-        theirs.reference,
-        theirs.compared,
-        len(documents),
+        parts[0].theirs.reference,
+        parts[0].theirs.compared,
+        len(ours),
+        engine.max_seq_length,
+        tuple(sorted({case.query_tokens for case in found})),
+        tuple(sorted({length for case in found for length in case.document_tokens})),
         # max() may ignore a NaN
         next((d for d in differences if d != d), max(differences)),
-        kendall_tau(ours.scores, theirs.scores),
-        _first_difference(ours.ids, theirs.ids),
+        kendall_tau(ours, theirs),
+        next((where + part.ids for where, part in zip(at, parts, strict=True) if part.ids), None),
     )
+
+
+def _without_rule(engine: Engine, documents: list[str]) -> list[str]:
+    """Return the documents, without those that are cut where no library says how their template is cut."""
+    head = engine.spec.head
+    if not isinstance(head, CausalSpec) or head.template.name in RULES or head.template.cut == "document":
+        return documents
+    cut = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, engine.max_seq_length)).truncated
+    return [text for text, was_cut in zip(documents, cut, strict=True) if not was_cut]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The results of both sides for one query."""
+
+    ours: list[float]
+    theirs: Answers
+    difference: float
+    ids: str | None  # the first difference
+
+
+def _compared(engine: Engine, ask: Ask, query: str, documents: list[str]) -> _Compared:
+    theirs = ask(query, documents)
+    ours = _ours(engine, query, documents, theirs)
+    differences = [_distance(ours.scores, theirs.scores)]
+    for a, b in zip(ours.vectors, theirs.vectors, strict=True):
+        differences.append(float((a - b).abs().max()) if a.shape == b.shape else float("inf"))
+    difference = next((d for d in differences if d != d), max(differences))
+    return _Compared(ours.scores, theirs, difference, _first_difference(ours.ids, theirs.ids))
 
 
 @dataclass(frozen=True)
@@ -85,26 +130,26 @@ class _Ours:
     vectors: list[torch.Tensor]
 
 
-def _ours(engine: Engine, documents: list[str], theirs: Answers) -> _Ours:
+def _ours(engine: Engine, query: str, documents: list[str], theirs: Answers) -> _Ours:
     """Return this engine's scores; if the model has only vectors, their products."""
     if not theirs.vectors or isinstance(engine.spec.head, LateInteractionSpec):
-        job = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, engine.max_seq_length))
+        job = engine.tokenize_score(ScoreTexts(query, documents, engine.max_seq_length))
         scores = [float(value) for value in _results(engine, job)]
-        vectors = _vectors(engine, documents) if theirs.vectors else []
+        vectors = _vectors(engine, query, documents)[0] if theirs.vectors else []
         return _Ours(scores, _ids(job), vectors)
-    vectors = _vectors(engine, documents)
-    job = engine.tokenize_encode(documents, ("dense",), engine.max_seq_length)
+    vectors, job = _vectors(engine, query, documents)
     return _Ours([float(vectors[0] @ document) for document in vectors[1:]], _ids(job), vectors)
 
 
-def _vectors(engine: Engine, documents: list[str]) -> list[torch.Tensor]:
-    """Return the vectors of the query and every document: dense, or the only output that the model has."""
+def _vectors(engine: Engine, query: str, documents: list[str]) -> tuple[list[torch.Tensor], Job]:
+    """Return the vectors of the query and every document, dense or the only output, and the documents' job."""
     outputs = [output for output in engine.spec.outputs if output != "score"]
     name, limit = "dense" if "dense" in outputs else outputs[0], engine.max_seq_length
-    query = engine.tokenize_encode([QUERY_TEXT], (name,), limit, is_query=True)
-    job = engine.tokenize_encode(documents, (name,), limit)
-    results = [*_results(engine, query), *_results(engine, job)]
-    return [_tensor(result[name], engine.spec.backbone.vocab_size) for result in results]
+    prompts = engine.spec.head.prompts  # type: ignore[union-attr]  # heads that encode have prompts
+    asked = engine.tokenize_encode([query], (name,), limit, is_query=True, prompt=prompts.of(True))
+    job = engine.tokenize_encode(documents, (name,), limit, prompt=prompts.of(False))
+    results = [*_results(engine, asked), *_results(engine, job)]
+    return [_tensor(result[name], engine.spec.backbone.vocab_size) for result in results], job
 
 
 def _tensor(values: Any, vocabulary: int) -> torch.Tensor:
@@ -113,16 +158,6 @@ def _tensor(values: Any, vocabulary: int) -> torch.Tensor:
     whole = torch.zeros(vocabulary)
     whole[torch.from_numpy(values.indices).long()] = torch.from_numpy(values.values)
     return whole
-
-
-def sample(count: int) -> list[str]:
-    """Return `count` texts in several scripts, from empty to beyond most limits; always the same."""
-    rng = random.Random(0)
-    words = " ".join(SENTENCES).split()
-    texts = ["", *SENTENCES]
-    while len(texts) < count:
-        texts.append(" ".join(rng.choice(words) for _ in range(min(1500, int(rng.lognormvariate(4, 1))))))
-    return texts[:count]
 
 
 def _results(engine: Engine, job: Job) -> list[Any]:
