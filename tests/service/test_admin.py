@@ -159,10 +159,26 @@ def test_the_command_does_the_same(tmp_path: Path, local: Server, models: Path) 
     assert rows["my/model"]["pinned"] and "BAAI/bge-m3" not in rows
     table = command(tmp_path, local, "models", COLUMNS="250")
     assert "my/model" in table.stdout and "loaded" in table.stdout and "--all" in table.stderr
+    [line] = [line for line in table.stdout.splitlines() if line.startswith("my/model\t")]
+    assert line.split("\t")[1:4] == ["loaded", "-", "yes"] and str(models / "toy/roberta") in line.split("\t")
     everything = json.loads(command(tmp_path, local, "models", "--all", "--json").stdout)
     assert "BAAI/bge-m3" in {row["name"] for row in everything}
     done = command(tmp_path, local, "unload", "my/model")
     assert (done.returncode, done.stderr) == (0, "") and "available" in done.stdout
+
+
+def test_a_failed_model_is_one_line_and_its_whole_error_is_shown_for_it_alone(
+    tmp_path: Path, local: Server
+) -> None:
+    admin(local, "load", model=ABSENT, status=502)
+    error = local.get(f"/v1/models/{ABSENT}").json()["last_error"]
+    [line] = [
+        one for one in command(tmp_path, local, "models").stdout.splitlines() if one.startswith(f"{ABSENT}\t")
+    ]
+    assert line.split("\t")[1] == "failed" and line.split("\t")[-1] == error
+    shown = command(tmp_path, local, "model", ABSENT)
+    assert f"last_error: {error}" in shown.stdout.splitlines() and "state: failed" in shown.stdout
+    assert json.loads(command(tmp_path, local, "model", ABSENT, "--json").stdout)["last_error"] == error
 
 
 def test_a_terminal_shows_a_download_and_ctrl_c_ends_only_the_command(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from support.servers import processes
+from support.servers import hub, processes
 
 KUBERNETES = {
     "SIE_SERVICE_HOST": "10.0.0.1",
@@ -84,9 +85,14 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert (closed.stdout, closed.stderr) == ("0\n", "Error: stdin is closed; name a file\n")
 
 
-def test_an_error_is_reported_once(tmp_path: Path) -> None:
-    done = processes.command_line(
-        tmp_path, "score", "-q", "rain", "--model", "no/such", "--offline", stdin="a"
-    )
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("no/such") == 1 and done.stderr.count("\n") == 1 and ".." not in done.stderr
+def test_a_cache_that_cannot_be_written_is_reported_once_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "org/model").mkdir(parents=True)
+    (tmp_path / "org/model/config.json").write_text("{}")
+    with hub.running(tmp_path) as theirs:
+        env = {"HF_ENDPOINT": theirs.url, "HF_HOME": "/proc/cache"}
+        done = processes.command_line(
+            tmp_path, "score", "-q", "rain", "--model", "org/model", env=env, stdin="a"
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(r"stored at '/proc/cache\b.*set HF_HOME", done.stderr)
+    assert done.stderr.count("org/model") == done.stderr.count("\n") == 1 and ".." not in done.stderr

@@ -51,6 +51,12 @@ def test_a_wrong_value_is_reported_with_its_source(
         load_config({}, environment, str(path))
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "sie.toml"
+    file.write_text("port = 1", encoding="utf-8-sig")
+    assert load_config({}, {}, str(file)).port == 1
+
+
 def test_a_missing_file_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml"):
         load_config({}, {}, "nowhere.toml")

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from sie_server.logs import MOST, PLAIN, OneLine, escaped
+from sie_server.logs import MOST, PLAIN, LibraryLogger, OneLine, escaped
 
 FORGED = "2026-11-28 12:00:00,000 INFO sie_server.admin: ops requested /v1/admin/unload"
 
@@ -52,3 +52,11 @@ def test_ordinary_text_is_unchanged_and_long_text_is_cut() -> None:
     assert escaped("Ein Satz, déjà vu 😀: 'a' → b…") == "Ein Satz, déjà vu 😀: 'a' → b…"
     assert len(escaped("x" * 10**6)) < MOST + 50
     assert escaped("x" * 10**6).endswith("(1000000 characters)")
+
+
+def test_a_library_cannot_write_to_stderr_beside_our_handler() -> None:
+    """transformers does this when it is imported; a JSON log would then have lines that are not JSON."""
+    library = LibraryLogger("library")
+    library.addHandler(logging.StreamHandler())
+    library.propagate = False
+    assert library.handlers == [] and library.propagate is True

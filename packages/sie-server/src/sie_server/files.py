@@ -60,13 +60,13 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_text(path: Path, most: int = TEXT_BYTES) -> str:
-    """Return the text of a regular file in UTF-8.
+    """Return the text of a regular file in UTF-8, without the byte order mark that some editors write.
 
     Raises:
         OSError: as `open_regular`.
         ValueError: the content is not UTF-8.
     """
-    return read_bytes(path, most).decode("utf-8")
+    return read_bytes(path, most).decode("utf-8-sig")
 
 
 def read_json(path: Path) -> Any:

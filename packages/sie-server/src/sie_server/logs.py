@@ -24,6 +24,26 @@ FIELDS = "fields"
 CHATTY = ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "urllib3", "uvicorn.error")
 
 
+# these add a handler of their own to their loggers when they are imported
+WITH_HANDLERS = ("huggingface_hub", "transformers")
+
+
+class LibraryLogger(logging.Logger):
+    """The logger of a library, whose records reach our handler and no other, in whatever way the library sets it up."""
+
+    def addHandler(self, hdlr: logging.Handler) -> None:
+        """Do nothing."""
+
+    @property
+    def propagate(self) -> bool:
+        """True; setting it has no effect."""
+        return True
+
+    @propagate.setter
+    def propagate(self, value: bool) -> None:
+        pass
+
+
 class OneLine(logging.Formatter):
     """Formats records as text, so that only the server itself can start a line of the log."""
 
@@ -63,8 +83,13 @@ class JsonLines(logging.Formatter):
 
 def set_up(handler: logging.Handler, level: str, form: str = "text") -> None:
     """Send the log of all libraries, and Python's warnings, to a handler. `form` is `text` or `json`."""
+    handler.setLevel(level.upper())  # a library may have set a lower level for its own loggers
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
+    logging.setLoggerClass(LibraryLogger)
+    for name in WITH_HANDLERS:
+        logging.getLogger(name)
+    logging.setLoggerClass(logging.Logger)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     if form == "json":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import time
@@ -51,6 +52,16 @@ VOCABULARIES = (
 )
 BIN_FILES = ["pytorch_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 TIMEOUT_S = 10.0
+# a missing or read-only home, a full disk
+NOT_WRITABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+}
 LOOK_S, LOG_S = 0.5, 10.0  # how often the progress of a download is measured, and how often it is logged
 
 
@@ -200,4 +211,9 @@ def _reason(error: Exception, revision: str | None = None) -> str:
     for kind, meaning in _meanings().items():
         if isinstance(error, kind):
             return meaning(revision)
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+        return (
+            f"its files cannot be stored at {str(error.filename)!r} ({error.strerror}); set HF_HOME to a directory "
+            "that the server can write, with enough space"
+        )
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
