@@ -29,7 +29,7 @@ WITH_HANDLERS = ("huggingface_hub", "transformers")
 
 
 class LibraryLogger(logging.Logger):
-    """The logger of a library, whose records reach our handler and no other, in whatever way the library sets it up."""
+    """The logger of a library. Its records reach our handler only, even if the library adds its own."""
 
     def addHandler(self, hdlr: logging.Handler) -> None:
         """Do nothing."""
