@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -20,9 +20,10 @@ from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
-from sie_server.errors import InferenceError, QueueFull
+from sie_server.errors import InferenceError
 from sie_server.panics import NativePanic, catching_panics
 from sie_server.serving.admission.admission import Admission, Admitted, Arrival
+from sie_server.serving.admission.deadline import in_time
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.device.queue import Demand
 from sie_server.serving.device.worker import DeviceWorker, OnDeath
@@ -132,7 +133,7 @@ class Service:
         each = [candidates_of(request) for request in requests]
         texts = [text for candidates in each for text in candidates.texts or ()]
         timing.items = sum(len(request.items) for request in requests)
-        async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+        async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
             build = partial(
                 ScorePlan.build, model, leased.engine, parsed=options, max_chunks=self.config.max_chunks
             )
@@ -168,7 +169,7 @@ class Service:
         params = request.params or EncodeParams()
         name, options = self._options("encode", model, params.options, params.instruction, "$.params")
         texts, timing.items = texts_of(request.items), len(request.items)
-        async with _in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+        async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
             plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
@@ -253,26 +254,3 @@ class Service:
         self._tokenizers.close()
         self._loader.close()
         await asyncio.to_thread(self.worker.close)
-
-
-@asynccontextmanager
-async def _in_time(options: Options, timing: RequestTiming) -> AsyncIterator[None]:
-    """End the work of the block at the request's deadline.
-
-    Raises:
-        QueueFull: the deadline is over.
-    """
-    if options.deadline_ms is not None:
-        timing.set_deadline(options.deadline_ms)
-    left = None if timing.deadline is None else max(0.0, timing.deadline - perf_counter())
-    limit = asyncio.timeout(left)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise QueueFull(
-            "the deadline of the request was over before its answer; try again later or with a later deadline",
-            retry_after_s=1,
-        ) from None
