@@ -14,9 +14,10 @@ from sie_server.api.dialects import RERANK
 from sie_server.catalog import EMBEDDED
 from support.checkpoints.cross_encoders import make_cross_encoder
 from support.checkpoints.decoders import make_decoder
+from support.checkpoints.listwise import make_listwise
 from support.servers.inprocess import ask, asking, in_order, post
 
-BERT, QWEN, MINI = "toy/bert", "Qwen/Qwen3-Reranker-0.6B", "toy/mini"
+BERT, QWEN, MINI, LISTWISE = "toy/bert", "Qwen/Qwen3-Reranker-0.6B", "toy/mini", "toy/listwise"
 QUERY, TEXTS = "machine learning", ["learning from data", "rain tomorrow", "the machine learns"]
 INSTRUCTION = "Judge the weather only"
 
@@ -28,6 +29,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         BERT: make_cross_encoder(root / "bert", "bert"),
         QWEN: make_decoder(root / "qwen", "qwen3"),
         MINI: EMBEDDED / "mini-en",
+        LISTWISE: make_listwise(root / "listwise"),
     }
     with asking(models, document_cache_mb=0) as client:
         yield client
@@ -105,10 +107,10 @@ DOCUMENTS = ["learning from data", "rain tomorrow", "stars burn hydrogen", "the 
 SPELLINGS = [("queries", "documents"), ("text_1", "text_2"), ("data_1", "data_2"), ("queries", "items")]
 
 
-@pytest.mark.parametrize("model", [BERT, QWEN, MINI])
+@pytest.mark.parametrize("model", [BERT, QWEN, MINI, LISTWISE])
 @pytest.mark.parametrize(("first", "second"), SPELLINGS)
 def test_pairs_are_scored_one_by_one(client: TestClient, model: str, first: str, second: str) -> None:
-    normalize = {} if model == MINI else {"normalize": "sigmoid"}
+    normalize = {} if model in (MINI, LISTWISE) else {"normalize": "sigmoid"}
     answer = client.post("/v1/score", json={"model": model, first: QUERIES, second: DOCUMENTS})
     body = answer.json()
     assert answer.status_code == 200 and [hit["index"] for hit in body["data"]] == [0, 1, 2, 3], body
@@ -119,6 +121,13 @@ def test_pairs_are_scored_one_by_one(client: TestClient, model: str, first: str,
     assert [hit["score"] for hit in body["data"]] == pytest.approx(expected, abs=1e-5)
     if model == BERT:  # other models read an equal query once
         assert body["usage"]["total_tokens"] == sum(one["usage"]["input_tokens"] for one in alone)
+
+
+def test_pairs_of_equal_queries_are_scored_apart(client: TestClient) -> None:
+    answer = post(client, "/score", {"model": LISTWISE, "queries": ["rain"] * 4, "documents": DOCUMENTS})
+    alone = [ask(client, LISTWISE, "rain", [document])["scores"][0]["score"] for document in DOCUMENTS]
+    together = in_order(ask(client, LISTWISE, "rain", DOCUMENTS))
+    assert scores_in(answer) == pytest.approx(alone, abs=1e-5) != pytest.approx(together, abs=1e-5)
 
 
 @pytest.mark.parametrize("query", ["rain", ["rain"]])

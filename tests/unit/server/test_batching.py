@@ -229,3 +229,16 @@ def test_a_dropped_request_is_not_computed_further() -> None:
     queue.drop(gone)
     assert all(work.job in stays.jobs for batch in drain(queue) for work in batch.works)
     assert queue.tokens_waiting == 0
+
+
+def test_the_jobs_of_one_request_share_a_place() -> None:
+    model = Model()
+    jobs = [job_of(30, 20), job_of(40), job_of(10)]
+    ticket, later = Ticket(model, *jobs), Ticket(model, job_of(10))
+    queue = queue_of(ticket, later)
+    assert queue.tokens_waiting == 110 and not ticket.demand.bulk
+    batches = drain(queue)
+    works = [work for batch in batches for work in batch.works]
+    assert [len(work.tokens) for work in works] == [30, 20, 40, 10, 10]
+    assert [work.job for work in works] == [jobs[0], jobs[0], jobs[1], jobs[2], *later.jobs]
+    assert Ticket(model, *(job_of(50) for _ in range(100))).demand.bulk  # as one job of that size

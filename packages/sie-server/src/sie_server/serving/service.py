@@ -21,6 +21,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
 from sie_server.errors import InferenceError
+from sie_server.models.spec import ListwiseSpec
 from sie_server.panics import NativePanic, catching_panics
 from sie_server.serving.admission.admission import Admission, Admitted, Arrival
 from sie_server.serving.admission.deadline import in_time
@@ -119,11 +120,12 @@ class Service:
         return await self.score_each(model, [request], timing)
 
     async def score_each(
-        self, model: str, requests: Sequence[ScoreRequest], timing: RequestTiming
+        self, model: str, requests: Sequence[ScoreRequest], timing: RequestTiming, *, pairs: bool = False
     ) -> ScoreResponse:
         """Score the candidates of several queries as one request, with the options of the first.
 
-        The response has the entries of all queries; every query's are in order of relevance.
+        The response has the entries of all queries; every query's are in order of relevance. With `pairs`, no text
+        affects the score of another one, also if the model reads the texts of a request together.
 
         Raises:
             SIEError: any kind except those of HTTP.
@@ -134,6 +136,8 @@ class Service:
         texts = [text for candidates in each for text in candidates.texts or ()]
         timing.items = sum(len(request.items) for request in requests)
         async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+            if pairs and isinstance(leased.engine.spec.head, ListwiseSpec):
+                each = [one for candidates in each for one in candidates.alone()]
             build = partial(
                 ScorePlan.build, model, leased.engine, parsed=options, max_chunks=self.config.max_chunks
             )

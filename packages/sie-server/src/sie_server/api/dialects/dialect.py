@@ -43,6 +43,11 @@ class RerankRequest:
     warnings: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # path in a ScoreRequest → path in the caller's body
 
+    @property
+    def pairs(self) -> bool:
+        """Whether every document has a query of its own."""
+        return len(self.queries) > 1
+
     def score_requests(self) -> list[ScoreRequest]:
         """Convert to one score request per different query, for raw values; ids are the indices of the documents.
 

@@ -39,7 +39,7 @@ async def rerank(request: Request) -> Response:
     dialect, parsed, requests = await read(request, BODY, convert=parse)
     model = _model(request, parsed.model)
     try:
-        answer = await unless_gone(request, service.score_each(model, requests, timing))
+        answer = await unless_gone(request, service.score_each(model, requests, timing, pairs=parsed.pairs))
     except InvalidInput as error:
         raise InvalidInput(parsed.in_callers_terms(error.message)) from None
     written = answer_of(parsed, answer, request.state.request_id, timing)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 
 from sie_server.arrays import array_of
 from sie_server.engine.job import Floats
@@ -30,6 +31,14 @@ class Candidates:
     def vectors(self) -> bool:
         """True when the query or the candidates are token vectors."""
         return self.query is None or self.texts is None
+
+    def alone(self) -> list[Candidates]:
+        """Return the candidate texts as requests of their own."""
+        items = zip(self.request.items, self.texts or (), strict=True)
+        return [
+            Candidates(structs.replace(self.request, items=[item]), self.query, [text])
+            for item, text in items
+        ]
 
     def query_vectors(self, spec: ModelSpec) -> str | Floats:
         """The query's text, or its vectors [tokens, dim].
