@@ -21,9 +21,10 @@ import sie_server
 from sie_sdk import flow
 from sie_sdk.errors import error_for
 from sie_server import errors, keys, wire
-from sie_server.api import dialects, openai, openapi
+from sie_server.api import dialects, openapi
 from sie_server.api.app import create_app
 from sie_server.api.edge import cors, gate
+from sie_server.api.embeddings import openai
 from sie_server.config import Secret, ServerConfig
 
 SERVER = Path(sie_server.__file__).parent

@@ -11,6 +11,7 @@ import pytest
 
 from sie_server import keys
 from sie_server.api.edge.gate import Gate, is_loopback
+from sie_server.api.edge.paths import HEALTH
 from sie_server.config import ConfigError, Secret, ServerConfig, load_config
 from sie_server.errors import Forbidden, Unauthorized
 from sie_server.keys import find_key, read_keys
@@ -166,7 +167,7 @@ def test_invalid_credentials_are_refused_even_on_this_machine(header: str) -> No
 
 
 def test_open_routes_stay_open() -> None:
-    for path in ("/healthz", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/static/x.css"):
+    for path in (*HEALTH, "/metrics", "/openapi.json", "/docs", "/docs/static/x.css"):
         assert GATE.admit(asgi(path, "8.8.8.8")) is None
 
 

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_server import __version__
-from sie_server.api import admin, dialects, routes, visible
+from sie_server.api import admin, dialects, probes, routes, visible
 from sie_server.api.codec import JSON
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
 from sie_server.api.edge.access import AccessLog
@@ -27,6 +27,7 @@ from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
 from sie_server.api.edge.pacing import delay_refusal
 from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
+from sie_server.api.embeddings.routes import ROUTES as EMBEDDINGS
 from sie_server.api.reading import BodyThreads
 from sie_server.config import ServerConfig
 from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError, cut
@@ -38,6 +39,7 @@ log = logging.getLogger("sie_server.api")
 OnFatal = Callable[[SIEError], None]
 OnReady = Callable[[list[str]], None]
 SHUTTING_DOWN = QueueFull("the server is shutting down; try again", retry_after_s=1)
+ALSO_EMBEDDINGS = ("/embeddings", "/infinity/embeddings")
 COUNTED = ("score", "encode", "inspect", "embeddings")  # routes in the metrics, in addition to the dialects
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
@@ -73,16 +75,14 @@ def create_app(
             Route("/v1/score/{model:path}", routes.score, methods=["POST"]),
             Route("/v1/encode/{model:path}", routes.encode, methods=["POST"]),
             Route("/v1/inspect/{model:path}", routes.inspect, methods=["POST"]),
-            Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
             Route("/v1/models", routes.list_models),
             Route("/v1/models/{model:path}", routes.get_model),
             Route("/nim/v1/models", routes.list_rerankers),
             Route("/vllm/v1/models", routes.list_rerankers),
             *DIALECTS,
+            *EMBEDDINGS,
             *admin.ROUTES,
-            Route("/healthz", routes.alive),
-            Route("/livez", routes.alive),
-            Route("/readyz", routes.ready),
+            *probes.ROUTES,
             Route("/metrics", routes.metrics),
             Route("/openapi.json", routes.openapi_json),
             Route("/docs", routes.docs),
@@ -146,6 +146,8 @@ def _route(path: str) -> str | None:
     """Return the `route` label of a path in the metrics; None if the path is not counted."""
     if path in dialects.PATHS:
         return path.removeprefix("/")
+    if path in ALSO_EMBEDDINGS:
+        return "embeddings"
     return next((name for name in COUNTED if f"{path}/".startswith(f"/v1/{name}/")), None)
 
 

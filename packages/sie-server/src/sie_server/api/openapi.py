@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 
 from sie_server import __version__, wire
-from sie_server.api import dialects, openai
+from sie_server.api import dialects
 from sie_server.api.codec import JSON, MSGPACK
+from sie_server.api.edge.paths import LIVENESS, READINESS
+from sie_server.api.embeddings import openai, routes, tei
 from sie_server.api.pages.examples import Examples
 
 REF = "#/components/schemas/{name}"
@@ -57,17 +59,29 @@ def document(examples: Examples = Examples(), root: str = "./") -> dict[str, Any
                     examples, "Show the token sequences of a score request", "Score", "InspectResponse"
                 )
             },
-            "/v1/embeddings": {
-                "post": _posted(
-                    examples, "Encode texts as vectors, in OpenAI's format", "Embeddings", own=False
-                )
+            **{
+                path: {
+                    "post": _posted(
+                        examples, "Encode texts as vectors, in OpenAI's format", "Embeddings", own=False
+                    )
+                }
+                for path in routes.OPENAI
             },
             **{path: {"post": _dialect(path)} for path in dialects.RERANK},
-            **{path: {"post": _dialect(path, "Vectors")} for path in dialects.EMBED},
+            **{
+                path: {"post": _dialect(path, "Vectors", tei.EXAMPLES[path.removeprefix("/tei")])}
+                for path in dialects.TEI_ONLY
+                if path.removeprefix("/tei") in dialects.ENCODE
+            },
             **{
                 path: {"get": _foreign("Information on the first model, in TEI's format")}
-                for path in dialects.INFO
+                for path in dialects.TEI_ONLY
+                if path.removeprefix("/tei") in dialects.INFO
             },
+            **{path: {"get": _probe("Liveness")} for path in LIVENESS},
+            **{path: {"get": _probe("Readiness")} for path in READINESS},
+            "/version": {"get": _foreign("The server's version, in vLLM's format")},
+            "/meta": {"get": _foreign("The server and its models, for Weaviate")},
             "/v1/admin/load": {"post": _admin(examples, "Load a model now", "AdminLoad")},
             "/v1/admin/unload": {"post": _admin(examples, "Unload a model", "AdminUnload")},
             "/v1/admin/swap": {
@@ -116,12 +130,18 @@ def _posted(
     }
 
 
-def _dialect(path: str, summary: str = "Rerank") -> dict[str, Any]:
+def _probe(summary: str) -> dict[str, Any]:
+    """Describe a health probe, which needs no key."""
+    answers = {"200": {"description": "OK"}, "204": {"description": "OK"}, "503": {"description": "Not so"}}
+    return {"summary": summary, "security": [{}], "responses": answers}
+
+
+def _dialect(path: str, summary: str = "Rerank", example: Any = None) -> dict[str, Any]:
     """Describe a path of a dialect, whose body is read field by field (docs/dialects.md)."""
     candidates = dialects.PATHS[path]
     examples = {dialect.name: {"value": dialect.example} for dialect in candidates}
-    if path in dialects.EMBED:
-        examples = {"TEI": {"value": {"inputs": ["Stars burn hydrogen."]}}}
+    if example:
+        examples = {"TEI": {"value": example}}
     body = {JSON: {"schema": {"type": "object"}, "examples": examples}}
     return {
         **_foreign(f"{summary}, in the dialect of {' or '.join(dialect.name for dialect in candidates)}"),

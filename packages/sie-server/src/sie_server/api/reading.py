@@ -130,3 +130,34 @@ def check_model(service: Service, name: str) -> str:
             f"expected a model id of at most {NAME_LENGTH} characters, got {len(model)} - at `$.model`"
         )
     return name
+
+
+async def model_of(request: Request, name: str | None, output: str | None) -> str:
+    """Return the model in a body, else the first one served that has `output` (None: any).
+
+    Metrics count the request for it.
+
+    A model that is named at start and not loaded yet is waited for, because only its files say what it can do.
+
+    Raises:
+        InvalidInput: no model has the output.
+        ModelLoading, ModelLoadFailed, ResourceExhausted
+    """
+    service = service_of(request)
+    registry = service.registry
+    if name is None:
+        named = registry.configured()
+        loaded = [info.name for info in registry.infos() if info.loaded and info.name not in named]
+        for candidate in (*named, *loaded):
+            if not registry.info(candidate).outputs:
+                async with registry.lease(candidate):
+                    pass
+            if output is None or output in registry.info(candidate).outputs:
+                name = candidate
+                break
+        else:
+            raise InvalidInput(
+                f"missing required field `model`; no model that is served supports {output or 'it'!r} - at `$.model`"
+            )
+    request.state.model = check_model(service, name)
+    return name

@@ -1,4 +1,4 @@
-"""The inference, model and health routes. Steps ① and ⑨ of a request in ARCHITECTURE.md."""
+"""The inference and model routes. Steps ① and ⑨ of a request in ARCHITECTURE.md."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, Response
 
-from sie_server.api import codec, openai, openapi, visible
+from sie_server.api import codec, openapi, visible
 from sie_server.api.edge.bodies import unless_gone
 from sie_server.api.edge.deadline import check_unread
 from sie_server.api.edge.paths import up_to_root
 from sie_server.api.pages import examples, page
-from sie_server.api.reading import check_model, encoded, read, service_of
-from sie_server.errors import InvalidInput
+from sie_server.api.reading import encoded, read, service_of
 from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import EncodeRequest, EncodeResponse, ModelEntry, ModelInfo, ModelList, ScoreRequest
 
@@ -37,21 +36,6 @@ async def encode(request: Request) -> Response:
 async def inspect(request: Request) -> Response:
     """POST /v1/inspect/{model}"""
     return await _answer(request, ScoreRequest, service_of(request).inspect)
-
-
-async def embeddings(request: Request) -> Response:
-    """POST /v1/embeddings: OpenAI's format, JSON in both directions"""
-    timing: RequestTiming = request.state.timing
-    service = service_of(request)
-    check_unread(request)
-    sent, encode = await read(request, openai.EmbeddingsRequest, convert=openai.to_encode)
-    model = request.state.model = check_model(service, sent.model)  # label in the metrics
-    try:
-        answer = await unless_gone(request, service.encode(model, encode, timing))
-    except InvalidInput as error:
-        raise openai.in_openai_terms(error) from None
-    content = await encoded(request, answer, lambda: msgspec.json.encode(openai.from_encode(sent, answer)))
-    return Response(content, media_type=codec.JSON, headers=timing.headers())
 
 
 async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
@@ -86,21 +70,6 @@ async def get_model(request: Request) -> Response:
     """GET /v1/models/{model}"""
     [info] = visible.model_infos(request, [service_of(request).registry.info(request.path_params["model"])])
     return _json(info)
-
-
-async def alive(request: Request) -> Response:
-    """GET /healthz, /livez: 503 when the device thread has ended, or is stuck in one step"""
-    problem = service_of(request).death()
-    return PlainTextResponse(problem or "ok", 503 if problem else 200)
-
-
-async def ready(request: Request) -> Response:
-    """GET /readyz: 503 until the models configured to load at start are loaded, after failures, and during shutdown"""
-    state, service = request.app.state, service_of(request)
-    problem = service.death() or (None if service.worker.health.works else "the device does not work")
-    if not state.ready or state.draining:
-        problem = problem or "not ready"
-    return PlainTextResponse(problem or "ok", 503 if problem else 200)
 
 
 async def metrics(request: Request) -> Response:

@@ -41,7 +41,7 @@ from sie_server.serving.operators.admin import ModelAdmin
 from sie_server.serving.operators.operations import Operations
 from sie_server.serving.operators.watcher import watch
 from sie_server.serving.requests.candidates import candidates_of, texts_of, texts_only
-from sie_server.serving.requests.encoding import EncodePlan
+from sie_server.serving.requests.encoding import EncodePlan, VendorOptions
 from sie_server.serving.requests.inspection import inspect
 from sie_server.serving.requests.options import ParsedOptions, Route, parse_options
 from sie_server.serving.requests.scoring import ScorePlan, merged
@@ -164,8 +164,14 @@ class Service:
             plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
             return await self._tokenize(lambda: inspect(plan), candidates.texts or (), timing)
 
-    async def encode(self, model: str, request: EncodeRequest, timing: RequestTiming) -> EncodeResponse:
-        """Turn texts into vectors.
+    async def encode(
+        self,
+        model: str,
+        request: EncodeRequest,
+        timing: RequestTiming,
+        vendor: VendorOptions | None = None,
+    ) -> EncodeResponse:
+        """Turn texts into vectors. With `vendor` the prompt is chosen there.
 
         Raises:
             SIEError: any kind except those of HTTP.
@@ -174,7 +180,7 @@ class Service:
         name, options = self._options("encode", model, params.options, params.instruction, "$.params")
         texts, timing.items = texts_of(request.items), len(request.items)
         async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
-            plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options)
+            plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options, vendor)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
                 timing.tokens = job.input_tokens

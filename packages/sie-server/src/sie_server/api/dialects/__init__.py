@@ -53,8 +53,11 @@ RERANK: dict[str, tuple[Dialect, ...]] = {
     "/tei/rerank": (TEI,),
     "/nim/v1/ranking": (NIM,),
 }
-EMBED, INFO = ("/embed", "/tei/embed"), ("/info", "/tei/info")
-PATHS = {**RERANK, **dict.fromkeys((*EMBED, *INFO), (TEI,))}
+# TEI's other routes (`api.embeddings`), whose errors have TEI's format
+ENCODE = ("/embed", "/embed_sparse", "/embed_all", "/similarity")
+INFO = ("/info",)
+TEI_ONLY = [prefix + path for prefix in ("", "/tei") for path in (*ENCODE, *INFO)]
+PATHS = {**RERANK, **dict.fromkeys(TEI_ONLY, (TEI,))}
 
 
 def dialect_of(path: str, body: Mapping[str, Any]) -> Dialect:

@@ -1,7 +1,7 @@
 """Authorise requests by path and headers, before the body is read.
 
-With API keys, every route that is not in `OPEN` requires a key with its scope. Without keys only the admin routes are
-restricted: they accept requests from this machine, and not from web pages open in a browser on this machine.
+With API keys, every route requires a key with its scope, except the probes and the routes in `OPEN`. Without keys only
+the admin routes are restricted: they accept requests from this machine, and not from web pages open in a browser on it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from ipaddress import IPv6Address, ip_address
 from starlette.types import Scope as Asgi
 
 from sie_server import keys
+from sie_server.api.edge.paths import HEALTH
 from sie_server.errors import Forbidden, Unauthorized
 from sie_server.keys import ApiKey
 
-OPEN = re.compile(r"/(healthz|livez|readyz|metrics|openapi\.json|docs|docs/static/.*)")
+OPEN = re.compile(r"/(metrics|openapi\.json|docs|docs/static/.*)")
 ADMIN = "/v1/admin/"
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")  # value of a Host header
 # headers that reverse proxies, load balancers and content delivery networks add; * stands for any end of a name
@@ -59,7 +60,7 @@ class Gate:
         """
         path: str = asgi["path"]
         is_admin = path.startswith(ADMIN)
-        if OPEN.fullmatch(path):
+        if path in HEALTH or OPEN.fullmatch(path):
             return None
         if self._keys:
             key = self._key(asgi)

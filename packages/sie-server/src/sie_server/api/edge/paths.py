@@ -14,7 +14,10 @@ from sie_server.config import ConfigError
 PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 SLASHES = re.compile("//+")
 LONGEST = 200  # a longer path gets no suggestion, because the search is not linear
-HEALTH = frozenset({"/healthz", "/livez", "/readyz"})  # answered also if all connections are in use
+# the probes of `api.probes`: without a key, and answered also if all connections are in use
+LIVENESS = ("/healthz", "/livez", "/v1/health/live", "/.well-known/live")
+READINESS = ("/readyz", "/health", "/v1/health/ready", "/.well-known/ready", "/ping")
+HEALTH = frozenset({*LIVENESS, *READINESS})
 
 
 def clean(path: str, prefix: str = "") -> str:

@@ -11,13 +11,67 @@ from msgspec import UNSET
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job, Sparse, Vectors
 from sie_server.engine.lora.adapter import Adapter
-from sie_server.errors import InvalidInput
-from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
+from sie_server.errors import InvalidInput, cut, shown
+from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec, Prompts
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.requests import truncation, vectors
 from sie_server.serving.requests.candidates import characters_of
 from sie_server.serving.requests.options import Instruction, ParsedOptions, refuse_instruction
 from sie_server.wire import EncodedItem, EncodeParams, EncodeResponse, Item, Options, Usage
+
+
+@dataclass(frozen=True)
+class PromptChoice:
+    """The prompt that another vendor's request chooses: its text, its name, or the side or task that names one.
+
+    Without any it is `default_prompt_name`, as in `SentenceTransformer.encode`
+    (https://sbert.net/docs/package_reference/sentence_transformer/SentenceTransformer.html).
+    """
+
+    text: str | None = None
+    name: str | None = None
+    task: str | None = None  # its own prompt is used where the checkpoint has one
+    is_query: bool | None = None
+
+    def of(self, prompts: Prompts, profile: Instruction, warnings: list[str]) -> str:
+        """Return the text of the prompt; the operator's instruction is the default of its model.
+
+        Raises:
+            InvalidInput: the checkpoint has no prompt of that name.
+        """
+        if self.text is not None:
+            return self.text
+        if self.name is not None:
+            return self._named(self.name, prompts)
+        if self.task in prompts.texts:
+            return prompts.texts[self.task]
+        if self.is_query is not None:
+            return prompts.of(self.is_query)
+        if self.task is not None and prompts.any:
+            warnings.append(f"this model has no prompt for {shown(self.task)}; its default was used")
+        if prompts.any and profile.text:
+            return profile.text
+        return "" if prompts.default is None else prompts.texts[prompts.default]
+
+    def _named(self, name: str, prompts: Prompts) -> str:
+        """As sentence-transformers, which knows `query` and `document` for every checkpoint."""
+        if name in prompts.texts:
+            return prompts.texts[name]
+        if name in ("query", "document"):
+            return prompts.of(name == "query")
+        names = cut(", ".join(map(repr, prompts.texts)), 400)
+        raise InvalidInput(
+            f"this model has no prompt {shown(name)}; it has {names or 'none'} - at `$.params.prompt_name`"
+        )
+
+
+@dataclass(frozen=True)
+class VendorOptions:
+    """What other vendors' APIs for embeddings ask for, and `POST /v1/encode` does not have."""
+
+    prompt: PromptChoice = PromptChoice()
+    normalize: bool | None = None  # True: length 1; False: as pooled; None: as the checkpoint says
+    truncate: bool = True  # False: a text that would be truncated is an error
 
 
 @dataclass(frozen=True)
@@ -37,6 +91,7 @@ class EncodePlan:
     unit: bool  # dense vectors of the model have length 1
     vocabulary: int  # width of sparse vectors
     warnings: list[str]  # from the options
+    vendor: VendorOptions | None = None
 
     @classmethod
     def build(
@@ -47,6 +102,7 @@ class EncodePlan:
         texts: list[str],
         params: EncodeParams,
         parsed: ParsedOptions,
+        vendor: VendorOptions | None = None,
     ) -> EncodePlan:
         """Check a request against the model that serves it.
 
@@ -66,8 +122,13 @@ class EncodePlan:
                 "- at `$.params.output_dtype`"
             )
         _check_dimensions(spec, outputs, options.dimensions)
-        is_query = _is_query(params, options)
-        prompt = _prompt(spec.head, parsed.instruction, is_query)
+        if vendor:
+            is_query = vendor.prompt.is_query
+            prompt = vendor.prompt.of(spec.head.prompts, parsed.instruction, parsed.warnings)
+            _check_normalize(vendor.normalize, unit=unit)
+        else:
+            is_query = _is_query(params, options)
+            prompt = _prompt(spec.head, parsed.instruction, is_query)
         return cls(
             model=model,
             engine=engine,
@@ -82,6 +143,7 @@ class EncodePlan:
             unit=unit,
             vocabulary=spec.backbone.vocab_size,
             warnings=parsed.warnings,
+            vendor=vendor,
         )
 
     @property
@@ -90,8 +152,12 @@ class EncodePlan:
         return characters_of(self.texts, self.limit)
 
     def job(self, adapter: Adapter | None) -> Job:
-        """Tokenise the texts; blocking, for a tokeniser thread."""
-        return self.engine.tokenize_encode(
+        """Tokenise the texts; blocking, for a tokeniser thread.
+
+        Raises:
+            InvalidInput: a text would be truncated and must not be.
+        """
+        job = self.engine.tokenize_encode(
             self.texts,
             self.outputs,
             self.limit,
@@ -99,6 +165,12 @@ class EncodePlan:
             prompt=self.prompt,
             adapter=adapter,
         )
+        if self.vendor and not self.vendor.truncate and any(job.truncated):
+            raise InvalidInput(
+                f"the text is longer than the limit of {self.limit} tokens and must not be truncated "
+                f"- at `$.items[{job.truncated.index(True)}].text`"
+            )
+        return job
 
     def response(self, job: Job, timing: RequestTiming) -> EncodeResponse:
         """Convert the vectors of the finished job.
@@ -107,8 +179,8 @@ class EncodePlan:
             InferenceError: a vector is not finite.
         """
         items = [encoded(i, item, job, self) for i, item in enumerate(self.items)]
-        cut = truncation.text_warnings(job, job.truncated, self.texts, self.engine, self.limit)
-        warnings = self.warnings + cut
+        truncated = truncation.text_warnings(job, job.truncated, self.texts, self.engine, self.limit)
+        warnings = self.warnings + truncated
         return EncodeResponse(self.model, items, timing.wire(), Usage(job.input_tokens), warnings or UNSET)
 
 
@@ -133,6 +205,14 @@ def _check_dimensions(spec: ModelSpec, outputs: tuple[str, ...], dimensions: int
                 f"dimensions is {dimensions}, this model's {output} vectors have {spec.dims[output]} "
                 "- at `$.params.options.dimensions`"
             )
+
+
+def _check_normalize(normalize: bool | None, *, unit: bool) -> None:
+    if normalize is False and unit:
+        raise InvalidInput(
+            "this checkpoint normalises its vectors, so only vectors of length 1 are returned; omit this field "
+            "- at `$.params.normalize`"
+        )
 
 
 def _is_query(params: EncodeParams, options: Options) -> bool | None:
@@ -164,8 +244,10 @@ def encoded(index: int, item: Item, job: Job, plan: EncodePlan) -> EncodedItem:
         if isinstance(values, Sparse):
             fields[name] = vectors.sparse(values, plan.vocabulary, plan.dtype)
         else:
-            cut = vectors.cut(values, plan.dimensions, unit=name == "multivector" or plan.unit)
-            fields[name] = (vectors.dense if name == "dense" else vectors.multivector)(cut, plan.dtype)
+            shortened = vectors.cut(values, plan.dimensions, unit=name == "multivector" or plan.unit)
+            if name == "dense" and plan.vendor and plan.vendor.normalize:
+                shortened = vectors.normalized(shortened)
+            fields[name] = (vectors.dense if name == "dense" else vectors.multivector)(shortened, plan.dtype)
     result = EncodedItem(
         id=UNSET if item.id is None else item.id,
         truncated=True if job.truncated[index] else UNSET,

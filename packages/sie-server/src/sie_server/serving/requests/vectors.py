@@ -44,11 +44,14 @@ def cut(values: npt.NDArray[np.float32], dimensions: int | None, *, unit: bool) 
     if dimensions is None or dimensions == values.shape[-1]:
         return values
     kept: npt.NDArray[np.float32] = values[..., :dimensions]
-    if not unit:
-        return kept
-    length = np.linalg.norm(kept, axis=-1, keepdims=True)
-    shortened: npt.NDArray[np.float32] = np.divide(kept, length, out=np.zeros_like(kept), where=length > 0)
-    return shortened
+    return normalized(kept) if unit else kept
+
+
+def normalized(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Scale [.., dims] to length 1; a vector of zeros stays one."""
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    unit: npt.NDArray[np.float32] = np.divide(values, length, out=np.zeros_like(values), where=length > 0)
+    return unit
 
 
 def require_unit(dtype: str, *, unit: bool) -> None:
