@@ -233,7 +233,7 @@ def test_tei_similarity(client: TestClient, library: dict[str, SentenceTransform
         ({"input": "rain", "normalize": False}, "$.normalize"),
         ({"input": "rain", "truncate": "START"}, "$.truncate"),
         ({"input": "rain", "truncate": "MIDDLE"}, "$.truncate"),
-        ({"input": "rain", "input_type": "querry"}, "$.input_type"),
+        ({"input": "rain", "input_type": "nonsense"}, "$.input_type"),
         ({"input": "rain", "prompt_name": "law"}, "$.prompt_name"),
         ({"input": "rain", "prompt_name": "query", "input_type": "query"}, "$.prompt_name"),
         ({"input": "rain", "instruct": "Find."}, "$.instruct"),
