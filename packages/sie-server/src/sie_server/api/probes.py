@@ -1,4 +1,4 @@
-"""Health probes: SIE's own, and those that orchestrators send to the servers that SIE stands in for.
+"""Health probes: SIE's own, and those of the servers that SIE can replace.
 
 A *liveness* probe fails if only a restart helps. A *readiness* probe also fails while models load, after failures of
 the device, and during shutdown. `/health` is a readiness probe, because the servers that have it (TEI, vLLM, infinity,

@@ -1,1 +1,1 @@
-"""Embeddings as other vendors' clients ask for them: OpenAI's and infinity's routes, and those of TEI."""
+"""Embeddings in other vendors' APIs: OpenAI's and infinity's routes, and those of TEI."""

@@ -142,7 +142,7 @@ def _truncate(fields: Fields) -> bool:
 
 
 def _refuse_others(fields: Fields) -> None:
-    """Take fields that ask for what this server always does, and refuse those that it cannot do.
+    """Take fields that describe this server's only behaviour, and refuse those that describe another one.
 
     Raises:
         InvalidInput

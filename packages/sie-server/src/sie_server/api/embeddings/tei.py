@@ -80,7 +80,7 @@ def _similarities(answer: EncodeResponse) -> list[float]:
 
 
 def info(model: ModelInfo, config: ServerConfig) -> Json:
-    """Return TEI's /info. Null stands for what this server does not have: its limits are bytes, tokens and time."""
+    """Return TEI's /info. A limit that this server does not have is null."""
     kind: Json = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
     return {
         "model_id": model.name,

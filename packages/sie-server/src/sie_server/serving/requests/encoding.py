@@ -67,7 +67,7 @@ class PromptChoice:
 
 @dataclass(frozen=True)
 class VendorOptions:
-    """What other vendors' APIs for embeddings ask for, and `POST /v1/encode` does not have."""
+    """Options of other vendors' APIs for embeddings that `POST /v1/encode` does not have."""
 
     prompt: PromptChoice = PromptChoice()
     normalize: bool | None = None  # True: length 1; False: as pooled; None: as the checkpoint says
