@@ -1,11 +1,18 @@
-"""Variables that Kubernetes and Docker make for a service named like the server are not settings."""
+"""Variables that Kubernetes and Docker make are not settings, and a user may have no home."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from sie_server.config import ConfigError, ServerConfig, load_config
+from sie_server.config import ConfigError, Secret, ServerConfig, load_config
 from sie_server.environment import OTHER_PROGRAMS, service_links
+from sie_server.files import expanded
+from support.servers.inprocess import asking
+
+BODY = {"query": {"text": "rain"}, "items": [{"text": "a"}]}
 
 
 def kubernetes(
@@ -90,3 +97,22 @@ def test_any_other_variable_is_an_error(name: str, value: str, message: str) -> 
 
 def test_variables_of_other_programs_of_the_project_are_ignored() -> None:
     assert load_config({}, dict.fromkeys(OTHER_PROGRAMS, "1"), None) == ServerConfig()
+
+
+@pytest.mark.parametrize("path", ["~", "~/models", "~nobody-has-this-name/models"])
+def test_a_user_without_a_home_keeps_paths_as_they_are(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """A container may run as a user id that the system does not know; `Path.home` raises there."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(RuntimeError):
+        Path(path).expanduser()
+    assert str(expanded(path)) == path
+
+
+def test_callers_without_rights_see_the_models_of_such_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with asking({}, api_keys=Secret("web:infer:infer-3f9a27c1d05b")) as client:
+        client.headers["authorization"] = "Bearer infer-3f9a27c1d05b"
+        assert client.get("/v1/models").status_code == 200
+        assert client.post("/v1/score/BAAI/bge-reranker-base", json=BODY).status_code == 502

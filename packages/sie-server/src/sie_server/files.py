@@ -29,6 +29,15 @@ class UnusableFile(OSError):
     """A file is not regular, or larger than any genuine one; or a directory has too many entries."""
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` replaced by the home directory; unchanged if there is no home.
+
+    A container may run as a user that the system does not know, without the variable HOME. `Path.expanduser` raises
+    then, and for `~name` of an unknown user.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def open_regular(path: Path, most: int | None = None) -> BinaryIO:
     """Open a regular file of at most `most` bytes for reading. Symbolic links are followed.
 

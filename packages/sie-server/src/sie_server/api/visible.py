@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from msgspec import structs
 from starlette.requests import Request
 
 from sie_server.errors import Conflict, ModelLoadFailed, ModelLoading, ResourceExhausted, SIEError
+from sie_server.files import expanded
 from sie_server.serving.loading.failures import copy_of
 from sie_server.serving.service import Service
 from sie_server.wire import ModelInfo
@@ -65,12 +66,10 @@ def _name(source: str) -> str:
 
 def _places(service: Service) -> list[str]:
     """Return the directories of all known sources, with a final slash, the longest first."""
-    config, found = service.config, {str(Path.home())}
-    found |= {
-        str(Path(root).expanduser().resolve()) for root in (config.models_dir, *config.source_roots) if root
-    }
+    config, found = service.config, {str(expanded("~"))}
+    found |= {str(expanded(root).resolve()) for root in (config.models_dir, *config.source_roots) if root}
     found |= {str(PurePath(source).parent) for source in _sources(service) if source.startswith("/")}
-    return sorted((f"{place}/" for place in found if place != "/"), key=len, reverse=True)
+    return sorted((f"{place}/" for place in found if place not in ("/", "~")), key=len, reverse=True)
 
 
 def _sources(service: Service) -> Iterator[str]:

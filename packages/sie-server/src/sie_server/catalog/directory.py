@@ -12,7 +12,7 @@ import yaml
 
 from sie_server.catalog.entries import CatalogEntry, ModelConfig, id_problem, model_of
 from sie_server.config import ConfigError
-from sie_server.files import ENTRIES, JSON_BYTES, check_regular, entries, read_yaml
+from sie_server.files import ENTRIES, JSON_BYTES, check_regular, entries, expanded, read_yaml
 
 log = logging.getLogger("sie_server.catalog")
 
@@ -22,7 +22,7 @@ class ModelsDirectory:
 
     def __init__(self, models_dir: str, *, report: bool = True) -> None:
         """Raise ConfigError if the directory does not exist. `report`: log ignored files."""
-        self._root = Path(models_dir).expanduser()
+        self._root = expanded(models_dir)
         if not self._root.is_dir():
             raise ConfigError(f"--models-dir {models_dir}: no such directory")
         self._report = report

@@ -14,6 +14,7 @@ from typing import Any
 
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed
+from sie_server.files import expanded
 
 log = logging.getLogger("sie_server.hub")
 # Only the files that serving needs: no code, no ONNX copies, no training state
@@ -119,7 +120,7 @@ def _blobs(source: str, siblings: list[Any], patterns: list[str]) -> dict[Path, 
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
-    folder = Path(HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=source, repo_type="model") / "blobs"
+    folder = expanded(HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model") / "blobs"
     needed = filter_repo_objects(siblings, allow_patterns=patterns, key=lambda file: file.rfilename)
     return {folder / (file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in needed}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from sie_server.engine.storage import hub
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, cut_quotes
+from sie_server.files import expanded
 
 
 def is_path(source: str) -> bool:
@@ -18,14 +19,14 @@ def same_place(one: str, other: str) -> bool:
     """Return whether both sources name the same directory, in any notation, or the same hub id."""
     if one == other or not (is_path(one) and is_path(other)):
         return one == other
-    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return expanded(one).resolve() == expanded(other).resolve()
 
 
 def _is_directory(source: str) -> bool:
     """Return whether a directory exists; False for invalid names."""
     try:
-        return Path(source).expanduser().is_dir()
-    except (OSError, RuntimeError):  # the name is too long; the home directory of an unknown user
+        return expanded(source).is_dir()
+    except OSError:  # the name is too long
         return False
 
 
@@ -42,10 +43,9 @@ def fetch(source: str, *, revision: str | None, offline: bool, tally: Tally | No
 
 def _local(source: str) -> Path:
     try:
-        directory = Path(source).expanduser()
+        directory = expanded(source)
         empty = next(directory.iterdir(), None) is None
-    # RuntimeError: the home directory of an unknown user
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise failed(f"{source} is not a readable directory: {reason}", type(error).__name__) from error
     if empty:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sie_server.catalog import ModelConfig, catalog, id_problem
 from sie_server.engine.storage.source import is_path
 from sie_server.errors import InvalidInput, shown
+from sie_server.files import expanded
 from sie_server.serving.lifecycle.registry import Registry
 from sie_server.serving.operators.operations import Operations
 from sie_server.wire import AdminAnswer
@@ -31,7 +32,7 @@ class ModelAdmin:
     ) -> None:
         self._registry, self._operations = registry, operations
         roots = [models_dir, *source_roots] if models_dir else source_roots
-        self._roots = [Path(root).expanduser().resolve() for root in roots]
+        self._roots = [expanded(root).resolve() for root in roots]
 
     async def load(
         self, model: str, source: str | None = None, revision: str | None = None, pin: bool | None = None
