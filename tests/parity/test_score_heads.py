@@ -61,7 +61,7 @@ def edit(path: Path, **changes: Any) -> None:
 def test_every_decoder_equals_transformers_with_a_named_template(tmp_path: Path, family: str) -> None:
     directory = make_decoder(tmp_path / "checkpoint", family, labels=1)
     report = verify(directory, 6, DECODERS[family][3])
-    assert report.reference.startswith("transformers") and report.pairs > 3
+    assert "transformers" in report.reference and report.pairs > 3
     assert report.equal(1e-3), report
 
 

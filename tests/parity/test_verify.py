@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 
 from sie_server.catalog import EMBEDDED
 from sie_server.cli.commands import NO_REFERENCE, cli
 from sie_server.engine.engine import Engine
 from sie_server.verify.cross_encoders import cross_encoder, flag_embedding
 from sie_server.verify.lengths import lower_limit
-from sie_server.verify.verify import Report, compare
+from sie_server.verify.verify import Report, compare, verify
 from support.checkpoints.cross_encoders import make_cross_encoder
+from support.checkpoints.decoders import byte_level_tokenizer, make_decoder
 from support.families.every import EVERY
 
 # one checkpoint per way to tokenise and to cut; the others are slow
@@ -63,6 +67,37 @@ def test_every_family_agrees_around_every_limit(name: str, tmp_path: Path) -> No
     assert report.first_token_difference is None
     assert report.max_difference <= family.tolerance
     assert len(report.documents) >= 4
+
+
+CHAT = """<|im_start|>system
+Judge whether the document meets the requirements.<|im_end|>
+<|im_start|>user
+<Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}
+<Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}<|im_end|>
+<|im_start|>assistant
+"""
+
+
+@pytest.mark.parametrize("labels", [0, 1], ids=["LogitScore", "classifier"])
+def test_a_chat_template_is_cut_as_sentence_transformers_cuts_it(labels: int, tmp_path: Path) -> None:
+    directory = (
+        make_decoder(tmp_path / "checkpoint", "qwen3", labels=labels) if labels else _logit_score(tmp_path)
+    )
+    (directory / "chat_template.jinja").write_text(CHAT)
+    report = verify(directory, 8)
+    assert report.reference.endswith("(CrossEncoder)") and max(report.queries) > 3 * report.limit // 4 - 60
+    assert report.equal(1e-3), report
+
+
+def _logit_score(directory: Path) -> Path:
+    """Save a causal model in the layout of a reranker of sentence-transformers."""
+    made, tokens = make_decoder(directory / "made", "qwen3"), byte_level_tokenizer()
+    transformer = Transformer(
+        str(made), transformer_task="text-generation", processor_kwargs={"chat_template": CHAT}
+    )
+    score = LogitScore(tokens.token_to_id("1"), tokens.token_to_id("0"))
+    CrossEncoder(modules=[transformer, score], device="cpu").save_pretrained(str(directory / "saved"))
+    return directory / "saved"
 
 
 @pytest.mark.parametrize("truncation", ["longest-first", "query-first"])

@@ -41,7 +41,7 @@ class PromptInput:
 
     def chunk_job(self, texts: ScoreTexts, chunking: Chunking) -> Job:
         """See `ChunkInput.chunk_job`."""
-        frame = self._tokenizer.frame(texts.query, texts.instruction, texts.limit)
+        frame = self._tokenizer.frame(texts.query, texts.instruction, texts.limit, split=True)
         split = _split_ids if frame.blank.ends_with("document") else _split_texts
         parts = split(frame, self._tokenizer, texts.documents, chunking)
         job = self._job([frame.whole(part) for part in parts.ids], parts.cut, frame.query_cut)

@@ -29,7 +29,7 @@ from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
-from sie_server.templates import PLACEHOLDER, RerankTemplate
+from sie_server.templates import PLACEHOLDER, Cut, RerankTemplate
 
 PROBE = "a b"  # the text in every placeholder when a template is checked
 SMALL_STEPS = 8  # tries; after these, a document that does not fit is shortened by half instead of one token
@@ -59,6 +59,7 @@ class Form:
     """A compiled template: fixed ids and parts to fill, in order."""
 
     parts: tuple[Ids | Blank, ...]
+    padding: int = 0  # tokens left out at the end, which the reference counts
 
     def blank(self, name: str) -> Blank:
         """Return the part with the placeholder `name`."""
@@ -71,15 +72,16 @@ class Form:
     @property
     def before(self) -> int:
         """Number of fixed tokens before the first of query and document."""
-        return self._fixed(self.parts[: min(self.place("query"), self.place("document"))])
+        return self.fixed(self.parts[: min(self.place("query"), self.place("document"))])
 
     @property
     def after(self) -> int:
         """Number of fixed tokens after the last of query and document."""
-        return self._fixed(self.parts[max(self.place("query"), self.place("document")) :])
+        return self.fixed(self.parts[max(self.place("query"), self.place("document")) :])
 
     @staticmethod
-    def _fixed(parts: Sequence[Ids | Blank]) -> int:
+    def fixed(parts: Sequence[Ids | Blank]) -> int:
+        """Return the number of fixed tokens in some parts."""
         return sum(len(part) for part in parts if not isinstance(part, Blank))
 
 
@@ -144,17 +146,21 @@ class PromptTokenizer(TextTokenizer):
             parts, cut = [ids for ids, _ in fitted], [was_cut for _, was_cut in fitted]
         return [frame.whole(part) for part in parts], cut, frame.query_cut
 
-    def frame(self, query: str, instruction: str | None, limit: int) -> Frame:
+    def frame(self, query: str, instruction: str | None, limit: int, *, split: bool = False) -> Frame:
         """Return a template of at most `limit` tokens, filled except for the document.
+
+        With `split` the document is read in windows, and the query leaves each of them a share.
 
         Raises:
             InvalidInput: the template, the query's share and the instruction leave no room for a document.
         """
         _check_instruction(instruction, limit)
         form = self._instructed if instruction else self._plain
-        query_cap, document_cap = self._caps(form, limit)
+        limit -= form.padding
+        cut: Cut = "shared" if split and self.template.cut == "document" else self.template.cut
+        query_cap, document_cap = self._caps(form, limit, cut)
         frame = self._frame(form, query, instruction, limit, query_cap)
-        for _ in range(SMALL_STEPS if self.template.cut == "document" else 0):
+        for _ in range(SMALL_STEPS if cut == "document" else 0):
             # only a query that leaves no room for a token of a document is cut
             if frame.room > frame.around or query_cap == 1:
                 break
@@ -169,11 +175,12 @@ class PromptTokenizer(TextTokenizer):
             )
         return replace(frame, most=document_cap)
 
-    def _caps(self, form: Form, limit: int) -> tuple[int, int]:
+    @staticmethod
+    def _caps(form: Form, limit: int, cut: Cut) -> tuple[int, int]:
         """Return the most tokens of the query and of the document, each with the text that is tokenised with it."""
-        if self.template.cut == "document":
+        if cut == "document":
             return limit, limit
-        if self.template.cut == "flag-embedding":
+        if cut == "flag-embedding":
             both = max(8, limit - 2 * form.after)
             return both * 3 // 4, both
         return max(1, (limit - form.before - form.after) * 3 // 4), limit
@@ -235,7 +242,9 @@ class PromptTokenizer(TextTokenizer):
             compiled = [self._part(text) for text in self._sections(piece)]
             self._check(piece, compiled)
             parts += compiled
-        return Form(self._without_padding((*parts, self._end())))
+        whole = (*parts, self._end())
+        kept = self._without_padding(whole)
+        return Form(kept, Form.fixed(whole) - Form.fixed(kept))
 
     def _without_padding(self, parts: tuple[Ids | Blank, ...]) -> tuple[Ids | Blank, ...]:
         *rest, last = parts
