@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import isaacus
 import mixedbread
 import mixedbread_ai.client
 import pytest
@@ -67,6 +68,15 @@ def test_zeroentropy(server: Server) -> None:
         client.models.rerank(model=MODEL, query=QUERY, documents=[])
 
 
+def test_isaacus(server: Server) -> None:
+    client = isaacus.Isaacus(api_key=KEY, base_url=f"{server.base_url}/v1")
+    answer = client.rerankings.create(model=MODEL, query=QUERY, texts=TEXTS, top_n=3)  # type: ignore[arg-type]
+    expect(server, MODEL).check([(hit.index, hit.score) for hit in answer.results])
+    assert answer.usage.input_tokens > 0
+    with pytest.raises(isaacus.BadRequestError, match="Isaacus Query Language"):
+        client.rerankings.create(model=MODEL, query=QUERY, texts=TEXTS, is_iql=True)  # type: ignore[arg-type]
+
+
 def test_contextual(server: Server) -> None:
     client = ContextualAI(api_key=KEY, base_url=f"{server.base_url}/v1")
     answer = client.rerank.create(model=MODEL, query=QUERY, documents=TEXTS, metadata=[""] * len(TEXTS))
@@ -90,6 +100,7 @@ def test_xinference(server: Server) -> None:
     [
         ("mixedbread.ai", "/v1/reranking"),
         ("pinecone", "/pinecone/rerank"),
+        ("isaacus", "/v1/rerankings"),
         ("jina", "/v1/rerank"),
         ("cohere", "/v1/rerank"),
         ("voyage", "/v1/rerank"),
@@ -180,6 +191,8 @@ RECORDED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "data",
     ),
+    # sglang 0.5: the body of its documentation
+    "sglang": ("/sglang/v1/rerank", {"model": MODEL, "query": QUERY, "documents": TEXTS, "top_n": 3}, ""),
     # Weaviate 1.21 and later: modules/reranker-transformers
     "weaviate": ("/rerank", {"query": QUERY, "documents": TEXTS, "property": ""}, "scores"),
 }
@@ -191,7 +204,7 @@ def test_recorded_requests(server: Server, name: str) -> None:
     answer = httpx.post(server.base_url + path, json=body, headers={"authorization": f"Bearer {KEY}"})
     assert answer.status_code == 200 and "x-sie-warnings" not in answer.headers, answer.text
     hits = answer.json()
-    for part in place.split("."):
+    for part in filter(None, place.split(".")):
         hits = hits[part]
     if name == "weaviate":
         found = sorted(((i, hit["score"]) for i, hit in enumerate(hits)), key=lambda hit: -hit[1])

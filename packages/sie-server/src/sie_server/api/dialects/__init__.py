@@ -12,12 +12,14 @@ from typing import Any
 from sie_server.api.dialects.dialect import Dialect
 from sie_server.api.dialects.vendors.hosted.cohere import COHERE_V1, COHERE_V2
 from sie_server.api.dialects.vendors.hosted.dashscope import DASHSCOPE, DASHSCOPE_COMPATIBLE
+from sie_server.api.dialects.vendors.hosted.isaacus import ISAACUS
 from sie_server.api.dialects.vendors.hosted.jina import INFINITY, JINA
 from sie_server.api.dialects.vendors.hosted.mixedbread import MIXEDBREAD
 from sie_server.api.dialects.vendors.hosted.pinecone import PINECONE
 from sie_server.api.dialects.vendors.hosted.voyage import VOYAGE
 from sie_server.api.dialects.vendors.hosted.zeroentropy import ZEROENTROPY
 from sie_server.api.dialects.vendors.nim import NIM
+from sie_server.api.dialects.vendors.sglang import SGLANG
 from sie_server.api.dialects.vendors.tei import TEI
 from sie_server.api.dialects.vendors.vllm import VLLM_RERANK, VLLM_SCORE
 from sie_server.api.dialects.vendors.weaviate import VLLM_OR_WEAVIATE, WEAVIATE
@@ -35,7 +37,11 @@ RERANK: dict[str, tuple[Dialect, ...]] = {
     "/cohere/v1/rerank": (COHERE_V1,),
     "/jina/v1/rerank": (JINA,),
     "/voyage/v1/rerank": (VOYAGE,),
+    "/v1/rerankings": (ISAACUS,),
+    "/inference/v1/rerank": (VOYAGE,),  # Fireworks, whose answers are Voyage's
     "/infinity/rerank": (INFINITY,),
+    "/infinity/v1/rerank": (INFINITY,),
+    "/sglang/v1/rerank": (SGLANG,),
     "/mixedbread/v1/reranking": (MIXEDBREAD,),
     "/pinecone/rerank": (PINECONE,),
     "/v1/models/rerank": (ZEROENTROPY,),
