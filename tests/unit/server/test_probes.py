@@ -64,7 +64,7 @@ def test_a_dead_device_fails_every_probe(client: TestClient, monkeypatch: pytest
 
 
 def test_information_needs_a_key(client: TestClient) -> None:
-    for path in ("/version", "/meta"):
+    for path in ("/version", "/meta", "/weaviate/meta"):
         assert client.get(path).status_code == 401
         answer = client.get(path, headers={"authorization": f"Bearer {KEY}"})
         assert answer.json()["version"] == __version__

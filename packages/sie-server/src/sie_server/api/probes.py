@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from sie_server import __version__
-from sie_server.api.edge.paths import LIVENESS, READINESS
+from sie_server.api.edge.paths import LIVENESS, READINESS, WEAVIATE
 from sie_server.api.reading import service_of
 
 Problem = str | None
@@ -73,8 +73,7 @@ WRITERS: dict[str, Write] = {
     "/health": _json,
     "/v1/health/live": _nim("live"),
     "/v1/health/ready": _nim("ready"),
-    "/.well-known/live": _empty,
-    "/.well-known/ready": _empty,
+    **{f"{prefix}/.well-known/{probe}": _empty for prefix in ("", WEAVIATE) for probe in ("live", "ready")},
 }
 
 
@@ -102,4 +101,5 @@ ROUTES = [
     *(Route(path, _probe(unready, WRITERS.get(path, _plain))) for path in READINESS),
     Route("/version", version),
     Route("/meta", meta),
+    Route(f"{WEAVIATE}/meta", meta),
 ]

@@ -15,8 +15,16 @@ PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 SLASHES = re.compile("//+")
 LONGEST = 200  # a longer path gets no suggestion, because the search is not linear
 # the probes of `api.probes`: without a key, and answered also if all connections are in use
-LIVENESS = ("/healthz", "/livez", "/v1/health/live", "/.well-known/live")
-READINESS = ("/readyz", "/health", "/v1/health/ready", "/.well-known/ready", "/ping")
+WEAVIATE = "/weaviate"  # the prefix of its dialect
+LIVENESS = ("/healthz", "/livez", "/v1/health/live", "/.well-known/live", f"{WEAVIATE}/.well-known/live")
+READINESS = (
+    "/readyz",
+    "/health",
+    "/v1/health/ready",
+    "/.well-known/ready",
+    f"{WEAVIATE}/.well-known/ready",
+    "/ping",
+)
 HEALTH = frozenset({*LIVENESS, *READINESS})
 
 
