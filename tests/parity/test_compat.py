@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from support.checkpoints.library import (
     LIMIT,
     SHAPE,
     make_library_classifier,
+    make_library_embedder,
     roughened,
     save_tokenizer,
 )
@@ -120,8 +122,11 @@ def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
         Engine(directory, device=DEVICE)
 
 
-def test_without_the_extra_the_message_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = make_library_classifier(tmp_path, "deberta-v2")
+@pytest.mark.parametrize("make", [make_library_classifier, make_library_embedder])
+def test_without_the_extra_the_message_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path, str], Path]
+) -> None:
+    directory = make(tmp_path, "deberta-v2")
     for name in [n for n in sys.modules if n.partition(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModelLoadFailed, match=r"pip install './packages/sie-server\[compat\]'"):

@@ -90,13 +90,15 @@ class Family:
     inner: str | None = None
     listwise: bool = False  # a decoder that reads several documents in one prompt
     # the architecture of repositories that name this one but have no modules.json
-    bare: str | None = None
+    without_modules: str | None = None
     prompted: bool = False  # as a reranker it reads a filled template
     unserved: tuple[str, ...] = ()  # name prefixes of tensors in the checkpoint that are known and not loaded
 
 
 # jina-reranker-v1 names an encoder's class but contains a classifier's weights
-JINA_EMBEDDER = Family(read_jina_bert, BertEncoder, inner="bert", bare="JinaBertForSequenceClassification")
+JINA_EMBEDDER = Family(
+    read_jina_bert, BertEncoder, inner="bert", without_modules="JinaBertForSequenceClassification"
+)
 
 # fmt: off
 CROSS_ENCODERS = {

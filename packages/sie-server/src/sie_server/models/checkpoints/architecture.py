@@ -18,8 +18,8 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> str:
     """Return the first of `architectures`, as `models.registry` lists it.
 
     A repository with its own code may use the name of a library's class. Its configuration class distinguishes it, and
-    the registry lists that class in parentheses. The code is never loaded. Without modules.json, `Family.bare` replaces
-    the name.
+    the registry lists that class in parentheses. The code is never loaded. Without modules.json,
+    `Family.without_modules` replaces the name.
 
     Where modules.json adds the head, sentence-transformers takes the bare class of `model_type` (`AutoModel`),
     regardless of the class that the checkpoint was saved from.
@@ -31,8 +31,8 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> str:
     variant = f"{name} ({own})"
     name = variant if variant in ARCHITECTURES else name
     family = ARCHITECTURES.get(name)
-    if family and family.bare and not (directory / "modules.json").exists():
-        return family.bare
+    if family and family.without_modules and not (directory / "modules.json").exists():
+        return family.without_modules
     if not own and is_headless(directory):
         return bare_architecture(str(config.get("model_type"))) or name
     return name
