@@ -62,6 +62,26 @@ def _bounded(message: str) -> str:
     return message
 
 
+ONEDNN_FAILED = "could not create a primitive"  # the memory for a kernel's machine code cannot be mapped
+# messages of plain RuntimeErrors: of torch, the system, cuBLAS, C++ and Python's threads
+NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "bad alloc",
+    "bad_alloc",
+    "can't start new thread",
+    ONEDNN_FAILED,
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on the device or in the process: the same work may succeed later."""
+    # torch.OutOfMemoryError by its name, as this module is loaded without torch
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(words in str(error) for words in NO_MEMORY)
+
+
 class SIEError(Exception):
     """Base class of all errors that have a status and a code. `details` are extra keys of the error body."""
 

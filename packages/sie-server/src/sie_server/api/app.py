@@ -30,7 +30,16 @@ from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
 from sie_server.api.embeddings.routes import ROUTES as EMBEDDINGS
 from sie_server.api.reading import BodyThreads
 from sie_server.config import ServerConfig
-from sie_server.errors import ClientGone, MethodNotAllowed, NotFound, QueueFull, SIEError, cut
+from sie_server.errors import (
+    ClientGone,
+    MethodNotAllowed,
+    NotFound,
+    QueueFull,
+    ResourceExhausted,
+    SIEError,
+    cut,
+    out_of_memory,
+)
 from sie_server.keys import read_keys
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.service import Service
@@ -138,6 +147,11 @@ def _as_known(request: Request, error: Exception) -> SIEError:
         )
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{cut(request.method)} is not allowed on {cut(path)}")
+    if out_of_memory(error):
+        log.error("out of memory: %s", error or type(error).__name__)
+        return ResourceExhausted(
+            "the server ran out of memory for this request; try again later", retry_after_s=5
+        )
     log.error("unexpected error", exc_info=error)
     return SIEError("internal error; see the server's log")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sie_server.engine.device import out_of_memory
 from sie_server.engine.engine import BATCH_SIZES, Engine
 from sie_server.engine.job import Work, build_job
+from sie_server.errors import out_of_memory
 from sie_server.models.batch import Tokens
 
 

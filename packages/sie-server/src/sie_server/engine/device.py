@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 import torch
 
+from sie_server.errors import ONEDNN_FAILED
+
+STACK_BYTES = 8 << 20  # of a thread, the default of Linux
+SPARE_BYTES = 16 << 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,16 +53,32 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def room_for_threads(count: int) -> bool:
+    """Return whether memory for the stacks of a thread and its helpers can be mapped.
+
+    OpenMP, which starts the helpers, ends the process if it cannot start one.
+    """
+    stacks = ((count or usable_cores()) + 1) * STACK_BYTES
+    try:
+        mmap.mmap(-1, stacks + SPARE_BYTES).close()
+    except (OSError, MemoryError):
+        return False
+    return True
+
+
 def use_cpu_threads(count: int) -> None:
     """Set how many threads torch uses for a product; 0 means one per usable core."""
     torch.set_num_threads(count or usable_cores())
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether a forward pass or a load ran out of memory."""
-    # from torch, from the system, and from cuBLAS, whose errors torch raises as a plain RuntimeError
-    words = ("can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in words)
+def thread_spoiled(error: BaseException) -> bool:
+    """Return whether an error has made oneDNN unusable for the thread in which it occurred.
+
+    If oneDNN's code generator (Xbyak) cannot map memory for a kernel, it stores the failure in a variable of the
+    thread. Every later kernel of this thread then fails too, also when memory is free again; other threads are not
+    affected.
+    """
+    return ONEDNN_FAILED in str(error)
 
 
 def device_lost(error: BaseException) -> bool:

@@ -23,8 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sie_server.engine.device import out_of_memory
 from sie_server.engine.storage.tally import Tally
+from sie_server.errors import out_of_memory
 from sie_server.files import entries, open_regular, read_json
 from sie_server.models.heads.sparse import M3_FILES
 from sie_server.models.lora import Target

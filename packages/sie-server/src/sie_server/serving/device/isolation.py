@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 
-from sie_server.engine.device import device_lost, out_of_memory
+from sie_server.engine.device import device_lost, thread_spoiled
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Work
-from sie_server.errors import InferenceError, ResourceExhausted, SIEError
+from sie_server.errors import InferenceError, ResourceExhausted, SIEError, out_of_memory
 
 log = logging.getLogger("sie_server.worker")
 
 
 class DeviceLost(BaseException):
     """The device cannot be used again in this process."""
+
+
+class ThreadSpoiled(Exception):
+    """The device cannot be used again in this thread. The works have no results and can run in another thread."""
 
 
 def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
@@ -31,6 +35,8 @@ def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
     except Exception as error:
         if device_lost(error):  # every later pass would fail as well
             raise DeviceLost(str(error)) from error
+        if thread_spoiled(error):
+            raise ThreadSpoiled(str(error)) from None
         failure, too_large = as_answer(error), out_of_memory(error) and len(works) > 1
         if len(jobs) == 1 and not too_large:
             log.exception("a forward pass failed")
@@ -48,6 +54,7 @@ def as_answer(error: Exception) -> SIEError:
     """Return the error for the caller of a failed pass."""
     if out_of_memory(error):
         return ResourceExhausted(
-            "the device ran out of memory for a single text; send shorter texts", retry_after_s=5
+            "the device ran out of memory for a single text; try again later, or send shorter texts",
+            retry_after_s=5,
         )
     return InferenceError(f"the model failed: {type(error).__name__}")

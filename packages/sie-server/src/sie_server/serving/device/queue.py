@@ -106,6 +106,16 @@ class Batch(Generic[T]):
     works: list[Work]
     tickets: list[T]
 
+    def parts(self) -> list[Batch[T]]:
+        """Divide the batch: one of each job, or the halves of a job's works; none of a single work."""
+        if len(self.tickets) > 1:
+            apart = [[work for work in self.works if work.job is ticket.job] for ticket in self.tickets]
+            return [Batch(works, [ticket]) for works, ticket in zip(apart, self.tickets, strict=True)]
+        half = len(self.works) // 2
+        return (
+            [Batch(works, self.tickets) for works in (self.works[:half], self.works[half:])] if half else []
+        )
+
 
 class TokenQueue(Generic[T]):
     """Waiting tickets, admitted by tokens and batched by due. Not thread-safe: the worker holds a lock."""

@@ -9,16 +9,17 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sie_server.engine.device import use_cpu_threads
+from sie_server.engine.device import room_for_threads, thread_spoiled, use_cpu_threads
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import QueueFull, SIEError
 from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, all_failed
-from sie_server.serving.device.isolation import as_answer, run_isolated
+from sie_server.serving.device.isolation import ThreadSpoiled, as_answer, run_isolated
 from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue, tokens_of
 from sie_server.serving.device.tickets import PendingTicket, deliver, resolve
 from sie_server.serving.metrics import Metrics, RequestTiming
@@ -55,10 +56,10 @@ class DeviceWorker:
         self._metrics, self._on_death, self._self_test = metrics, on_death, self_test
         self.health = DeviceHealth()
         self._running_until, self._is_running = 0.0, False  # estimated end of the running batch
-        self._thread = threading.Thread(
-            target=self._work, args=(cpu_threads,), name="sie-device", daemon=True
-        )
-        self._thread.start()
+        self._cpu_threads = cpu_threads
+        self._spoiled = False  # this thread can run no pass any more
+        self._apart: deque[Batch[PendingTicket]] = deque()  # of a batch that spoiled its thread
+        self._thread = self._start_thread()
 
     @property
     def typical_tokens(self) -> int:
@@ -149,6 +150,11 @@ class DeviceWorker:
             raise as_answer(error) from error
         timing.inference_ms += (time.perf_counter() - started) * 1e3
 
+    def _start_thread(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name="sie-device", daemon=True)
+        thread.start()
+        return thread
+
     async def watch(self, stall_s: float) -> None:
         """Give the thread up if one step takes longer than `stall_s`; runs until cancelled.
 
@@ -182,19 +188,34 @@ class DeviceWorker:
         with self._wake:
             waiting = [done for _, done in self._calls] + [ticket.done for ticket in self._pending]
             self._calls = []
+            self._apart.clear()
             self._queue.clear()
         for done in waiting:
             self._loop.call_soon_threadsafe(resolve, done, None, error)
 
     # ── everything below runs on the device thread ──
 
-    def _work(self, cpu_threads: int) -> None:
+    def _work(self) -> None:
         try:
-            use_cpu_threads(cpu_threads)
+            use_cpu_threads(self._cpu_threads)
             while self._step():
-                pass
+                if self._spoiled and self._hand_over():
+                    return
         except BaseException as error:  # panics of native libraries are no `Exception`
             self._die(error)
+
+    def _hand_over(self) -> bool:
+        """Continue in a new thread, if there is memory for it."""
+        if not room_for_threads(self._cpu_threads):
+            return False
+        try:
+            self._spoiled = False
+            self._thread = self._start_thread()
+        except RuntimeError:  # can't start new thread
+            self._spoiled = True
+            return False
+        log.warning("a forward pass spoiled its thread for lack of memory; the device continues in a new one")
+        return True
 
     def _die(self, error: BaseException) -> None:
         """Fail all requests: without this thread they would wait indefinitely."""
@@ -208,8 +229,8 @@ class DeviceWorker:
         """
         with self._wake:
             self.health.step_ends()
-            pause = None if self.health.works else TEST_EVERY_S
-            self._wake.wait_for(lambda: self._closed or self._calls or self._queue, pause)
+            pause = None if self.health.works and not self._spoiled else TEST_EVERY_S
+            self._wake.wait_for(lambda: self._closed or self._calls or self._apart or self._queue, pause)
             self.health.step_begins()
             call = self._calls.pop(0) if self._calls and not self._closed else None
         if call:
@@ -219,7 +240,7 @@ class DeviceWorker:
         with self._wake:
             if self._closed:
                 return False
-            batch = self._queue.take()
+            batch = self._apart.popleft() if self._apart else self._queue.take()
             self._metrics.queue_tokens.set(self._queue.tokens_waiting)
         if batch:
             self._run_batch(batch)
@@ -230,6 +251,7 @@ class DeviceWorker:
     def _test_device(self) -> None:
         if error := self.health.test(self._self_test):
             log.error("the device does not work: %s", error.message)
+            self._spoiled = self._spoiled or thread_spoiled(error)
         else:
             log.warning("the device works: the server's own texts are scored")
 
@@ -239,6 +261,7 @@ class DeviceWorker:
             value = function()
         except Exception as error:
             failure = error
+            self._spoiled = self._spoiled or thread_spoiled(error)
         except BaseException as error:
             self._loop.call_soon_threadsafe(resolve, done, None, _thread_failed(error))
             raise
@@ -248,7 +271,10 @@ class DeviceWorker:
         engine = batch.tickets[0].engine
         tokens, start = tokens_of(batch.works), time.perf_counter()
         self._running_until, self._is_running = start + tokens / engine.tokens_per_second, True
-        failures = run_isolated(engine, batch.works)
+        failures = self._results_of(batch)
+        if failures is None:
+            self._is_running = False
+            return
         end, self._is_running = time.perf_counter(), False
         self._metrics.batch_tokens.observe(tokens)
         if len(batch.works) > 1:  # a small batch says little about the rate of a full queue
@@ -261,6 +287,19 @@ class DeviceWorker:
         self.health.batch_ended(engine, failed=all_failed(batch.works, failures))
         if not self.health.works:
             self._test_device()
+
+    def _results_of(self, batch: Batch[PendingTicket]) -> dict[Job, SIEError] | None:
+        """Run a batch; None if it spoiled the thread and its parts run in the next one."""
+        try:
+            return run_isolated(batch.tickets[0].engine, batch.works)
+        except ThreadSpoiled as error:
+            again = batch.parts() if not self._spoiled else []
+            self._spoiled = True
+            if again:
+                self._apart.extendleft(reversed(again))
+                return None
+            log.error("a forward pass failed: %s", error)
+            return dict.fromkeys([ticket.job for ticket in batch.tickets], as_answer(error))
 
 
 def _thread_failed(error: BaseException) -> QueueFull:

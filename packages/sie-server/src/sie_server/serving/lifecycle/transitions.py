@@ -105,7 +105,7 @@ class Transitions:
         version.engine = await self._loader.load(version.config, directory, progress)
         version.nbytes = version.engine.memory_bytes
         await self._budget.settle(slot)
+        progress.enter("probe")
         if old and old.engine:
-            progress.enter("probe")
             check_outputs(version.config, old.engine, version.engine)
-            await self._loader.probe(version.config, version.engine)
+        await self._loader.probe(version.config, version.engine)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from sie_server.engine.device import out_of_memory
-from sie_server.errors import ModelLoadFailed, ModelLoading, ResourceExhausted, SIEError
+from sie_server.errors import ModelLoadFailed, ModelLoading, ResourceExhausted, SIEError, out_of_memory
 from sie_server.panics import NativePanic
 
 log = logging.getLogger("sie_server.loading")

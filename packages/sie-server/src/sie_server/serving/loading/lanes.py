@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from sie_server.engine.device import thread_spoiled
 from sie_server.engine.storage.footprint import freeing
 from sie_server.panics import NativePanic
 from sie_server.serving.loading.progress import Progress
@@ -33,6 +34,7 @@ class Step:
         self.given_up = False  # no caller waits for the result
         self.let_go = False  # another thread has taken the place of this one in the lane
         self.ended = False
+        self.spoiled = False  # its thread can run no later step
         self._value: Any = None
         self._error: Exception | None = None
 
@@ -43,6 +45,7 @@ class Step:
             self._value = self._work()
         except Exception as error:
             self._error = error
+            self.spoiled = thread_spoiled(error)
         except BaseException as error:  # it must not end the event loop, where it would be raised
             self._error = NativePanic(f"a native library panicked: {error or type(error).__name__}")
         self._work = None
@@ -138,7 +141,7 @@ class Lane:
         while stays and (step := self._steps.get()) is not None:
             step.run()
             with self._lock:  # before the result is delivered, so that the next step finds this thread
-                stays = not (step.let_go or self._closed)
+                stays = not (step.let_go or step.spoiled or self._closed)
                 self._idle += stays
                 step.ended = True
             step.deliver()
