@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sie_server.serving.loading.probe import TEXTS
 from support.checkpoints import cross_encoders
 from support.servers import processes
 from support.servers.inprocess import Looks
@@ -29,8 +30,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cross_encoders.make_cross_encoder(root / "toy/roberta", "roberta", seed=1)
     cross_encoders.make_cross_encoder(root / "toy/xlm-roberta", "xlm-roberta", seed=2)
     processes.make_encoder(root / "toy/encoder")
-    processes.poison(root / "toy/nan", root / "toy/bert")
-    processes.poison(root / "toy/nan-encoder", root / "toy/encoder")
+    # the texts of the probe pass, so that the models load
+    processes.poison_words(root / "toy/nan", root / "toy/bert", TEXTS)
+    processes.poison_words(root / "toy/nan-encoder", root / "toy/encoder", TEXTS)
     return root
 
 

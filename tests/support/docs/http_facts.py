@@ -211,7 +211,7 @@ def error_codes() -> Facts:
     for kind in classes.values():
         client = error_for(kind.status, kind.code, "", request_id=None, details={})
         reply = flow.Reply(kind.status, {"x-sie-server-version": "1.0.0"}, b"")
-        limit = flow._limit(client, reply, answered=True)[1] if client.retryable else 0
+        limit = flow.limit_of(client, reply, answered=True)[1] if client.retryable else 0
         retried = "until the deadline" if limit == math.inf else f"{limit} times" if limit else "no"
         after = "yes" if kind.code in waiting else "no"
         found.add((kind.code, str(kind.status), after, retried, type(client).__name__))

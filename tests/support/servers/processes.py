@@ -26,6 +26,7 @@ import msgpack
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from support.checkpoints import cross_encoders
 from support.checkpoints.cache import cached
@@ -227,6 +228,22 @@ def poison(directory: Path, source: Path) -> Path:
     """Copy `source`, and set its first attention weight to NaN."""
     shutil.copytree(source, directory)
     edit_weights(directory, lambda w: w[next(n for n in w if n.endswith("query.weight"))].fill_(float("nan")))
+    return directory
+
+
+def poison_words(directory: Path, source: Path, spared: list[str]) -> Path:
+    """Copy `source`, and set the embeddings of all tokens to NaN except those of the `spared` texts."""
+    shutil.copytree(source, directory)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    kept = sorted({token for text in spared for token in tokenizer.encode(text).ids})
+
+    def edit(weights: dict[str, torch.Tensor]) -> None:
+        table = weights[next(name for name in weights if name.endswith("word_embeddings.weight"))]
+        rows = table[kept].clone()
+        table.fill_(float("nan"))
+        table[kept] = rows
+
+    edit_weights(directory, edit)
     return directory
 
 

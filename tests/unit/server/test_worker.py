@@ -13,6 +13,7 @@ import pytest
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.errors import InferenceError, QueueFull, ResourceExhausted
 from sie_server.models.batch import Tokens
+from sie_server.serving.device import worker as worker_module
 from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.metrics import Metrics, RequestTiming
 from support.waiting import until
@@ -177,3 +178,67 @@ async def test_requests_that_wait_when_the_worker_closes_fail(worker: DeviceWork
     await closing
     told = await asyncio.wait_for(asyncio.gather(*queued, return_exceptions=True), 30)
     assert [type(error) for error in told] == [QueueFull, QueueFull]
+
+
+class SpoilingEngine(LengthEngine):
+    """A pass that does not fit spoils its thread, as oneDNN does: no later pass in the same thread succeeds."""
+
+    def __init__(self, memory: int) -> None:
+        super().__init__(memory)
+        self.spoiled: set[threading.Thread] = set()
+        self.threads: list[threading.Thread] = []
+
+    def run(self, works: list[Work]) -> list[Any]:
+        self.threads.append(thread := threading.current_thread())
+        try:
+            if thread in self.spoiled:
+                raise MemoryError
+            return super().run(works)
+        except MemoryError:
+            self.spoiled.add(thread)
+            raise RuntimeError("could not create a primitive") from None
+
+
+async def test_work_continues_in_a_new_thread_after_a_spoiled_one(worker: DeviceWorker) -> None:
+    engine = SpoilingEngine(memory=30)
+    assert await run(worker, engine, job_of(20, 20, 20)) == [20, 20, 20]
+    assert await run(worker, engine, job_of(7)) == [7]
+    assert len(engine.spoiled) == 2  # by three texts and by two
+    assert engine.threads[-1] not in engine.spoiled
+    await until(lambda: not any(thread.is_alive() for thread in engine.spoiled))
+
+
+async def test_a_spoiled_thread_costs_only_the_request_that_does_not_fit(worker: DeviceWorker) -> None:
+    engine = SpoilingEngine(memory=60)
+    engine.gate.clear()
+    first = asyncio.create_task(run(worker, engine, job_of(30)))
+    await until(engine.entered.is_set)
+    others = [asyncio.create_task(run(worker, engine, job_of(n))) for n in (5, 61, 7)]
+    await until(lambda: waiting(worker) == 5 + 61 + 7)
+    engine.gate.set()
+    done = await asyncio.gather(first, *others, return_exceptions=True)
+    assert isinstance(done.pop(2), ResourceExhausted)
+    assert done == [[30], [5], [7]]
+    assert await run(worker, engine, job_of(8)) == [8]
+
+
+async def test_without_room_for_a_thread_requests_are_refused_until_there_is(
+    worker: DeviceWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, room = SpoilingEngine(memory=30), [False]
+    monkeypatch.setattr(worker_module, "room_for_threads", lambda count: room[0])
+    monkeypatch.setattr(worker_module, "TEST_EVERY_S", 0.01)
+    for length in (31, 5, 5):
+        with pytest.raises(ResourceExhausted) as caught:
+            await run(worker, engine, job_of(length))
+        assert caught.value.retry_after_s
+    room[0] = True
+    await until(lambda: not any(thread.is_alive() for thread in engine.spoiled))
+    assert await run(worker, engine, job_of(5)) == [5]
+
+
+async def test_a_call_that_spoils_the_thread_is_its_last_one(worker: DeviceWorker) -> None:
+    engine = SpoilingEngine(memory=30)
+    with pytest.raises(RuntimeError, match="primitive"):
+        await worker.call(lambda: engine.run(job_of(31).work))
+    assert await run(worker, engine, job_of(5)) == [5]

@@ -164,7 +164,7 @@ def exchange(request: Request, patience: Patience, clock: Clock) -> Flow:
             error, ModelLoadFailedError
         ):  # the server tries that one again itself
             raise error
-        condition, limit = _limit(error, outcome, answered)
+        condition, limit = limit_of(error, outcome, answered)
         wait = _retry_wait(outcome, failed.total(), clock)
         failed[condition] += 1
         waited = clock.monotonic() - started
@@ -176,7 +176,7 @@ def exchange(request: Request, patience: Patience, clock: Clock) -> Flow:
             raise _gave_up(error, sent, clock.monotonic() - started)
 
 
-def _limit(error: SIEError, outcome: Outcome, answered: bool) -> tuple[str, float]:
+def limit_of(error: SIEError, outcome: Outcome, answered: bool) -> tuple[str, float]:
     """Return the transient condition and its number of retries; infinite: until the deadline."""
     if isinstance(error, ResourceExhaustedError):
         return "exhausted", RESOURCE_RETRIES

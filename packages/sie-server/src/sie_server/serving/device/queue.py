@@ -107,9 +107,9 @@ class Batch(Generic[T]):
     tickets: list[T]
 
     def parts(self) -> list[Batch[T]]:
-        """Divide the batch: one of each job, or the halves of a job's works; none of a single work."""
+        """Divide the batch: one of each request, or the halves of a request's works; none of a single work."""
         if len(self.tickets) > 1:
-            apart = [[work for work in self.works if work.job is ticket.job] for ticket in self.tickets]
+            apart = [[work for work in self.works if work.job in ticket.jobs] for ticket in self.tickets]
             return [Batch(works, [ticket]) for works, ticket in zip(apart, self.tickets, strict=True)]
         half = len(self.works) // 2
         return (

@@ -57,7 +57,7 @@ class DeviceWorker:
         self.health = DeviceHealth()
         self._running_until, self._is_running = 0.0, False  # estimated end of the running batch
         self._cpu_threads = cpu_threads
-        self._spoiled = False  # this thread can run no pass any more
+        self._spoiled = False  # this thread can no longer run a pass
         self._apart: deque[Batch[PendingTicket]] = deque()  # of a batch that spoiled its thread
         self._thread = self._start_thread()
 
@@ -214,7 +214,9 @@ class DeviceWorker:
         except RuntimeError:  # can't start new thread
             self._spoiled = True
             return False
-        log.warning("a forward pass spoiled its thread for lack of memory; the device continues in a new one")
+        log.warning(
+            "a forward pass spoiled its thread because memory was missing; the device continues in a new one"
+        )
         return True
 
     def _die(self, error: BaseException) -> None:
@@ -237,6 +239,8 @@ class DeviceWorker:
             self._run_call(*call)
             del call
             self.health.step_begins()
+            if self._spoiled:
+                return True  # the batch runs in the next thread
         with self._wake:
             if self._closed:
                 return False
@@ -299,7 +303,7 @@ class DeviceWorker:
                 self._apart.extendleft(reversed(again))
                 return None
             log.error("a forward pass failed: %s", error)
-            return dict.fromkeys([ticket.job for ticket in batch.tickets], as_answer(error))
+            return dict.fromkeys([work.job for work in batch.works], as_answer(error))
 
 
 def _thread_failed(error: BaseException) -> QueueFull:
