@@ -265,6 +265,12 @@ def test_the_requests_of_ragflow_and_xinference(client: TestClient) -> None:
 # ── other vendors' routes ──
 
 
+def test_vllms_fields_are_read_on_the_path_of_several_dialects(client: TestClient) -> None:
+    raw = in_order(ask(client, BERT, QUERY, TEXTS, normalize="none"))
+    answer = client.post("/v1/rerank", json=body_for("", model=BERT, use_activation="false"))
+    assert scores_in(answer.json()) == pytest.approx(raw, abs=1e-6) and "x-sie-warnings" not in answer.headers
+
+
 @pytest.mark.parametrize("path", ["/v1/reranking", "/reranking"])
 def test_mixedbread_and_llama_cpp_share_a_path(client: TestClient, path: str) -> None:
     expected = in_order(ask(client, BERT, QUERY, TEXTS, normalize="sigmoid"))

@@ -21,12 +21,12 @@ from sie_server.api.dialects.vendors.hosted.zeroentropy import ZEROENTROPY
 from sie_server.api.dialects.vendors.nim import NIM
 from sie_server.api.dialects.vendors.sglang import SGLANG
 from sie_server.api.dialects.vendors.tei import TEI
-from sie_server.api.dialects.vendors.vllm import VLLM_RERANK, VLLM_SCORE
+from sie_server.api.dialects.vendors.vllm import VLLM_MARKED, VLLM_RERANK, VLLM_SCORE
 from sie_server.api.dialects.vendors.weaviate import VLLM_OR_WEAVIATE, WEAVIATE
 
 RERANK: dict[str, tuple[Dialect, ...]] = {
     "/v2/rerank": (COHERE_V2,),
-    "/v1/rerank": (VOYAGE, COHERE_V1, JINA),
+    "/v1/rerank": (VOYAGE, COHERE_V1, VLLM_MARKED, JINA),
     "/rerank": (TEI, WEAVIATE, VLLM_OR_WEAVIATE, VLLM_RERANK),
     "/v1/reranking": (MIXEDBREAD, JINA),
     "/reranking": (MIXEDBREAD, JINA),

@@ -7,9 +7,10 @@ are too long are truncated and reported; vLLM rejects them.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
-from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest
+from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest, marked_by
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.reading import (
     EXAMPLE,
@@ -119,5 +120,14 @@ def _write_error(error: SIEError) -> Json:
 
 
 SCORE_EXAMPLE = {"text_1": "what do stars burn?", "text_2": ["Stars burn hydrogen.", "Rain falls."]}
+OWN = (
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "use_activation",
+    "activation",
+    "chat_template",
+    "cache_salt",
+)
 VLLM_RERANK = Dialect("vLLM", _read_rerank, _write_rerank, _write_error, EXAMPLE)
+VLLM_MARKED = replace(VLLM_RERANK, claims=marked_by(*OWN))  # on a path of several dialects
 VLLM_SCORE = Dialect("vLLM score", _read_score, _write_score, _write_error, SCORE_EXAMPLE)
