@@ -25,8 +25,20 @@ YAML_NODES = 20_000  # with every alias expanded
 ENTRIES = 10_000  # of a directory
 
 
+# How files begin that a failed download leaves: pointers of Git LFS, pages, and the hub's answers without the file
+NOT_THE_FILE = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull`, or download it again",
+    b"<!doctype html": "is an HTML page, not the file itself; the download failed or needed a login: download it again",
+    b"<html": "is an HTML page, not the file itself; the download failed or needed a login: download it again",
+    b"entry not found": "is an answer of the hub (Entry not found), not the file itself; download it again",
+    b"repository not found": "is an answer of the hub (Repository not found), not the file itself; download it again",
+    b"invalid username or password": "is an answer of the hub (no access), not the file itself; log in and download it",
+    b"access to model": "is an answer of the hub (no access), not the file itself; accept the terms and download it",
+}
+
+
 class UnusableFile(OSError):
-    """A file is not regular, or larger than any genuine one; or a directory has too many entries."""
+    """A file is not regular, too large to be genuine, or not the file itself; or a directory has too many entries."""
 
 
 def expanded(path: str | Path) -> Path:
@@ -42,13 +54,14 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
     """Open a regular file of at most `most` bytes for reading. Symbolic links are followed.
 
     Raises:
-        OSError: the file is missing, unreadable, not regular or too large.
+        OSError: the file is missing, unreadable, not regular, too large, or the remains of a failed download.
     """
     _check(path, path.stat(), most)  # before it is opened, because opening a device may have an effect
     # a pipe that replaces the file now does not block
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
         _check(path, os.fstat(descriptor), most)
+        _check_start(path, descriptor)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -87,6 +100,8 @@ def read_json(path: Path) -> Any:
         RecursionError: the content is nested too deeply.
     """
     text = read_text(path, JSON_BYTES)
+    if not text.strip():
+        raise ValueError("the file is empty; download it again")
     content = json.loads(text)
     if "\\ud" in text or "\\uD" in text:  # half a character, which no tokenizer and no answer can contain
         json.dumps(content, ensure_ascii=False).encode("utf-8")
@@ -165,6 +180,14 @@ def _check(path: Path, status: os.stat_result, most: int | None) -> None:
         raise UnusableFile(
             f"{path.name} has {status.st_size / MIB:,.1f} MiB; at most {most / MIB:g} MiB are read"
         )
+
+
+def _check_start(path: Path, descriptor: int) -> None:
+    start = os.read(descriptor, 64)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    for sign, reason in NOT_THE_FILE.items():
+        if start.lstrip().lower().startswith(sign):
+            raise UnusableFile(f"{path.name} {reason}")
 
 
 def _kind(mode: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from sie_server.catalog.contents import instead_of_config
 from sie_server.catalog.entries import CatalogEntry, ModelConfig, id_problem, model_of
 from sie_server.config import ConfigError
 from sie_server.files import ENTRIES, JSON_BYTES, check_regular, entries, expanded, read_yaml
@@ -91,7 +92,11 @@ class ModelsDirectory:
                     yield name
                     continue
                 inner = sorted(entry.name for entry in entries(directory) if not entry.name.startswith("."))
-                yield from (f"{name}/{part}" for part in inner if (directory / part / "config.json").exists())
+                found = [part for part in inner if (directory / part / "config.json").exists()]
+                if (directory / "modules.json").exists() or (inner and not found):
+                    problems[name] = f"config.json is missing; {instead_of_config(directory)}"
+                    continue
+                yield from (f"{name}/{part}" for part in found)
             except OSError as error:
                 problems[name] = str(error)
 

@@ -63,6 +63,7 @@ from sie_server.models.families.encoders.modernbert import (
 )
 from sie_server.models.heads.classifier import Classifier, bert_classifier, roberta_classifier
 from sie_server.models.layers.linear import Weights
+from sie_server.models.settings.purposes import purpose
 from sie_server.models.spec import (
     BackboneSpec,
     UnsupportedCheckpoint,
@@ -255,8 +256,8 @@ def family_of(architecture: str) -> Family:
     if compat.serves(architecture):
         return COMPAT_DECODER if compat.is_decoder(architecture) else COMPAT
     raise UnsupportedCheckpoint(
-        f"config.json names the architecture {architecture!r}, which this version does not support. "
-        f"Supported architectures: {known_architectures()}{compat.hint(architecture)}"
+        f"config.json names the architecture {architecture!r}, which this version does not support."
+        f"{purpose(architecture)} Supported architectures: {known_architectures()}{compat.hint(architecture)}"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from sie_server import files
+from sie_server.catalog.contents import instead_of_config
 from sie_server.templates import RerankTemplate
 from sie_server.templates.pair_settings import Truncation
 
@@ -274,7 +275,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
     try:
         content = files.read_json(path)
     except FileNotFoundError:
-        raise UnsupportedCheckpoint(f"{path.name} is missing in {path.parent}") from None
+        reason = f"; {instead_of_config(path.parent)}" if path.name == "config.json" else ""
+        raise UnsupportedCheckpoint(f"{path.name} is missing in {path.parent}{reason}") from None
     except (ValueError, OSError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise UnsupportedCheckpoint(f"{path} cannot be read: {why}") from error

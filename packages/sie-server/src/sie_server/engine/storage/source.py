@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sie_server.catalog.contents import instead_of_directory
 from sie_server.engine.storage import hub
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, cut_quotes
@@ -11,8 +12,8 @@ from sie_server.files import expanded
 
 
 def is_path(source: str) -> bool:
-    """Return whether a source is a directory, not a hub id: absolute, dotted, in the home directory, or existing."""
-    return source.startswith(("/", "./", "../", "~", "\\")) or _is_directory(source)
+    """Return whether a source is a path, not a hub id: absolute, dotted, in the home directory, or existing."""
+    return source.startswith(("/", "./", "../", "~", "\\")) or _exists(source)
 
 
 def same_place(one: str, other: str) -> bool:
@@ -22,10 +23,10 @@ def same_place(one: str, other: str) -> bool:
     return expanded(one).resolve() == expanded(other).resolve()
 
 
-def _is_directory(source: str) -> bool:
-    """Return whether a directory exists; False for invalid names."""
+def _exists(source: str) -> bool:
+    """Return whether a directory or file exists; False for invalid names."""
     try:
-        return expanded(source).is_dir()
+        return expanded(source).exists()
     except OSError:  # the name is too long
         return False
 
@@ -47,9 +48,11 @@ def _local(source: str) -> Path:
         empty = next(directory.iterdir(), None) is None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, NotADirectoryError):
+            reason = f"it is {instead_of_directory(expanded(source))}"
         raise failed(f"{source} is not a readable directory: {reason}", type(error).__name__) from error
     if empty:
-        raise failed(f"the directory {directory} is empty", "FileNotFoundError")
+        raise failed(f"the directory {directory} is empty; put a checkpoint into it", "FileNotFoundError")
     return directory
 
 

@@ -23,11 +23,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sie_server.catalog.contents import instead_of_weights
+from sie_server.engine.storage.names import misnamed
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import out_of_memory
-from sie_server.files import entries, open_regular, read_json
+from sie_server.files import UnusableFile, entries, open_regular, read_json
 from sie_server.models.heads.sparse import M3_FILES
 from sie_server.models.lora import Target
+from sie_server.models.settings.quantised import ADVICE, quantised
 from sie_server.models.spec import UnsupportedCheckpoint
 
 # Buffers of older transformers versions, the pooler of a bare encoder, and the decoder of a masked language model
@@ -157,7 +160,7 @@ class CheckpointWeights:
         full = self._prefix + name
         if full not in self._read:
             raise UnsupportedCheckpoint(
-                f"the checkpoint lacks the weight {full!r} {list(shape)}; {self._hint()}"
+                f"the checkpoint lacks the weight {full!r} {list(shape)}; {self._hint(full)}"
             )
         stored = self._read[full]
         if stored.shape != shape:
@@ -172,7 +175,8 @@ class CheckpointWeights:
         self._taken.add(full)
         if not tensor.is_floating_point():
             raise UnsupportedCheckpoint(
-                f"the weight {full!r} has dtype {tensor.dtype}, expected a floating-point dtype"
+                f"the weight {full!r} has dtype {tensor.dtype}, expected a floating-point dtype; "
+                f"{quantised(self._read) or f'the checkpoint may be quantised, {ADVICE}'}"
             )
         return tensor
 
@@ -195,15 +199,18 @@ class CheckpointWeights:
                     "%s: an embedding model needs no head; not read: %s", self._directory, some_of(heads)
                 )
         if left:
+            advice = misnamed(None, left) or "check `architectures` in config.json"
             raise UnsupportedCheckpoint(
                 f"the checkpoint has {len(left)} weights this architecture does not use: {some_of(left)}. "
-                "Serving it would ignore them; check `architectures` in config.json"
+                f"Serving it would ignore them; {advice}"
             )
         for part in self._parts:
             part.finish()
 
-    def _hint(self) -> str:
+    def _hint(self, wanted: str) -> str:
         unused = sorted(name for name in self._read if name not in self._taken)
+        if reason := misnamed(wanted, unused):
+            return reason
         return f"unused so far: {some_of(unused)}" if unused else "it has no other weights"
 
 
@@ -250,7 +257,9 @@ def _open_checkpoint(directory: Path) -> TensorReaders:
             return _renamed(read(single))
         if index.exists():
             return _renamed(_read_shards(index, read))
-    raise UnsupportedCheckpoint(f"no weights in {directory}: neither model.safetensors nor pytorch_model.bin")
+    raise UnsupportedCheckpoint(
+        f"no weights in {directory}: neither model.safetensors nor pytorch_model.bin; {instead_of_weights(directory)}"
+    )
 
 
 def _renamed(tensors: TensorReaders) -> TensorReaders:
@@ -280,7 +289,9 @@ def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorRe
     readers: dict[str, StoredTensor] = {}
     for name in names:
         if not name or not _exists(index.parent / name):
-            raise UnsupportedCheckpoint(f"{index.name} names {name!r:.100}, which is missing")
+            raise UnsupportedCheckpoint(
+                f"{index.name} names {name!r:.100}, which is missing; the download is incomplete: download it again"
+            )
         readers.update(read(index.parent / name))
     return readers
 
@@ -304,6 +315,8 @@ def _read_safetensors(path: Path) -> TensorReaders:
                 raise ValueError(f"its header has {size} bytes")
             with safe_open(path, framework="pt"):  # checks the header against the file
                 header = json.loads(file.read(size))
+    except UnusableFile as error:
+        raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         if out_of_memory(error):
             raise
@@ -339,6 +352,8 @@ def _read_bin(path: Path) -> TensorReaders:
     try:
         size = _stored_bytes(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnusableFile as error:
+        raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
     except Exception as error:  # torch raises half a dozen types for a bad file
         if out_of_memory(error):
             raise
@@ -369,7 +384,12 @@ def _stored_bytes(path: Path) -> int:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if file.read(4) == b"PK\3\4":  # torch refuses any other content
+        start = file.read(4)
+        if start[:1] == b"\x80":  # a pickle: reading it takes as much memory as it says
+            raise ValueError(
+                "it has the format of torch before 1.6; save it again with torch 1.6 or later, or with save_pretrained"
+            )
+        if start == b"PK\3\4":  # torch refuses any other content
             with zipfile.ZipFile(file) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("it holds compressed entries")

@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sie_server.errors import shown
 from sie_server.models.checkpoints.causal import TEMPLATE_FILE
 from sie_server.models.registry import ARCHITECTURES, bare_architecture
+from sie_server.models.settings.purposes import classes_of
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 
@@ -24,6 +26,8 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> str:
     Where modules.json adds the head, sentence-transformers takes the bare class of `model_type` (`AutoModel`),
     regardless of the class that the checkpoint was saved from.
     """
+    if not config.get("architectures") and not is_headless(directory):
+        raise UnsupportedCheckpoint(_without_class(config))
     name = str((config.get("architectures") or ["(none)"])[0])
     if name == "HF_ColBERT":
         name = f"{name}/{config.get('model_type')}"
@@ -36,6 +40,20 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> str:
     if not own and is_headless(directory):
         return bare_architecture(str(config.get("model_type"))) or name
     return name
+
+
+def _without_class(config: dict[str, Any]) -> str:
+    """Return the message about a config.json without `architectures`."""
+    kind = config.get("model_type")
+    if kind is None:
+        return "config.json has neither `architectures` nor `model_type`; it is not the configuration of a transformer"
+    classes = classes_of(kind, ARCHITECTURES)
+    advice = (
+        f'add "architectures": ["{classes[0]}"]' + "".join(f" or {name}" for name in classes[1:])
+        if classes
+        else "add the class that the weights were saved from"
+    )
+    return f"config.json has no `architectures`; for the model_type {shown(kind)}, {advice}"
 
 
 def is_headless(directory: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sie_server.catalog.contents import module_without_transformer
 from sie_server.models.checkpoints.architecture import check_embedder, is_headless, read_architecture
 from sie_server.models.checkpoints.causal import TEMPLATE_FILE, read_causal
 from sie_server.models.checkpoints.colbert import read_colbert
@@ -35,6 +36,7 @@ from sie_server.models.registry import (
     SCORE_HEADS,
     family_of,
 )
+from sie_server.models.settings.quantised import check_unquantised
 from sie_server.models.settings.sentence import sentence_file, sentence_settings
 from sie_server.models.spec import (
     BackboneSpec,
@@ -86,6 +88,7 @@ def _read(
 ) -> ModelSpec:
     config = read_json(directory / "config.json")
     check_numbers(config)
+    check_unquantised(config)
     architecture = read_architecture(directory, config)
     family = family_of(architecture)
     bare = (bool(family.inner) or family is COMPAT_ENCODER) and is_headless(directory)
@@ -242,7 +245,11 @@ def _sentence_transformers_spec(
                 )
             modules.append(read_module(directory, kind, str(module["path"])))
         elif kind not in ("Transformer", "Dropout"):  # dropout does nothing at inference
-            raise UnsupportedCheckpoint(f"modules.json lists {name!r}, which this version does not support")
+            named = module_without_transformer([kind])
+            raise UnsupportedCheckpoint(
+                f"modules.json lists {name!r}, which this version does not support"
+                + (f" ({named})" if named else "")
+            )
     if pooling is None:
         raise UnsupportedCheckpoint("modules.json has no Pooling module")
     prompts = read_prompts(directory, known)
