@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import msgspec
 
 from sie_server.catalog import CatalogEntry, catalog
+from sie_server.cli.commands import cli
 from sie_server.config import ServerConfig, is_secret
 from sie_server.models.families.encoders.compat import ENCODERS, THREE_TYPES
 from sie_server.models.heads.pooling import NAMES
@@ -103,6 +107,46 @@ def architectures() -> str:
     return "".join(lines)
 
 
+def commands() -> str:
+    """Return the page of the command line: every command with its arguments and options."""
+    lines = [
+        HEAD.format(source="the commands in sie_server/cli"),
+        "# The command line\n\n",
+        f"{inspect.getdoc(cli.callback)}\n\n",
+        "`python -m sie_server` is the same program. The options of `serve` are on their own page,\n",
+        "[configuration.md](configuration.md). `admin` reads its key from `SIE_ADMIN_KEY`, else from `SIE_API_KEY`.\n",
+    ]
+    for path, command in _commands("sie-server", cli):
+        usage = " ".join(command.collect_usage_pieces(click.Context(command)))
+        lines.append(
+            f"\n## {path}\n\n```text\n{path} {usage}\n```\n\n{inspect.cleandoc(command.help or '')}\n"
+        )
+        options = [each for each in command.params if isinstance(each, click.Option)]
+        if path != "sie-server serve" and options:
+            lines.append("\n| option | meaning |\n|---|---|\n")
+            lines += [f"| {_names(option)} | {_meaning(option)} |\n" for option in options]
+    return "".join(lines)
+
+
+def _commands(path: str, group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(f"{path} {name}", command)
+        else:
+            yield f"{path} {name}", command
+
+
+def _names(option: click.Option) -> str:
+    return ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+
+
+def _meaning(option: click.Option) -> str:
+    values = [f"`{value}`" for value in option.type.choices] if isinstance(option.type, click.Choice) else []
+    choices = f". One of {', '.join(values)}" if values else ""
+    default = f"; default: `{option.default}`" if option.show_default else ""
+    return f"{option.help}{choices}{default}".replace("|", "\\|").replace("  [", " [")
+
+
 def _profile(name: str, options: Profile) -> str:
     given = {key: value for key, value in msgspec.structs.asdict(options).items() if value is not None}
     return f"profile `{name}`: {', '.join(f'{key} {value}' for key, value in given.items())}"
@@ -120,7 +164,11 @@ def _description(field: msgspec.structs.FieldInfo) -> str:
 def main() -> int:
     """Return 0 if all pages are current or written, 1 if `--check` finds a stale page."""
     stale = False
-    for name, text in {"configuration.md": configuration(), "models.md": models()}.items():
+    for name, text in {
+        "configuration.md": configuration(),
+        "commands.md": commands(),
+        "models.md": models(),
+    }.items():
         path = DOCS / name
         if "--check" in sys.argv:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
