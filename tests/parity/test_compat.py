@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from sie_server.catalog import catalog
@@ -111,9 +112,21 @@ def test_every_listed_encoder_equals_sentence_transformers(tmp_path: Path, kind:
     np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std(), rtol=1e-4)
 
 
-def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+@pytest.mark.parametrize(
+    ("family", "buffer"),
+    [
+        ("deberta-v2", "embeddings.position_embeddings.weight"),
+        ("convbert", "generator_lm_head.bias"),
+    ],
+)
+def test_tensors_that_the_library_ignores_have_no_effect(tmp_path: Path, family: str, buffer: str) -> None:
+    directory = make_library_embedder(tmp_path, family)
+    path = directory / "model.safetensors"
+    save_file(load_file(path) | {buffer: torch.ones(2, 2)}, path, {"format": "pt"})
+    assert Engine(directory, device=DEVICE).spec.bare
 
+
+def test_a_missing_head_is_never_made_up(tmp_path: Path) -> None:
     directory = make_library_classifier(tmp_path, "deberta-v2")
     weights = load_file(directory / "model.safetensors")
     del weights["classifier.weight"]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from sie_server.engine.engine import Engine
@@ -120,6 +122,14 @@ def test_settings_that_would_give_wrong_vectors_are_refused(
     write_json(directory / file, content if isinstance(content, list) else before | content)
     with pytest.raises(ModelLoadFailed, match=complaint):
         Engine(directory, device=DEVICE, dtype="float32")
+
+
+def test_rotary_frequencies_in_old_files_have_no_effect(tmp_path: Path) -> None:
+    directory = make_embedder(tmp_path, "llama", layout="causal")
+    path = directory / "model.safetensors"
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}
+    save_file(load_file(path) | old, path, {"format": "pt"})
+    assert Engine(directory, device=DEVICE, dtype="float32").spec.outputs == ["dense"]
 
 
 def test_a_template_file_makes_the_checkpoint_a_reranker(tmp_path: Path) -> None:

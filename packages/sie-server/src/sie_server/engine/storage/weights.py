@@ -33,10 +33,10 @@ from sie_server.models.lora import Target
 from sie_server.models.settings.quantised import ADVICE, quantised
 from sie_server.models.spec import UnsupportedCheckpoint
 
-# Buffers of older transformers versions, the pooler of a bare encoder, and the decoder of a masked language model
-# (saved in addition to the tables it is tied to): none of them affects a result.
+# Buffers of older transformers versions (places, rotary frequencies), the pooler of a bare encoder, the decoder of a
+# masked language model (saved in addition to the tables it is tied to): none of them affects a result.
 HARMLESS = re.compile(
-    r"(^|\.)embeddings\.position_ids$|^((albert|bert|mpnet|new|roberta)\.)?pooler\.(dense\.)?(weight|bias)$"
+    r"(^|\.)embeddings\.position_ids$|\.rotary_emb\.inv_freq$|^((albert|bert|mpnet|new|roberta)\.)?pooler\.(dense\.)?(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
 )
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}
@@ -139,6 +139,10 @@ class CheckpointWeights:
         """Mark tensors whose names begin with `prefix` as known and unused, so that `finish` ignores them."""
         full = self._prefix + prefix
         self._taken.update(name for name in self._read if name.startswith(full))
+
+    def ignore(self, pattern: str) -> None:
+        """Mark tensors whose names contain a match of `pattern`, a regular expression, as known and unused."""
+        self._taken.update(name for name in self._read if re.search(pattern, name))
 
     def has(self, name: str) -> bool:
         """Return whether the checkpoint has a tensor `name`, without taking it."""

@@ -33,6 +33,10 @@ class Weights(Protocol):
         """Mark tensors whose names begin with `prefix` as known and not needed."""
         ...
 
+    def ignore(self, pattern: str) -> None:
+        """Mark tensors whose names contain a match of `pattern`, a regular expression, as known and not needed."""
+        ...
+
     def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
         """Return `rows` of the tensor `name` of `shape`, in fp32."""
         ...

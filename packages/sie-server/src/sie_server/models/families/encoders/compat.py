@@ -33,6 +33,7 @@ OFFSET_POSITIONS = {
     "roberta-prelayernorm",
     "xmod",
 }
+OLD_BUFFERS = r"attn\.attention\.(masked_)?bias$"  # of GPT-Neo; the library's classes name those of others
 # Model types in which padding changes the hidden states of the tokens next to it: every text is run on its own
 UNPADDED = {"convbert", "mobilebert"}
 # Model types whose encoders are served
@@ -219,6 +220,8 @@ def _loaded(build: Callable[[], Any], weights: Weights) -> Any:
             weights.leave(name)
         else:  # the file has the tensor under its other name
             stored[source] = name
+    for pattern in (*(described._keys_to_ignore_on_load_unexpected or ()), OLD_BUFFERS):
+        weights.ignore(pattern)
     for name, file_name in stored.items():
         weights.check(file_name, *shapes[name])
     model = build()
