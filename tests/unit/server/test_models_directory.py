@@ -263,3 +263,18 @@ def bomb() -> str:
     """Return YAML whose aliases expand to 9 ** 9 values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     return "\n".join(lines + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)])
+
+
+def test_every_source_of_a_known_id_has_the_rules_of_the_catalog(tmp_path: Path) -> None:
+    directory = tmp_path / "BAAI" / "bge-reranker-base"
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    watched = known_models((), str(tmp_path))["BAAI/bge-reranker-base"]
+    assert watched.source == str(directory) and watched.stamp and watched.revision is None
+    named = known_models((f"BAAI/bge-reranker-base={directory}",), None)["BAAI/bge-reranker-base"]
+    for model in (watched, named, catalog()["BAAI/bge-reranker-base"]):
+        assert model.truncation == "query-first" and model.max_seq_length == 512
+    other = known_models((f"mine={directory}",), None)["mine"]
+    assert other.truncation is None and other.max_seq_length is None
+    write(tmp_path / "own.yaml", id="BAAI/bge-reranker-base", source=str(directory))
+    assert known_models((), str(tmp_path))["BAAI/bge-reranker-base"].truncation is None

@@ -68,7 +68,9 @@ def with_configured(
     The ids found at start stay reserved for the directory. If such a model leaves it, the id is unknown and never
     falls back to other weights, such as the catalog entry or a hub repository of the same id.
     """
-    known, gone = {**catalog(), **found}, set(first) - set(found)
+    packaged = catalog()
+    known = {**packaged, **{name: _as_known(model, packaged) for name, model in found.items()}}
+    gone = set(first) - set(found)
     models = {name: model for name, model in known.items() if name not in gone}
     seen: dict[str, str] = {}
     for value in configured:
@@ -89,6 +91,13 @@ def with_configured(
             # an operator may name any hub id; ids in requests must be known already
             models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)
     return {name: models[name] for name in seen if name in models} | models
+
+
+def _as_known(model: ModelConfig, packaged: Mapping[str, ModelConfig]) -> ModelConfig:
+    """Return a model of the directory with the limits, template and rules that the catalog has for its id."""
+    if model.entry or model.id not in packaged:
+        return model
+    return replace(packaged[model.id], source=model.source, revision=None, stamp=model.stamp)
 
 
 def catalog() -> dict[str, ModelConfig]:
