@@ -159,7 +159,7 @@ def _as_known(request: Request, error: Exception) -> SIEError:
 def _route(path: str) -> str | None:
     """Return the `route` label of a path in the metrics; None if the path is not counted."""
     if path in dialects.PATHS:
-        return path.removeprefix("/")
+        return path.removeprefix("/") or path
     if path in ALSO_EMBEDDINGS:
         return "embeddings"
     return next((name for name in COUNTED if f"{path}/".startswith(f"/v1/{name}/")), None)

@@ -11,7 +11,7 @@ from sie_server import __version__, wire
 from sie_server.api import dialects
 from sie_server.api.codec import JSON, MSGPACK
 from sie_server.api.edge.paths import LIVENESS, READINESS
-from sie_server.api.embeddings import openai, routes, tei
+from sie_server.api.embeddings import infinity, openai, routes, tei
 from sie_server.api.pages.examples import Examples
 
 REF = "#/components/schemas/{name}"
@@ -69,14 +69,18 @@ def document(examples: Examples = Examples(), root: str = "./") -> dict[str, Any
             },
             **{path: {"post": _dialect(path)} for path in dialects.RERANK},
             **{
-                path: {"post": _dialect(path, "Vectors", tei.EXAMPLES[path.removeprefix("/tei")])}
+                path: {"post": _dialect(path, "Vectors or tokens", tei.EXAMPLES[path.removeprefix("/tei")])}
                 for path in dialects.TEI_ONLY
-                if path.removeprefix("/tei") in dialects.ENCODE
+                if path.removeprefix("/tei") in tei.EXAMPLES
             },
             **{
                 path: {"get": _foreign("Information on the first model, in TEI's format")}
                 for path in dialects.TEI_ONLY
                 if path.removeprefix("/tei") in dialects.INFO
+            },
+            **{path: {"post": _dialect(path, "Anything", tei.EXAMPLES["/embed"])} for path in dialects.ANY},
+            **{
+                path: {"get": _foreign("The models served, in infinity's format")} for path in infinity.MODELS
             },
             **{path: {"get": _probe("Liveness")} for path in LIVENESS},
             **{path: {"get": _probe("Readiness")} for path in READINESS},

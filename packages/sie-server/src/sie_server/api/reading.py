@@ -143,21 +143,24 @@ async def model_of(request: Request, name: str | None, output: str | None) -> st
         InvalidInput: no model has the output.
         ModelLoading, ModelLoadFailed, ResourceExhausted
     """
-    service = service_of(request)
-    registry = service.registry
+    name = name or await first_with(request, output)
     if name is None:
-        named = registry.configured()
-        loaded = [info.name for info in registry.infos() if info.loaded and info.name not in named]
-        for candidate in (*named, *loaded):
-            if not registry.info(candidate).outputs:
-                async with registry.lease(candidate):
-                    pass
-            if output is None or output in registry.info(candidate).outputs:
-                name = candidate
-                break
-        else:
-            raise InvalidInput(
-                f"missing required field `model`; no model that is served supports {output or 'it'!r} - at `$.model`"
-            )
-    request.state.model = check_model(service, name)
+        raise InvalidInput(
+            f"missing required field `model`; no model that is served supports {output!r} - at `$.model`"
+        )
+    request.state.model = check_model(service_of(request), name)
     return name
+
+
+async def first_with(request: Request, output: str | None) -> str | None:
+    """Return the first model served that has `output`; errors as in `model_of`."""
+    registry = service_of(request).registry
+    named = registry.configured()
+    loaded = [info.name for info in registry.infos() if info.loaded and info.name not in named]
+    for candidate in (*named, *loaded):
+        if not registry.info(candidate).outputs:
+            async with registry.lease(candidate):
+                pass
+        if output is None or output in registry.info(candidate).outputs:
+            return candidate
+    return None

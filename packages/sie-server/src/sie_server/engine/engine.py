@@ -24,6 +24,7 @@ from sie_server.engine.lora.tensors import needed_bytes
 from sie_server.engine.storage.source import failed, unsupported
 from sie_server.engine.storage.tally import Tally
 from sie_server.engine.storage.weights import CheckpointWeights
+from sie_server.engine.text.tokenizer import Place
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Readout
 from sie_server.models.building import build_backbone
@@ -234,6 +235,14 @@ class Engine:
     def decode(self, ids: list[int]) -> str:
         """Return the text of the tokens, special tokens included."""
         return self._tokenizer.decode(ids)
+
+    def written(self, ids: list[int]) -> str:
+        """Return the text of the tokens without special tokens."""
+        return self._tokenizer.written(ids)
+
+    def places(self, text: str, *, special: bool) -> list[Place]:
+        """Return the tokens of a whole text and their characters; blocking, for a tokeniser thread."""
+        return self._tokenizer.places(text, special=special)
 
     def tokens(self, ids: list[int]) -> list[str]:
         """Return the names of the tokens."""

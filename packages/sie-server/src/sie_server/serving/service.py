@@ -187,6 +187,18 @@ class Service:
                 await self._run(name, leased.engine, [job], timing, admitted)
         return plan.response(job, timing)
 
+    async def with_tokenizer(
+        self, model: str, work: Callable[[Engine], Result], texts: Sequence[str], timing: RequestTiming
+    ) -> Result:
+        """Return `work(engine)`, which reads or writes tokens of `texts`, from a tokeniser thread.
+
+        Raises:
+            SIEError: any kind except those of HTTP.
+        """
+        name, adapter = self.registry.resolve(model)
+        async with self.registry.lease(name, adapter) as leased:
+            return await self._tokenize(lambda: work(leased.engine), texts, timing)
+
     def _options(
         self, route: Route, model: str, raw: dict[str, Any] | None, instruction: str | None, path: str
     ) -> tuple[str, ParsedOptions]:

@@ -20,7 +20,7 @@ from sie_server.api.dialects.vendors.hosted.voyage import VOYAGE
 from sie_server.api.dialects.vendors.hosted.zeroentropy import ZEROENTROPY
 from sie_server.api.dialects.vendors.nim import NIM
 from sie_server.api.dialects.vendors.sglang import SGLANG
-from sie_server.api.dialects.vendors.tei import TEI
+from sie_server.api.dialects.vendors.tei import PREDICT, PREDICT_PAIR, TEI
 from sie_server.api.dialects.vendors.vllm import VLLM_MARKED, VLLM_RERANK, VLLM_SCORE
 from sie_server.api.dialects.vendors.weaviate import VLLM_OR_WEAVIATE, WEAVIATE
 
@@ -57,18 +57,21 @@ RERANK: dict[str, tuple[Dialect, ...]] = {
     "/vllm/v1/score": (VLLM_SCORE,),
     "/vllm/score": (VLLM_SCORE,),
     "/tei/rerank": (TEI,),
+    "/predict": (PREDICT_PAIR, PREDICT),
+    "/tei/predict": (PREDICT_PAIR, PREDICT),
     "/nim/v1/ranking": (NIM,),
 }
 # TEI's other routes (`api.embeddings`), whose errors have TEI's format
+ANY = ("/", "/tei", "/invocations")  # the body decides what it is; the last one is SageMaker's
 ENCODE = ("/embed", "/embed_sparse", "/embed_all", "/similarity")
-INFO = ("/info",)
-TEI_ONLY = [prefix + path for prefix in ("", "/tei") for path in (*ENCODE, *INFO)]
-PATHS = {**RERANK, **dict.fromkeys(TEI_ONLY, (TEI,))}
+TOKENS, INFO = ("/tokenize", "/decode"), ("/info",)
+TEI_ONLY = [prefix + path for prefix in ("", "/tei") for path in (*ENCODE, *TOKENS, *INFO)]
+PATHS = {**RERANK, **dict.fromkeys(TEI_ONLY, (TEI,)), **dict.fromkeys(ANY, (TEI, JINA))}
 
 
 def dialect_of(path: str, body: Mapping[str, Any]) -> Dialect:
-    """Return the dialect of a body sent to a path of `RERANK`."""
-    candidates = RERANK[path]
+    """Return the dialect of a body sent to a path of `RERANK` or, to score texts, of `ANY`."""
+    candidates = RERANK.get(path) or ((PREDICT_PAIR, PREDICT) if "inputs" in body else (TEI, JINA))
     return next((dialect for dialect in candidates if dialect.claims(body)), candidates[-1])
 
 

@@ -20,6 +20,7 @@ TOP_N = ("top_n", "top_k")
 RETURN = ("return_documents", "return_text", "return_input")
 # fields of the vendors' objects for other media, and vLLM's for a list of parts
 MEDIA = ("content", "image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio")
+MOST_QUERIES = 10_000  # different queries of a request; each has its own memory while it is scored
 EXAMPLE = {"query": "what do stars burn?", "documents": ["Stars burn hydrogen.", "Rain falls."]}
 
 

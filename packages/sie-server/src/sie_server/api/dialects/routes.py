@@ -21,27 +21,34 @@ from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import ScoreRequest
 
 BODY = dict[str, msgspec.Raw]  # a field is decoded when the dialect takes it
+Parsed = tuple[Dialect, RerankRequest, list[ScoreRequest]]
 
 
 async def rerank(request: Request) -> Response:
     """POST to any path of `RERANK`"""
-    service, timing = service_of(request), request.state.timing
-
-    def parse(body: dict[str, msgspec.Raw]) -> tuple[Dialect, RerankRequest, list[ScoreRequest]]:
-        dialect = request.state.dialect = dialect_of(request.scope["path"], body)  # `on_error` reads it
-        fields = Fields(body)
-        parsed = dialect.read(fields)
-        fields.finish(strict=dialect.strict)
-        return dialect, parsed, parsed.score_requests()
-
     check_unread(request)
-    dialect, parsed, requests = await read(request, BODY, convert=parse)
+    return await answer(request, await read(request, BODY, convert=lambda body: parse(request, body)))
+
+
+def parse(request: Request, body: dict[str, msgspec.Raw]) -> Parsed:
+    """Read a body in its dialect, which also becomes that of the request's errors."""
+    dialect = request.state.dialect = dialect_of(request.scope["path"], body)
+    fields = Fields(body)
+    parsed = dialect.read(fields)
+    fields.finish(strict=dialect.strict)
+    return dialect, parsed, parsed.score_requests()
+
+
+async def answer(request: Request, what: Parsed) -> Response:
+    """Score the documents and write the dialect's response."""
+    service, timing = service_of(request), request.state.timing
+    dialect, parsed, requests = what
     model = await model_of(request, parsed.model, "score")
     try:
-        answer = await unless_gone(request, service.score_each(model, requests, timing, pairs=parsed.pairs))
+        scores = await unless_gone(request, service.score_each(model, requests, timing, pairs=parsed.pairs))
     except InvalidInput as error:
         raise InvalidInput(parsed.in_callers_terms(error.message)) from None
-    written = answer_of(parsed, answer, request.state.request_id, timing)
+    written = answer_of(parsed, scores, request.state.request_id, timing)
     return json_answer(dialect.write(written), timing, written.warnings)
 
 

@@ -15,17 +15,22 @@ from msgspec import UNSET
 from sie_server import __version__
 from sie_server.api.dialects.dialect import Json
 from sie_server.api.dialects.fields import Fields
+from sie_server.api.dialects.vendors.tei import LABEL
 from sie_server.api.embeddings.reading import Call, read_call, texts_of
 from sie_server.config import ServerConfig
 from sie_server.errors import InvalidInput
+from sie_server.models.spec import EmbeddingSpec
 from sie_server.wire import EncodedItem, EncodeResponse, ModelInfo
 
+POOLINGS = {"last": "last_token"}
 CLIENT_BATCH = 256  # texts that a client should send per request; many more are accepted
 INPUTS = {"inputs": ["Stars burn hydrogen."]}
 EXAMPLES = {
     "/embed": INPUTS,
     "/embed_sparse": INPUTS,
     "/embed_all": INPUTS,
+    "/tokenize": INPUTS,
+    "/decode": {"ids": [101, 102]},
     "/similarity": {
         "inputs": {"source_sentence": "What do stars burn?", "sentences": ["Stars burn hydrogen."]}
     },
@@ -79,14 +84,16 @@ def _similarities(answer: EncodeResponse) -> list[float]:
     return [float(first @ other) for other in others]
 
 
-def info(model: ModelInfo, config: ServerConfig) -> Json:
+def info(model: ModelInfo, head: object, config: ServerConfig) -> Json:
     """Return TEI's /info. A limit that this server does not have is null."""
-    kind: Json = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
+    kind: Json = {"embedding": {"pooling": _pooling(head)}}
+    if "score" in model.outputs:
+        kind = {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}}
     return {
         "model_id": model.name,
         "model_sha": model.revision,
         "model_dtype": config.dtype,
-        "model_type": kind if "score" in model.outputs else {"embedding": {"pooling": "checkpoint"}},
+        "model_type": kind,
         "max_concurrent_requests": config.max_connections,
         "max_input_length": model.max_sequence_length,
         "max_batch_tokens": config.batch_tokens or None,
@@ -98,6 +105,13 @@ def info(model: ModelInfo, config: ServerConfig) -> Json:
         "sha": None,
         "docker_label": None,
     }
+
+
+def _pooling(head: object) -> str:
+    """Return the pooling in TEI's words; other poolings than TEI's have their own name."""
+    if not isinstance(head, EmbeddingSpec):
+        return "splade"
+    return "+".join(POOLINGS.get(name, name) for name in head.pooling)
 
 
 def embed_all(fields: Fields) -> Call:

@@ -38,6 +38,17 @@ class Template:
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A token of a text: its id and name, and the characters `text[start:stop]` that it stands for."""
+
+    id: int
+    name: str
+    special: bool  # added by the tokenizer, so it stands for no characters
+    start: int
+    stop: int
+
+
 class TextTokenizer:
     """The tokenizer of a checkpoint. Thread-safe. All its ids are below `vocab_size`."""
 
@@ -104,6 +115,17 @@ class TextTokenizer:
         """Return the text of the tokens, special tokens included."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
+
+    def written(self, ids: list[int]) -> str:
+        """Return the text of the tokens without special tokens."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def places(self, text: str, *, special: bool) -> list[Place]:
+        """Return the tokens of a whole text and their characters, with special tokens on request."""
+        found = self._tokenizer.encode(text, add_special_tokens=special)
+        fields = (found.ids, found.tokens, found.special_tokens_mask, found.offsets)
+        return [Place(i, name, bool(mask), *span) for i, name, mask, span in zip(*fields, strict=True)]
 
     def tokens(self, ids: list[int]) -> list[str]:
         """Return the names of the tokens; an id beyond the vocabulary becomes `<id>`."""

@@ -14,6 +14,7 @@ from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, Rer
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.reading import (
     EXAMPLE,
+    MOST_QUERIES,
     TOP_N,
     Positive,
     RankFields,
@@ -36,9 +37,6 @@ TYPES = {
 }
 SCORE_DOCUMENTS = ("documents", "text_2", "items", "data_2")
 SCORE_QUERIES = ("queries", "text_1", "query", "data_1")
-
-
-MOST_QUERIES = 10_000  # each has its own memory while it is scored
 MULTIMODAL = "this server reads text, not objects or lists of parts; send strings"
 
 
