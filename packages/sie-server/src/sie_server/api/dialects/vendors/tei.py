@@ -92,7 +92,7 @@ def _error_type(status: int) -> str:
     return "Validation" if status < 500 else "Backend"
 
 
-RAW_START = 100  # bytes of a body that tell its form
+RAW_START = 100  # bytes of a body that determine its form
 LABEL = "LABEL_0"  # the only class of a model that scores relevance, under transformers' name
 PAIRS = "expected a pair [query, text] or a list of pairs, because rerankers score pairs"
 EXAMPLE = {"query": "what do stars burn?", "texts": ["Stars burn hydrogen.", "Rain falls."]}
