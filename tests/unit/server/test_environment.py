@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sie_server.config import ConfigError, Secret, ServerConfig, load_config
-from sie_server.environment import OTHER_PROGRAMS, service_links
+from sie_server.config.environment import OTHER_PROGRAMS, service_links
 from sie_server.files import expanded
 from support.servers.inprocess import asking
 

@@ -22,8 +22,7 @@ from sie_server.cli.console import errors, log_to_stderr, write
 from sie_server.cli.models import models
 from sie_server.cli.options import config_of, config_options
 from sie_server.cli.score import score
-from sie_server.config import ConfigError
-from sie_server.environment import service_links
+from sie_server.config import ConfigError, service_links
 from sie_server.errors import SIEError
 from sie_server.keys import read_keys
 from sie_server.logs import report_end

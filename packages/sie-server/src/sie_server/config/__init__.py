@@ -1,0 +1,24 @@
+"""The configuration: its options, the variables of the environment, and how their sources are merged."""
+
+from sie_server.config.environment import service_links
+from sie_server.config.loading import load_config, suggest
+from sie_server.config.options import (
+    DEFAULT_MODEL,
+    NAME_LENGTH,
+    ConfigError,
+    Secret,
+    ServerConfig,
+    is_secret,
+)
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "NAME_LENGTH",
+    "ConfigError",
+    "Secret",
+    "ServerConfig",
+    "is_secret",
+    "load_config",
+    "service_links",
+    "suggest",
+]
