@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from sie_server.config import ServerConfig, is_secret
 from sie_server.models.families.encoders.compat import ENCODERS, THREE_TYPES
 from sie_server.models.heads.pooling import NAMES
 from sie_server.models.registry import ARCHITECTURES, BARE
+from sie_server.models.settings.table import HARMLESS, Key, counts, settings_table
 from sie_server.templates import template_names
 from sie_server.wire import Profile
 
@@ -48,6 +50,38 @@ def configuration() -> str:
         )
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
+
+
+def settings() -> str:
+    """Return the page of the keys in a checkpoint's files."""
+    number = counts()
+    lines = [
+        HEAD.format(source="sie_server/models/settings/keys.yaml"),
+        "# Settings in a checkpoint's files\n\n",
+        "The tables list every key that transformers 5.23 and sentence-transformers 6 read from these files, for\n",
+        "the models that the server implements, and further keys of published files. A key is **honoured**, as the\n",
+        "library does; **refused** by name, if its value would change scores and is not implemented; or **without\n",
+        "effect** on scores. At a load, one line of the log names the keys that are not in the tables. Models that\n",
+        "run through transformers (`compat`) leave `config.json` to the library.\n\n",
+        "`chat_template.jinja` has no keys. It is honoured whole, and takes precedence over `chat_template` in\n",
+        "`tokenizer_config.json`. Keys of `tokenizer_config.json` that end in `_token` name special tokens.\n\n",
+        f"Honoured: {number['honoured']}. Refused: {number['refused']}. Without effect: {number['none']}.\n",
+    ]
+    for name, keys in settings_table().items():
+        where = f"`{name}`" if name.endswith(".json") else f"`config.json` of a module `{name}`"
+        lines += [f"\n## {where}\n\n", "| key | effect | reason or subject |\n|---|---|---|\n"]
+        for key, entry in keys.items():
+            effect = {"none": "without effect"}.get(entry.effect, entry.effect)
+            lines.append(f"| `{key}` | {effect} | {entry.note}{_accepted(entry)} |\n")
+    return "".join(lines)
+
+
+def _accepted(key: Key) -> str:
+    if key.harmless:
+        return f"; accepted keys: {', '.join(f'`{name}`' for name in sorted(HARMLESS))}"
+    return (
+        f"; accepted: {', '.join(f'`{json.dumps(value)}`' for value in key.accepts)}" if key.accepts else ""
+    )
 
 
 def models() -> str:
@@ -168,6 +202,7 @@ def main() -> int:
         "configuration.md": configuration(),
         "commands.md": commands(),
         "models.md": models(),
+        "settings.md": settings(),
     }.items():
         path = DOCS / name
         if "--check" in sys.argv:

@@ -150,7 +150,7 @@ class Reference:
         self.spec, self.limit = case.spec, case.limit
         self.tokenizer = AutoTokenizer.from_pretrained(case.directory)
         weights = load_file(case.directory / "model.safetensors")
-        if self.spec.lower_case:
+        if (CASES[case.name][2] or {}).get("lower_case"):
             backend = self.tokenizer.backend_tokenizer
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
         layout, family = CASES[case.name][:2]

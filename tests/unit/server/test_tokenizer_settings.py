@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from sie_server.engine.text.loading.files import TokenizerFiles
 from sie_server.engine.text.loading.load import load_tokenizer
+from sie_server.engine.text.pair_tokenizer import PairTokenizer
 from sie_server.models.spec import UnsupportedCheckpoint
 from support.checkpoints.cross_encoders import (
     SPECIAL_TOKENS,
@@ -74,6 +75,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"video_token": "[EXTRA]"},
     {"cls_token": "rain", "sep_token": "over"},
     {"unk_token": "rain"},
+    {"bos_token": "over", "eos_token": "rain", "pad_token": "falls"},
     {"mask_token": {"__type": "AddedToken", **EXTRA, "content": "<mask>"}},
     {
         "added_tokens_decoder": {
@@ -87,12 +89,16 @@ EDITS: list[dict[str, Any]] = [
     {"normalizer": {"type": "Lowercase"}},
     {"normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}},
     {"post_processor": None},
+    {"added_tokens": []},
+    {"model": {"unk_token": "rain", "unk_id": 4, "fuse_unk": True, "max_input_chars_per_word": 3}},
 ]
 
 
 def write(directory: Path, kind: str, edit: dict[str, Any], settings: dict[str, Any]) -> Path:
     build, model_type, name, tokens = KINDS[kind]
     file = json.loads(_SAVED.setdefault(build.__name__, build().to_str()))
+    model = edit.get("model", {})
+    edit = edit | {"model": file["model"] | {key: model[key] for key in model if key in file["model"]}}
     (directory / "tokenizer.json").write_text(json.dumps(file | edit))
     (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
     named = {"tokenizer_class": name} if name else {}
@@ -136,3 +142,16 @@ def test_every_setting_leads_to_the_ids_of_the_library(kind: str, tmp_path: Path
         elif isinstance(ours, UnsupportedCheckpoint) and not isinstance(theirs, Exception):
             wrong.append((edit, settings, str(ours), "answered"))
     assert not wrong, f"{len(wrong)} differ; the first: {wrong[0]}"
+
+
+@pytest.mark.parametrize("names", [None, ["input_ids", "attention_mask"], ["input_ids", "token_type_ids"]])
+def test_token_types_need_a_name_among_the_inputs(names: list[str] | None, tmp_path: Path) -> None:
+    settings = {} if names is None else {"model_input_names": names}
+    directory = write(tmp_path, "bert", {}, settings)
+    reference: Any = transformers.AutoTokenizer.from_pretrained(directory)
+    theirs = reference(["rain"], ["stars burn"]).get("token_type_ids")
+    [tokens], _, _ = PairTokenizer(directory, "longest-first", token_types=True).pairs(
+        "rain", ["stars burn"], 50
+    )
+    expected = theirs[0] if theirs else [0] * len(tokens)
+    assert [int(i >= tokens.type_boundary) for i in range(len(tokens))] == expected

@@ -180,7 +180,6 @@ class LateInteractionSpec:
     query_prompt: str = ""  # precedes the text and is tokenised with it
     document_prompt: str = ""
     strip: bool = True  # spaces around a text are removed
-    lower_case: bool = False  # texts are lower-cased before the tokenizer
     query_length: int  # tokens, including markers and special tokens
     expand_to: int  # queries are filled up to this length with mask tokens, which are scored; 0: no expansion
     attend_to_expansion: bool  # the other tokens attend to these mask tokens

@@ -14,7 +14,6 @@ from sie_server.engine.job import Chunking, Job, ScoreTexts, Work
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import PackedBatch, Readout
-from sie_server.models.settings.sentence import sentence_settings
 from sie_server.models.spec import ModelSpec
 
 
@@ -70,8 +69,7 @@ class Parts:
 
 def plain_tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
     """Build the default tokenizer."""
-    lower_case = bool(sentence_settings(directory).get("do_lower_case"))
-    return TextTokenizer(directory, token_types=spec.backbone.token_types, lower_case=lower_case)
+    return TextTokenizer(directory, token_types=spec.backbone.token_types)
 
 
 @dataclass(frozen=True)

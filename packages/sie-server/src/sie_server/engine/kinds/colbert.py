@@ -243,9 +243,7 @@ class ColbertReader:
 def _tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:
     if not isinstance(spec.head, LateInteractionSpec):
         raise TypeError(f"expected a LateInteractionSpec, got {spec.head!r}")
-    tokenizer = TextTokenizer(
-        directory, token_types=spec.backbone.token_types, lower_case=spec.head.lower_case
-    )
+    tokenizer = TextTokenizer(directory, token_types=spec.backbone.token_types)
     tokenizer.check_side("ColBERT")
     return tokenizer
 

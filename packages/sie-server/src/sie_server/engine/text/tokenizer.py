@@ -20,6 +20,7 @@ from sie_server.engine.text.reading import Reading, TextReader
 from sie_server.engine.text.slices import count_sequence
 from sie_server.errors import InvalidInput, shown
 from sie_server.models.batch import Ids, Tokens
+from sie_server.models.settings.sentence import sentence_settings
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 
@@ -52,16 +53,17 @@ class Place:
 class TextTokenizer:
     """The tokenizer of a checkpoint. Thread-safe. All its ids are below `vocab_size`."""
 
-    def __init__(self, directory: Path, *, token_types: bool, lower_case: bool = False) -> None:
-        """Load the tokenizer's files; `lower_case` lower-cases texts before the tokenizer's own normalizer.
+    def __init__(self, directory: Path, *, token_types: bool) -> None:
+        """Load the tokenizer's files; `token_types`: the second text of a pair may have type 1.
 
         Raises:
             UnsupportedCheckpoint: a file is missing or invalid.
         """
-        self._tokenizer = load_tokenizer(TokenizerFiles(directory))
+        files = TokenizerFiles(directory)
+        self._tokenizer, token_types = load_tokenizer(files), token_types and files.token_types
         self._reader = TextReader(self._tokenizer)
         self.truncation_side = _truncation_side(directory)
-        if lower_case:
+        if sentence_settings(directory).get("do_lower_case"):
             _lower(self._tokenizer)
         self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
         self._single = _probe(self._tokenizer, pair=False, typed=token_types)

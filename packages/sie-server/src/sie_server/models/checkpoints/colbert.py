@@ -15,7 +15,6 @@ from typing import Any
 
 from sie_server.models.checkpoints.multi_vector import is_multi_vector, read_multi_vector
 from sie_server.models.heads.projections import TOKENS, check_chain, read_projection
-from sie_server.models.settings.sentence import sentence_settings
 from sie_server.models.spec import (
     BackboneSpec,
     LateInteractionSpec,
@@ -61,7 +60,6 @@ def read_colbert(
         dim=check_chain(projections, backbone.hidden_size),
         query_marker=settings.text("query_prefix", "query_token_id", "[unused0]" if stanford else "[Q] "),
         document_marker=settings.text("document_prefix", "doc_token_id", "[unused1]" if stanford else "[D] "),
-        lower_case=bool(sentence_settings(directory).get("do_lower_case")),
         query_length=query_length,
         expand_to=query_length if expand else 0,
         attend_to_expansion=expand

@@ -79,7 +79,6 @@ def read_multi_vector(
         query_prompt=prompts.of(True),
         document_prompt=prompts.of(False),
         strip=False,
-        lower_case=bool(settings.get("do_lower_case")),
         query_length=min(longest, backbone.max_length),
         expand_to=min(floor, backbone.max_length),
         attend_to_expansion=bool(expansion.get("attend")),

@@ -19,6 +19,7 @@ from sie_server.models.checkpoints.listwise import read_listwise
 from sie_server.models.checkpoints.numbers import check_backbone, check_numbers, whole_number
 from sie_server.models.checkpoints.prompts import read_prompts
 from sie_server.models.families.decoders.decoder import DecoderSpec
+from sie_server.models.families.encoders.compat import CompatSpec
 from sie_server.models.heads.labels import read_labels
 from sie_server.models.heads.modular import (
     MODULES,
@@ -36,6 +37,7 @@ from sie_server.models.registry import (
     SCORE_HEADS,
     family_of,
 )
+from sie_server.models.settings.check import check_pair_prompt, check_settings
 from sie_server.models.settings.quantised import check_unquantised
 from sie_server.models.settings.sentence import sentence_file, sentence_settings
 from sie_server.models.spec import (
@@ -72,6 +74,7 @@ def read_spec(
     """
     try:
         spec = _read(directory, template, prompts, label)
+        check_settings(directory, native=not isinstance(spec.backbone, CompatSpec))
         _check_label(spec, directory, label)
         return _with_truncation(spec, directory, truncation)
     except UnsupportedCheckpoint:
@@ -113,6 +116,7 @@ def _read(
             return ModelSpec(architecture, backbone, *colbert, compat=compat, bare=bare)
         head, limit = _embedding_spec(directory, architecture, backbone, config, prompts)
         return ModelSpec(architecture, backbone, head, limit, compat=compat, bare=bare)
+    check_pair_prompt(directory)
     limit = _tokenizer_limit(directory, backbone)
     head = _classifier_spec(directory, config, label)
     return ModelSpec(architecture, backbone, head, limit, compat=family is COMPAT)
@@ -184,7 +188,8 @@ def _pair_settings(directory: Path) -> PairSettings:
 def _tokenizer_limit(directory: Path, backbone: BackboneSpec) -> int:
     """Return the limit in tokens per pair: the tokenizer's if it has one, but no more than the positions."""
     path = directory / "tokenizer_config.json"
-    named = read_json(path).get("model_max_length") if path.exists() else None
+    settings = read_json(path) if path.exists() else {}
+    named = settings.get("model_max_length", settings.get("max_len"))
     # transformers writes int(1e30) for "no limit"
     if isinstance(named, int | float) and not isinstance(named, bool) and 1 <= named < 1e9:
         return min(int(named), backbone.max_length)
@@ -259,6 +264,7 @@ def _sentence_transformers_spec(
         )
     check_modules(modules, len(pooling) * backbone.hidden_size)
     if is_cross_encoder(directory, modules):
+        check_pair_prompt(directory)
         if isinstance(backbone, DecoderSpec):
             raise UnsupportedCheckpoint(
                 "a decoder with a pooled classifier in modules.json is not supported; supported: LogitScore"

@@ -41,7 +41,8 @@ def read_rope(config: dict[str, Any], dim: int) -> RopeSpec:
     Raises:
         UnsupportedCheckpoint: the kind of scaling is not supported.
     """
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    # of both, transformers 5 takes the older one whole, also its missing rope_theta (modeling_rope_utils)
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = str(given.get("rope_type") or given.get("type") or "default")
     if kind not in KINDS:
         raise UnsupportedCheckpoint(f"rope_type {kind!r} is not supported; supported: {', '.join(KINDS)}")

@@ -78,7 +78,14 @@ def read_qwen3(config: dict[str, Any]) -> DecoderSpec:
 
 
 def read_gemma(config: dict[str, Any]) -> DecoderSpec:
-    """Read a Gemma configuration.
+    """Read a Gemma configuration; `hidden_activation` is not among its fields (transformers 5, GemmaConfig)."""
+    named = config.get("hidden_act", "gelu")
+    # early releases name "gelu" and mean the tanh form
+    return read_gemmas(config, "gelu_pytorch_tanh" if named == "gelu" else named)
+
+
+def read_gemmas(config: dict[str, Any], activation: str) -> DecoderSpec:
+    """Read the fields that both versions of Gemma have.
 
     Norm weights count from 1, embeddings are scaled by √hidden, and the output matrix is tied by default.
     """
@@ -86,11 +93,9 @@ def read_gemma(config: dict[str, Any]) -> DecoderSpec:
         raise UnsupportedCheckpoint(
             "use_bidirectional_attention is not supported for Gemma; only causal attention is"
         )
-    # early releases name "gelu" and mean the tanh form (transformers, GemmaConfig)
-    named = config.get("hidden_activation") or config.get("hidden_act") or "gelu"
     bias = bool(config.get("attention_bias", False))
     return _read(
-        config | {"hidden_act": "gelu_pytorch_tanh" if named == "gelu" else named},
+        config | {"hidden_act": activation},
         qkv_bias=bias,
         out_bias=bias,
         norm_offset=1.0,

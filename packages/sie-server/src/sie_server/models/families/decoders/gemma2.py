@@ -20,9 +20,10 @@ from sie_server.models.families.decoders.decoder import (
     DecoderLayer,
     DecoderSpec,
     RMSNorm,
-    read_gemma,
+    read_gemmas,
 )
 from sie_server.models.layers.linear import Residual, Weights, capped
+from sie_server.models.spec import UnsupportedCheckpoint
 
 LOGITS = 2**26  # attention logits computed at a time, 256 MiB in fp32
 
@@ -37,7 +38,10 @@ class Gemma2Spec(DecoderSpec):
 
 def read_gemma2(config: dict[str, Any]) -> Gemma2Spec:
     """Read a Gemma 2 configuration; its fields have no defaults, because every library writes them."""
-    gemma = read_gemma(config)
+    # `hidden_act` is not among its fields (transformers 5, Gemma2Config)
+    gemma = read_gemmas(config, config.get("hidden_activation", "gelu_pytorch_tanh"))
+    if not gemma.causal:
+        raise UnsupportedCheckpoint("is_causal false is not supported for Gemma 2; only causal attention is")
     return Gemma2Spec(
         **vars(
             replace(

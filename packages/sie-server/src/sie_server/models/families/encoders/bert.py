@@ -112,10 +112,11 @@ def _read(config: dict[str, Any], offset: int, *, token_types: bool) -> BertSpec
         raise UnsupportedCheckpoint(
             f"position_embedding_type {position_type!r} is not supported; supported: 'absolute'"
         )
-    if config.get("is_decoder") or config.get("add_cross_attention"):
-        raise UnsupportedCheckpoint(
-            "the checkpoint is configured as a decoder; its attention would be causal"
-        )
+    for key in ("is_decoder", "add_cross_attention"):
+        if config.get(key):
+            raise UnsupportedCheckpoint(
+                f"config.json: {key} is true, which is not supported: it describes a decoder, whose attention is causal"
+            )
     check_sizes(config)
     if config.get("hidden_act", "gelu") not in ACTIVATIONS:
         raise UnsupportedCheckpoint(

@@ -67,7 +67,8 @@ def read_modernbert(config: dict[str, Any]) -> ModernBertSpec:
         pad_token_id=config.get("pad_token_id") or 0,
         layer_types=_layer_types(config),
         thetas=_thetas(config),
-        reach=config.get("local_attention", 128) // 2,
+        # half of the window, in both spellings; the newer one takes precedence (ModernBertConfig)
+        reach=config.get("sliding_window") or config.get("local_attention", 128) // 2,
         num_heads=config["num_attention_heads"],
         intermediate_size=config["intermediate_size"],
         hidden_act=acts["hidden_activation"],
