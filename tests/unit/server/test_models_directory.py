@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,89 @@ def test_a_removed_directory_is_an_error_and_not_empty(tmp_path: Path) -> None:
     (tmp_path / "models").rmdir()
     with pytest.raises(OSError, match="models"):
         directory.scan()
+
+
+def checkpoint(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def replace_by_empty(path: Path) -> Path:
+    """Do what unmounting a volume does to its mount point."""
+    aside = path.with_name(f".{path.name}-aside")
+    path.rename(aside)
+    (path.parent / ".filler").mkdir(exist_ok=True)  # the number of the removed folder is not used again
+    path.mkdir()
+    return aside
+
+
+@pytest.mark.parametrize("where", ["", "org", "org/b"])
+def test_a_volume_that_is_not_mounted_removes_no_model(
+    where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "models"
+    for name in ("a", "org/b", "org/c"):
+        checkpoint(root / name)
+    directory = ModelsDirectory(str(root))
+    first = directory.scan()
+    assert set(first) == {"a", "org/b", "org/c"}
+    aside = replace_by_empty(root / where)
+    if not where:
+        with pytest.raises(OSError, match="is its volume mounted"):
+            directory.scan()
+    else:
+        assert directory.scan() == first == directory.scan()
+        assert [f"{root / where} stays as it was" in line for line in caplog.messages] == [True]
+    (root / where).rmdir()
+    aside.rename(root / where)
+    assert directory.scan() == first
+
+
+def test_a_link_to_nothing_and_an_unreadable_folder_remove_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, volume = tmp_path / "models", tmp_path / "volume"
+    checkpoint(root / "a"), checkpoint(volume / "b")
+    (root / "b").symlink_to(volume / "b")
+    directory = ModelsDirectory(str(root))
+    first = directory.scan()
+    assert set(first) == {"a", "b"}
+    volume.rename(tmp_path / "away")
+    assert directory.scan() == first
+    assert directory.problems == {"b": "it is a link to a folder that does not exist"}
+    (tmp_path / "away").rename(volume)
+
+    def stale(path: Path, limit: int = files.ENTRIES) -> list[os.DirEntry[str]]:
+        if path.name == "a":
+            raise OSError(116, "Stale file handle", str(path))
+        return files.entries(path, limit)
+
+    monkeypatch.setattr("sie_server.catalog.directory.entries", stale)
+    assert directory.scan() == first
+    assert "Stale" in directory.problems["a"]
+
+
+def test_the_source_of_a_file_that_is_not_there_changes_nothing(tmp_path: Path) -> None:
+    weights = checkpoint(tmp_path / "weights")
+    root = tmp_path / "models"
+    root.mkdir()
+    write(root / "m.yaml", source=str(weights))
+    directory = ModelsDirectory(str(root))
+    first = directory.scan()
+    weights.rename(tmp_path / "away")
+    assert directory.scan() == first == directory.scan()
+    assert "does not exist" in directory.problems["m.yaml"]
+
+
+def test_removed_models_are_removed(tmp_path: Path) -> None:
+    for name in ("a", "org/b", "org/c"):
+        checkpoint(tmp_path / name)
+    directory = ModelsDirectory(str(tmp_path))
+    directory.scan()
+    for name, left in (("org/b", {"a", "org/c"}), ("org/c", {"a"}), ("a", set())):
+        shutil.rmtree(tmp_path / name)
+        assert set(directory.scan()) == left
 
 
 def test_a_change_counts_when_two_scans_agree() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,16 @@ from sie_server.catalog.entries import CatalogEntry, ModelConfig, id_problem, mo
 from sie_server.config import ConfigError
 from sie_server.files import ENTRIES, JSON_BYTES, check_regular, entries, expanded, read_yaml
 
+CONFIG = "config.json"
 log = logging.getLogger("sie_server.catalog")
 
 
 class ModelsDirectory:
-    """The models directory. An invalid file is reported once, and its last valid content stays in effect."""
+    """The models directory. An invalid file is reported once, and its last valid content stays in effect.
+
+    So do models that can no longer be read, for example because their volume is not mounted: only an entry that is gone
+    from a directory that can be read is a removed model.
+    """
 
     def __init__(self, models_dir: str, *, report: bool = True) -> None:
         """Raise ConfigError if the directory does not exist. `report`: log ignored files."""
@@ -28,37 +33,64 @@ class ModelsDirectory:
             raise ConfigError(f"--models-dir {models_dir}: no such directory")
         self._report = report
         self._files: dict[Path, CatalogFile] = {}
+        self._known: dict[str, ModelConfig] = {}  # by the last scan
+        self._lost: set[str] = set()  # folders that this scan could not read
+        self._identities: dict[Path, tuple[int, int]] = {}  # of folders that had entries
         self.problems: dict[str, str] = {}  # file or directory → problem
 
     def scan(self) -> dict[str, ModelConfig]:
         """Scan the directory and return its models by id.
 
         Raises:
-            OSError: the directory cannot be read, or has too many entries.
+            OSError: the directory cannot be read, has too many entries, or is empty because its volume is gone.
         """
-        found = [entry.name for entry in entries(self._root) if not entry.name.startswith(".")]
+        found = self._names(self._root)
+        self._lost.clear()
         models: dict[str, ModelConfig] = {}
         problems: dict[str, str] = {}
-        for name in self._checkpoints(sorted(found), problems):
+        for name in self._checkpoints(found, problems):
             problem = f"the id {name!r} {wrong}" if (wrong := id_problem(name)) else None
-            if problem := problem or file_problem(self._root / name / "config.json"):
-                problems[name] = problem
-                continue
             try:
                 directory = self._root / name
+                if problem := problem or file_problem(directory / CONFIG):
+                    raise OSError(problem)
                 models[name] = ModelConfig(name, str(directory), stamp=stamp_of(directory))
             except OSError as error:
                 problems[name] = str(error)
-        paths = [self._root / name for name in sorted(found) if name.endswith(".yaml")]
+                self._lost.add(name)
+        paths = [self._root / name for name in found if name.endswith(".yaml")]
         self._files = {path: self._files.get(path, CatalogFile()) for path in paths}
         problems |= {path.name: problem for path in paths if (problem := self._read(path, models))}
+        folders = {name: config for name, config in self._known.items() if not config.entry}
+        kept = {name: config for name, config in folders.items() if _within(name, self._lost)}
+        models = kept | models
+        self._log(problems, kept)
+        self.problems, self._known = problems, dict(models)
+        return models
+
+    def _log(self, problems: dict[str, str], kept: dict[str, ModelConfig]) -> None:
+        """Report the problems that the last scan did not have."""
         for name, problem in problems.items():
             if self._report and self.problems.get(name) != problem:
                 shown = str(self._root / name)
+                effect = "stays as it was" if any(_within(one, {name}) for one in kept) else "is ignored"
                 # a name may hold line breaks
-                log.warning("%s is ignored: %s", shown if shown.isprintable() else repr(shown), problem)
-        self.problems = problems
-        return models
+                log.warning("%s %s: %s", shown if shown.isprintable() else repr(shown), effect, problem)
+
+    def _names(self, folder: Path) -> list[str]:
+        """Return the visible entries of a folder, sorted.
+
+        Raises:
+            OSError: the folder cannot be read, or it is empty and not the one that had entries in an earlier scan.
+        """
+        names = sorted(entry.name for entry in entries(folder) if not entry.name.startswith("."))
+        status = folder.stat()
+        identity = status.st_dev, status.st_ino
+        if names:
+            self._identities[folder] = identity
+        elif self._identities.get(folder, identity) != identity:
+            raise OSError(f"{folder} is another folder than before, and empty: is its volume mounted?")
+        return names
 
     def _read(self, path: Path, models: dict[str, ModelConfig]) -> str | None:
         """Add a file's models to `models` and return the file's problem, if it has one."""
@@ -70,7 +102,12 @@ class ModelsDirectory:
                 return problem
             model = model_of(file.entry, self._root)
             model = replace(model, stamp=stamp_of(Path(model.source)))
+            known = self._known.get(model.id)
+            if model.stamp is None and known and known.stamp and known.source == model.source:
+                raise OSError(f"its source {model.source} does not exist")
         except OSError as error:
+            if file.entry and file.entry.id in self._known:
+                models[file.entry.id] = self._known[file.entry.id]
             return str(error)
         others = {name for other in models.values() if other.entry for name in (other.id, *other.aliases)}
         if taken := others.intersection((model.id, *model.aliases)):
@@ -84,21 +121,34 @@ class ModelsDirectory:
         A module's folder inside a checkpoint (1_Pooling/config.json) is not a model.
         """
         for name in names:
-            directory = self._root / name
-            try:
-                if not directory.is_dir():
-                    continue
-                if (directory / "config.json").exists():
-                    yield name
-                    continue
-                inner = sorted(entry.name for entry in entries(directory) if not entry.name.startswith("."))
-                found = [part for part in inner if (directory / part / "config.json").exists()]
-                if (directory / "modules.json").exists() or (inner and not found):
-                    problems[name] = f"config.json is missing; {instead_of_config(directory)}"
-                    continue
-                yield from (f"{name}/{part}" for part in found)
-            except OSError as error:
-                problems[name] = str(error)
+            inside = self._inside(name, problems)
+            if CONFIG in inside:
+                yield name
+                continue
+            found = [part for part in inside if CONFIG in self._inside(f"{name}/{part}", problems)]
+            if "modules.json" in inside or (inside and not found):
+                problems.setdefault(name, f"{CONFIG} is missing; {instead_of_config(self._root / name)}")
+                continue
+            yield from (f"{name}/{part}" for part in found)
+
+    def _inside(self, name: str, problems: dict[str, str]) -> list[str]:
+        """Return the visible entries of a folder; none of a file, or of one that is lost."""
+        folder = self._root / name
+        try:
+            if folder.is_dir():
+                return self._names(folder)
+            if not folder.is_symlink() or folder.exists():
+                return []
+            problems[name] = "it is a link to a folder that does not exist"
+        except OSError as error:
+            problems[name] = str(error)
+        self._lost.add(name)
+        return []
+
+
+def _within(name: str, folders: Container[str]) -> bool:
+    """Return whether a model `name` or `org/name` is one of `folders` or in one of them."""
+    return name in folders or name.partition("/")[0] in folders
 
 
 class CatalogFile:
