@@ -17,8 +17,9 @@ from sie_server.engine.kinds.base import Kind, Parts
 from sie_server.engine.kinds.pairs import LogitReader, classifier_reader
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.chunks import Chunks, most_tokens, overlap_of, windows_of, without_spaces
+from sie_server.engine.text.forms import Frame
 from sie_server.engine.text.prefix import share_prefix
-from sie_server.engine.text.prompt_tokenizer import Frame, PromptTokenizer
+from sie_server.engine.text.prompt_tokenizer import PromptTokenizer
 from sie_server.engine.text.reading import Reading
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Ids, Tokens
