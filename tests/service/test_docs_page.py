@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
-import httpx
 import pytest
 
 from support.checkpoints import cross_encoders
@@ -66,12 +66,12 @@ def test_every_example_is_answered(guarded: Server) -> None:
 
 def test_addresses_are_relative(guarded: Server) -> None:
     """So the page works below any prefix, of a proxy that removes it and of one that keeps it."""
-    for path, root in (("/docs", "./"), ("/docs/", "../"), ("/docs//", "../../"), ("/sie/docs", "./")):
+    for path, root in (("/docs", "./"), ("/docs/", "../"), ("/sie/docs", "./"), ("/sie/docs/", "../")):
         page = guarded.get(path).text
         addresses = re.findall(r'(?:href|src|data-document)="(?!data:)([^"]*)"', page)
         assert len(addresses) == 4 and all(each.startswith(root) for each in addresses), (path, addresses)
         for address in addresses:
-            assert guarded.get(str(httpx.URL(path).join(address))).status_code == 200
+            assert guarded.get(urljoin(path, address)).status_code == 200
     for path, root in (("/openapi.json", "./"), ("/sie/openapi.json", "./"), ("/openapi.json/", "../")):
         assert guarded.get(path).json()["servers"] == [{"url": root}]
 
@@ -79,6 +79,9 @@ def test_addresses_are_relative(guarded: Server) -> None:
 def test_examples_name_the_model_that_is_served(tmp_path: Path) -> None:
     made = cross_encoders.make_cross_encoder(tmp_path / "model", "bert")
     with asking({"acme/ranker": made}) as client:
+        assert (
+            client.post("/v1/rerank", json={"query": "a", "documents": ["b"]}).status_code == 200
+        )  # loads it
         document = client.get("/openapi.json").json()
         score = document["paths"]["/v1/score/{model}"]["post"]
         assert score["parameters"][0]["example"] == "acme/ranker"

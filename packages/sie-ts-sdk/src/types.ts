@@ -216,4 +216,13 @@ export interface ModelInfo {
   adapters?: AdapterInfo[];
   /** Other names of the same model. */
   aliases?: string[];
+  /** The fields from here on are those of OpenAI's model objects and of servers like vLLM. */
+  id: string;
+  object?: "model";
+  created: number;
+  ownedBy: string;
+  root: string;
+  parent?: string | null;
+  maxModelLen: number | null;
+  modelType: "embedding" | "rerank" | null;
 }

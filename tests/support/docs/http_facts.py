@@ -30,7 +30,7 @@ from sie_server.config import Secret, ServerConfig
 SERVER = Path(sie_server.__file__).parent
 INFER_KEY = "0123456789abcdef"
 CONFIG = ServerConfig(device="cpu", model=(), offline=True, api_keys=Secret(INFER_KEY))
-HEADER = re.compile(r"(?i)x-[a-z-]+|retry-after|www-authenticate|allow")
+HEADER = re.compile(r"(?i)x-[a-z-]+|retry-after|www-authenticate|allow|accept-encoding")
 # set by starlette: media types of responses, the methods of a 405, CORS
 STARLETTE_SENDS = {"content-type", "allow", "access-control-allow-origin"}
 STARLETTE_READS = {"origin"}

@@ -9,6 +9,7 @@
     ├── MethodNotAllowed 405        ├── Conflict 409
     ├── ModelNotFound 404           ├── ClientGone 499
     ├── AdapterNotFound 404         ├── RequestTimeout 408
+    ├── UnsupportedEncoding 415
     └── HeadersTooLarge 431
 
 `api.app.on_error` writes the response. Any other exception becomes a 500 that exposes no internals.
@@ -106,6 +107,13 @@ class InputTooLong(SIEError):
     """The body is larger than `max_body_mb`."""
 
     status, code = 413, "INPUT_TOO_LONG"
+
+
+class UnsupportedEncoding(SIEError):
+    """The body is compressed in a way that the server cannot read."""
+
+    status, code = 415, "UNSUPPORTED_ENCODING"
+    headers: ClassVar[dict[str, str]] = {"Accept-Encoding": "gzip, deflate"}
 
 
 class RequestTimeout(SIEError):

@@ -47,8 +47,8 @@ test("the page renders, takes a key and shows answers", async () => {
   assert.match((await execute(page, "/v1/inspect/{model}")).status, /^401/);
   await page.getByRole("button", { name: "Authorize" }).click();
   await page.locator(".auth-container input").fill(KEY);
-  await page.locator(".auth-container").getByRole("button", { name: "Authorize" }).click();
-  await page.getByRole("button", { name: "Close" }).click();
+  await page.locator(".auth-btn-wrapper .authorize").click();
+  await page.locator(".auth-btn-wrapper .btn-done").click();
   const scored = await execute(page, "/v1/score/{model}");
   assert.match(scored.status, /^200/);
   assert.match(scored.body, /"score_type"/); // JSON, which the page can show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import uuid
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sie_server import __version__
 from sie_server.api import admin, dialects, probes, routes, visible
 from sie_server.api.codec import JSON
+from sie_server.api.dialects.dialect import WARNINGS, warning_header
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
 from sie_server.api.edge.access import AccessLog
 from sie_server.api.edge.connections.answers import body_of, headers_of
@@ -156,6 +158,17 @@ def _as_known(request: Request, error: Exception) -> SIEError:
     return SIEError("internal error; see the server's log")
 
 
+def _noted(headers: list[tuple[bytes, bytes]], request: Request) -> list[tuple[bytes, bytes]]:
+    """Return headers whose X-SIE-Warnings include what `reading.read` reports about the body."""
+    notes: list[str] = getattr(request.state, "notes", [])
+    if not notes:
+        return headers
+    name = WARNINGS.lower().encode()
+    written = [json.loads(value) for key, value in headers if key.lower() == name]
+    merged = warning_header([*notes, *(each for warnings in written for each in warnings)])
+    return [(k, v) for k, v in headers if k.lower() != name] + [(name, merged[WARNINGS].encode())]
+
+
 def _route(path: str) -> str | None:
     """Return the `route` label of a path in the metrics; None if the path is not counted."""
     if path in dialects.PATHS:
@@ -192,7 +205,7 @@ class RequestFrame:
                 }
                 if self._state.draining:  # type: ignore[attr-defined]
                     frame[b"connection"] = b"close"
-                message["headers"] = [*message["headers"], *frame.items()]
+                message["headers"] = [*_noted(message["headers"], request), *frame.items()]
             size += len(message.get("body", b""))
             await send(message)
 

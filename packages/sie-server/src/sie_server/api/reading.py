@@ -16,6 +16,7 @@ import msgspec
 from starlette.requests import Request
 
 from sie_server.api import codec
+from sie_server.api.edge import encodings
 from sie_server.api.edge.bodies import read_body, unless_gone
 from sie_server.api.edge.budget import hold
 from sie_server.arrays import Encoded
@@ -50,25 +51,45 @@ async def read(
 ) -> Any:
     """Return `convert(body decoded as kind)`.
 
+    The body may be compressed (`edge.encodings`). Texts that had to be changed are reported in `request.state.notes`.
     The result counts as memory of the request instead of the body. It may take several times as much: a text with one
     emoji takes four bytes per character, and a text of one character 50 bytes.
 
     Raises:
-        InputTooLong, InvalidInput, ClientGone, QueueFull
+        InputTooLong, InvalidInput, UnsupportedEncoding, ClientGone, QueueFull
     """
-    content = await read_body(request, service_of(request).config.max_body_mb * 2**20)
+    coding = encodings.coding_of(request.headers.get("content-encoding"))
+    limit = service_of(request).config.max_body_mb * 2**20
+    content = await read_body(request, limit)
     request.state.body_bytes = len(content)  # for the access log
 
     def work() -> Any:
-        return convert(codec.decode(content, media, kind))
+        return _decoded(request, encodings.inflated(content, coding, limit), media, kind, convert)
 
-    if len(content) <= LARGE:
+    if coding is None and len(content) <= LARGE:
         return work()
     result, needed = await unless_gone(
         request, _on_thread(request.app.state.threads.decoding, lambda: _measured(work()))
     )
     hold(request, max(0, needed - len(content)))
     return result
+
+
+def _decoded(request: Request, body: bytes, media: str, kind: Any, convert: Callable[[Any], Any]) -> Any:
+    if media != codec.JSON:
+        return convert(codec.decode(body, media, kind))
+    body, halves = encodings.readable(body)
+    if halves:
+        request.state.notes = [
+            f"number of halves of surrogate pairs in the body that were replaced by U+FFFD: {halves}; cut texts "
+            "between characters, not between UTF-16 units"
+        ]
+    try:
+        return convert(codec.decode(body, media, kind))
+    except InvalidInput:
+        if problem := encodings.not_utf8(body, request.headers.get("content-type")):
+            raise InvalidInput(problem) from None  # the cause, which a decoder may report as a wrong type
+        raise
 
 
 def _measured(value: Any) -> tuple[Any, int]:

@@ -24,13 +24,13 @@ async def read_body(request: Request, limit: int) -> bytes:
     """
     declared = request.headers.get("content-length")
     if declared is not None and DIGITS.fullmatch(declared) and int(declared) > limit:
-        raise _too_long(limit)
+        raise too_long(limit)
     chunks, size = [], 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
-                raise _too_long(limit)
+                raise too_long(limit)
             chunks.append(chunk)
     except ClientDisconnect:
         raise ClientGone("the client disconnected while sending the body") from None
@@ -46,7 +46,8 @@ def _has_left(request: Request) -> bool:
     return exchange is not None and bool(exchange.cycle.disconnected)
 
 
-def _too_long(limit: int) -> InputTooLong:
+def too_long(limit: int) -> InputTooLong:
+    """Return the error for a body of more than `limit` bytes."""
     return InputTooLong(
         f"the body is larger than {math.ceil(limit / 2**20)} MiB; send fewer items per request "
         "or raise the server's max_body_mb"

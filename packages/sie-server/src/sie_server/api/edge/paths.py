@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sie_server.config import ConfigError
 
-PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+PREFIX = re.compile(r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)+")
 SLASHES = re.compile("//+")
 LONGEST = 200  # a longer path gets no suggestion, because the search is not linear
 # the probes of `api.probes`: without a key, and answered also if all connections are in use

@@ -8,6 +8,7 @@ from sie_server.errors import HeadersTooLarge, InvalidInput, MethodNotAllowed, S
 
 MAX_HEAD = 64 * 1024  # bytes of the request line and all headers
 MAX_HEADERS = 200
+NO_PATH = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")  # an absolute address without a path
 LENGTH = re.compile(rb"[0-9]{1,19}")
 UPGRADE = (b"upgrade", b"http2-settings")  # also as options of Connection
 Headers = list[tuple[bytes, bytes]]
@@ -30,6 +31,14 @@ def check(method: bytes, version: str, url: bytes, headers: Headers) -> SIEError
         return InvalidInput(f"HTTP/{version} is not supported; send HTTP/1.1")
     if method == b"CONNECT":
         return MethodNotAllowed("CONNECT is not allowed; this server is not a proxy")
+    if not url.isascii():
+        return InvalidInput(
+            "the path contains bytes that are not ASCII; percent-encode them, as in /caf%C3%A9"
+        )
+    if NO_PATH.fullmatch(url):
+        return InvalidInput(
+            "the request line contains an address without a path; send at least a slash after it"
+        )
     lengths = [value for name, value in headers if name == b"content-length"]
     if any(not LENGTH.fullmatch(value) for value in lengths):
         return InvalidInput("the header Content-Length is not a number of at most 19 digits")
