@@ -17,6 +17,7 @@ CODINGS = ("gzip", "deflate")
 SLICE = 2**20
 GZIP, ZLIB, RAW = 31, 15, -15  # window sizes, by which zlib selects the format
 BOM = b"\xef\xbb\xbf"
+GZIP_MARK = b"\x1f\x8b"
 # RFC 4627, 3: the first two characters of JSON are ASCII, so zeros show the encoding; or a byte order mark does
 OTHERS = {
     "UTF-32": re.compile(rb"\xff\xfe\0\0|\0\0\xfe\xff|\0\0\0.|[^\0]\0\0\0", re.DOTALL),
@@ -93,11 +94,15 @@ def readable(body: bytes) -> tuple[bytes, int]:
     they encode a text (https://infra.spec.whatwg.org/#javascript-string-convert).
 
     Raises:
-        InvalidInput: the body is UTF-16 or UTF-32.
+        InvalidInput: the body is UTF-16, UTF-32 or gzip.
     """
     for name, start in OTHERS.items():
         if start.match(body):
-            raise InvalidInput(f"the body is {name}; send JSON in UTF-8")
+            raise InvalidInput(f"the body is not valid JSON: it is {name}; send UTF-8")
+    if body.startswith(GZIP_MARK):
+        raise InvalidInput(
+            "the body is not valid JSON: it is gzip; send the header Content-Encoding: gzip, too"
+        )
     body = body.removeprefix(BOM)
     if (b"\\ud" not in body and b"\\uD" not in body) or b"\0" in body:
         return body, 0
@@ -114,7 +119,12 @@ def readable(body: bytes) -> tuple[bytes, int]:
 
 
 def not_utf8(body: bytes, content_type: str | None) -> str | None:
-    """Return why a body is not UTF-8, with the charset in the header Content-Type as the cause; None if it is UTF-8."""
+    """Return why a JSON body is not UTF-8, with the charset in the header Content-Type as the cause.
+
+    None if it is UTF-8, or if it is no text at all because its first byte is not ASCII.
+    """
+    if body[:1] >= b"\x80":
+        return None
     decoder, start = getincrementaldecoder("utf-8")(), 0
     try:
         for start in range(0, len(body), SLICE):  # the whole text would take up to four times the memory

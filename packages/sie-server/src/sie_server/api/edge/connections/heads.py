@@ -31,10 +31,6 @@ def check(method: bytes, version: str, url: bytes, headers: Headers) -> SIEError
         return InvalidInput(f"HTTP/{version} is not supported; send HTTP/1.1")
     if method == b"CONNECT":
         return MethodNotAllowed("CONNECT is not allowed; this server is not a proxy")
-    if not url.isascii():
-        return InvalidInput(
-            "the path contains bytes that are not ASCII; percent-encode them, as in /caf%C3%A9"
-        )
     if NO_PATH.fullmatch(url):
         return InvalidInput(
             "the request line contains an address without a path; send at least a slash after it"
