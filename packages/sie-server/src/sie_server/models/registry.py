@@ -266,6 +266,12 @@ def bare_architecture(model_type: str) -> str | None:
     return BARE.get(model_type) or compat.bare_architecture(model_type)
 
 
+def masked_architecture(model_type: str) -> str | None:
+    """Return the masked language model of a model type; None where it is not served."""
+    name = BARE.get(model_type, "").removesuffix("Model") + "ForMaskedLM"
+    return name if name in MASKED else None
+
+
 def known_architectures() -> str:
     """Return the names of all architectures, for messages."""
     return ", ".join(sorted(ARCHITECTURES))

@@ -11,7 +11,7 @@ from typing import Any
 
 from sie_server.errors import shown
 from sie_server.models.checkpoints.causal import TEMPLATE_FILE
-from sie_server.models.registry import ARCHITECTURES, bare_architecture
+from sie_server.models.registry import ARCHITECTURES, bare_architecture, masked_architecture
 from sie_server.models.settings.purposes import classes_of
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
@@ -24,7 +24,7 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> str:
     `Family.without_modules` replaces the name.
 
     Where modules.json adds the head, sentence-transformers takes the bare class of `model_type` (`AutoModel`),
-    regardless of the class that the checkpoint was saved from.
+    regardless of the class that the checkpoint was saved from; for SPLADE, its masked language model.
     """
     if not config.get("architectures") and not is_headless(directory):
         raise UnsupportedCheckpoint(_without_class(config))
@@ -37,8 +37,13 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> str:
     family = ARCHITECTURES.get(name)
     if family and family.without_modules and not (directory / "modules.json").exists():
         return family.without_modules
-    if not own and is_headless(directory):
-        return bare_architecture(str(config.get("model_type"))) or name
+    if own:
+        return name
+    model_type = str(config.get("model_type"))
+    if is_headless(directory):
+        return bare_architecture(model_type) or name
+    if "SpladePooling" in _kinds(directory):
+        return masked_architecture(model_type) or name
     return name
 
 
@@ -58,15 +63,18 @@ def _without_class(config: dict[str, Any]) -> str:
 
 def is_headless(directory: Path) -> bool:
     """Return True when modules.json adds the head to a bare model, and the operator has not added a template."""
-    path = directory / "modules.json"
-    if not path.exists() or (directory / TEMPLATE_FILE).exists():
-        return False
-    modules = [m for m in read_json(path, list) if isinstance(m, dict)]
-    kinds = {str(module.get("type")).rsplit(".", 1)[-1] for module in modules}
+    kinds = set() if (directory / TEMPLATE_FILE).exists() else _kinds(directory)
     return bool(kinds & {"Pooling", "Dense", "MultiVectorMask"}) and not kinds & {
         "SpladePooling",
         "LogitScore",
     }
+
+
+def _kinds(directory: Path) -> set[str]:
+    """Return the kinds of the modules in modules.json; empty without the file."""
+    path = directory / "modules.json"
+    modules = [m for m in read_json(path, list) if isinstance(m, dict)] if path.exists() else []
+    return {str(module.get("type")).rsplit(".", 1)[-1] for module in modules}
 
 
 def check_embedder(directory: Path, config: dict[str, Any]) -> None:
