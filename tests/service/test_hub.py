@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -110,12 +111,33 @@ def test_refusals_of_the_hub_are_reported_and_cached_files_still_load(tmp_path: 
         error = load(server, 502, model="my/model", source="org/absent")["error"]
         assert "the hub has no such model, or it is private" in str(error)
         error = load(server, 502, model="my/model", source=MODEL, revision="v2")["error"]
-        assert "it has no revision 'v2'" in str(error)
+        assert "it has no revision 'v2'" in str(error) and "--model ID@REVISION" in str(error)
         commit = theirs.commit(MODEL)
         assert load(server, model="my/model", source=MODEL, revision=commit)["revision"] == commit
         body = {"model": "my/model", "adapter": "laws", "source": "org/absent"}
         message = server.post("/v1/admin/adapters/load", body).json()["error"]["message"]
         assert "Use a local directory instead (--model ID=" in message and "--adapter MODEL:NAME=" in message
+
+
+def test_only_models_and_files_are_requested(tmp_path: Path, theirs: Hub) -> None:
+    """The server, the hub client and the reference libraries of `verify` send no reports."""
+    theirs.requests.clear()
+    named = f"{MODEL}@{theirs.commit(MODEL)}"
+    done = subprocess.run(
+        [sys.executable, "-m", "sie_server", "verify", named, "--pairs", "2"],
+        env=processes.environment(tmp_path, {"HF_ENDPOINT": theirs.url}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0 and f"{MODEL} against" in done.stdout, done.stdout + done.stderr
+    assert len(theirs.requests) > len(NEEDED)
+    for path, agent in theirs.requests:
+        assert re.match(rf"/api/models/{MODEL}(/|\\?|$)|/{MODEL}/resolve/", path), path
+        assert theirs.commit(MODEL) in path, path  # the revision of the command line
+        # the library's version and Python's; no torch, no other program
+        assert re.fullmatch(r"unknown/None; hf_hub/[\d.]+; python/[\d.]+", agent), agent
 
 
 def test_a_swap_to_the_same_id_downloads_new_files(tmp_path: Path, theirs: Hub, stored: Path) -> None:

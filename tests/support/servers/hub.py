@@ -29,6 +29,7 @@ class Hub(ThreadingHTTPServer):
         self.folder = folder
         self.pause_s = 0.0  # after each piece of a file
         self.sent: list[str] = []  # downloaded files
+        self.requests: list[tuple[str, str]] = []  # path and user agent of every request
 
     @property
     def url(self) -> str:
@@ -69,7 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        self.server.requests.append((f"POST {self.path}", str(self.headers.get("User-Agent"))))
+        self._refuse("EntryNotFound")
+
     def do_GET(self) -> None:
+        self.server.requests.append((self.path, str(self.headers.get("User-Agent"))))
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[4:])

@@ -22,6 +22,7 @@ from sie_server.catalog.entries import (
     model_of,
     profile_names,
 )
+from sie_server.catalog.revisions import is_path, split_revision
 from sie_server.config import ConfigError
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "id_of",
     "id_problem",
     "known_models",
+    "named_model",
     "profile_names",
     "stamp_of",
     "with_configured",
@@ -58,6 +60,11 @@ def known_models(
     return with_configured(configured, found)
 
 
+def named_model(value: str) -> ModelConfig:
+    """Return the model that one value of `--model` names. Raises as `known_models`."""
+    return next(iter(known_models((value,), None).values()))
+
+
 def with_configured(
     configured: Iterable[str], found: Mapping[str, ModelConfig], first: Iterable[str] = ()
 ) -> dict[str, ModelConfig]:
@@ -76,7 +83,16 @@ def with_configured(
     for value in configured:
         given, separator, source = value.partition("=")
         if not given or (separator and not source):
-            raise ConfigError(f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID")
+            raise ConfigError(
+                f"--model {value!r}: expected ID, ID=DIRECTORY or ID=HUB_ID; a hub id may end in @REVISION"
+            )
+        revision = None
+        if separator:
+            source, revision = split_revision(source)
+        elif (
+            given not in gone and id_of(given, models) not in models
+        ):  # ids of a models directory may have an @
+            given, revision = split_revision(given)
         # a directory that has left keeps its id reserved, even where the catalog has the id as an alias
         name = given if given in gone else id_of(given, models)
         if (other := seen.setdefault(name, value)) != value:
@@ -86,10 +102,16 @@ def with_configured(
         if separator:
             # a known id keeps its limits, template, prompts and profiles for every source of its weights
             as_known = models.get(name) or known.get(name) or ModelConfig(name, source)
-            models[name] = replace(as_known, source=source, revision=None, preload=True)
+            models[name] = replace(as_known, source=source, revision=revision, preload=True)
         elif name not in gone:
             # an operator may name any hub id; ids in requests must be known already
-            models[name] = replace(models.get(name, ModelConfig(name, name)), preload=True)
+            model = models.get(name, ModelConfig(name, name))
+            if revision and is_path(model.source):
+                raise ConfigError(
+                    f"--model {value!r}: {name!r} is served from a directory, which has no revisions; remove "
+                    f"@{revision}, or name the hub id: --model {name}=HUB_ID@{revision}"
+                )
+            models[name] = replace(model, revision=revision or model.revision, preload=True)
     return {name: models[name] for name in seen if name in models} | models
 
 

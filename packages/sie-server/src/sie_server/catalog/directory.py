@@ -105,7 +105,7 @@ class ModelsDirectory:
             known = self._known.get(model.id)
             if model.stamp is None and known and known.stamp and known.source == model.source:
                 raise OSError(f"its source {model.source} does not exist")
-        except OSError as error:
+        except (OSError, ValueError, ConfigError) as error:
             if file.entry and file.entry.id in self._known:
                 models[file.entry.id] = self._known[file.entry.id]
             return str(error)

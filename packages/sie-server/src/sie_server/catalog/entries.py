@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from sie_server.catalog.revisions import split_revision
 from sie_server.config import NAME_LENGTH
 from sie_server.templates.pair_settings import Truncation
 from sie_server.wire import AdapterName, Profile
@@ -125,12 +126,17 @@ def model_of(entry: CatalogEntry, root: Path | None = None) -> ModelConfig:
         source = str(EMBEDDED / source.removeprefix("embedded:"))
     elif root:
         source = _resolve(root, source)
+    source, revision = split_revision(source)
+    if revision and entry.revision and revision != entry.revision:
+        raise ValueError(
+            f"`source` names the revision {revision!r}, and `revision` {entry.revision!r}; keep one"
+        )
     if root:
         entry = replace(entry, adapters={name: _resolve(root, at) for name, at in entry.adapters.items()})
     return ModelConfig(
         entry.id,
         source,
-        entry.revision,
+        revision or entry.revision,
         entry.max_seq_length,
         entry,
         template=entry.template,

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sie_server import __version__
-from sie_server.catalog import configured_adapters, id_of, known_models
+from sie_server.catalog import configured_adapters, known_models, named_model
 from sie_server.cli.admin import admin
 from sie_server.cli.console import errors, log_to_stderr, write
 from sie_server.cli.models import models
@@ -66,7 +66,7 @@ def serve(config_file: str | None, **flags: Any) -> None:
 
 
 @cli.command()
-@click.argument("model", metavar="ID|ID=DIRECTORY|ID=HUB_ID")
+@click.argument("model", metavar="ID[@REVISION]|ID=DIRECTORY|ID=HUB_ID[@REVISION]")
 @click.option("--pairs", type=click.IntRange(2), default=40, show_default=True, help="Texts to compare")
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest allowed difference")
 @click.option("--offline", is_flag=True, help="Do not use the model hub")
@@ -75,14 +75,15 @@ def verify(model: str, pairs: int, tolerance: float, offline: bool) -> None:
 
     The exit status is 1 if they differ, and 3 if there is no reference to compare with.
     """
-    models = known_models((model,), None)
-    known = models[id_of(model.partition("=")[0], models)]
+    known = named_model(model)
+    from sie_server.engine.storage.hub import stay_local
     from sie_server.engine.storage.source import fetch
     from sie_server.verify.references import CannotVerify
     from sie_server.verify.verify import verify as compare
 
     with errors.status(f"comparing {known.id} with its reference …"):
         directory = fetch(known.source, revision=known.revision, offline=offline)
+        stay_local()
         try:
             report = compare(directory, pairs, known.template, known.truncation, known.label)
         except CannotVerify as error:

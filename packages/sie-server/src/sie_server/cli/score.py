@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from sie_server.catalog import named_model
 from sie_server.cli.console import errors, log_to_stderr, print_rows, write
 from sie_server.cli.inputs import FORMATS, Columns, Text, read_texts
 from sie_server.cli.options import ENGINE_FIELDS, config_of, config_options
@@ -78,7 +79,7 @@ async def _score_once(config: ServerConfig, request: ScoreRequest) -> ScoreRespo
     service = Service(config)
     try:
         await service.operations.preload()
-        return await service.score(config.model[0].partition("=")[0], request, RequestTiming())
+        return await service.score(named_model(config.model[0]).id, request, RequestTiming())
     finally:
         await service.close()
 

@@ -50,7 +50,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     port: Port = 8080
     model: Annotated[
         tuple[str, ...],
-        Meta(description="Model to load at start: ID, ID=DIRECTORY or ID=HUB_ID; may be repeated"),
+        Meta(
+            description="Model to load at start: ID, ID=DIRECTORY or ID=HUB_ID, @REVISION after a hub id; "
+            "may be repeated"
+        ),
     ] = (DEFAULT_MODEL,)
     models_dir: Annotated[
         str | None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from sie_server.catalog.revisions import HUB_ID, WHERE
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed
 from sie_server.files import expanded
@@ -103,11 +104,22 @@ def _patterns(names: list[str]) -> list[str]:
 
 
 def _quiet() -> None:
-    """Disable the library's progress bars outside a terminal; `_watched` logs lines instead."""
+    """Switch off the library's telemetry and, outside a terminal, its progress bars; `_watched` logs lines instead."""
+    from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    # the names of other libraries and of programs around the server are left out of the user agent
+    constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_UPDATE_CHECK = True
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+
+
+def stay_local() -> None:
+    """Forbid requests of transformers and sentence-transformers, which ask the hub about local checkpoints too."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_OFFLINE = True
 
 
 def _blobs(source: str, siblings: list[Any], patterns: list[str]) -> dict[Path, int]:
@@ -185,12 +197,21 @@ def _cached(source: str, revision: str | None) -> Path | None:
 def _not_fetched(source: str, revision: str | None, error: Exception) -> ModelLoadFailed:
     return ModelLoadFailed(
         f"{source!r} is not a local directory, is not in the hub's cache, and could not be downloaded: "
-        f"{_reason(error, revision)}. Use a local directory instead (--model ID=/path/to/checkpoint, "
+        f"{_reason(error, revision)}. {_where(source)}"
+        "Use a local directory instead (--model ID=/path/to/checkpoint, "
         "--adapter MODEL:NAME=/path/to/adapter); the model 'sie/mini-en' needs no download",
         error_class=type(error).__name__,
         permanent=isinstance(error, tuple(_meanings())),
         attempts=1,
     )
+
+
+def _where(source: str) -> str:
+    """Return where a revision goes, and how a relative directory is written."""
+    relative = (
+        "" if HUB_ID.fullmatch(source) else f"It is no hub id; a relative directory is written ./{source}. "
+    )
+    return f"{relative}For a revision: {WHERE}. A relative directory in a YAML file starts at that file's directory. "
 
 
 def _meanings() -> dict[type[Exception], Callable[[str | None], str]]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from sie_server.catalog.contents import instead_of_directory
+from sie_server.catalog.revisions import is_path, split_revision
+from sie_server.config import ConfigError
 from sie_server.engine.storage import hub
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, cut_quotes
 from sie_server.files import expanded
-
-
-def is_path(source: str) -> bool:
-    """Return whether a source is a path, not a hub id: absolute, dotted, in the home directory, or existing."""
-    return source.startswith(("/", "./", "../", "~", "\\")) or _exists(source)
 
 
 def same_place(one: str, other: str) -> bool:
@@ -21,14 +18,6 @@ def same_place(one: str, other: str) -> bool:
     if one == other or not (is_path(one) and is_path(other)):
         return one == other
     return expanded(one).resolve() == expanded(other).resolve()
-
-
-def _exists(source: str) -> bool:
-    """Return whether a directory or file exists; False for invalid names."""
-    try:
-        return expanded(source).exists()
-    except OSError:  # the name is too long
-        return False
 
 
 def fetch(source: str, *, revision: str | None, offline: bool, tally: Tally | None = None) -> Path:
@@ -39,6 +28,11 @@ def fetch(source: str, *, revision: str | None, offline: bool, tally: Tally | No
     """
     if is_path(source):
         return _local(source)
+    if revision is None:
+        try:
+            source, revision = split_revision(source)
+        except ConfigError as error:
+            raise failed(str(error), type(error).__name__) from error
     return hub.download(source, revision, offline=offline, tally=tally or Tally())
 
 

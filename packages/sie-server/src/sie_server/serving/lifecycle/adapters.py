@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sie_server.catalog.revisions import is_path
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
-from sie_server.engine.storage.source import is_path
 from sie_server.errors import Conflict, ModelLoading, SIEError
 from sie_server.serving.lifecycle.adapter_names import AdapterNames
 from sie_server.serving.lifecycle.budget import MemoryBudget

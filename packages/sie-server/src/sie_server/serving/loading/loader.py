@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sie_server.catalog import ModelConfig, catalog, stamp_of
+from sie_server.catalog.revisions import is_path
 from sie_server.config import ServerConfig
 from sie_server.engine.calibration import calibration
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
@@ -23,7 +24,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.storage import footprint
-from sie_server.engine.storage.source import fetch, is_path, unsupported
+from sie_server.engine.storage.source import fetch, unsupported
 from sie_server.engine.storage.tally import Tally
 from sie_server.errors import ModelLoadFailed, QueueFull
 from sie_server.panics import catching_panics

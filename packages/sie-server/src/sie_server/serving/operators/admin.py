@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sie_server.catalog import ModelConfig, catalog, id_problem
-from sie_server.engine.storage.source import is_path
+from sie_server.catalog.revisions import is_path
 from sie_server.errors import InvalidInput, shown
 from sie_server.files import expanded
 from sie_server.serving.lifecycle.registry import Registry
