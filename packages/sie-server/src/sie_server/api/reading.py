@@ -154,7 +154,7 @@ def check_model(service: Service, name: str) -> str:
 
 
 async def model_of(request: Request, name: str | None, output: str | None) -> str:
-    """Return the model in a body, else the first one served that has `output` (None: any).
+    """Return the model in a body, else the first `--model` that has `output` (None: any).
 
     Metrics count the request for it.
 
@@ -166,19 +166,19 @@ async def model_of(request: Request, name: str | None, output: str | None) -> st
     """
     name = name or await first_with(request, output)
     if name is None:
-        raise InvalidInput(
-            f"missing required field `model`; no model that is served supports {output!r} - at `$.model`"
-        )
+        why = f"no --model of this server supports {output!r}" if output else "this server has no --model"
+        raise InvalidInput(f"missing required field `model`; {why} - at `$.model`")
     request.state.model = check_model(service_of(request), name)
     return name
 
 
 async def first_with(request: Request, output: str | None) -> str | None:
-    """Return the first model served that has `output`; errors as in `model_of`."""
+    """Return the first `--model` that has `output`; errors as in `model_of`.
+
+    Other models are not considered, because which of them are loaded changes over time.
+    """
     registry = service_of(request).registry
-    named = registry.configured()
-    loaded = [info.name for info in registry.infos() if info.loaded and info.name not in named]
-    for candidate in (*named, *loaded):
+    for candidate in registry.configured():
         if not registry.info(candidate).outputs:
             async with registry.lease(candidate):
                 pass

@@ -1,6 +1,6 @@
 """/embed, /embed_sparse, /similarity and /info of text-embeddings-inference (TEI). Source: its docs/openapi.json.
 
-TEI serves one model, which its bodies do not name. Here that is the first one served that fits; a body may contain
+TEI serves one model, which its bodies do not name. Here that is the first `--model` that fits; a body may contain
 `model`.
 """
 

@@ -1,6 +1,6 @@
 """/rerank and /predict of text-embeddings-inference (TEI). Source: its docs/openapi.json.
 
-TEI serves one model, which its bodies do not name. Here that is the first one served that scores; a body may contain
+TEI serves one model, which its bodies do not name. Here that is the first `--model` that scores; a body may contain
 `model`.
 
 /predict classifies texts and pairs of texts in TEI. Here it scores pairs `[query, text]`; `inputs` is one pair or a
