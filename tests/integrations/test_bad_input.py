@@ -191,7 +191,7 @@ def test_other_values_that_are_refused(server: Server) -> None:
     refused(server, "/v1/ranking", {**BODIES["/v1/ranking"], "truncate": "START"}, "$.truncate")
     refused(server, "/v2/rerank", {**BODIES["/v2/rerank"], "max_tokens_per_doc": 0}, "$.max_tokens_per_doc")
     refused(server, "/embed", {"inputs": "rain", "normalize": False}, "$.normalize")
-    refused(server, "/embed", {"inputs": "rain", "prompt_name": "query"}, "$.prompt_name")
+    refused(server, "/embed", {"inputs": "rain", "prompt_name": "poetry"}, "$.prompt_name")
     refused(server, "/embed", {"inputs": "rain", "dimensions": 4096}, "$.dimensions")
     refused(server, "/score", {"text_1": ["a", "b"], "text_2": ["a"] * 3}, "$.text_1", "2 queries for 3")
     too_many = {**BODIES["/score"], "truncate_prompt_tokens": 4096}
