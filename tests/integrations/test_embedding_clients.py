@@ -95,3 +95,13 @@ def test_the_body_of_llama_index_for_tei(server: Server) -> None:
     """Recorded from llama-index-embeddings-text-embeddings-inference 0.6.0."""
     answer = httpx.post(f"{server.base_url}/embed", json={"inputs": TEXTS, "truncate": True})
     assert len(answer.json()) == len(TEXTS) and "x-sie-warnings" not in answer.headers
+
+
+def test_huggingface_hub_sends_the_options_of_tei(server: Server) -> None:
+    client = InferenceClient(f"{server.base_url}/embed", token=KEY)
+    plain = client.feature_extraction(TEXTS, truncate=True, normalize=True)
+    with SIEClient(server.base_url) as ours:
+        queries = ours.encode(MODEL, [{"text": text} for text in TEXTS], is_query=True)
+    asked = client.feature_extraction(TEXTS, prompt_name="query")
+    np.testing.assert_allclose(asked, np.stack([one["dense"] for one in queries]), atol=1e-4)
+    assert plain.shape == asked.shape
