@@ -66,10 +66,14 @@ def test_every_example_is_answered(guarded: Server) -> None:
 
 def test_addresses_are_relative(guarded: Server) -> None:
     """So the page works below any prefix, of a proxy that removes it and of one that keeps it."""
-    for path, root in (("/docs", "./"), ("/docs/", "../"), ("/sie/docs", "./"), ("/sie/docs/", "../")):
+    for path, root in (("/docs", ""), ("/docs/", "../"), ("/sie/docs", ""), ("/sie/docs/", "../")):
         page = guarded.get(path).text
-        addresses = re.findall(r'(?:href|src|data-document)="(?!data:)([^"]*)"', page)
-        assert len(addresses) == 4 and all(each.startswith(root) for each in addresses), (path, addresses)
+        addresses = re.findall(r'(?:href|src|data-document)="([^"]*)"', page)
+        assert addresses == [
+            f"{root}docs/static/swagger-ui.css",
+            f"{root}openapi.json",
+            f"{root}docs/static/swagger-ui-bundle.js",
+        ], (path, addresses)
         for address in addresses:
             assert guarded.get(urljoin(path, address)).status_code == 200
     for path, root in (("/openapi.json", "./"), ("/sie/openapi.json", "./"), ("/openapi.json/", "../")):

@@ -137,7 +137,7 @@ def _posted(
 def _probe(summary: str) -> dict[str, Any]:
     """Describe a health probe, which needs no key."""
     answers = {"200": {"description": "OK"}, "204": {"description": "OK"}, "503": {"description": "Not so"}}
-    return {"summary": summary, "security": [{}], "responses": answers}
+    return {"summary": summary, "parameters": [], "security": [{}], "responses": answers}
 
 
 def _dialect(path: str, summary: str = "Rerank", example: Any = None) -> dict[str, Any]:

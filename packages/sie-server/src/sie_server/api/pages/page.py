@@ -5,27 +5,28 @@ All addresses are relative, so the page needs no knowledge of the addresses that
 
 from __future__ import annotations
 
+from base64 import b64encode
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = "flask_swagger_ui"  # only its files are used: an import would import flask
 # Swagger UI writes style attributes. `connect-src` keeps requests on this server.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>SIE API</title>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<link rel="icon" href="data:,">
 <link rel="stylesheet" href="{root}docs/static/swagger-ui.css"></head>
 <body><div id="ui" data-document="{root}openapi.json"></div>
 <script src="{root}docs/static/swagger-ui-bundle.js"></script>
-<script src="{root}docs/static/page.js"></script></body></html>
+<script>{script}</script></body></html>
 """
 # Swagger UI accepts */* until a reader selects a media type. The server would send MessagePack, which it cannot show.
-SCRIPT = b"""const url = document.getElementById("ui").dataset.document;
+SCRIPT = """const url = document.getElementById("ui").dataset.document;
 function requestInterceptor(request) {
   const { accept } = request.headers;
   if (accept === "*/*") request.headers.accept = "application/json";
@@ -34,23 +35,19 @@ function requestInterceptor(request) {
 const options = { deepLinking: true, defaultModelsExpandDepth: 0, validatorUrl: null };
 SwaggerUIBundle({ url, dom_id: "#ui", requestInterceptor, ...options });
 """
-FILES = {
-    "swagger-ui.css": "text/css",
-    "swagger-ui-bundle.js": "text/javascript",
-    "page.js": "text/javascript",
-}
+DIGEST = b64encode(sha256(SCRIPT.encode()).digest()).decode()  # the only inline script that the policy allows
+FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 
 
 def html(root: str) -> str:
     """Return the page; `root` is the relative address of the server's root, such as `./` or `../`."""
-    return PAGE.format(root=root, policy=POLICY)
+    policy = POLICY.format(digest=DIGEST)
+    return PAGE.format(root=root.removeprefix("./"), policy=policy, script=SCRIPT)
 
 
 @cache
 def file(name: str) -> bytes:
     """Return one of `FILES`."""
-    if name == "page.js":
-        return SCRIPT
     spec = find_spec(PACKAGE)
     assert spec is not None and spec.origin is not None  # a requirement of this package
     return (Path(spec.origin).parent / "dist" / name).read_bytes()
