@@ -22,6 +22,8 @@ NOT_ANSWERED = {
     "/v1/admin/swap",
     "/v1/admin/adapters/load",
     "/v1/admin/adapters/unload",
+    "/embed_all",  # which is always refused
+    "/tei/embed_all",
     "/embed_sparse",
     "/tei/embed_sparse",
 }
