@@ -235,7 +235,8 @@ def poison_words(directory: Path, source: Path, spared: list[str]) -> Path:
     """Copy `source`, and set the embeddings of all tokens to NaN except those of the `spared` texts."""
     shutil.copytree(source, directory)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    kept = sorted({token for text in spared for token in tokenizer.encode(text).ids})
+    # token 0 pads batches
+    kept = sorted({0, *(token for text in spared for token in tokenizer.encode(text).ids)})
 
     def edit(weights: dict[str, torch.Tensor]) -> None:
         table = weights[next(name for name in weights if name.endswith("word_embeddings.weight"))]
