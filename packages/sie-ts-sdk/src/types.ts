@@ -206,7 +206,7 @@ export interface ModelInfo {
   license?: string | null;
   description?: string | null;
   compat?: boolean;
-  /** A reason to doubt the scores of this checkpoint. */
+  /** A reason to doubt the scores of this checkpoint, or the update that it lacks. */
   warning?: string | null;
   source?: string | null;
   pinned?: boolean;

@@ -1,6 +1,7 @@
 """A local model hub that answers the requests of `huggingface_hub` from a folder of checkpoints.
 
-Requests: https://huggingface.co/docs/hub/api (model info, tree) and the `resolve` addresses of files.
+Requests: https://huggingface.co/docs/hub/api (model info, tree) and the `resolve` addresses of files. Weights are large
+files, which the hub names by their SHA-256.
 """
 
 from __future__ import annotations
@@ -63,6 +64,17 @@ def blob(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def sha256(path: Path) -> str | None:
+    """Return the name of a large file's content; None: the file is small."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".safetensors" else None
+
+
+def _large(path: Path, key: str) -> dict[str, Any]:
+    """Return what an answer adds for a large file; `key` is its name for the hash."""
+    named = {key: sha256(path), "size": path.stat().st_size, "pointerSize": 130}
+    return {"lfs": named} if named[key] else {}
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
@@ -91,10 +103,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif len(rest) > 1 and rest[1] not in ("main", self.server.commit(repository)):
             self._refuse("RevisionNotFound")
         elif rest[:1] == ["tree"]:
-            self._answer([{"type": "file", "path": name, "size": path.stat().st_size, "oid": blob(path)}
+            self._answer([{"type": "file", "path": name, "size": path.stat().st_size, "oid": blob(path),
+                           **_large(path, "oid")}
                           for name, path in files.items()])  # fmt: skip
         else:
-            siblings = [{"rfilename": name, "size": path.stat().st_size, "blobId": blob(path)}
+            siblings = [{"rfilename": name, "size": path.stat().st_size, "blobId": blob(path),
+                         **_large(path, "sha256")}
                         for name, path in files.items()]  # fmt: skip
             self._answer({"id": repository, "sha": self.server.commit(repository), "siblings": siblings})
 
@@ -105,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = path.read_bytes()
         self.send_response(200)
-        self.send_header("ETag", f'"{blob(path)}"')
+        self.send_header("ETag", f'"{sha256(path) or blob(path)}"')
         self.send_header("X-Repo-Commit", self.server.commit(repository))
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

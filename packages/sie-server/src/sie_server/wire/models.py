@@ -73,7 +73,9 @@ class ModelInfo(ModelEntry, frozen=True):
     compat: Annotated[
         bool, Meta(description="Runs through the transformers library: same scores, padded and slower")
     ] = False
-    warning: Annotated[str | None, Meta(description="A reason to doubt the scores of this checkpoint")] = None
+    warning: Annotated[
+        str | None, Meta(description="A reason to doubt the scores, or an update that is lacking")
+    ] = None
     source: Annotated[str | None, Meta(description="Directory or hub id of its weights")] = None
     pinned: Annotated[bool, Meta(description="Never unloaded to free memory or for being idle")] = False
     memory_bytes: Annotated[int, Meta(description="Bytes of its tensors, all versions together")] = 0

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any
 
 from sie_server.catalog.revisions import HUB_ID, WHERE
-from sie_server.engine.storage.tally import Tally
+from sie_server.engine.storage.cache import MAIN, CachedRepository
+from sie_server.engine.storage.integrity import Damage, Expected, damages, hashes
+from sie_server.engine.storage.tally import LoadStopped, Tally, watched
 from sie_server.errors import ModelLoadFailed
-from sie_server.files import expanded
 
 log = logging.getLogger("sie_server.hub")
 # Only the files that serving needs: no code, no ONNX copies, no training state
@@ -64,36 +62,90 @@ NOT_WRITABLE = {
     errno.ENOSPC,
     errno.EDQUOT,
 }
-LOOK_S, LOG_S = 0.5, 10.0  # how often the progress of a download is measured, and how often it is logged
+
+
+class SentDamaged(Exception):
+    """The hub sent another content than it says."""
 
 
 def download(source: str, revision: str | None, *, offline: bool, tally: Tally) -> Path:
     """Return the local directory of ORGANISATION/NAME; blocking. Records progress in `tally`.
 
-    Raises:
-        ModelLoadFailed: the hub is unreachable or lacks the model, and the cache lacks it as well.
-    """
-    # imported here: the import takes a third of a second, and a server with local models never needs it
-    from huggingface_hub import HfApi, snapshot_download
+    Its files are those that the hub names: a damaged one is downloaded again, once.
 
+    Raises:
+        ModelLoadFailed: the hub is unreachable or lacks the model, and the cache lacks it as well or is damaged.
+        LoadStopped: the load was given up.
+    """
     _quiet()
     try:
         if offline:
             raise ConnectionError("offline mode is on")
-        # requested first: without a network it fails at once, while a download would retry for half a minute
-        info = HfApi().model_info(source, revision=revision, timeout=TIMEOUT_S, files_metadata=True)
-        siblings = info.siblings or []
-        patterns = _patterns([file.rfilename for file in siblings])
-        with _watched(source, _blobs(source, siblings, patterns), tally):
-            # by name, not by info.sha: the cache then records which commit the name meant at this time
-            return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        return _fetched(source, revision, tally)
+    except LoadStopped:
+        raise
     except Exception as error:  # hub, network and file errors share no base class
-        cached = _cached(source, revision)
-        if cached is None:
-            raise _not_fetched(source, revision, error) from error
+        cached = _cached(source, revision, error, tally)
         if not offline:
             log.warning("loading %s from the hub's cache: %s", source, _reason(error))
         return cached
+
+
+def _fetched(source: str, revision: str | None, tally: Tally) -> Path:
+    """Return the directory of the commit that the revision means now, with every needed file intact."""
+    # imported here: the import takes a third of a second, and a server with local models never needs it
+    from huggingface_hub import HfApi, snapshot_download
+
+    # requested first: without a network it fails at once, while a download would retry for half a minute
+    info = HfApi().model_info(source, revision=revision, timeout=TIMEOUT_S, files_metadata=True)
+    files = {
+        file.rfilename: Expected(file.size, hashes(file.lfs.sha256 if file.lfs else file.blob_id))
+        for file in info.siblings or []
+    }
+    repository, needed = CachedRepository(source), _needed(files)
+    commit = info.sha or revision or MAIN  # a mirror may not name the commit
+    repository.correct_listing(commit, files)
+    with watched(source, _blobs(repository, needed), tally):
+        directory = Path(snapshot_download(source, revision=commit, allow_patterns=_patterns([*files])))
+        for damage in damages(directory, needed, tally):
+            log.warning("%s: %s in the hub's cache, and is downloaded again", source, damage)
+            _renew(source, directory, damage, needed, tally)
+    # recorded only now: until an update is complete, the name means the version before it
+    repository.record(revision or MAIN, directory.name)
+    return directory
+
+
+def _renew(source: str, snapshot: Path, damage: Damage, needed: dict[str, Expected], tally: Tally) -> None:
+    """Download a damaged file again.
+
+    The library replaces the old content as a whole, so a process that has opened it can finish reading it.
+
+    Raises:
+        SentDamaged: the hub sends another content than it says.
+    """
+    from huggingface_hub import hf_hub_download
+
+    name, commit = damage.name, snapshot.name
+    file = {name: needed[name]}
+    hf_hub_download(source, name, revision=commit, force_download=True)
+    if damages(snapshot, file, tally):
+        # the snapshot has a file of its own, or a link to another content: it gets a link to the new one
+        damage.path.unlink(missing_ok=True)
+        hf_hub_download(source, name, revision=commit)
+    if again := damages(snapshot, file, tally):
+        raise SentDamaged(f"the hub sent {again[0].name} again, and it {again[0].reason}")
+
+
+def _blobs(repository: CachedRepository, files: dict[str, Expected]) -> dict[Path, int]:
+    """Return the cache path and size of the content of each file. Downloads add a suffix to the path."""
+    return {repository.blobs / known.hashes[0]: known.size or 0 for known in files.values() if known.hashes}
+
+
+def _needed(files: dict[str, Expected]) -> dict[str, Expected]:
+    """Return the files that serving needs."""
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    return {name: files[name] for name in filter_repo_objects([*files], allow_patterns=_patterns([*files]))}
 
 
 def _patterns(names: list[str]) -> list[str]:
@@ -104,7 +156,7 @@ def _patterns(names: list[str]) -> list[str]:
 
 
 def _quiet() -> None:
-    """Switch off the library's telemetry and, outside a terminal, its progress bars; `_watched` logs lines instead."""
+    """Switch off the library's telemetry and, outside a terminal, its progress bars; `watched` logs lines instead."""
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -122,76 +174,62 @@ def stay_local() -> None:
     constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_OFFLINE = True
 
 
-def _blobs(source: str, siblings: list[Any], patterns: list[str]) -> dict[Path, int]:
-    """Return the cache path and size of the content of each file that matches.
+def _cached(source: str, revision: str | None, error: Exception, tally: Tally) -> Path:
+    """Return the newest complete checkpoint of earlier downloads in the hub's cache, after the hub gave `error`.
 
-    The path is the content's hash, with a suffix while it is being downloaded
-    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    Raises:
+        ModelLoadFailed: there is none, or the one that should serve is damaged.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
-
-    folder = expanded(HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model") / "blobs"
-    needed = filter_repo_objects(siblings, allow_patterns=patterns, key=lambda file: file.rfilename)
-    return {folder / (file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in needed}
-
-
-@contextmanager
-def _watched(source: str, blobs: Mapping[Path, int], tally: Tally) -> Iterator[None]:
-    """Update the tally and log the progress while the block runs."""
-    tally.total, tally.nbytes = sum(blobs.values()), _downloaded(blobs)
-    tally.before, ended = tally.nbytes, Event()
-
-    def look() -> None:
-        logged = time.monotonic()
-        while not ended.wait(LOOK_S):
-            tally.nbytes = _downloaded(blobs)
-            if time.monotonic() - logged >= LOG_S:
-                logged = time.monotonic()
-                log.info(
-                    "downloading %s: %.1f of %.1f MiB",
-                    source,
-                    tally.nbytes / 2**20,
-                    (tally.total or 0) / 2**20,
-                )
-
-    watcher = Thread(target=look, name="sie-watch-download", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def _downloaded(blobs: Mapping[Path, int]) -> int:
-    return sum(min(size, _size(blob)) for blob, size in blobs.items())
-
-
-def _size(blob: Path) -> int:
-    """Return the bytes of a content downloaded so far."""
-    sizes = [0]
-    for path in blob.parent.glob(f"{blob.name}*"):
-        with suppress(OSError):  # complete and just renamed
-            sizes.append(path.stat().st_size)
-    return max(sizes)
-
-
-def _cached(source: str, revision: str | None) -> Path | None:
-    """Return the complete checkpoint of an earlier download in the hub's cache; None: there is none."""
-    from huggingface_hub import snapshot_download
-
-    def kept(patterns: list[str]) -> Path | None:
-        try:
-            return Path(
-                snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=True)
+    repository, damaged = CachedRepository(source), list[Damage]()
+    commits = repository.commits(revision)
+    for commit in commits:
+        if found := _damages(repository, commit, tally):
+            damaged = damaged or found
+            if commit == commits[0] and not all(damage.partly for damage in found):
+                break  # it was complete and served: an older one would be a surprise
+            continue
+        if revision is None and (damaged := damaged or _interrupted(repository, commit, tally)):
+            tally.warning = (
+                f"the update to commit {damaged[0].path.relative_to(repository.snapshots).parts[0]} is incomplete in "
+                f"the hub's cache ({damaged[0]}); commit {commit}, the newest complete one, is served"
             )
-        except Exception:  # the library raises several types if the cache is incomplete
-            return None
+            log.warning("%s: %s", source, tally.warning)
+        return repository.snapshot(commit)
+    raise (_damaged(source, damaged, error) if damaged else _not_fetched(source, revision, error)) from error
 
-    found = kept(FILES)
-    return found and kept(_patterns([path.name for path in found.rglob("*")]))
+
+def _damages(
+    repository: CachedRepository, commit: str, tally: Tally, *, contents: bool = True
+) -> list[Damage]:
+    """Return the damages of a commit's files in the cache, as far as the cache knows; `contents`: hash the files."""
+    snapshot = repository.snapshot(commit)
+    if repository.listing(commit) is None and (name := repository.lacking(commit)):
+        return [Damage(name, snapshot / name, "is missing", partly=True)]
+    files = _needed(repository.known(commit))
+    if not contents:
+        files = {name: Expected(known.size, ()) for name, known in files.items()}
+    return damages(snapshot, files, tally)
+
+
+def _interrupted(repository: CachedRepository, commit: str, tally: Tally) -> list[Damage]:
+    """Return the missing files of a commit newer than the one that serves; empty if there are none."""
+    found = (_damages(repository, newer, tally, contents=False) for newer in repository.newer(commit))
+    return next(filter(None, found), [])
+
+
+def _damaged(source: str, damaged: list[Damage], error: Exception) -> ModelLoadFailed:
+    """Return the load error of a damaged checkpoint in the cache, with the file to delete."""
+    path = Path(os.path.realpath(damaged[0].path))  # unlike Path.resolve, it accepts circles
+    step = f"Delete the file {path} and load" if path.exists() else "Load"
+    more = f" (and {len(damaged) - 1} more files are damaged)" if len(damaged) > 1 else ""
+    return ModelLoadFailed(
+        f"{source!r} is damaged in the hub's cache: {damaged[0]}{more}. It could not be downloaded again: "
+        f"{_reason(error)}. {step} the model again while the hub can be reached, or copy the file "
+        f"{damaged[0].path} from an intact cache",
+        error_class="DamagedFile",
+        permanent=False,
+        attempts=1,
+    )
 
 
 def _not_fetched(source: str, revision: str | None, error: Exception) -> ModelLoadFailed:
@@ -230,6 +268,8 @@ def _meanings() -> dict[type[Exception], Callable[[str | None], str]]:
 
 
 def _reason(error: Exception, revision: str | None = None) -> str:
+    if isinstance(error, SentDamaged):
+        return str(error)
     for kind, meaning in _meanings().items():
         if isinstance(error, kind):
             return meaning(revision)

@@ -51,6 +51,7 @@ class Version:
     last_use: float = field(default_factory=time.monotonic)
     serving_since: float = 0.0
     attached: dict[str, AttachedAdapter] = field(default_factory=dict)  # by name
+    outdated: str | None = None  # why these files are older than those that the hub or its cache names
 
     @property
     def memory_bytes(self) -> int:
@@ -155,6 +156,8 @@ class Slot:
         """The entry of `GET /v1/models`."""
         entry, engine = self.config.entry, self.serving.engine if self.serving else None
         spec = engine.spec if engine else None
+        outdated = self.serving.outdated if self.serving else None
+        warnings = [text for text in (outdated, spec.warning if spec else None) if text]
         limit = engine.max_seq_length if engine else entry.max_seq_length if entry else None
         outputs = spec.outputs if spec else entry.outputs if entry else []
         return ModelInfo(
@@ -178,7 +181,7 @@ class Slot:
             license=entry.license if entry else None,
             description=entry.description if entry else None,
             compat=spec.compat if spec else entry.compat if entry else False,
-            warning=spec.warning if spec else None,
+            warning="; ".join(warnings) or None,
             source=self.config.shown_source,
             pinned=self.pinned,
             memory_bytes=self.memory_bytes,

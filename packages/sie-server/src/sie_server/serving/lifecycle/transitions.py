@@ -99,6 +99,7 @@ class Transitions:
     async def _fill(self, slot: Slot, version: Version, progress: Progress, old: Version | None) -> None:
         log.info("fetching %s from %s", slot.name, version.config.source)
         directory, version.nbytes = await self._loader.fetch(version.config, progress)
+        version.outdated = progress.tally.warning
         progress.enter("room", version.nbytes)
         await self._budget.reserve_version(slot, version, may_drain=old is None)
         progress.enter("load")

@@ -30,7 +30,7 @@ class Progress:
     reason: SIEError | None = None  # why the load was given up
     _task: asyncio.Task[Any] | None = None  # the load
     _queued: int = 0  # steps of the load that wait for a thread
-    _seen: tuple[int, int] = (0, 0)  # the tally and its bytes at `_moved`
+    _seen: tuple[int, int] = (0, 0)  # the tally and its bytes, checked ones included, at `_moved`
     _moved: float = field(default_factory=time.monotonic)  # when progress was last seen
 
     def enter(self, phase: Phase, total: int | None = None) -> None:
@@ -77,7 +77,7 @@ class Progress:
 
     def idle_s(self) -> float:
         """Return the seconds without progress: the same phase and the same number of bytes."""
-        now, seen = time.monotonic(), (id(self.tally), self.tally.nbytes)
+        now, seen = time.monotonic(), (id(self.tally), self.tally.nbytes + self.tally.checked)
         if self._queued or seen != self._seen:
             self._seen, self._moved = seen, now
         return now - self._moved
