@@ -30,9 +30,9 @@ class CachedRepository:
 
     def __init__(self, source: str) -> None:
         from huggingface_hub.constants import HF_HUB_CACHE
-        from huggingface_hub.file_download import repo_folder_name
 
-        self.folder = expanded(HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model")
+        # `repo_folder_name` of the library raises for a source that is no hub id
+        self.folder = expanded(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}"
         self.blobs = self.folder / "blobs"
         self._refs, self.snapshots = self.folder / "refs", self.folder / "snapshots"
 
@@ -74,7 +74,7 @@ class CachedRepository:
     def _times(self) -> dict[str, float]:
         """Return the commits with a snapshot and the time of its last change, the newest first."""
         times: dict[str, float] = {}
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: the source contains a zero
             for entry in entries(self.snapshots):
                 if SHA1.fullmatch(entry.name) and entry.is_dir():
                     times[entry.name] = entry.stat().st_mtime
@@ -153,7 +153,7 @@ def _named(link: Path) -> tuple[str, ...]:
 
 def _names(folder: Path, depth: int = DEPTH) -> Iterator[str]:
     """Yield the files below a folder, dangling links included, by their names in it."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for entry in entries(folder):
             if not entry.is_dir(follow_symlinks=False):
                 yield entry.name
