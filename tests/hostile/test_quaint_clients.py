@@ -63,6 +63,7 @@ UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Setting
 ANSWERED = {
     "gzip": compressed(gzip.compress(BODY), b"gzip"),
     "gzip of two members": compressed(gzip.compress(BODY[:9]) + gzip.compress(BODY[9:]), b"X-GZIP"),
+    "gzip padded with zeros": compressed(gzip.compress(BODY) + bytes(7), b"gzip"),
     "deflate": compressed(zlib.compress(BODY), b"deflate"),
     "deflate without zlib's header": compressed(raw_deflate(BODY), b"Deflate"),
     "identity": compressed(BODY, b"identity"),
@@ -70,6 +71,8 @@ ANSWERED = {
     "a line break at the end": request(BODY + b"\r\n"),
     "a NUL character": request(BODY.replace(b"stars", rb"a\u0000b")),
     "an emoji as escapes": request(BODY.replace(b"stars", rb"\ud83d\ude00")),
+    "an emoji as CESU-8": request(BODY.replace(b"stars", b"\xed\xa0\xbd\xed\xb8\x80")),
+    "Hangul next to the surrogates": request(BODY.replace(b"stars", "\ud7ff\ue000".encode())),
     "text like half a surrogate": request(BODY.replace(b"stars", rb"\\ud83d")),
     "a charset in quotes": request(media=b'Content-Type: application/json;charset="UTF-8"\r\n'),
     "another charset over ASCII": request(media=b"Content-Type: application/json; charset=iso-8859-1\r\n"),
@@ -102,6 +105,10 @@ ANSWERED = {
     "an unknown expectation": request(head=b"Expect: 200-ok\r\n"),
 }
 REFUSED = {
+    "TLS": (bytes.fromhex("16030100c8010000c40303") + bytes(200), 400, "http:// instead of https://"),
+    "HTTP/2 without asking": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 400, "use HTTP/1.1"),
+    "a form": (request(b"--x\r\n"), 400, "invalid character"),
+    "NaN": (request(BODY[:-1] + b', "top_n": NaN}'), 400, "invalid character"),
     "gzip without its header": (request(gzip.compress(BODY)), 400, "send the header Content-Encoding: gzip"),
     "br": (compressed(b"\x0b\x02", b"br"), 415, "'br'"),
     "zstd": (compressed(b"\x28\xb5\x2f\xfd", b"zstd"), 415, "gzip, deflate"),

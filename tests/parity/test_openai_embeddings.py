@@ -253,6 +253,13 @@ def test_bad_input_names_the_field(client: TestClient, body: dict[str, Any], pat
     assert path in message and "$.params" not in message
 
 
+@pytest.mark.parametrize("name", ["encoding_format", "input_type", "task"])
+def test_an_empty_choice_is_none(client: TestClient, name: str) -> None:
+    """Forms of tools without code send their empty fields."""
+    body = {"model": "org/plain", "input": "rain"}
+    assert post(client, ROUTE, {**body, name: ""})["data"] == post(client, ROUTE, body)["data"]
+
+
 def test_token_ids_are_refused_with_a_reason(client: TestClient) -> None:
     message = post(client, ROUTE, {"model": "org/plain", "input": [[101, 102]]}, 400)["detail"]["message"]
     assert "token ids are not supported" in message

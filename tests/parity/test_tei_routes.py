@@ -136,6 +136,8 @@ def test_the_body_decides(client: TestClient, ranker: TestClient, root: Path, lo
     assert tei[0]["score"] == pytest.approx(float(logits[1]), abs=1e-4)
     cohere = post(client, path, {"query": query, "documents": [text]})
     assert cohere["results"][0]["index"] == 0 and cohere["meta"]
+    openai = post(client, path, {"input": TEXTS})["data"]
+    np.testing.assert_allclose([one["embedding"] for one in openai], vectors, atol=1e-5)
     predicted = post(ranker, path, {"inputs": PAIRS, "raw_scores": True})
     np.testing.assert_allclose([one[0]["score"] for one in predicted], logits, atol=1e-4)
     assert "$" in post(client, path, {"text": "rain"}, 400)["error"]

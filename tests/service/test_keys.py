@@ -86,6 +86,27 @@ def test_every_route_with_every_key(guarded: Server) -> None:
             assert ask(guarded, path, None, key).status_code == 200, path
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Api-Key": INFER}, 200),  # Pinecone, Azure
+        ({"X-API-Key": INFER}, 200),
+        ({"api-key": INFER, "Authorization": f"Bearer {INFER}"}, 200),
+        ({"X-API-Key": INFER, "Authorization": "Basic cHJveHk6cHJveHk="}, 200),  # a proxy's own scheme
+        ({"Api-Key": WRONG}, 401),
+        ({"Api-Key": ""}, 401),
+        ({"Api-Key": INFER, "Authorization": f"Bearer {ADMIN}"}, 401),
+        ({"Api-Key": INFER, "X-API-Key": WRONG}, 401),
+        ({"X-API-Key": INFER, "Authorization": "Bearer"}, 401),
+        ({"Ocp-Apim-Subscription-Key": INFER}, 401),
+    ],
+)
+def test_the_headers_of_other_clients(guarded: Server, headers: dict[str, str], status: int) -> None:
+    assert guarded.get("/v1/models", headers).status_code == status
+    admin = guarded.post("/v1/admin/load", {"model": MINI}, headers=headers)
+    assert admin.status_code == (403 if status == 200 else 401)  # the scope is checked, too
+
+
 def test_a_caller_without_a_key_is_refused_before_the_body_is_read(guarded: Server) -> None:
     with guarded.raw() as connection:
         head = f"POST /v1/score/{MINI} HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n"

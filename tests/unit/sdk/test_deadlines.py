@@ -209,3 +209,35 @@ def test_a_deadline_of_the_request_ends_the_retries(connect: Connect) -> None:
         with pytest.raises(QueueFullError, match="1 try"):
             connect(None, url).score("m", Item(text="q"), [Item(text="a")], options={"deadline_ms": 500})
         assert time.monotonic() - started < SLACK
+
+
+def test_an_address_that_never_answers_does_not_hide_the_next(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host with a broken IPv6 route has such an address first."""
+
+    def score(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(SCORED) + SCORED)
+
+    with served(score) as url, socket.socket() as full:
+        port = int(url.rpartition(":")[2])
+        full.bind(("127.0.0.2", port))
+        full.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:  # the queue is full then, and the kernel drops further attempts
+            filler.setblocking(False)
+            with suppress(BlockingIOError):
+                filler.connect(("127.0.0.2", port))
+        places = [(socket.AF_INET, 1, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+        resolve = socket.getaddrinfo
+
+        def resolved(host: Any, *args: Any, **options: Any) -> Any:
+            named = host in ("two.example", b"two.example")
+            return places if named else resolve(host, *args, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolved)
+        client = connect(None, f"http://two.example:{port}")
+        assert client.score("m", Item(text="a"), [Item(text="b")], deadline=2 * DEADLINE)["scores"]
+        for filler in fillers:
+            filler.close()

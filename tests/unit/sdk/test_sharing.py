@@ -170,3 +170,9 @@ def test_closing_ends_calls_with_an_error_that_says_so(loopback: Start) -> None:
             ask(client, 2)
         with pytest.raises(SIEError, match="closed during the call"):
             call.result(20)
+
+
+def test_a_loop_of_another_library_is_named() -> None:
+    call = aask(SIEAsyncClient("http://127.0.0.1:1"), 1)
+    with pytest.raises(SIEError, match="an event loop of asyncio"):
+        call.send(None)  # as a loop that is not asyncio's runs a coroutine

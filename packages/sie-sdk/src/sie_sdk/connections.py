@@ -172,7 +172,13 @@ class AsyncConnections(_Connections):
         """Carry out a step. Raises SIEError if the client is closed."""
         import asyncio  # slow to import; an application with an event loop has imported it already
 
-        http = self._by_loop.get(asyncio.get_running_loop()) or self._open(asyncio.get_running_loop())
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio's, for example
+            raise SIEError(
+                "SIEAsyncClient needs an event loop of asyncio; use SIEClient in a thread instead"
+            ) from None
+        http = self._by_loop.get(loop) or self._open(loop)
         response = None
         try:
             async with asyncio.timeout(send.left):

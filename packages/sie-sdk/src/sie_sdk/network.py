@@ -50,15 +50,20 @@ class BoundedBackend:
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, **options: Any
     ) -> BoundedStream:
-        """Try the addresses of `host` in order, all within `timeout` seconds. Raises httpcore.ConnectTimeout."""
+        """Try the addresses of `host` in order, all within `timeout` seconds. Raises httpcore.ConnectTimeout.
+
+        Each address has an equal part of the time that is left, so one that never answers does not hide the others.
+        """
         import httpcore
 
         ends = time.monotonic() + (math.inf if timeout is None else timeout)
         failure: Exception | None = None
-        for address in _addresses(host, port, _left(ends - time.monotonic(), httpcore.ConnectTimeout)):
+        addresses = _addresses(host, port, _left(ends - time.monotonic(), httpcore.ConnectTimeout))
+        for i, address in enumerate(addresses):
             left = _left(ends - time.monotonic(), httpcore.ConnectTimeout)
+            part = None if left is None else left / (len(addresses) - i)
             try:
-                return BoundedStream(self._inner.connect_tcp(address, port, timeout=left, **options))
+                return BoundedStream(self._inner.connect_tcp(address, port, timeout=part, **options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
                 failure = failure or exc
         raise failure or httpcore.ConnectError(f"{host} has no address")

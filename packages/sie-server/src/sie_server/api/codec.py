@@ -77,7 +77,8 @@ def _convert(body: bytes | msgspec.Raw, media: str, kind: Any, path: str = "$") 
     except msgspec.ValidationError as error:
         raise InvalidInput(reason_at(error, path)) from None
     except msgspec.DecodeError as error:
-        hint = "" if media == MSGPACK else "; send msgpack with the header Content-Type: application/msgpack"
+        is_binary = media == JSON and memoryview(body)[0] >= 0x80  # as every map of msgpack is
+        hint = "; send msgpack with the header Content-Type: application/msgpack" if is_binary else ""
         raise InvalidInput(f"the body is not valid {name}: {cut(str(error))}{hint}") from None
     except UnicodeDecodeError as error:
         raise InvalidInput(f"the body contains a string that is not valid UTF-8: {error.reason}") from None

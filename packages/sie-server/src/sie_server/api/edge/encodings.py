@@ -30,6 +30,9 @@ HALVES = (
     re.compile(HIGH + rb"(?!\\u" + LOW + rb")"),
     re.compile(rb"\\u(?<!" + HIGH + rb"\\u)" + LOW),
 )
+# The same in bytes: CESU-8, which Java and Python (`surrogatepass`) write in place of UTF-8
+RAW_PAIR = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
+RAW_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 MOST_HALVES = 10_000
 BACKSLASH, ASIDE = (
     rb"\\",
@@ -81,7 +84,7 @@ def inflated(body: bytes, coding: str | None, limit: int) -> bytes:
             raise too_long(limit)
         if not stream.eof:
             raise InvalidInput(f"the body ends before its {coding} data does (header Content-Encoding)")
-        left = stream.unused_data  # gzip files may be joined
+        left = stream.unused_data.lstrip(b"\0")  # gzip files may be joined, and padded with zeros
         if left and coding != "gzip":
             raise InvalidInput(f"{len(left)} bytes follow the {coding} data of the body")
     return b"".join(parts)
@@ -103,19 +106,37 @@ def readable(body: bytes) -> tuple[bytes, int]:
         raise InvalidInput(
             "the body is not valid JSON: it is gzip; send the header Content-Encoding: gzip, too"
         )
-    body = body.removeprefix(BOM)
+    body, raw = _without_raw_halves(body.removeprefix(BOM))
+    body, escaped = _without_escaped_halves(body)
+    if raw + escaped >= MOST_HALVES:
+        raise InvalidInput(
+            f"the body contains {MOST_HALVES:,} or more halves of surrogate pairs, such as \\ud83d alone; cut texts "
+            "between characters, not between UTF-16 units"
+        )
+    return body, raw + escaped
+
+
+def _without_escaped_halves(body: bytes) -> tuple[bytes, int]:
     if (b"\\ud" not in body and b"\\uD" not in body) or b"\0" in body:
         return body, 0
     fixed, count = body.replace(BACKSLASH, ASIDE), 0  # so that each backslash left begins an escape
     for half in HALVES:
         fixed, replaced = half.subn(rb"\\ufffd", fixed, count=MOST_HALVES)
         count += replaced
-    if count >= MOST_HALVES:
-        raise InvalidInput(
-            f"the body contains {MOST_HALVES:,} or more halves of surrogate pairs, such as \\ud83d alone; cut texts "
-            "between characters, not between UTF-16 units"
-        )
     return (fixed.replace(ASIDE, BACKSLASH), count) if count else (body, 0)
+
+
+def _without_raw_halves(body: bytes) -> tuple[bytes, int]:
+    """Replace halves by U+FFFD and pairs by the character that they stand for. Pairs are not counted."""
+    if b"\xed" not in body:
+        return body, 0
+    paired = RAW_PAIR.sub(lambda pair: _character(pair[0]), body, count=MOST_HALVES)
+    return RAW_HALF.subn("\ufffd".encode(), paired, count=MOST_HALVES)
+
+
+def _character(pair: bytes) -> bytes:
+    halves = pair.decode("utf-8", "surrogatepass")
+    return halves.encode("utf-16", "surrogatepass").decode("utf-16").encode()
 
 
 def not_utf8(body: bytes, content_type: str | None) -> str | None:

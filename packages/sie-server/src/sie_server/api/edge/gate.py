@@ -43,6 +43,8 @@ PROXY_HEADERS = (
     b"fly*",
 )
 IS_PROXY_HEADER = re.compile(b"|".join(re.escape(name).replace(rb"\*", b".*") for name in PROXY_HEADERS))
+# of the clients of Pinecone and Azure, and of API gateways
+KEY_HEADERS = (b"api-key", b"x-api-key")
 SEND_A_KEY = "send Authorization: Bearer KEY (SIE clients: api_key or the variable SIE_API_KEY)"
 
 
@@ -82,18 +84,31 @@ class Gate:
         return True
 
     def _key(self, asgi: Asgi) -> ApiKey:
-        sent = _headers(asgi, b"authorization")
-        if not sent:
-            raise Unauthorized(f"this server requires an API key; {SEND_A_KEY}")
-        scheme, _, token = sent[0].partition(b" ")
-        if len(sent) > 1 or scheme.lower() != b"bearer":
-            raise Unauthorized(
-                f"the header Authorization does not contain exactly one bearer key; {SEND_A_KEY}"
-            )
-        key = keys.find_key(self._keys, token.strip())
+        key = keys.find_key(self._keys, _sent_key(asgi))
         if key is None:
             raise Unauthorized("this server does not know the API key")
         return key
+
+
+def _sent_key(asgi: Asgi) -> bytes:
+    """Return the one key of a request: a bearer key, or that of a header in `KEY_HEADERS`.
+
+    If there is such a header, another scheme of Authorization is a proxy's. Several headers may repeat the same key.
+
+    Raises:
+        Unauthorized: there is no key, or there are several.
+    """
+    authorization = _headers(asgi, b"authorization")
+    schemes = [value.partition(b" ") for value in authorization]
+    bearers = [token.strip() for scheme, _, token in schemes if scheme.lower() == b"bearer"]
+    named = [value.strip() for name in KEY_HEADERS for value in _headers(asgi, name)]
+    if not authorization and not named:
+        raise Unauthorized(f"this server requires an API key; {SEND_A_KEY}")
+    if len(authorization) > 1 or not (bearers or named):
+        raise Unauthorized(f"the header Authorization does not contain exactly one bearer key; {SEND_A_KEY}")
+    if len({*bearers, *named}) > 1:
+        raise Unauthorized(f"the request contains several API keys that differ; {SEND_A_KEY}")
+    return (bearers or named)[0]
 
 
 def _check_local(asgi: Asgi) -> None:

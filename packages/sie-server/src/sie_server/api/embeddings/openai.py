@@ -8,13 +8,14 @@ infinity has the same API at `/embeddings` (https://github.com/michaelfeil/infin
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from msgspec import UNSET, Meta, Struct
 
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.embeddings.reading import Call, read_call, texts_of
+from sie_server.errors import InvalidInput, shown
 from sie_server.wire import DenseVector, EncodeResponse
 
 Encoding = Literal["float", "base64"]
@@ -67,11 +68,15 @@ def embeddings(fields: Fields) -> Call:
         InvalidInput
     """
     texts = texts_of(fields.need(object, "input"), "input")
-    encoding: Encoding = fields.take(Encoding, "encoding_format") or "float"
+    encoding = fields.take(str, "encoding_format") or "float"  # forms of low-code clients leave it empty
+    if encoding not in get_args(Encoding):
+        raise InvalidInput(
+            f"unknown value {shown(encoding)}; send float or base64 - at `{fields.at('encoding_format')}`"
+        )
     return read_call(fields, texts, "input", lambda answer: write(answer, encoding))
 
 
-def write(answer: EncodeResponse, encoding: Encoding) -> EmbeddingsResponse:
+def write(answer: EncodeResponse, encoding: str) -> EmbeddingsResponse:
     """Convert from an encode response."""
     data = []
     for i, item in enumerate(answer.items):
@@ -81,6 +86,6 @@ def write(answer: EncodeResponse, encoding: Encoding) -> EmbeddingsResponse:
     return EmbeddingsResponse(data, answer.model, EmbeddingsUsage(tokens, tokens))
 
 
-def _written(vector: DenseVector, encoding: Encoding) -> Any:
+def _written(vector: DenseVector, encoding: str) -> Any:
     values = np.ascontiguousarray(vector.values, dtype="<f4")
     return base64.b64encode(values.tobytes()).decode() if encoding == "base64" else values.tolist()

@@ -16,7 +16,7 @@ TASKS = ("input_type", "task", "task_type", "prompt_type")
 CHOICES = (*TASKS, "is_query", "prompt_name", "prompt")
 QUERIES = ("query",)
 DOCUMENTS = ("document", "passage", "corpus")
-NO_SIDE = ("text", "none")  # Azure's default
+NO_SIDE = ("", "text", "none")  # `text` is Azure's default
 # tasks in which both sides are alike: Cohere, Jina, Google
 SYMMETRIC = (
     "classification",

@@ -59,7 +59,7 @@ async def answer(request: Request, call: Call) -> Response:
 
 
 async def anything(request: Request) -> Response:
-    """POST /, /invocations: what the body is. Without `inputs` it is a rerank request.
+    """POST /, /invocations: what the body is. A `query` makes it a rerank request, `input` one of OpenAI's.
 
     `inputs` with a sentence and others to compare it with is TEI's /similarity. Other `inputs` are texts for the first
     model that makes vectors, or else pairs for the first one that scores.
@@ -71,6 +71,8 @@ async def anything(request: Request) -> Response:
         inputs = bytes(memoryview(body.get("inputs", b""))).lstrip()
         if inputs.startswith(b"{") and b'"source_sentence"' in inputs:
             return tei.similarity(Fields(body))
+        if "query" not in body and "input" in body:
+            return openai.embeddings(Fields(body))
         if not inputs and "query" not in body:
             raise InvalidInput("missing required field: `inputs`, or `query` to rerank - at `$.inputs`")
         return read_texts(Fields(body)) if inputs and read_texts else scoring.parse(request, body)

@@ -11,6 +11,8 @@ MAX_HEADERS = 200
 NO_PATH = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/]*")  # an absolute address without a path
 LENGTH = re.compile(rb"[0-9]{1,19}")
 UPGRADE = (b"upgrade", b"http2-settings")  # also as options of Connection
+TLS = re.compile(rb"\x16\x03[\0-\x04]")  # record of a handshake, any version
+HTTP2 = b"PRI * HTTP/2"  # the preface of a client that does not ask first (RFC 9113, 3.4)
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -63,3 +65,14 @@ def without_upgrade(method: bytes, version: str, url: bytes, headers: Headers) -
         if name not in UPGRADE and (name != b"connection" or value.strip()):
             lines.append(b"%s: %s" % (name, value.strip()))
     return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def not_http(piece: bytes, error: Exception) -> InvalidInput:
+    """Return the error for bytes that the parser refused with `error`; the start of other protocols is named."""
+    if TLS.match(piece):
+        return InvalidInput(
+            "the bytes are TLS, and this port serves plain HTTP; use http:// instead of https://"
+        )
+    if piece.startswith(HTTP2):
+        return InvalidInput("the bytes are HTTP/2, which this server does not have; use HTTP/1.1")
+    return InvalidInput(f"the bytes are not an HTTP/1.1 request: {error}")

@@ -137,7 +137,7 @@ class EdgeProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(piece[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self.fail(self._fault or InvalidInput(f"the bytes are not an HTTP/1.1 request: {error}"))
+            self.fail(self._fault or heads.not_http(piece, error))
         else:
             if between and self._is_between and self._head_size >= heads.MAX_HEAD:
                 self.fail(heads.too_large())
