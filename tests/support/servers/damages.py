@@ -20,6 +20,17 @@ class Cache:
         shutil.copytree(self._old if update else self._new, self.folder, symlinks=True)
 
     @property
+    def commits(self) -> tuple[str, str]:
+        """The commits of the old and the new version."""
+        old, new = (next((cache / "snapshots").iterdir()).name for cache in (self._old, self._new))
+        return old, new
+
+    @property
+    def weights(self) -> str:
+        """The hash of the new version's weights."""
+        return (self._new / "snapshots" / self.commits[1] / "model.safetensors").readlink().name
+
+    @property
     def links(self) -> list[Path]:
         """The files of the snapshot."""
         return sorted(path for path in (self.folder / "snapshots").rglob("*") if path.is_symlink())
@@ -31,7 +42,7 @@ class Cache:
     def interrupt(self, dice: random.Random) -> str:
         """Leave the old version, and an update that was killed at any moment."""
         self.renew(update=True)
-        commit = next((self._new / "snapshots").iterdir()).name
+        _, commit = self.commits
         if dice.random() < 0.5:
             (self.folder / "refs/main").write_text(commit)
         if dice.random() < 0.7:
@@ -49,12 +60,12 @@ class Cache:
         return f"interrupted, ref {(self.folder / 'refs/main').read_text() == commit}"
 
 
-def damage(cache: Cache, kind: str, dice: random.Random) -> str:
-    """Restore the cache, damage it, and return what was done."""
+def damage(cache: Cache, kind: str, dice: random.Random, name: str = "") -> str:
+    """Restore the cache, damage it, and return what was done; `name`: the damaged file."""
     cache.renew()
     if kind == "update":
         return cache.interrupt(dice)
-    link = dice.choice(cache.links)
+    link = dice.choice([link for link in cache.links if name in ("", link.name)])
     return f"{kind} {link.name} {DAMAGES[kind](cache, link, dice)}"
 
 

@@ -29,6 +29,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.pause_s = 0.0  # after each piece of a file
+        self.held: str | None = None  # a file of which only the first half is sent until this changes
+        self.spoiled: str | None = None  # a file that is sent with another content
         self.sent: list[str] = []  # downloaded files
         self.requests: list[tuple[str, str]] = []  # path and user agent of every request
 
@@ -118,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse("EntryNotFound")
             return
         content = path.read_bytes()
+        if self.server.spoiled == name:
+            content = bytes(len(content))
         self.send_response(200)
         self.send_header("ETag", f'"{sha256(path) or blob(path)}"')
         self.send_header("X-Repo-Commit", self.server.commit(repository))
@@ -126,10 +130,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         self.server.sent.append(name)
-        for start in range(0, len(content), PIECE):
-            self.wfile.write(content[start : start + PIECE])
+        piece = min(PIECE, len(content) // 2 + 1)
+        for start in range(0, len(content), piece):
+            self.wfile.write(content[start : start + piece])
             self.wfile.flush()
             time.sleep(self.server.pause_s)
+            while self.server.held == name:
+                time.sleep(0.02)
 
     def _answer(self, value: Any) -> None:
         content = json.dumps(value).encode()

@@ -88,6 +88,8 @@ def download(source: str, revision: str | None, *, offline: bool, tally: Tally) 
         cached = _cached(source, revision, error, tally)
         if not offline:
             log.warning("loading %s from the hub's cache: %s", source, _reason(error))
+        if tally.commit not in (None, cached.name):  # the log has the reason, which may contain paths
+            tally.warning = f"the update to commit {tally.commit} failed; commit {cached.name} is served"
         return cached
 
 
@@ -104,6 +106,7 @@ def _fetched(source: str, revision: str | None, tally: Tally) -> Path:
     }
     repository, needed = CachedRepository(source), _needed(files)
     commit = info.sha or revision or MAIN  # a mirror may not name the commit
+    tally.commit = info.sha
     repository.correct_listing(commit, files)
     with watched(source, _blobs(repository, needed), tally):
         directory = Path(snapshot_download(source, revision=commit, allow_patterns=_patterns([*files])))

@@ -30,6 +30,7 @@ class Tally:
     total: int | None = None  # None: not known yet
     before: int = 0  # bytes that were present before the download
     checked: int = 0  # bytes compared with the hub's hashes
+    commit: str | None = None  # of the version that the hub names
     warning: str | None = None  # why an older version is served
     stopped: bool = False  # the load was given up
 
