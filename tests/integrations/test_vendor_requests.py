@@ -59,7 +59,7 @@ def scores_in(answer: Any) -> list[float]:
 # ── instructions ──
 
 
-@pytest.mark.parametrize("path", [path for path in RERANK if not path.endswith("/predict")])
+@pytest.mark.parametrize("path", [path for path in RERANK if not path.endswith(("/predict", "/invoke"))])
 def test_an_instruction_gives_the_scores_of_the_own_route(client: TestClient, path: str) -> None:
     normalize = "none" if path.endswith("/ranking") else "sigmoid"
     expected = in_order(ask(client, QWEN, QUERY, TEXTS, instruction=INSTRUCTION, normalize=normalize))
@@ -355,6 +355,21 @@ def test_pinecone_and_zeroentropy(client: TestClient) -> None:
     assert "`parameters.truncate`" in client.post("/pinecone/rerank", json=long).text
     answer = post(client, "/v1/models/rerank", body_for("", model=BERT, latency=None, top_n=1))
     assert answer["total_tokens"] > 0 and answer["e2e_latency"] >= answer["inference_latency"] > 0
+
+
+@pytest.mark.parametrize("model", ["toy%2Fbert", "toy/bert"])
+def test_bedrock_has_the_model_in_its_path(client: TestClient, model: str) -> None:
+    expected = in_order(ask(client, BERT, QUERY, TEXTS, normalize="sigmoid"))
+    path, body = f"/model/{model}/invoke", body_for("", api_version=2)
+    answer = post(client, path, body)
+    assert set(answer) == {"results"} and scores_in(answer) == pytest.approx(expected, abs=1e-6)
+    cut = post(client, path, {**body, "top_n": 1, "return_documents": True})["results"]
+    assert [hit["document"]["text"] for hit in cut] == [TEXTS[expected.index(max(expected))]]
+    assert "$.api_version" in client.post(path, json={**body, "api_version": 3}).json()["message"]
+    assert "$.model" in client.post(path, json={**body, "model": BERT}).json()["message"]
+    unknown = client.post("/model/cohere.rerank-v3-5%3A0/invoke", json=body)
+    assert unknown.status_code == 404 and "is not known" in unknown.json()["message"]
+    assert f'model="{BERT}",route="model/{{model}}/invoke",status="200"' in client.get("/metrics").text
 
 
 def test_contextuals_metadata_is_reported(client: TestClient) -> None:

@@ -39,6 +39,8 @@ export function readScore(reply: Reply, asked: Asked): ScoreResult {
     unseen.set(itemId, left - 1);
   });
   const limits = [asked.topN, body["top_n"]].filter((value) => typeof value === "number");
+  // the server refuses such a request
+  if (limits.some((limit) => limit < 1)) throw reader.broken(`\`top_n\` is ${Math.min(...limits)}`);
   const expected = Math.min(asked.ids.length, ...limits);
   if (entries.length !== expected)
     throw reader.broken(`${entries.length} scores for ${expected} of ${asked.ids.length} items`);

@@ -33,10 +33,18 @@ def test_every_probe_answers_without_a_key_when_ready(client: TestClient) -> Non
 
 
 def test_bodies_are_those_that_clients_read(client: TestClient) -> None:
-    health = client.get("/health").json()
-    assert health["status"] == "ok" and isinstance(health["unix"], float)
+    for prefix in (
+        "",
+        "/infinity",
+        "/tei",
+        "/vllm",
+    ):  # a base URL that ends with a prefix, and the client's own path
+        health = client.get(f"{prefix}/health").json()
+        assert health["status"] == "ok" and isinstance(health["unix"], float)
     for path, word in NIM.items():
-        assert client.get(path).json() == {"object": "health.response", "message": word, word: True}
+        for prefix in ("", "/nim"):
+            expected = {"object": "health.response", "message": word, word: True}
+            assert client.get(prefix + path).json() == expected
     assert client.get("/.well-known/ready").content == b""
     assert client.get("/ping").text == "ok"
 

@@ -206,6 +206,8 @@ def _read_score(reply: Reply, asked: Asked) -> ScoreResult:
             raise _broken(reply, f"`{where}rank` is {rank}, not {index}")
         unseen[item_id] -= 1
     limits = [one for one in (asked.top_n, body.get("top_n")) if type(one) is int]
+    if any(limit < 1 for limit in limits):  # the server refuses such a request
+        raise _broken(reply, f"`top_n` is {min(limits)}")
     expected = min([len(asked.ids), *limits])
     if len(entries) != expected:
         raise _broken(reply, f"{len(entries)} scores for {expected} of {len(asked.ids)} items")

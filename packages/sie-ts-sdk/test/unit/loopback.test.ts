@@ -182,3 +182,16 @@ test("a server of a distant version is reported once", async () => {
     assert.deepEqual(said, ["version 1.0.0 is connected to a server of version 7.0.0; some features may differ"]);
   }, { warn: (message: string) => said.push(message) });
 });
+
+for (const prefix of ["/sie", "/a/b/", "/sie//"])
+  test(`a base URL with the path ${prefix}, below which a proxy serves`, async () => {
+    const { url, heads, server } = await behaving(http("200 OK", SCORES));
+    const client = new SIEClient(url + prefix);
+    try {
+      await client.score("org/m", { text: "q" }, ITEMS);
+      assert.equal(heads[0]?.split("\r\n")[0], `POST ${prefix.replace(/\/+$/, "")}/v1/score/org/m HTTP/1.1`);
+    } finally {
+      await client.close();
+      server.close();
+    }
+  });

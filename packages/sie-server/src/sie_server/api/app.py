@@ -171,7 +171,7 @@ def _noted(headers: list[tuple[bytes, bytes]], request: Request) -> list[tuple[b
 
 def _route(path: str) -> str | None:
     """Return the `route` label of a path in the metrics; None if the path is not counted."""
-    if path in dialects.PATHS:
+    if (path := dialects.listed(path)) in dialects.PATHS:
         return path.removeprefix("/") or path
     if path in ALSO_EMBEDDINGS:
         return "embeddings"

@@ -68,6 +68,9 @@ def document(examples: Examples = Examples(), root: str = "./") -> dict[str, Any
                 for path in routes.OPENAI
             },
             **{path: {"post": _dialect(path)} for path in dialects.RERANK},
+            dialects.INVOKE: {
+                "post": {**_dialect(dialects.INVOKE), "parameters": [_model_parameter(examples.scorer)]}
+            },
             **{
                 path: {"post": _dialect(path, "Vectors or tokens", tei.EXAMPLES[path.removeprefix("/tei")])}
                 for path in dialects.TEI_ONLY

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from sie_server import __version__
-from sie_server.api.edge.paths import LIVENESS, READINESS, WEAVIATE
+from sie_server.api.edge.paths import HEALTH_JSON, LIVENESS, NIM_LIVE, NIM_READY, READINESS, WEAVIATE
 from sie_server.api.reading import service_of
 
 Problem = str | None
@@ -70,9 +70,9 @@ def _empty(problem: Problem) -> Response:
 
 
 WRITERS: dict[str, Write] = {
-    "/health": _json,
-    "/v1/health/live": _nim("live"),
-    "/v1/health/ready": _nim("ready"),
+    **dict.fromkeys(HEALTH_JSON, _json),
+    **dict.fromkeys(NIM_LIVE, _nim("live")),
+    **dict.fromkeys(NIM_READY, _nim("ready")),
     **{f"{prefix}/.well-known/{probe}": _empty for prefix in ("", WEAVIATE) for probe in ("live", "ready")},
 }
 

@@ -6,11 +6,12 @@ selects a vendor explicitly, for clients whose requests are equal and whose resp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from sie_server.api.dialects.dialect import Dialect
-from sie_server.api.dialects.vendors.hosted.cohere import COHERE_V1, COHERE_V2
+from sie_server.api.dialects.vendors.hosted.cohere import BEDROCK, COHERE_V1, COHERE_V2
 from sie_server.api.dialects.vendors.hosted.dashscope import DASHSCOPE, DASHSCOPE_COMPATIBLE
 from sie_server.api.dialects.vendors.hosted.isaacus import ISAACUS
 from sie_server.api.dialects.vendors.hosted.jina import INFINITY, JINA
@@ -24,6 +25,7 @@ from sie_server.api.dialects.vendors.tei import PREDICT, PREDICT_PAIR, TEI
 from sie_server.api.dialects.vendors.vllm import VLLM_MARKED, VLLM_RERANK, VLLM_SCORE
 from sie_server.api.dialects.vendors.weaviate import VLLM_OR_WEAVIATE, WEAVIATE
 
+INVOKE, IS_INVOKE = "/model/{model}/invoke", re.compile(r"/model/.+/invoke")
 RERANK: dict[str, tuple[Dialect, ...]] = {
     "/v2/rerank": (COHERE_V2,),
     "/v1/rerank": (VOYAGE, COHERE_V1, VLLM_MARKED, JINA),
@@ -50,6 +52,7 @@ RERANK: dict[str, tuple[Dialect, ...]] = {
     "/compatible-api/v1/reranks": (DASHSCOPE_COMPATIBLE,),
     "/providers/cohere/v2/rerank": (COHERE_V2,),  # Azure AI Foundry
     "/providers/cohere/v1/rerank": (COHERE_V1,),
+    INVOKE: (BEDROCK,),
     "/weaviate/rerank": (WEAVIATE,),
     "/vllm/v2/rerank": (VLLM_RERANK,),
     "/vllm/v1/rerank": (VLLM_RERANK,),
@@ -69,12 +72,18 @@ TEI_ONLY = [prefix + path for prefix in ("", "/tei") for path in (*ENCODE, *TOKE
 PATHS = {**RERANK, **dict.fromkeys(TEI_ONLY, (TEI,)), **dict.fromkeys(ANY, (TEI, JINA))}
 
 
+def listed(path: str) -> str:
+    """Return a path as `RERANK` lists it: Bedrock's contains a model id."""
+    return INVOKE if IS_INVOKE.fullmatch(path) else path
+
+
 def dialect_of(path: str, body: Mapping[str, Any]) -> Dialect:
     """Return the dialect of a body sent to a path of `RERANK` or, to score texts, of `ANY`."""
-    candidates = RERANK.get(path) or ((PREDICT_PAIR, PREDICT) if "inputs" in body else (TEI, JINA))
+    candidates = RERANK.get(listed(path)) or ((PREDICT_PAIR, PREDICT) if "inputs" in body else (TEI, JINA))
     return next((dialect for dialect in candidates if dialect.claims(body)), candidates[-1])
 
 
 def owner_of(path: str) -> Dialect | None:
     """Return the dialect whose error format a path uses before a body is read; None if no dialect has the path."""
-    return PATHS[path][0] if path in PATHS else None
+    candidates = PATHS.get(listed(path))
+    return candidates[0] if candidates else None

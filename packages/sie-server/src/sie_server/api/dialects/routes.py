@@ -43,7 +43,7 @@ async def answer(request: Request, what: Parsed) -> Response:
     """Score the documents and write the dialect's response."""
     service, timing = service_of(request), request.state.timing
     dialect, parsed, requests = what
-    model = await model_of(request, parsed.model, "score")
+    model = await model_of(request, request.path_params.get("model") or parsed.model, "score")
     try:
         scores = await unless_gone(request, service.score_each(model, requests, timing, pairs=parsed.pairs))
     except InvalidInput as error:
@@ -52,7 +52,7 @@ async def answer(request: Request, what: Parsed) -> Response:
     return json_answer(dialect.write(written), timing, written.warnings)
 
 
-ROUTES = [Route(path, rerank, methods=["POST"]) for path in RERANK]
+ROUTES = [Route(path.replace("{model}", "{model:path}"), rerank, methods=["POST"]) for path in RERANK]
 
 
 def json_answer(written: Any, timing: RequestTiming, warnings: list[str]) -> Response:

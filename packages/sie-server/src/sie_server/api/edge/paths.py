@@ -16,11 +16,15 @@ SLASHES = re.compile("//+")
 LONGEST = 200  # a longer path gets no suggestion, because the search is not linear
 # the probes of `api.probes`: without a key, and answered also if all connections are in use
 WEAVIATE = "/weaviate"  # the prefix of its dialect
-LIVENESS = ("/healthz", "/livez", "/v1/health/live", "/.well-known/live", f"{WEAVIATE}/.well-known/live")
+# below the prefixes of dialects, too, because a client appends its probe to the same base URL
+HEALTH_JSON = ("/health", "/infinity/health", "/tei/health", "/vllm/health")
+NIM_LIVE = ("/v1/health/live", "/nim/v1/health/live")
+NIM_READY = ("/v1/health/ready", "/nim/v1/health/ready")
+LIVENESS = ("/healthz", "/livez", *NIM_LIVE, "/.well-known/live", f"{WEAVIATE}/.well-known/live")
 READINESS = (
     "/readyz",
-    "/health",
-    "/v1/health/ready",
+    *HEALTH_JSON,
+    *NIM_READY,
     "/.well-known/ready",
     f"{WEAVIATE}/.well-known/ready",
     "/ping",

@@ -1,12 +1,14 @@
-"""Cohere's rerank API, v2 and v1. Sources: docs.cohere.com/reference/rerank and the client library `cohere` 5.
+"""Cohere's rerank API, v2 and v1, and its form on Amazon Bedrock.
 
-v2 accepts texts and rejects unknown fields; v1 also accepts objects and `rank_fields`. A search unit is a query with
-up to 100 documents.
+Sources: docs.cohere.com/reference/rerank, the client library `cohere` 5, and docs.aws.amazon.com/bedrock (InvokeModel).
+v2 accepts texts and rejects unknown fields; v1 also accepts objects and `rank_fields`. Bedrock has the model in its
+path. A search unit is a query with up to 100 documents.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from sie_server.api.dialects.dialect import Answer, Dialect, Document, Json, RerankRequest, marked_by
 from sie_server.api.dialects.fields import Fields
@@ -44,6 +46,12 @@ def _read_v1(fields: Fields) -> RerankRequest:
     return read_request(fields, documents, max_document_tokens=most)
 
 
+def _read_bedrock(fields: Fields) -> RerankRequest:
+    fields.refuse("model", "the path names the model; omit this field")
+    fields.take(Literal[1, 2], "api_version")  # the answers of both are alike
+    return _read_v1(fields)
+
+
 def as_sent(document: Document) -> Json:
     """Return a document object with all its fields, as v1 does; `text` is always present."""
     return {"text": document.text} | (document.sent if isinstance(document.sent, dict) else {})
@@ -68,6 +76,10 @@ def _write_v1(answer: Answer) -> Json:
     return {"id": answer.id, "results": answer.results(as_sent), "meta": meta(answer, "1")}
 
 
+def _write_bedrock(answer: Answer) -> Json:
+    return {"results": answer.results(as_sent)}
+
+
 def _write_error(error: SIEError) -> Json:
     return {"message": error.message}
 
@@ -86,3 +98,4 @@ COHERE_V1 = Dialect(
     EXAMPLE,
     claims=marked_by("rank_fields", "max_chunks_per_doc"),
 )
+BEDROCK = Dialect("Cohere on Bedrock", _read_bedrock, _write_bedrock, _write_error, EXAMPLE)
