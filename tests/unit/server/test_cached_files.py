@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sie_server.engine.storage.cache import CachedRepository
 from sie_server.engine.storage.integrity import PIECE, Expected, damages
 from sie_server.engine.storage.source import fetch
 from sie_server.engine.storage.tally import LoadStopped, Tally
@@ -105,6 +106,18 @@ def test_a_complete_version_is_not_replaced_by_a_newer_one_that_was_pinned(folde
     (snapshot / "config.json").resolve().write_bytes(b"{4}")
     with pytest.raises(ModelLoadFailed, match=r"config\.json has another content than its hash says"):
         served()
+
+
+@pytest.mark.parametrize("revision", ["../outside", "/tmp/outside", "a/../../outside"])
+def test_a_revision_is_read_and_recorded_below_refs_only(folder: Path, revision: str) -> None:
+    store(folder, NEW, FILES)
+    refer(folder, "main", NEW)
+    (folder / "outside").write_text(NEW)
+    repository = CachedRepository("org/model")
+    repository.record(revision, OLD)
+    assert repository.commits(revision) == [] and (folder / "outside").read_text() == NEW
+    repository.record("refs/pr/1", OLD)
+    assert (folder / "refs/refs/pr/1").read_text() == OLD
 
 
 @pytest.mark.parametrize("content", ["", "b" * 39, "\0" * 40, "not a commit", "d" * 40])

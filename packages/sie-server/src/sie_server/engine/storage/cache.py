@@ -12,7 +12,7 @@ import math
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sie_server.engine.storage.integrity import SHA1, Expected, hashes
@@ -67,7 +67,7 @@ class CachedRepository:
     def _meant(self, revision: str) -> str | None:
         """Return the commit that a branch or tag meant at its last download."""
         with suppress(OSError, ValueError):
-            commit = read_text(self._refs / revision, REF_BYTES).strip()
+            commit = read_text(self._ref(revision), REF_BYTES).strip()
             return commit if SHA1.fullmatch(commit) else None
         return None
 
@@ -82,16 +82,26 @@ class CachedRepository:
 
     def record(self, revision: str, commit: str) -> None:
         """Record which commit a branch or tag means. The cache may be read-only or full: the next load tries again."""
-        path = self._refs / revision
         if revision == commit or self._meant(revision) == commit:
             return
         try:
+            path = self._ref(revision)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-            part.write_text(commit, encoding="utf-8")
-            part.replace(path)
-        except OSError as error:
-            log.info("cannot record in %s that %s is %s: %s", path, revision, commit, error)
+            try:
+                part.write_text(commit, encoding="utf-8")
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except (OSError, ValueError) as error:
+            log.info("cannot record in %s that %r is %s: %s", self._refs, revision, commit, error)
+
+    def _ref(self, revision: str) -> Path:
+        """Return the file of a branch or tag. Raises ValueError if it would be outside the folder."""
+        name = PurePosixPath(revision)
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"{revision!r} is no branch or tag")
+        return self._refs / name
 
     # ── the files of a commit ──
 

@@ -2,7 +2,7 @@
 
 The hub names a small file by git's blob id and a large one by its SHA-256
 (https://huggingface.co/docs/huggingface_hub/guides/manage-cache). Mirrors also use the plain SHA-1. A hash decides
-where one is known, and the size where none is. Hashing takes 1.5 s per GB, so a file is hashed once per process,
+where one is known, and the size where none is. Hashing takes 1 s per GB, so a file is hashed once per process,
 and again after any change of its inode.
 """
 
