@@ -193,6 +193,14 @@ def pickled(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
 
 BIAS = "bert.pooler.dense.bias"
 HEAD = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+
+
+def headed(directory: Path) -> None:
+    """Give an encoder the class of a cross-encoder; with modules.json its bare encoder would be served."""
+    config(**HEAD)(directory)
+    remove("modules.json")(directory)
+
+
 BROKEN: dict[str, tuple[str, Edit, list[str]]] = {
     "truncated weights": ("toy/bert", truncate("model.safetensors", 20_000), ["model.safetensors", "truncated"]),
     "empty weights": ("toy/bert", truncate("model.safetensors", 0), ["model.safetensors"]),
@@ -201,10 +209,10 @@ BROKEN: dict[str, tuple[str, Edit, list[str]]] = {
     "left-over weights": ("toy/bert", weights(lambda w: w.update(extra=torch.zeros(2))), ["1 weights", "extra"]),
     "missing weights": ("toy/bert", weights(lambda w: w.pop("bert.pooler.dense.bias")), ["'bert.pooler.dense.bias'"]),
     "wrong shape": ("toy/bert", config(intermediate_size=100), ["[96, 48]", "[100, 48]"]),
-    "a head that was never trained": ("toy/encoder", config(**HEAD), ["lacks the weight", "bert."]),
+    "a head that was never trained": ("toy/encoder", headed, ["lacks the weight", "bert."]),
     "an encoder without a head": ("toy/encoder", remove("modules.json"), ["without a head"]),
     "labels that are a number": ("toy/bert", config(id2label=5), ["config.json", "unexpected type"]),
-    "a word for a number of labels": ("toy/bert", config(num_labels="1"), ["'1' labels"]),
+    "a word for a number of labels": ("toy/bert", config(num_labels="1"), ["num_labels is '1'"]),
     "settings that are a number": ("toy/bert", config(sentence_transformers=5), ["config.json", "unexpected type"]),
     "nesting without end": ("toy/bert", write("config.json", "[" * 100_000), ["config.json cannot be read"]),
     "an index that is a list": ("toy/bert", listed_as("[]"), ["is not a weight index"]),

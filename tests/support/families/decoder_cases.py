@@ -67,16 +67,21 @@ def mxbai(tokenizer: Any, query: str, document: str, instruction: str | None, li
 
 
 def gemma(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
-    """Return the ids of FlagEmbedding 1.4.2, BaseLLMReranker; only the document is truncated, never the prompt."""
+    """Return the ids of FlagEmbedding 1.4.2, BaseLLMReranker.compute_score_single_gpu.
+
+    Its `max_length` M leaves room for twice the tokens after the document. The query keeps 3/4 of M and the document M.
+    """
     prompt = plain(
         tokenizer,
         "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
         "providing a prediction of either 'Yes' or 'No'.",
     )
     sep = plain(tokenizer, "\n")
-    first = [tokenizer.bos_token_id, *plain(tokenizer, f"A: {query}")]
-    room = limit - len(first) - len(sep) - len(prompt)
-    return first + (sep + plain(tokenizer, f"B: {document}"))[:room] + sep + prompt
+    after = len(sep) + len(prompt)
+    most = limit - 2 * after
+    first = [tokenizer.bos_token_id, *plain(tokenizer, f"A: {query}")[: most * 3 // 4]]
+    second = sep + plain(tokenizer, f"B: {document}")[:most]
+    return first + second[: most + after - len(first)] + sep + prompt
 
 
 def zerank(tokenizer: Any, query: str, document: str, instruction: str | None, limit: int) -> list[int]:
