@@ -18,6 +18,7 @@ from sie_server.errors import ModelLoadFailed
 from sie_server.models.batch import Tokens
 from support.checkpoints.cross_encoders import FAMILIES, make_cross_encoder
 from support.checkpoints.decoders import DECODERS, make_decoder
+from support.checkpoints.library import make_library_classifier
 
 DOCUMENTS = [
     "rain falls",
@@ -25,6 +26,7 @@ DOCUMENTS = [
     "data [PAD] <pad> data",
 ]
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+ABSENT = "absent"
 # family, changed keys
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("bert", {"hidden_act": "relu"}),
@@ -52,12 +54,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gemma2", {"final_logit_softcapping": 1.0}),
     ("gemma2", {"query_pre_attn_scalar": 3}),
 ]
-# keys that the library does not read for this family
+# keys that the library does not read for this family, or whose default is the value of the checkpoint
 UNREAD: list[tuple[str, dict[str, Any]]] = [
     ("modernbert", {"hidden_act": "silu"}),
     ("gemma", {"hidden_activation": "relu"}),
     ("gemma2", {"hidden_act": "relu"}),
     ("mistral", {"attention_bias": True, "mlp_bias": True}),
+    ("distilbert", {"layer_norm_eps": 0.1}),
+    ("roberta", {"pad_token_id": ABSENT}),
 ]
 # the weights of another shape or number are missing, or the value is not implemented: the message names the reason
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -68,6 +72,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("modernbert", {"attention_bias": True}, "bias"),
     ("modernbert", {"mlp_bias": True}, "bias"),
     ("llama", {"head_dim": 4}, "q_proj"),
+    ("llama", {"num_hidden_layers": None}, "num_layers is None"),
     ("llama", {"num_key_value_heads": 1}, "k_proj"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
@@ -84,7 +89,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def made(family: str) -> Path:
-        make = make_cross_encoder if family in FAMILIES else make_decoder
+        encoders = make_cross_encoder if family in FAMILIES else make_library_classifier
+        make = make_decoder if family in DECODERS else encoders
         return make(root / family, family)
 
     return made
@@ -93,7 +99,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def changed(made: Path, directory: Path, keys: dict[str, Any]) -> Path:
     shutil.copytree(made, directory, dirs_exist_ok=True)
     config = json.loads((made / "config.json").read_text()) | keys
-    (directory / "config.json").write_text(json.dumps(config))
+    kept = {key: value for key, value in config.items() if value != ABSENT}
+    (directory / "config.json").write_text(json.dumps(kept))
     return directory
 
 

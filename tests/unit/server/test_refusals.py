@@ -124,6 +124,32 @@ def into(folder: str) -> Change:
     return change
 
 
+def two_models(directory: Path) -> None:
+    """Have one model next to modules.json, and name the folder of another one in it."""
+    shutil.copytree(directory, directory.parent / "0_Transformer")
+    (directory.parent / "0_Transformer").rename(directory / "0_Transformer")
+    embedder("Transformer", "Pooling", path="0_Transformer")(directory)
+
+
+def embedder(*kinds: str, path: str = "") -> Change:
+    """Add modules.json; a kind without a package is one of sentence-transformers."""
+
+    def change(directory: Path) -> None:
+        (directory / "1_Pooling").mkdir()
+        (directory / "1_Pooling/config.json").write_text("{}")
+        paths = {"Transformer": path, "Pooling": "1_Pooling"}
+        listed = [
+            {
+                "type": kind if "." in kind else f"sentence_transformers.models.{kind}",
+                "path": paths.get(kind, ""),
+            }
+            for kind in kinds
+        ]
+        (directory / "modules.json").write_text(json.dumps(listed))
+
+    return change
+
+
 def nothing(directory: Path) -> None:
     shutil.rmtree(directory)
     directory.mkdir()
@@ -190,6 +216,13 @@ CASES: dict[str, tuple[Change, str]] = {
         lambda d: [nothing(d), (d / "snapshots").mkdir(), (d / "refs").mkdir()],
         "folder of the hub's cache.*snapshots/COMMIT",
     ),
+    "two models": (two_models, "path of Transformer is '0_Transformer', but.*Move the files"),
+    "a pooling of its own": (embedder("Transformer", "mine.Pooling"), "'mine.Pooling', a class of the repo"),
+    "Normalize first": (embedder("Transformer", "Normalize", "Pooling"), "Normalize' before Pooling"),
+    "Pooling twice": (embedder("Transformer", "Pooling", "Pooling"), "Pooling' a second time"),
+    "no modules": (config(architectures=["BertModel"]), r"SentenceTransformer\('/.*save_pretrained"),
+    "a chat template": (text("chat_template.jinja", "{{ messages }}"), "chat template.*remove"),
+    "null": (config(num_hidden_layers=None), "num_hidden_layers is None; expected"),
     # names
     "DataParallel": (names("module.{}".format), "'module.bert.*saved from a wrapper \\(module\\).*inside"),
     "torch.compile": (names("_orig_mod.{}".format), "saved from a wrapper \\(_orig_mod\\)"),

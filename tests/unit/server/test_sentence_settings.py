@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
@@ -115,3 +117,47 @@ def test_the_limit_has_an_older_name(name: str, limit: int, tmp_path: Path) -> N
     del settings["model_max_length"]
     write_json(path, settings | {name: limit})
     assert read_spec(tmp_path).max_seq_length == limit
+
+
+LONG = "rain falls over the quiet harbour " * 4
+CUT_LEFT = {"direction": "Left", "max_length": 10, "strategy": "LongestFirst", "stride": 0}
+
+
+def edit(directory: Path, name: str, **keys: Any) -> None:
+    path = directory / name
+    write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | keys)
+
+
+def saved_by_the_library(directory: Path, **settings: Any) -> None:
+    """Save as version 6 does, with modules.json."""
+    CrossEncoder(str(directory), device="cpu").save_pretrained(str(directory))
+    edit(directory, "sentence_bert_config.json", **settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: saved_by_the_library(d, max_seq_length=20),
+        lambda d: [saved_by_the_library(d, max_seq_length=None), edit(d, "config.json", architectures=None)],
+        lambda d: [saved_by_the_library(d), edit(d, "config.json", architectures=["BertModel"])],
+        lambda d: edit(d, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"),
+        lambda d: edit(d, "tokenizer_config.json", tokenizer_class="SomethingTokenizer"),
+        lambda d: edit(d, "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"]),
+        lambda d: edit(d, "tokenizer.json", truncation=CUT_LEFT),
+    ],
+    ids=["limit", "no class", "another class", "generic", "unknown", "no types", "cut at the start"],
+)
+def test_a_cross_encoder_scores_pairs_as_the_library_does(
+    change: Callable[[Path], object], tmp_path: Path
+) -> None:
+    directory = make_cross_encoder(tmp_path, "bert", max_length=48)
+    change(directory)
+    texts = [LONG + "stars", "stars burn hydrogen"]
+    engine = Engine(directory, device="cpu", dtype="float32")
+    job = engine.tokenize_score(ScoreTexts("stars and rain", texts, engine.max_seq_length))
+    for work, result in zip(job.work, engine.run(job.work), strict=True):
+        job.put(work.index, result)
+    library: Any = CrossEncoder(str(directory), device="cpu")
+    pairs = [("stars and rain", text) for text in texts]
+    expected = library.predict(pairs, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(job.results, expected, atol=1e-4)

@@ -72,6 +72,7 @@ def test_a_pair_is_truncated_at_the_end_of_the_document(both: tuple[PairTokenize
 def test_token_types_follow_the_checkpoint(tmp_path: Path) -> None:
     plain = bert_tokenizer()
     plain.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     for typed in (True, False):
         [tokens], _, _ = PairTokenizer(tmp_path, "longest-first", token_types=typed).pairs(
             "rain", ["stars burn"], 50

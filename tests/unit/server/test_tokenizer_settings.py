@@ -120,7 +120,7 @@ def ids_of_both(directory: Path) -> tuple[Any, Any]:
     except Exception as error:
         theirs = error
     try:
-        tokenizer = load_tokenizer(TokenizerFiles(directory))
+        tokenizer = load_tokenizer(TokenizerFiles(directory))[0]
         calls = [(text,) for text in TEXTS] + [("rain FALLS", text) for text in TEXTS]
         ours: Any = [tokenizer.encode(*call).ids for call in calls]
     except UnsupportedCheckpoint as error:

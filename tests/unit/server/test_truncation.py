@@ -30,13 +30,16 @@ TOKENIZERS = (
     "xlm-roberta",
     "roberta",
 )  # three and four special tokens in a pair
+NAMES = ["input_ids", "token_type_ids", "attention_mask"]
 
 
 def made(directory: Path, family: str, side: str) -> tuple[Path, Tokenizer]:
     """Return a directory with a tokenizer that truncates on that side, and the library's tokenizer."""
     plain: Tokenizer = FAMILIES[family][2]()
     plain.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"truncation_side": side}))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"truncation_side": side, "model_input_names": NAMES})
+    )
     return directory, plain
 
 

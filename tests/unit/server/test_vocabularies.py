@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import transformers
 from transformers.models.auto import tokenization_auto
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -17,7 +18,7 @@ from sie_server.engine.text.loading import conversion
 from sie_server.engine.text.loading.classes import REBUILT
 from sie_server.engine.text.loading.files import TokenizerFiles
 from sie_server.engine.text.loading.load import load_tokenizer
-from sie_server.engine.text.loading.names import MODEL_TYPES, REGISTERED, THROUGH_TRANSFORMERS
+from sie_server.engine.text.loading.names import GENERIC, MODEL_TYPES, REGISTERED, THROUGH_TRANSFORMERS, TYPED
 from sie_server.models.spec import UnsupportedCheckpoint
 from support.checkpoints.cross_encoders import WORDS, bert_tokenizer, random_text, roberta_tokenizer
 from unit.server.test_tokenizer_settings import ids_of_both
@@ -178,3 +179,6 @@ def test_the_table_of_classes_is_that_of_the_library() -> None:
         real = "TokenizersBackend" if name == "MistralCommonBackend" else found.__name__
         assert REGISTERED[kind] == real, kind
     assert set(MODEL_TYPES) <= {*REBUILT, *THROUGH_TRANSFORMERS, "TokenizersBackend"}
+    for name in {*REBUILT, *THROUGH_TRANSFORMERS, *GENERIC}:
+        inputs = getattr(transformers, name).model_input_names
+        assert ("token_type_ids" in inputs) == (name in TYPED), name

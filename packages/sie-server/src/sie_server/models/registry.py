@@ -266,10 +266,10 @@ def bare_architecture(model_type: str) -> str | None:
     return BARE.get(model_type) or compat.bare_architecture(model_type)
 
 
-def masked_architecture(model_type: str) -> str | None:
-    """Return the masked language model of a model type; None where it is not served."""
-    name = BARE.get(model_type, "").removesuffix("Model") + "ForMaskedLM"
-    return name if name in MASKED else None
+def architecture_with(head: str, model_type: str) -> str | None:
+    """Return the class of a model type with a head, such as `ForMaskedLM`; None where it is not served."""
+    name = BARE.get(model_type, "").removesuffix("Model") + head
+    return name if name in ARCHITECTURES else None
 
 
 def known_architectures() -> str:

@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer, normalizers
 from sie_server.engine.text.loading.classes import steps_of
 from sie_server.engine.text.loading.files import TokenizerFiles
 from sie_server.engine.text.loading.load import load_tokenizer
+from sie_server.engine.text.loading.names import has_token_types
 from sie_server.engine.text.reading import Reading, TextReader
 from sie_server.engine.text.slices import count_sequence
 from sie_server.errors import InvalidInput, shown
@@ -60,9 +61,10 @@ class TextTokenizer:
             UnsupportedCheckpoint: a file is missing or invalid.
         """
         files = TokenizerFiles(directory)
-        self._tokenizer, token_types = load_tokenizer(files), token_types and files.token_types
+        self._tokenizer, side = load_tokenizer(files)
+        token_types = token_types and has_token_types(files)
         self._reader = TextReader(self._tokenizer)
-        self.truncation_side = _truncation_side(directory)
+        self.truncation_side = _truncation_side(files, side)
         if sentence_settings(directory).get("do_lower_case"):
             _lower(self._tokenizer)
         self._pair = _probe(self._tokenizer, pair=True, typed=token_types)
@@ -187,10 +189,9 @@ class TextTokenizer:
         return ids[len(ids) - count :] if self.truncation_side == "left" else ids[:count]
 
 
-def _truncation_side(directory: Path) -> str:
-    """Return the side on which texts lose tokens: `right`, or `left` if tokenizer_config.json says so."""
-    path = directory / "tokenizer_config.json"
-    side = (read_json(path) if path.exists() else {}).get("truncation_side", "right")
+def _truncation_side(files: TokenizerFiles, default: str) -> str:
+    """Return the side on which texts lose tokens: `left` or `right`, by tokenizer_config.json, else tokenizer.json."""
+    side = files.own.get("truncation_side", default)
     if side not in ("left", "right"):
         raise UnsupportedCheckpoint(
             f"tokenizer_config.json: truncation_side is {shown(side)}; expected 'left' or 'right'"

@@ -11,8 +11,9 @@ from typing import Any
 
 from sie_server.errors import shown
 from sie_server.models.checkpoints.causal import TEMPLATE_FILE
-from sie_server.models.registry import ARCHITECTURES, bare_architecture, masked_architecture
+from sie_server.models.registry import ARCHITECTURES, architecture_with, bare_architecture
 from sie_server.models.settings.purposes import classes_of
+from sie_server.models.settings.sentence import sentence_settings
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 
@@ -24,9 +25,10 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> str:
     `Family.without_modules` replaces the name.
 
     Where modules.json adds the head, sentence-transformers takes the bare class of `model_type` (`AutoModel`),
-    regardless of the class that the checkpoint was saved from; for SPLADE, its masked language model.
+    regardless of the class that the checkpoint was saved from; for SPLADE, its masked language model, and for the
+    module Transformer alone, the class of its task.
     """
-    if not config.get("architectures") and not is_headless(directory):
+    if not config.get("architectures") and not is_headless(directory) and not _head(directory):
         raise UnsupportedCheckpoint(_without_class(config))
     name = str((config.get("architectures") or ["(none)"])[0])
     if name == "HF_ColBERT":
@@ -42,9 +44,8 @@ def read_architecture(directory: Path, config: dict[str, Any]) -> str:
     model_type = str(config.get("model_type"))
     if is_headless(directory):
         return bare_architecture(model_type) or name
-    if "SpladePooling" in _kinds(directory):
-        return masked_architecture(model_type) or name
-    return name
+    head = _head(directory)
+    return (architecture_with(head, model_type) if head else None) or name
 
 
 def _without_class(config: dict[str, Any]) -> str:
@@ -59,6 +60,19 @@ def _without_class(config: dict[str, Any]) -> str:
         else "add the class that the weights were saved from"
     )
     return f"config.json has no `architectures`; for the model_type {shown(kind)}, {advice}"
+
+
+def _head(directory: Path) -> str | None:
+    """Return the end of the class that modules.json needs; None: any class."""
+    kinds = _kinds(directory)
+    if "SpladePooling" in kinds:
+        return "ForMaskedLM"
+    task = sentence_settings(directory).get("transformer_task")
+    return (
+        "ForSequenceClassification"
+        if kinds == {"Transformer"} and task == "sequence-classification"
+        else None
+    )
 
 
 def is_headless(directory: Path) -> bool:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sie_server.errors import cut, shown
-from sie_server.models.settings.sentence import sentence_file
+from sie_server.models.settings.sentence import sentence_file, sentence_settings
 from sie_server.models.settings.table import settings_table
 from sie_server.models.spec import UnsupportedCheckpoint, inside, read_json
 
 log = logging.getLogger("sie_server.settings")
 LIBRARY = "config_sentence_transformers.json"
 SENTENCE = "sentence_bert_config.json"
+TEMPLATE = "chat_template.jinja"
 PLAIN = ("tokenizer_config.json", "special_tokens_map.json", LIBRARY)
 OUTPUTS = ("last_hidden_state", "logits")  # of the model, which the heads read
 PADDING = ("padding", "padding_side", "pad_to_multiple_of", "return_tensors", "return_attention_mask")
@@ -46,11 +47,19 @@ def check_settings(directory: Path, *, native: bool) -> None:
 
 
 def check_pair_prompt(directory: Path) -> None:
-    """Refuse a default prompt of a cross-encoder, which sentence-transformers puts before the query.
+    """Refuse a cross-encoder whose query sentence-transformers changes: by a default prompt, or by a chat template.
 
     Raises:
-        UnsupportedCheckpoint: there is one, and it is not empty.
+        UnsupportedCheckpoint: there is a default prompt that is not empty, or a chat template.
     """
+    tokenizer = read_json(directory / PLAIN[0]) if (directory / PLAIN[0]).exists() else {}
+    modalities = sentence_settings(directory).get("modality_config")
+    templated = tokenizer.get("chat_template") or (directory / TEMPLATE).exists()
+    if templated and (modalities is None or "message" in modalities):
+        raise UnsupportedCheckpoint(
+            f"the checkpoint has a chat template ({TEMPLATE}, or in {PLAIN[0]}), which is not supported for an encoder "
+            "that scores pairs: the library renders every pair with it. If the model was trained without it, remove it"
+        )
     settings = read_json(directory / LIBRARY) if (directory / LIBRARY).exists() else {}
     name = settings.get("default_prompt_name")
     if name is not None and (settings.get("prompts") or {}).get(name):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sie_server.models.spec import read_json
+from sie_server.errors import shown
+from sie_server.models.spec import UnsupportedCheckpoint, read_json
 
 SENTENCE_FILES = tuple(
     f"sentence_{kind}_config.json"
@@ -28,3 +29,21 @@ def sentence_settings(directory: Path) -> dict[str, Any]:
     if not path.exists() or not (directory / "modules.json").exists():
         return {}
     return dict(read_json(path))
+
+
+def check_place(directory: Path) -> None:
+    """Refuse a Transformer in a folder of its own, as version 1 saved it: the files next to modules.json are read here.
+
+    Raises:
+        UnsupportedCheckpoint: modules.json names another folder.
+    """
+    path = directory / "modules.json"
+    for module in read_json(path, list) if path.exists() else []:
+        place = module.get("path") if isinstance(module, dict) else None
+        kind = str(module.get("type")).rsplit(".", 1)[-1] if isinstance(module, dict) else None
+        if kind == "Transformer" and place not in (None, "", "."):
+            raise UnsupportedCheckpoint(
+                f"modules.json: the path of Transformer is {shown(place)}, but a config.json is next to modules.json, "
+                "so it is unclear which model is meant. Move the files of the folder next to modules.json, and set the "
+                'path to ""'
+            )

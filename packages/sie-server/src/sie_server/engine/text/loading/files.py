@@ -49,12 +49,6 @@ class TokenizerFiles:
         """The settings of all files: without `added_tokens_decoder`, special_tokens_map.json takes precedence."""
         return self.own if "added_tokens_decoder" in self.own else self.own | self.read(SPECIAL)
 
-    @property
-    def token_types(self) -> bool:
-        """Return whether the model gets token types: `model_input_names` may leave them out."""
-        names = self.own.get("model_input_names")
-        return not isinstance(names, list) or "token_type_ids" in names
-
     def flag(self, name: str, default: bool | None) -> bool | None:
         """Return a setting that is true or false; null is an answer only where the default is null.
 

@@ -68,8 +68,8 @@ class _Saved:
         return False
 
 
-def load_tokenizer(files: TokenizerFiles) -> Tokenizer:
-    """Build the tokenizer of a checkpoint, which neither truncates nor pads.
+def load_tokenizer(files: TokenizerFiles) -> tuple[Tokenizer, str]:
+    """Build the tokenizer of a checkpoint, which neither truncates nor pads, and return the side that it would cut.
 
     Raises:
         UnsupportedCheckpoint: a file is missing or invalid, or needs a class that only transformers has.
@@ -87,10 +87,11 @@ def load_tokenizer(files: TokenizerFiles) -> Tokenizer:
         tokenizer = _assembled(read_vocabulary(files, kind, _parameters(kind, files)), [], files, kind)
     else:
         tokenizer = _rebuilt(saved, files, kind, name)
+    side = str((tokenizer.truncation or {}).get("direction", "right"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = bool(files.flag("split_special_tokens", False))
-    return tokenizer
+    return tokenizer, side
 
 
 def _saved(files: TokenizerFiles) -> _Saved:

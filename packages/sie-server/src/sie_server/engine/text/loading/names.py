@@ -81,6 +81,29 @@ THROUGH_TRANSFORMERS = frozenset(
     )
 )
 # fmt: on
+# Classes whose models get token types, unless `model_input_names` says otherwise. Since version 5, the generic classes
+# give them none.
+TYPED = frozenset(
+    (
+        "BertTokenizer",
+        "CanineTokenizer",
+        "ConvBertTokenizer",
+        "DPRQuestionEncoderTokenizer",
+        "DebertaTokenizer",
+        "DebertaV2Tokenizer",
+        "FNetTokenizer",
+        "LayoutLMv2Tokenizer",
+        "MarkupLMTokenizer",
+    )
+)
+
+
+def has_token_types(files: TokenizerFiles) -> bool:
+    """Return whether the model gets token types: by `model_input_names`, else by the class."""
+    names = files.own.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return class_name(files, byte_level=False) in TYPED
 
 
 def class_name(files: TokenizerFiles, *, byte_level: bool) -> str:

@@ -78,7 +78,7 @@ def read_bert(config: dict[str, Any]) -> BertSpec:
 def read_roberta(config: dict[str, Any]) -> BertSpec:
     """Read a RoBERTa or XLM-R configuration: positions from the row after the padding token's, one token type."""
     pad = config.get("pad_token_id", 1)
-    return _read(config, pad + 1 if type(pad) is int else 0, token_types=False)
+    return _read({**config, "pad_token_id": pad}, pad + 1 if type(pad) is int else 0, token_types=False)
 
 
 def check_sizes(config: dict[str, Any]) -> None:

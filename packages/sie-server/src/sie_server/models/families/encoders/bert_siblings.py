@@ -63,9 +63,12 @@ def read_mpnet(config: dict[str, Any]) -> BertSpec:
 
 
 def read_distilbert(config: dict[str, Any]) -> BertSpec:
-    """Read a DistilBERT configuration (Sanh et al., 2019, https://arxiv.org/abs/1910.01108): no token types."""
+    """Read a DistilBERT configuration (Sanh et al., 2019, https://arxiv.org/abs/1910.01108).
+
+    It has no token types, and the library fixes the epsilon of its norms.
+    """
     named = {theirs: config[ours] for ours, theirs in DISTILBERT_FIELDS.items() if ours in config}
-    spec = read_bert({"layer_norm_eps": 1e-12, **config, **named, "type_vocab_size": 1})
+    spec = read_bert({**config, **named, "layer_norm_eps": 1e-12, "type_vocab_size": 1})
     return replace(spec, type_rows=0, layout=DISTILBERT_LAYOUT)
 
 

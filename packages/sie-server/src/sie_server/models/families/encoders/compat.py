@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sie_server import install
+from sie_server.errors import cut
 from sie_server.models.batch import Group, PackedBatch, Readout
 from sie_server.models.heads.classifier import Classifier
 from sie_server.models.layers.linear import Weights
@@ -126,7 +127,10 @@ def read(config: dict[str, Any]) -> CompatSpec:
     kind = config["model_type"]
     if kind in THREE_TYPES or kind not in CONFIG_MAPPING:
         raise UnsupportedCheckpoint(f"model_type {kind!r} is not supported through transformers")
-    known = CONFIG_MAPPING[kind].from_dict(config)
+    try:
+        known = CONFIG_MAPPING[kind].from_dict(config)
+    except Exception as error:  # the library raises errors of every type
+        raise _refused_by_library(error) from error
     if known.pad_token_id is None:
         raise UnsupportedCheckpoint(
             "config.json has no pad_token_id, which a padded batch needs; set it to the id of the tokenizer's pad_token"
@@ -143,6 +147,13 @@ def read(config: dict[str, Any]) -> CompatSpec:
         pad_token_id=known.pad_token_id,
         token_types=getattr(known, "type_vocab_size", 0) > 1,
         config=known,
+    )
+
+
+def _refused_by_library(error: Exception) -> UnsupportedCheckpoint:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UnsupportedCheckpoint(
+        f"config.json: transformers cannot build the model of it: {cut(reason, 300)}"
     )
 
 
@@ -210,8 +221,11 @@ class CompatEncoder(_Padded):
 
 def _loaded(build: Callable[[], Any], weights: Weights) -> Any:
     """Build a model of the library with the checkpoint's weights, in fp32."""
-    with torch.device("meta"):  # without memory: the file has to have every tensor of the configuration
-        described = build()
+    try:
+        with torch.device("meta"):  # without memory: the file has to have every tensor of the configuration
+            described = build()
+    except Exception as error:
+        raise _refused_by_library(error) from error
     tied: dict[str, str] = dict(described.all_tied_weights_keys)  # name → the tensor that it repeats
     shapes = {name: tensor.shape for name, tensor in described.state_dict().items()}
     stored = {name: name for name in shapes if name not in tied}

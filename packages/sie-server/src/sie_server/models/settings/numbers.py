@@ -7,8 +7,10 @@ beyond every known model. Fields that are not listed are not read, or only compa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from sie_server.errors import shown
 from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
 
 POSITIONS, ROWS = 2**24, 2**24
@@ -103,6 +105,12 @@ def check_backbone(spec: BackboneSpec) -> None:
     Raises:
         UnsupportedCheckpoint: two numbers do not fit; the message names them.
     """
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if field.type == "int" and type(value) is not int:
+            raise UnsupportedCheckpoint(
+                f"config.json: the value for {field.name} is {shown(value)}; expected a whole number"
+            )
     heads = getattr(spec, "num_heads", 1)
     groups, width = getattr(spec, "num_kv_heads", heads), getattr(spec, "head_dim", None)
     if spec.max_length < 1:
