@@ -111,7 +111,7 @@ def test_a_valid_origin(origin: str) -> None:
         ("http://a.example:80", "default port"), ("https://app.example.com/", "trailing slash"),
         ("app.example.com", "use the form"),
         ("https://App.example.com", "lower case"), ("https://bücher.example", "use the form"), ("", "use the form"),
-        ("https://a.example,https://b.example", "use the form"), ("https://user@a.example", "use the form"),
+        ("https://a.example,https://b.example", "repeat --cors-origins"), ("https://user@a.example", "use the form"),
     ],
 )  # fmt: skip
 def test_an_invalid_origin_is_refused_with_the_reason(origin: str, reason: str) -> None:

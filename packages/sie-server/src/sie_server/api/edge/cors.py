@@ -141,6 +141,8 @@ def check_origins(origins: tuple[str, ...]) -> None:
 def _way_out(origin: str) -> str:
     if origin == "null":
         return "browsers send null for files and for every sandboxed frame, so it names no site; * allows all pages"
+    if "," in origin:  # only the variable is split at commas
+        return "repeat --cors-origins for each origin, or separate them by commas in SIE_CORS_ORIGINS"
     if "*" in origin:
         return "a pattern would also match sites of others; name each origin, or * for all pages"
     if DEFAULT_PORT.fullmatch(origin):
