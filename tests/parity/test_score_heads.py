@@ -36,6 +36,7 @@ LISTS = """{% for m in messages %}<|im_start|>{{ m.role }}
 PADDED = (
     LISTS + "yes<|endoftext|><|endoftext|>"
 )  # ends with the padding token, which the classifier does not read
+NAMED = [{"name": "tool_use", "template": CONVERSATION}, {"name": "default", "template": FLAT}]
 
 
 @pytest.fixture
@@ -85,11 +86,12 @@ def test_a_decoder_that_only_transformers_has_reads_its_template(tmp_path: Path)
         (FLAT, "chat_template.jinja"),
         (LISTS, "tokenizer_config.json"),
         (PADDED, "chat_template.jinja"),
+        (NAMED, "tokenizer_config.json"),
     ],
-    ids=["flat", "lists", "padded"],
+    ids=["flat", "lists", "padded", "named"],
 )
 def test_a_chat_template_is_rendered_as_sentence_transformers_does(
-    checkpoint: Path, template: str, place: str
+    checkpoint: Path, template: Any, place: str
 ) -> None:
     if place.endswith(".json"):
         edit(checkpoint / place, chat_template=template)

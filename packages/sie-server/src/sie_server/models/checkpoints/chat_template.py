@@ -156,6 +156,9 @@ def _chat_template(directory: Path) -> str | None:
         except (OSError, ValueError) as error:
             raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
     found = _optional(directory / "tokenizer_config.json").get("chat_template")
+    if isinstance(found, list):  # several by name, of which the library renders the default
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
     return found if isinstance(found, str) else None
 
 
