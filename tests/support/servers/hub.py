@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ class Hub(ThreadingHTTPServer):
         self.spoiled: str | None = None  # a file that is sent with another content
         self.sent: list[str] = []  # downloaded files
         self.requests: list[tuple[str, str]] = []  # path and user agent of every request
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that was killed
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
