@@ -153,7 +153,8 @@ async def test_an_unknown_name_loads_nothing(made: Path) -> None:
 
 def test_a_model_can_be_looked_up_under_the_name_that_scores(client: TestClient) -> None:
     model = client.get(f"/v1/models/{MODEL}").json()
-    assert client.get(f"/v1/models/{MODEL}:laws").json() == model | {"name": f"{MODEL}:laws"}
+    name = f"{MODEL}:laws"
+    assert client.get(f"/v1/models/{name}").json() == model | {"name": name, "id": name, "parent": MODEL}
     assert client.get(f"/v1/models/{MODEL}:lawz").json()["error"]["code"] == "ADAPTER_NOT_FOUND"
 
 

@@ -273,7 +273,7 @@ def test_an_alias_and_its_id_are_one_slot(made: Path, tmp_path: Path) -> None:
         shown = {m["name"]: m for m in client.get("/v1/models").json()["models"]}
         assert "short" not in shown and shown["my/model"]["aliases"] == ["short", "old/name"]
         own = {"model": "short"}
-        assert client.get("/v1/models/short").json() == shown["my/model"] | {"name": "short"}
+        assert client.get("/v1/models/short").json() == shown["my/model"] | {"name": "short", "id": "short"}
         metrics = client.get("/metrics").text
         assert 'sie_model_loads_total{model="my/model"} 1.0' in metrics and '"short"' not in metrics
         post(client, "/v1/admin/swap", own | {"source": str(made / "b")})
@@ -313,6 +313,9 @@ def test_a_text_at_which_the_tokenizer_panics(made: Path, tmp_path: Path) -> Non
         "invert": False,
     }
     edit(directory / "tokenizer.json", pre_tokenizer=split)
+    edit(
+        directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"
+    )  # runs the file as it is
     with asking({"m": directory, "b": made / "b"}) as client:
         answer = ask(client, "m", QUERY, ["a" * 60 + "!"], 500)
         assert answer["error"]["code"] == "INFERENCE_ERROR" and "panicked" in answer["error"]["message"]
@@ -326,6 +329,7 @@ def test_a_text_at_which_the_tokenizer_panics(made: Path, tmp_path: Path) -> Non
 def test_a_tokenizer_that_panics_while_it_loads(made: Path, tmp_path: Path) -> None:
     for name in ("read", "probe"):
         shutil.copytree(made / "a", tmp_path / name)
+        edit(tmp_path / name / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     edit(tmp_path / "read/tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
     # the words that find the special tokens expand into one that the expression cannot match in time
     expand = {"type": "Replace", "pattern": {"Regex": "[ab]"}, "content": "a" * 60 + "!"}

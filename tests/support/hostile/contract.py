@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from urllib.parse import unquote
 
@@ -45,7 +46,8 @@ def _fault_of_body(code: str, body: bytes, path: str) -> str | None:
         content = json.loads(body)
     except ValueError:
         return f"an error that is not JSON: {body[:300]!r}"
-    if clean(unquote(path.partition("?")[0])) in dialects.PATHS:  # another vendor's form
+    own = re.sub(r"^[a-z]+://[^/]*", "", path) or "/"  # also of an absolute URI
+    if clean(unquote(own)) in dialects.PATHS:  # another vendor's form
         return None
     detail = content.get("detail") if isinstance(content, dict) else None
     if not isinstance(detail, dict) or detail != content.get("error") or content.get("code") != code:
