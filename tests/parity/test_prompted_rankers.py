@@ -141,19 +141,10 @@ def test_fields_that_cannot_be_served(
         Engine(made.directory, device=DEVICE, dtype="float32", template=made.template)
 
 
-@pytest.mark.parametrize(
-    ("kind", "template", "complaint"),
-    [
-        ("nemotron", "qwen3-reranker", "has its own head"),
-        ("qwen3-vl", "nemotron-rerank", "no `positive`"),
-    ],
-)
-def test_a_template_for_another_head_is_refused(
-    tmp_path: Path, kind: str, template: str, complaint: str
-) -> None:
-    made = MAKERS[kind](tmp_path)
-    with pytest.raises(ModelLoadFailed, match=complaint):
-        Engine(made.directory, device=DEVICE, dtype="float32", template=template)
+def test_a_template_for_another_head_is_refused(tmp_path: Path) -> None:
+    made = MAKERS["qwen3-vl"](tmp_path)
+    with pytest.raises(ModelLoadFailed, match="no `positive`"):
+        Engine(made.directory, device=DEVICE, dtype="float32", template="nemotron-rerank")
 
 
 def test_weights_of_unknown_towers_are_refused(tmp_path: Path) -> None:
