@@ -80,18 +80,23 @@ def test_a_decoder_that_only_transformers_has_reads_its_template(tmp_path: Path)
     assert verify(tmp_path, 6).equal(1e-4)
 
 
+def test_several_chat_templates_are_refused(checkpoint: Path) -> None:
+    edit(checkpoint / "tokenizer_config.json", chat_template=NAMED)
+    with pytest.raises(ModelLoadFailed, match="several chat templates; keep the one"):
+        engine(checkpoint)
+
+
 @pytest.mark.parametrize(
     ("template", "place"),
     [
         (FLAT, "chat_template.jinja"),
         (LISTS, "tokenizer_config.json"),
         (PADDED, "chat_template.jinja"),
-        (NAMED, "tokenizer_config.json"),
     ],
-    ids=["flat", "lists", "padded", "named"],
+    ids=["flat", "lists", "padded"],
 )
 def test_a_chat_template_is_rendered_as_sentence_transformers_does(
-    checkpoint: Path, template: Any, place: str
+    checkpoint: Path, template: str, place: str
 ) -> None:
     if place.endswith(".json"):
         edit(checkpoint / place, chat_template=template)

@@ -43,7 +43,7 @@ def saved_template(directory: Path, config: dict[str, Any], *, own_head: bool) -
     """
     answer = {} if own_head else _answer(directory)
     settings = sentence_settings(directory)
-    source = _chat_template(directory)
+    source = _chat_template(directory, own_head=own_head)
     if answer is None or source is None or (own_head and not _renders(settings)):
         return None  # the template of the catalog, if any, also names the answer's tokens
     named = _optional(directory / "config_sentence_transformers.json")
@@ -148,7 +148,7 @@ def _piece(text: str) -> str:
     return text
 
 
-def _chat_template(directory: Path) -> str | None:
+def _chat_template(directory: Path, *, own_head: bool) -> str | None:
     path = directory / FILE
     if path.exists():
         try:
@@ -156,9 +156,10 @@ def _chat_template(directory: Path) -> str | None:
         except (OSError, ValueError) as error:
             raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
     found = _optional(directory / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):  # several by name, of which the library renders the default
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
+    if isinstance(found, list) and own_head:
+        raise NoPair(
+            "tokenizer_config.json has several chat templates; keep the one of the reranker, as a text"
+        )
     return found if isinstance(found, str) else None
 
 
