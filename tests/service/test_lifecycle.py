@@ -98,7 +98,7 @@ def test_a_port_in_use(folder: Path) -> None:
         (["--adapter", "toy:x=y"], {}, None, ["--adapter", "unknown model 'toy'"]),
         (["--adapter", "toy"], {}, None, ["--adapter", "MODEL:NAME=DIRECTORY"]),
         ([], {"SIE_PORT": "many"}, None, ["SIE_PORT", "int"]),
-        ([], {"SIE_OFFLINE": "perhaps"}, None, ["SIE_OFFLINE", "bool"]),
+        ([], {"SIE_OFFLINE": "perhaps"}, None, ["SIE_OFFLINE", "true or false"]),
         ([], {"SIE_DEVICE": "tpu"}, None, ["SIE_DEVICE", "tpu"]),
         ([], {}, 'port = "80"', ["settings.toml", "'port'", "int"]),
         ([], {}, 'model = "toy/bert"', ["settings.toml", "'model'", "array"]),

@@ -184,3 +184,15 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path) -> None:
     tally.stopped = True
     with pytest.raises(LoadStopped):
         damages(tmp_path, files, tally)
+
+
+@pytest.mark.parametrize("cache", ["~/.cache/huggingface/hub", "~nobody-here/hub"])
+def test_without_a_home_the_refusal_names_the_setting(monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
+    """The library would make a folder `~` where the server runs. `~NAME` of an unknown user is not replaced either."""
+    monkeypatch.setenv(
+        "HOME", "~"
+    )  # as `expanduser` leaves it where neither HOME nor the user's entry exists
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", cache)
+    with pytest.raises(ModelLoadFailed, match="no home directory; set HF_HOME") as raised:
+        served()
+    assert raised.value.details["error_class"] == "NoCache"

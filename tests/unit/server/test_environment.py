@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sie_server.api.server import ServerFailed, bind
 from sie_server.config import ConfigError, Secret, ServerConfig, load_config
 from sie_server.config.environment import OTHER_PROGRAMS, service_links
 from sie_server.files import expanded
@@ -116,3 +117,11 @@ def test_callers_without_rights_see_the_models_of_such_a_server(monkeypatch: pyt
         client.headers["authorization"] = "Bearer infer-3f9a27c1d05b"
         assert client.get("/v1/models").status_code == 200
         assert client.post("/v1/score/BAAI/bge-reranker-base", json=BODY).status_code == 502
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "::zz", "192.0.2.1"])  # no machine has the last one (RFC 5737)
+def test_an_address_that_cannot_be_bound_is_not_a_matter_of_the_port(host: str) -> None:
+    with pytest.raises(ServerFailed, match="choose another address with --host"):
+        bind(host, 0)
+    with bind("127.0.0.1", 0) as taken, pytest.raises(ServerFailed, match="choose another port with --port"):
+        bind("127.0.0.1", taken.getsockname()[1])

@@ -64,6 +64,20 @@ def test_byte_order_marks(tmp_path: Path, name: str, encoding: str) -> None:
     assert read(tmp_path, name, mark + contents[name].encode(encoding)) == [("item-0", "Ätna €")]
 
 
+def test_halves_of_surrogate_pairs_are_replaced_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read(tmp_path, "a.jsonl", '{"text": "a\\ud83d"}\n{"text": "b"}') == [
+        ("item-0", "a\ufffd"),
+        ("item-1", "b"),
+    ]
+    assert read(tmp_path, "a.json", '["\\udc00", "\\ud83d\\ude00"]') == [
+        ("item-0", "\ufffd"),
+        ("item-1", "😀"),
+    ]
+    assert capsys.readouterr().err.count("replaced by U+FFFD: 1") == 2
+
+
 def test_columns_have_other_names(tmp_path: Path) -> None:
     found = read(tmp_path, "corpus.jsonl", '{"_id": "d1", "title": "T", "text": "a"}', text="title", id="_id")
     assert found == [("d1", "T")]
@@ -95,7 +109,10 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a.jsonl", '{"id": ["a"], "text": "a"}', r"line 1: 'id' is an array"),
         ("a.jsonl", '{"text": "a"}\n{"text": ', r"line 2: .*one JSON object per line.*--format"),
         ("a.jsonl", "5", r"line 1: expected an object or a string, got a number"),
-        ("a.jsonl", '{"text": "\\ud800"}', r"line 1: "),
+        ("a.json", '{\n "text": "a"\n}', r"line 1: .*one JSON object per line.*jq -c"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b",\n"id": 1}', r"line 2: .*jq -c"),
+        ("a.csv", "text,id,text\na,1,b\n", r"2 columns 'text'; rename"),
+        ("a.tsv", "id\ttext\tid\n1\ta\t2\n", r"2 columns 'id'; rename"),
         ("a.json", '["a", {"text": 1}]', r"entry 2: 'text' is a number"),
         ("a.json", '["a"', r"the JSON array cannot be read: .*--format"),
         ("a.json", "[" * 50_000, r"the JSON array cannot be read"),

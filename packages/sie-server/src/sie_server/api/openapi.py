@@ -143,6 +143,12 @@ def _probe(summary: str) -> dict[str, Any]:
     return {"summary": summary, "parameters": [], "security": [{}], "responses": answers}
 
 
+def _either(names: list[str]) -> str:
+    """Return names as a choice, each once: A, B or C. A name may be such a choice itself."""
+    *others, last = dict.fromkeys(each for name in names for each in name.split(" or "))
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def _dialect(path: str, summary: str = "Rerank", example: Any = None) -> dict[str, Any]:
     """Describe a path of a dialect, whose body is read field by field (docs/dialects.md)."""
     candidates = dialects.PATHS[path]
@@ -151,7 +157,7 @@ def _dialect(path: str, summary: str = "Rerank", example: Any = None) -> dict[st
         examples = {"TEI": {"value": example}}
     body = {JSON: {"schema": {"type": "object"}, "examples": examples}}
     return {
-        **_foreign(f"{summary}, in the dialect of {' or '.join(dialect.name for dialect in candidates)}"),
+        **_foreign(f"{summary}, in the dialect of {_either([dialect.name for dialect in candidates])}"),
         "requestBody": {"required": True, "content": body},
     }
 

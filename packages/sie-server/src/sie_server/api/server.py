@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ SHOWN_S = 1.0  # /livez reports a failure for so long before the server ends
 SWITCH_S = 0.0005
 GRACE_S = 3.0  # after `drain_s`, for the last answers and the end of the service
 OWN_THREADS = "sie-"  # names of the server's threads start so
+OF_PORTS = (errno.EADDRINUSE, errno.EACCES)  # errors of `bind` that another port avoids
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
@@ -57,10 +59,11 @@ class DrainingServer(uvicorn.Server):
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def drain(self, seconds: float | None = None) -> None:
+    def drain(self, seconds: float | None = None, failure: str | None = None) -> None:
         """Reject new requests and finish accepted ones, within `drain_s` or `seconds`. A second call stops at once.
 
-        The server listens until then, so that new requests get an answer and health checks see that it is not ready.
+        `failure` is why the server ends, if no signal ended it. The server listens until then, so that new requests get
+        an answer and health checks see that it is not ready.
         """
         state = self.config.app.state  # type: ignore[union-attr]
         if state.draining:
@@ -69,7 +72,7 @@ class DrainingServer(uvicorn.Server):
         state.draining = True
         log.info("stopping: accepted requests are finished first")
         limit = self.drain_s if seconds is None else seconds
-        end_within(limit + GRACE_S)
+        end_within(limit + GRACE_S, failure)
         self._finishing = asyncio.create_task(self._finish(limit))
 
     async def _finish(self, seconds: float) -> None:
@@ -93,7 +96,7 @@ def serve(config: ServerConfig) -> None:
     def on_fatal(error: SIEError) -> None:
         failures.append(error)
         # the remaining requests can only fail
-        asyncio.get_running_loop().call_later(SHOWN_S, server.drain, 1.0)
+        asyncio.get_running_loop().call_later(SHOWN_S, server.drain, 1.0, error.message)
 
     url = url_of(config.host, listener.getsockname()[1])
 
@@ -145,11 +148,13 @@ def http_settings(config: ServerConfig) -> dict[str, Any]:
     }
 
 
-def end_within(seconds: float) -> None:
-    """End the process after `seconds`, even if something hangs that the event loop waits for."""
+def end_within(seconds: float, failure: str | None = None) -> None:
+    """End the process after `seconds`, even if something hangs that the event loop waits for; `failure` is printed."""
 
     def end() -> None:
         log.error("the server has not stopped within %.0f s and is ended", seconds)
+        if failure:
+            report_end(failure)
         _end_process(1)
 
     timer = threading.Timer(seconds, end)
@@ -194,8 +199,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(2048)  # several sockets can bind one port, but only one can listen
     except OSError as error:
         listener.close()
+        other = "port with --port" if error.errno in OF_PORTS else "address with --host"
         raise ServerFailed(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port with --port"
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another {other}"
         ) from None
     listener.set_inheritable(True)
     return listener

@@ -8,6 +8,7 @@ Slow imports are deferred until a command needs them.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -18,7 +19,7 @@ import click
 from sie_server import __version__
 from sie_server.catalog import configured_adapters, known_models, named_model
 from sie_server.cli.admin import admin
-from sie_server.cli.console import errors, log_to_stderr, write
+from sie_server.cli.console import errors, log_to_stderr, unwritable, write
 from sie_server.cli.models import models
 from sie_server.cli.options import config_of, config_options
 from sie_server.cli.score import score
@@ -29,6 +30,7 @@ from sie_server.logs import report_end
 
 log = logging.getLogger("sie_server.cli")
 NO_REFERENCE = 3  # the exit status of `verify` where nothing was compared
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of writing to a file that stdout is
 MOST_NAMED = 10  # variables in one line of the log
 
 
@@ -126,3 +128,9 @@ def main() -> None:
     except (ConfigError, SIEError) as error:
         report_end(str(error))
         sys.exit(1)
+    except OSError as error:
+        if error.filename is not None or error.errno not in DISK_ERRORS:
+            raise
+        failure = unwritable(error)  # --help and --version, which click prints
+        failure.show()
+        sys.exit(failure.exit_code)

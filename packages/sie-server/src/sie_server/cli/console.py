@@ -47,11 +47,16 @@ def write(text: str) -> None:
     try:
         click.echo(text, nl=False)
     except OSError as error:
-        # otherwise the end of the process tries again and reports the failure a second time
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if isinstance(error, BrokenPipeError):
-            sys.exit(141)  # as a shell reports a process that SIGPIPE ended
-        raise click.ClickException(f"cannot write the output: {error.strerror}") from None
+        raise unwritable(error) from None
+
+
+def unwritable(error: OSError) -> click.ClickException:
+    """Return the error of a command whose result could not be written; the process ends if the reader has left."""
+    # otherwise the end of the process tries again and reports the failure a second time
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        sys.exit(141)  # as a shell reports a process that SIGPIPE ended
+    return click.ClickException(f"cannot write the output: {error.strerror}")
 
 
 def write_json(value: Any) -> None:

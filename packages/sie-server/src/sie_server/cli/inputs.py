@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import click
 import msgspec
 
+from sie_server.api.edge.encodings import readable
 from sie_server.errors import shown
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "text")
@@ -151,6 +152,10 @@ def _guess(content: str, columns: Columns) -> str:
 
 
 def _from_json(content: str, columns: Columns) -> Iterator[tuple[str | None, str]]:
+    body, halves = readable(content.encode())
+    if halves:
+        content = body.decode()
+        click.echo(f"note: halves of surrogate pairs that were replaced by U+FFFD: {halves}", err=True)
     if content.lstrip().startswith("["):
         try:
             values = msgspec.json.decode(content)
@@ -163,10 +168,16 @@ def _from_json(content: str, columns: Columns) -> Iterator[tuple[str | None, str
             try:
                 value = msgspec.json.decode(line)
             except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+                step = "join its lines, for example with: jq -c . FILE" if _begins(line) else OTHER_FORMAT
                 raise BadInput(
-                    f'line {i}: {error}; expected one JSON object per line, {{"id": "…", "text": "…"}}; {OTHER_FORMAT}'
+                    f'line {i}: {error}; expected one JSON object per line, {{"id": "…", "text": "…"}}; {step}'
                 ) from None
             yield _of_json(value, f"line {i}", columns)
+
+
+def _begins(line: str) -> bool:
+    """Return whether a line is the first one of an object that spreads over several lines."""
+    return line.strip() == "{" or (line.lstrip().startswith("{") and line.rstrip().endswith(("{", "[", ",")))
 
 
 def _of_json(value: Any, where: str, columns: Columns) -> tuple[str | None, str]:
@@ -217,7 +228,7 @@ def _from_table(content: str, form: str, columns: Columns) -> Iterator[tuple[str
             header = [cell.strip() for cell in row]
             place, number = (
                 _find(header, columns.text),
-                header.index(columns.id) if columns.id in header else -1,
+                _find(header, columns.id) if columns.id in header else -1,
             )
             continue
         if len(row) != len(header):
@@ -235,6 +246,11 @@ def _delimiter(content: str, form: str) -> str:
 
 
 def _find(header: list[str], name: str) -> int:
+    if header.count(name) > 1:
+        raise BadInput(
+            f"the header has {header.count(name)} columns {shown(name)}; rename all but one, or choose another with "
+            "--text-column or --id-column"
+        )
     if name not in header:
         names = ", ".join(shown(cell) for cell in header[:8])
         raise BadInput(

@@ -6,14 +6,16 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
 from sie_server.config.environment import settings
-from sie_server.config.options import NAME_LENGTH, ConfigError, ServerConfig
+from sie_server.config.options import NAME_LENGTH, ConfigError, ServerConfig, is_secret
+from sie_server.errors import shown
 from sie_server.files import read_text
 
+WORDS = {int: "an integer", float: "a number", bool: "true or false"}
 LISTS = {"model", "adapter", "source_roots", "cors_origins"}
 
 
@@ -47,7 +49,22 @@ def _check_layer(layer: dict[str, Any], source: str, file: str | None) -> None:
         _convert(layer, strict=source == "file")
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
-        raise ConfigError(f"{where}{_spell(path.rstrip('`'), source)}: {reason}") from None
+        key = path.rstrip("`")
+        raise ConfigError(f"{where}{_spell(key, source)}: {_reason(key, layer.get(key), reason)}") from None
+
+
+def _reason(key: str, value: Any, reason: str) -> str:
+    """Return why a value is wrong: the values that the option has, if it is none of them, else msgspec's reason."""
+    field = next((f for f in msgspec.structs.fields(ServerConfig) if f.name == key), None)
+    if field is None or is_secret(field) or not isinstance(value, str):
+        return reason
+    kind = get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
+    wanted = WORDS.get(kind) or ("one of " + ", ".join(get_args(kind)) if get_origin(kind) is Literal else "")
+    if not wanted or not reason.startswith(
+        ("Invalid enum", f"Expected `{getattr(kind, '__name__', '')}`, got")
+    ):
+        return reason
+    return f"expected {wanted}, got {shown(value)}" + ("" if value else "; remove it to use the default")
 
 
 def _spell(key: str, source: str) -> str:

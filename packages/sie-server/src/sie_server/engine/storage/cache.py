@@ -25,14 +25,21 @@ REF_BYTES = 4096
 WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
+class NoCache(Exception):
+    """The hub's cache has no place: the user has no home directory, and no variable names another one."""
+
+
 class CachedRepository:
     """The cache's folder of ORGANISATION/NAME. It may not exist, and any file in it may be damaged."""
 
     def __init__(self, source: str) -> None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
+        cache = expanded(HF_HUB_CACHE)
+        if str(cache).startswith("~"):  # the library would make a folder of this name where the server runs
+            raise NoCache("this user has no home directory; set HF_HOME to a directory for the hub's cache")
         # `repo_folder_name` of the library raises for a source that is no hub id
-        self.folder = expanded(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}"
+        self.folder = cache / f"models--{source.replace('/', '--')}"
         self.blobs = self.folder / "blobs"
         self._refs, self.snapshots = self.folder / "refs", self.folder / "snapshots"
 

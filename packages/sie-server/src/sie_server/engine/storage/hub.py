@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sie_server.catalog.revisions import HUB_ID, WHERE
-from sie_server.engine.storage.cache import MAIN, CachedRepository
+from sie_server.engine.storage.cache import MAIN, CachedRepository, NoCache
 from sie_server.engine.storage.integrity import Damage, Expected, damages, hashes
 from sie_server.engine.storage.tally import LoadStopped, Tally, watched
 from sie_server.errors import ModelLoadFailed
@@ -79,13 +79,17 @@ def download(source: str, revision: str | None, *, offline: bool, tally: Tally) 
     """
     _quiet()
     try:
+        repository = CachedRepository(source)
+    except NoCache as error:
+        raise _not_fetched(source, revision, error) from error
+    try:
         if offline:
             raise ConnectionError("offline mode is on")
-        return _fetched(source, revision, tally)
+        return _fetched(source, revision, repository, tally)
     except LoadStopped:
         raise
     except Exception as error:  # hub, network and file errors share no base class
-        cached = _cached(source, revision, error, tally)
+        cached = _cached(source, revision, repository, error, tally)
         if not offline:
             log.warning("loading %s from the hub's cache: %s", source, _reason(error))
         if tally.commit not in (None, cached.name):  # the log has the reason, which may contain paths
@@ -93,7 +97,7 @@ def download(source: str, revision: str | None, *, offline: bool, tally: Tally) 
         return cached
 
 
-def _fetched(source: str, revision: str | None, tally: Tally) -> Path:
+def _fetched(source: str, revision: str | None, repository: CachedRepository, tally: Tally) -> Path:
     """Return the directory of the commit that the revision means now, with every needed file intact."""
     # imported here: the import takes a third of a second, and a server with local models never needs it
     from huggingface_hub import HfApi, snapshot_download
@@ -104,7 +108,7 @@ def _fetched(source: str, revision: str | None, tally: Tally) -> Path:
         file.rfilename: Expected(file.size, hashes(file.lfs.sha256 if file.lfs else file.blob_id))
         for file in info.siblings or []
     }
-    repository, needed = CachedRepository(source), _needed(files)
+    needed = _needed(files)
     commit = info.sha or revision or MAIN  # a mirror may not name the commit
     tally.commit = info.sha
     repository.correct_listing(commit, files)
@@ -177,13 +181,15 @@ def stay_local() -> None:
     constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_OFFLINE = True
 
 
-def _cached(source: str, revision: str | None, error: Exception, tally: Tally) -> Path:
+def _cached(
+    source: str, revision: str | None, repository: CachedRepository, error: Exception, tally: Tally
+) -> Path:
     """Return the newest complete checkpoint of earlier downloads in the hub's cache, after the hub gave `error`.
 
     Raises:
         ModelLoadFailed: there is none, or the one that should serve is damaged.
     """
-    repository, damaged = CachedRepository(source), list[Damage]()
+    damaged = list[Damage]()
     commits = repository.commits(revision)
     for commit in commits:
         if found := _damages(repository, commit, tally):
@@ -271,7 +277,7 @@ def _meanings() -> dict[type[Exception], Callable[[str | None], str]]:
 
 
 def _reason(error: Exception, revision: str | None = None) -> str:
-    if isinstance(error, SentDamaged):
+    if isinstance(error, SentDamaged | NoCache):
         return str(error)
     for kind, meaning in _meanings().items():
         if isinstance(error, kind):

@@ -95,6 +95,7 @@ class Slot:
     adapters: dict[str, str] = field(default_factory=dict)  # name → source, from admin callers
     # name → source and progress of adapters that admin callers download
     fetching: dict[str, tuple[str, Progress]] = field(default_factory=dict)
+    starting: bool = False  # its load is a part of the start, which ends with the error if it fails
 
     @property
     def name(self) -> str:

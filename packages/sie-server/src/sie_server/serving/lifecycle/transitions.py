@@ -90,7 +90,8 @@ class Transitions:
         except Exception as error:
             failure = copy_of(as_load_error(slot.name, error))
         # Outside the handler nothing refers to the tensors of the failed load.
-        log.error("could not load %s: %s", slot.name, failure.message)
+        if not slot.starting:
+            log.error("could not load %s: %s", slot.name, failure.message)
         self._metrics.load_failures.labels(slot.name).inc()
         if version in slot.versions:
             await self._table.free(slot, version)

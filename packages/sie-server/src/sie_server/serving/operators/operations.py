@@ -30,13 +30,26 @@ class Operations:
         self._transitions = registry.transitions
 
     async def preload(self) -> None:
-        """Load the models that are configured to load at start. The first failure is raised."""
+        """Load the models that are configured to load at start. The first failure is not logged, and names the model.
+
+        Raises:
+            Conflict, ModelLoadFailed, ResourceExhausted
+        """
         for slot in list(self._table.by_id.values()):
             while slot.config.preload and slot.serving is None and not slot.removed:
                 if slot.task:  # of an admin caller or a request; the loop looks at its outcome
                     await asyncio.wait([slot.task])
-                else:
+                    continue
+                slot.starting = True
+                try:
                     await self.load(slot.name)
+                except SIEError as error:
+                    if slot.name in error.message:
+                        raise
+                    message = f"could not load {slot.name}: {error.message}"
+                    raise type(error)(message, retry_after_s=error.retry_after_s, **error.details) from None
+                finally:
+                    slot.starting = False
 
     async def load(self, name: str, config: ModelConfig | None = None, pin: bool | None = None) -> None:
         """Load a model. With `config` the model may be new. Do nothing if it is already loaded.
