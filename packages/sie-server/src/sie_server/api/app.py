@@ -43,11 +43,10 @@ from sie_server.errors import (
     out_of_memory,
 )
 from sie_server.keys import read_keys
+from sie_server.serving.backend import Backend, OnDeath, OpenBackend
 from sie_server.serving.metrics import RequestTiming
-from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
-OnFatal = Callable[[SIEError], None]
 OnReady = Callable[[list[str]], None]
 SHUTTING_DOWN = QueueFull("the server is shutting down; try again", retry_after_s=1)
 ALSO_EMBEDDINGS = ("/embeddings", "/infinity/embeddings")
@@ -56,9 +55,12 @@ REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
 
 def create_app(
-    config: ServerConfig, on_fatal: OnFatal | None = None, on_ready: OnReady | None = None
+    config: ServerConfig,
+    open_backend: OpenBackend,
+    on_fatal: OnDeath | None = None,
+    on_ready: OnReady | None = None,
 ) -> Starlette:
-    """Create the ASGI app.
+    """Create the ASGI app. `open_backend` creates the service when the app starts: `Service`, or one that is remote.
 
     `on_ready` is called with the ids of the models named at start, once they are loaded.
 
@@ -73,7 +75,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.service = service = Service(config, on_fatal)
+        app.state.service = service = open_backend(config, on_fatal)
         app.state.threads = threads = BodyThreads()
         preload = asyncio.create_task(_preload(app, service, on_fatal, on_ready))
         yield
@@ -114,13 +116,13 @@ def create_app(
 
 
 async def _preload(
-    app: Starlette, service: Service, on_fatal: OnFatal | None, on_ready: OnReady | None
+    app: Starlette, service: Backend, on_fatal: OnDeath | None, on_ready: OnReady | None
 ) -> None:
     try:
-        await service.operations.preload()
+        await service.preload()
         app.state.ready = True
         if on_ready:
-            on_ready(service.registry.configured())
+            on_ready(service.configured())
     except SIEError as error:
         if on_fatal:
             on_fatal(error)
@@ -232,12 +234,13 @@ class RequestFrame:
             await self._app(scope, receive, send)
 
     def _count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
-        path, service = scope["path"], getattr(self._state, "service", None)
+        path = scope["path"]
+        service: Backend | None = getattr(self._state, "service", None)
         route = _route(path)
         if service is None or route is None:
             return
         in_body = getattr(Request(scope).state, "model", None)  # embeddings and dialects
-        model, _ = service.registry.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
+        model, _ = service.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
         service.metrics.done(route, model, status, timing)
         if status == ClientGone.status:
             service.metrics.cancelled.inc()

@@ -23,6 +23,7 @@ from sie_server.api.edge.connections.protocol import EdgeProtocol
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
 from sie_server.logs import report_end
+from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
 JOIN_S = 0.2
@@ -103,7 +104,7 @@ def serve(config: ServerConfig) -> None:
     def on_ready(models: list[str]) -> None:
         log.info("ready; models: %s; API page: %s/docs", ", ".join(models) or "none at start", url)
 
-    app = create_app(config, on_fatal, on_ready)
+    app = create_app(config, Service, on_fatal, on_ready)
     log.info("listening on %s; models to load: %s", url, ", ".join(config.model) or "none")
     if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
         log.warning(

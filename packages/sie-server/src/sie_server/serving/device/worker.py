@@ -18,6 +18,7 @@ from sie_server.engine.device import room_for_threads, thread_spoiled, use_cpu_t
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import QueueFull, SIEError
+from sie_server.serving.backend import OnDeath
 from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, all_failed
 from sie_server.serving.device.isolation import ThreadSpoiled, as_answer, run_isolated
 from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue, tokens_of
@@ -27,7 +28,6 @@ from sie_server.wire import Priority
 
 log = logging.getLogger("sie_server.worker")
 Result = TypeVar("Result")
-OnDeath = Callable[[SIEError], None]
 JOIN_S = 2.0  # a batch that still runs when the server stops has no caller
 
 
