@@ -205,3 +205,8 @@ class ResourceExhausted(SIEError):
     """The device is out of memory, or models in use occupy the memory budget."""
 
     status, code = 503, "RESOURCE_EXHAUSTED"
+
+
+def codes() -> list[str]:
+    """Return the codes of all errors, sorted."""
+    return sorted({SIEError.code, *(kind.code for kind in SIEError.__subclasses__())})

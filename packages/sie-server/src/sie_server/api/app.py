@@ -8,7 +8,7 @@ import logging
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import msgspec
 from starlette.applications import Starlette
@@ -131,6 +131,7 @@ async def _preload(
 async def on_error(request: Request, error: Exception) -> Response:
     """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
     known = visible.error(request, _as_known(request, error))
+    request.app.state.service.metrics.failed(known)
     if isinstance(known, QueueFull) and not request.app.state.draining:
         await delay_refusal(request, known.retry_after_s or 1)
     headers = headers_of(known)
@@ -211,8 +212,11 @@ class RequestFrame:
             size += len(message.get("body", b""))
             await send(message)
 
+        route = _route(scope["path"])
+        in_flight = self._service.metrics.in_flight
         try:
-            await self._refuse_or_run(scope, receive, send_framed)
+            with in_flight.track_inprogress() if route else nullcontext():
+                await self._refuse_or_run(scope, receive, send_framed)
         except (Exception, asyncio.CancelledError) as error:
             over = isinstance(error, asyncio.CancelledError)  # a shutdown has waited for `drain_s`
             if started or (over and not self._state.draining):  # type: ignore[attr-defined]
@@ -220,9 +224,15 @@ class RequestFrame:
             answer = await on_error(request, SHUTTING_DOWN if over else error)  # type: ignore[arg-type]
             await answer(scope, receive, send_framed)
         finally:
-            self._count(scope, status, timing)
+            if route:
+                self._count(route, scope, status, timing)
             if access := self._state.access_log:  # type: ignore[attr-defined]
                 access.write(scope, status, size, timing)
+
+    @property
+    def _service(self) -> Backend:
+        service: Backend = self._state.service  # type: ignore[attr-defined]
+        return service
 
     async def _refuse_or_run(
         self, scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]
@@ -233,12 +243,8 @@ class RequestFrame:
             Request(scope).state.caller = self._gate.admit(scope)  # before the body is read
             await self._app(scope, receive, send)
 
-    def _count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
-        path = scope["path"]
-        service: Backend | None = getattr(self._state, "service", None)
-        route = _route(path)
-        if service is None or route is None:
-            return
+    def _count(self, route: str, scope: Scope, status: int, timing: RequestTiming) -> None:
+        path, service = scope["path"], self._service
         in_body = getattr(Request(scope).state, "model", None)  # embeddings and dialects
         model, _ = service.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
         service.metrics.done(route, model, status, timing)

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from sie_server.api.app import create_app
 from sie_server.api.edge.connections.edge import Edge
@@ -112,7 +113,7 @@ def serve(config: ServerConfig) -> None:
         )
     server = DrainingServer(
         # `drain` has waited for the requests before uvicorn does
-        uvicorn.Config(app, timeout_graceful_shutdown=1, **http_settings(config)),
+        uvicorn.Config(timeout_graceful_shutdown=1, **http_settings(config, app)),
         config.drain_s,
     )
     try:
@@ -132,14 +133,16 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def http_settings(config: ServerConfig) -> dict[str, Any]:
-    """Return the arguments of `uvicorn.Config` for HTTP.
+def http_settings(config: ServerConfig, app: Starlette) -> dict[str, Any]:
+    """Return the arguments of `uvicorn.Config` for this app and HTTP.
 
     Raises:
         ConfigError: limits contradict each other.
     """
+    edge = Edge(config, on_error=lambda error: app.state.service.metrics.failed(error))
     return {
-        "http": partial(EdgeProtocol, edge=Edge(config)),
+        "app": app,
+        "http": partial(EdgeProtocol, edge=edge),
         "ws": "none",
         "log_config": None,
         "access_log": False,

@@ -74,6 +74,7 @@ class Service:
         self.worker = DeviceWorker(
             config.max_queue_tokens, config.threads, self.metrics, on_death, check_device
         )
+        self.metrics.queue_seconds.set_function(self.queued_seconds)
         self.admission = Admission(self.worker, config.max_wait_s)
         cache_bytes = config.document_cache_mb * 2**20
         self.documents = DocumentCache(cache_bytes) if cache_bytes else None
@@ -320,6 +321,10 @@ class Service:
     def unready(self) -> str | None:
         """Return why the server should get no requests now; None: it should."""
         return self.death() or (None if self.worker.health.works else "the device does not work")
+
+    def queued_seconds(self) -> float:
+        """Estimate the device time of all admitted work, in seconds; 0: the device is idle."""
+        return self.worker.queued_seconds()
 
     def death(self) -> str | None:
         """Return why the device thread can no longer answer requests; None: it can."""
