@@ -9,7 +9,7 @@
     ├── MethodNotAllowed 405        ├── Conflict 409
     ├── ModelNotFound 404           ├── ClientGone 499
     ├── AdapterNotFound 404         ├── RequestTimeout 408
-    ├── UnsupportedEncoding 415
+    ├── UnsupportedEncoding 415     └── RateLimited 429 + Retry-After
     └── HeadersTooLarge 431
 
 `api.app.on_error` writes the response. Any other exception becomes a 500 that exposes no internals.
@@ -120,6 +120,13 @@ class RequestTimeout(SIEError):
     """The headers or the body did not arrive in time (`header_timeout_s`, `body_timeout_s`)."""
 
     status, code = 408, "REQUEST_TIMEOUT"
+
+
+class RateLimited(SIEError):
+    """The caller's API key has reached one of its limits. `headers` describe them."""
+
+    status, code = 429, "RATE_LIMITED"
+    headers: dict[str, str]  # set by the middleware that knows the limits
 
 
 class HeadersTooLarge(SIEError):

@@ -27,6 +27,9 @@ from sie_server.api.edge.access import AccessLog
 from sie_server.api.edge.connections.answers import body_of, headers_of
 from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
+from sie_server.api.edge.limits.account import Accounts
+from sie_server.api.edge.limits.metrics import KeyCollector
+from sie_server.api.edge.limits.middleware import LimitedKeys
 from sie_server.api.edge.pacing import delay_refusal
 from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
 from sie_server.api.embeddings.routes import ROUTES as EMBEDDINGS
@@ -37,6 +40,7 @@ from sie_server.errors import (
     MethodNotAllowed,
     NotFound,
     QueueFull,
+    RateLimited,
     ResourceExhausted,
     SIEError,
     cut,
@@ -72,10 +76,13 @@ def create_app(
     """
     check_origins(config.cors_origins)
     check_prefix(config.root_path)
+    keys = read_keys(config)
+    accounts = Accounts(keys)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         app.state.service = service = open_backend(config, on_fatal)
+        service.metrics.registry.register(KeyCollector(accounts))
         app.state.threads = threads = BodyThreads()
         preload = asyncio.create_task(_preload(app, service, on_fatal, on_ready))
         yield
@@ -107,8 +114,9 @@ def create_app(
     app.router.redirect_slashes = False  # an unknown route must be a 404 with an error body
     app.state.ready = False
     app.state.draining = False
-    app.state.gate = Gate(read_keys(config))
+    app.state.gate, app.state.accounts = Gate(keys), accounts
     app.state.access_log = AccessLog(app.routes) if config.access_log else None
+    app.add_middleware(LimitedKeys, accounts=accounts)
     app.add_middleware(RequestFrame, state=app.state, gate=app.state.gate)
     app.add_middleware(Cors, origins=config.cors_origins)
     app.add_middleware(CleanPath, prefix=config.root_path)  # the last one added is the outermost
@@ -132,7 +140,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
     known = visible.error(request, _as_known(request, error))
     request.app.state.service.metrics.failed(known)
-    if isinstance(known, QueueFull) and not request.app.state.draining:
+    if isinstance(known, QueueFull | RateLimited) and not request.app.state.draining:
         await delay_refusal(request, known.retry_after_s or 1)
     headers = headers_of(known)
     headers |= getattr(error, "headers", None) or {}  # Allow of a 405, WWW-Authenticate of a 401

@@ -203,7 +203,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="API keys: NAME:SCOPES:KEY or just KEY, separated by commas (docs/security.md)"),
     ] = None
     api_keys_file: Annotated[
-        str | None, Meta(description="TOML file of API keys, in addition to `api_keys`")
+        str | None, Meta(description="TOML file of API keys and their limits, in addition to `api_keys`")
     ] = None
     cors_origins: Annotated[
         tuple[str, ...],

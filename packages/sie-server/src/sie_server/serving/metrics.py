@@ -34,11 +34,22 @@ class RequestTiming:
     inference_ms: float = 0.0
     items: int | None = None  # texts of the request, without the query
     tokens: int | None = None  # read for it
+    on_tokens: Callable[[int], None] | None = None  # charges them, or refuses the request
 
     def set_deadline(self, milliseconds: float) -> None:
         """Set the deadline to so long after the start, unless it is earlier already."""
         deadline = self.started + milliseconds / 1e3
         self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+
+    def count_tokens(self, tokens: int) -> None:
+        """Note the tokens of the request before the model reads them.
+
+        Raises:
+            InvalidInput, RateLimited: the limits of the caller's key do not allow them.
+        """
+        if self.on_tokens:
+            self.on_tokens(tokens)
+        self.tokens = tokens
 
     @property
     def total_ms(self) -> float:

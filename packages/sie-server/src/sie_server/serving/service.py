@@ -151,7 +151,7 @@ class Service:
                 jobs = await self._tokenize(
                     lambda: [plan.job(leased.adapter) for plan in plans], texts, timing
                 )
-                timing.tokens = sum(job.input_tokens for job in jobs)
+                timing.count_tokens(sum(job.input_tokens for job in jobs))
                 await self._run(name, leased.engine, jobs, timing, admitted)
         return merged(plans, [plan.response(job) for plan, job in zip(plans, jobs, strict=True)])
 
@@ -187,7 +187,7 @@ class Service:
             plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options, vendor)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
-                timing.tokens = job.input_tokens
+                timing.count_tokens(job.input_tokens)
                 await self._run(name, leased.engine, [job], timing, admitted)
         return plan.response(job, timing)
 

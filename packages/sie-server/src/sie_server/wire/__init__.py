@@ -35,6 +35,7 @@ from sie_server.wire.inference import (
     Usage,
     is_plain,
 )
+from sie_server.wire.keys import KeyLimits, KeyList, KeyRefusals, KeyUsage
 from sie_server.wire.models import (
     AdapterInfo,
     AdapterLoadRequest,
@@ -76,6 +77,10 @@ __all__ = [
     "InspectedPassage",
     "InspectedText",
     "Item",
+    "KeyLimits",
+    "KeyList",
+    "KeyRefusals",
+    "KeyUsage",
     "LoadProgress",
     "ModelEntry",
     "ModelInfo",

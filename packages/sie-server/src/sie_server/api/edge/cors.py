@@ -37,6 +37,8 @@ REQUEST_HEADERS = [
     "X-SIE-SDK-Version",
 ]
 RESPONSE_HEADERS = [
+    "RateLimit",
+    "RateLimit-Policy",
     "Retry-After",
     "X-Inference-Time",
     "X-Queue-Time",
