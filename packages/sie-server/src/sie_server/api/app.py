@@ -55,6 +55,7 @@ OnReady = Callable[[list[str]], None]
 SHUTTING_DOWN = QueueFull("the server is shutting down; try again", retry_after_s=1)
 ALSO_EMBEDDINGS = ("/embeddings", "/infinity/embeddings")
 COUNTED = ("score", "encode", "inspect", "embeddings")  # routes in the metrics, in addition to the dialects
+PLACEMENT = ("x-sie-pool", "x-sie-machine-profile")  # headers that a cluster reads
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
 
@@ -203,7 +204,8 @@ class RequestFrame:
         timing = request.state.timing = RequestTiming()
         sent_id = request.headers.get("x-sie-request-id", "")
         request_id = sent_id if REQUEST_ID.match(sent_id) else uuid.uuid4().hex
-        request.state.request_id = request_id
+        request.state.request_id = timing.request_id = request_id
+        timing.pool, timing.machine = (request.headers.get(name) or None for name in PLACEMENT)
         status, started, size = 500, False, 0
 
         async def send_framed(message: Message) -> None:

@@ -25,7 +25,7 @@ SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 @dataclass
 class RequestTiming:
-    """What one request cost: milliseconds in each stage, items and tokens; and when its answer is due."""
+    """One request: when its answer is due, which machines it wants, and its cost in each stage, items and tokens."""
 
     started: float = field(default_factory=time.perf_counter)
     deadline: float | None = None  # of the same clock as `started`
@@ -35,6 +35,10 @@ class RequestTiming:
     items: int | None = None  # texts of the request, without the query
     tokens: int | None = None  # read for it
     on_tokens: Callable[[int], None] | None = None  # charges them, or refuses the request
+    request_id: str = ""
+    pool: str | None = None  # X-SIE-Pool, of a cluster
+    machine: str | None = None  # X-SIE-MACHINE-PROFILE, of a cluster
+    version: str = ""  # of the weights and the adapter that answered
 
     def set_deadline(self, milliseconds: float) -> None:
         """Set the deadline to so long after the start, unless it is earlier already."""

@@ -140,6 +140,7 @@ class Service:
         texts = [text for candidates in each for text in candidates.texts or ()]
         timing.items = sum(len(request.items) for request in requests)
         async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+            timing.version = self.registry.stamp(name, leased, options.adapter)
             if pairs and isinstance(leased.engine.spec.head, ListwiseSpec):
                 each = [one for candidates in each for one in candidates.alone()]
             build = partial(
@@ -184,6 +185,7 @@ class Service:
         name, options = self._options("encode", model, params.options, params.instruction, "$.params")
         texts, timing.items = texts_of(request.items), len(request.items)
         async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+            timing.version = self.registry.stamp(name, leased, options.adapter)
             plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options, vendor)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)

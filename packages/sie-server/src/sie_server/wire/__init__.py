@@ -51,6 +51,7 @@ from sie_server.wire.models import (
     ModelList,
     ModelName,
     ModelState,
+    ReplicaReport,
     Revision,
     Source,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "OutputType",
     "Priority",
     "Profile",
+    "ReplicaReport",
     "Revision",
     "ScoreEntry",
     "ScoreRequest",
