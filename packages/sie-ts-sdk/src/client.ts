@@ -21,6 +21,24 @@ function hex(random: number): string {
   return Math.floor(random * 2 ** 32).toString(16).padStart(8, "0");
 }
 
+const followers = new WeakMap<AbortSignal, Set<AbortController>>();
+
+/**
+ * Abort `controller` together with `signal`, until the returned function is called.
+ *
+ * All calls share one listener, because Node warns of more than ten on a signal.
+ */
+function follow(signal: AbortSignal, controller: AbortController): () => void {
+  const all = followers.get(signal) ?? new Set();
+  if (!followers.has(signal)) {
+    followers.set(signal, all);
+    signal.addEventListener("abort", () => all.forEach((one) => one.abort(signal.reason)), { once: true });
+  }
+  if (signal.aborted) controller.abort(signal.reason);
+  all.add(controller);
+  return () => all.delete(controller);
+}
+
 /** A client of a server. Calls may run concurrently; they reject with a SIEError. */
 export class SIEClient {
   readonly #settings: Settings;
@@ -67,15 +85,12 @@ export class SIEClient {
 
   async #run<Result>(call: calls.Call<Result>): Promise<Result> {
     const stopped = new AbortController();
-    const sources = [this.#closing.signal, call.wait.signal].filter((signal) => signal !== undefined);
-    const stop = () => stopped.abort(sources.find((signal) => signal.aborted)?.reason);
-    for (const signal of sources) signal.addEventListener("abort", stop);
+    const leave = [this.#closing.signal, call.wait.signal].map((signal) => signal && follow(signal, stopped));
     try {
-      if (sources.some((signal) => signal.aborted)) stop();
       stopped.signal.throwIfAborted();
       return await this.#drive(call, stopped.signal);
     } finally {
-      for (const signal of sources) signal.removeEventListener("abort", stop);
+      for (const end of leave) end?.();
     }
   }
 

@@ -166,6 +166,26 @@ test("a signal ends a call immediately: before an attempt, during it and during 
     });
 });
 
+test("many calls at once end with one signal or with the client, and Node has nothing to warn of", async () => {
+  const warnings: Error[] = [];
+  const note = (warning: Error) => warnings.push(warning);
+  process.on("warning", note);
+  try {
+    await trying([() => {}], async (client) => {
+      const controller = new AbortController();
+      const ended = (signal?: AbortSignal) => Promise.allSettled(Array.from({ length: 30 }, () => client.listModels(signal ? { signal } : {})));
+      const [signalled, closed] = [ended(controller.signal), ended()];
+      setTimeout(() => controller.abort(new Error("enough")), 50);
+      for (const one of await signalled) assert.match(String((one as PromiseRejectedResult).reason), /enough/);
+      await client.close();
+      for (const one of await closed) assert.match(String((one as PromiseRejectedResult).reason), /the client is closed/);
+    });
+  } finally {
+    process.off("warning", note);
+  }
+  assert.deepEqual(warnings, []);
+});
+
 test("close ends running and later calls", () =>
   trying([() => {}], async (client) => {
     const pending = client.listModels();
