@@ -9,7 +9,7 @@
     ├── MethodNotAllowed 405        ├── Conflict 409
     ├── ModelNotFound 404           ├── ClientGone 499
     ├── AdapterNotFound 404         ├── RequestTimeout 408
-    ├── UnsupportedEncoding 415     └── RateLimited 429 + Retry-After
+    ├── UnsupportedEncoding 415
     └── HeadersTooLarge 431
 
 `api.app.on_error` writes the response. Any other exception becomes a 500 that exposes no internals.
@@ -122,13 +122,6 @@ class RequestTimeout(SIEError):
     status, code = 408, "REQUEST_TIMEOUT"
 
 
-class RateLimited(SIEError):
-    """The caller's API key has reached one of its limits. `headers` describe them."""
-
-    status, code = 429, "RATE_LIMITED"
-    headers: dict[str, str]  # set by the middleware that knows the limits
-
-
 class HeadersTooLarge(SIEError):
     """The request line and headers, or the trailers, are larger than 64 KiB or more than 200."""
 
@@ -214,6 +207,8 @@ class ResourceExhausted(SIEError):
     status, code = 503, "RESOURCE_EXHAUSTED"
 
 
-def codes() -> list[str]:
-    """Return the codes of all errors, sorted."""
-    return sorted({SIEError.code, *(kind.code for kind in SIEError.__subclasses__())})
+def no_memory() -> ResourceExhausted:
+    """Return the error for a request whose handling ran out of memory outside a forward pass."""
+    return ResourceExhausted(
+        "the server ran out of memory for this request; try again later", retry_after_s=5
+    )

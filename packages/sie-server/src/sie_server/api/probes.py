@@ -31,9 +31,11 @@ def dead(request: Request) -> Problem:
 
 def unready(request: Request) -> Problem:
     """Return why the server should get no requests now."""
-    state = request.app.state
-    if problem := service_of(request).unready():
+    state, service = request.app.state, service_of(request)
+    if problem := dead(request):
         return problem
+    if not service.worker.health.works:
+        return "the device does not work"
     return "not ready" if not state.ready or state.draining else None
 
 
@@ -89,7 +91,9 @@ async def version(request: Request) -> Response:
 
 async def meta(request: Request) -> Response:
     """GET /meta: Weaviate reads it once at start and shows it; it may have any keys"""
-    return JSONResponse({"name": "sie", "version": __version__, "models": service_of(request).configured()})
+    return JSONResponse(
+        {"name": "sie", "version": __version__, "models": service_of(request).registry.configured()}
+    )
 
 
 ROUTES = [

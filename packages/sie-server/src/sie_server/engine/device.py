@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 
 import torch
 
 from sie_server.errors import ONEDNN_FAILED
 
-STACK_BYTES = 8 << 20  # of a thread, the default of Linux
-SPARE_BYTES = 16 << 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,19 +48,6 @@ def usable_cores() -> int:
     if affinity is not None:
         return len(affinity(0))
     return os.cpu_count() or 1
-
-
-def room_for_threads(count: int) -> bool:
-    """Return whether memory for the stacks of a thread and its helpers can be mapped.
-
-    OpenMP, which starts the helpers, ends the process if it cannot start one.
-    """
-    stacks = ((count or usable_cores()) + 1) * STACK_BYTES
-    try:
-        mmap.mmap(-1, stacks + SPARE_BYTES).close()
-    except (OSError, MemoryError):
-        return False
-    return True
 
 
 def use_cpu_threads(count: int) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, paced
 from sie_server.errors import QueueFull
+from sie_server.room import Threads
 
 Result = TypeVar("Result")
 LARGE_THREADS = 64  # most of them wait; further large requests start in order of arrival
@@ -105,8 +106,8 @@ class TokenizerPool:
     """Runs the tokenising of requests. Its methods are called on the event loop."""
 
     def __init__(self, threads: int) -> None:
-        self._small = ThreadPoolExecutor(threads, thread_name_prefix=THREADS)
-        self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix=f"{THREADS}-large")
+        self._small = Threads(threads, thread_name_prefix=THREADS)
+        self._large = Threads(LARGE_THREADS, thread_name_prefix=f"{THREADS}-large")
         self._turns = Turns(max(1, threads // 2))
         self._tickets: set[Ticket] = set()
         self._closed = False

@@ -35,7 +35,6 @@ from sie_server.wire.inference import (
     Usage,
     is_plain,
 )
-from sie_server.wire.keys import KeyLimits, KeyList, KeyRefusals, KeyUsage
 from sie_server.wire.models import (
     AdapterInfo,
     AdapterLoadRequest,
@@ -51,7 +50,6 @@ from sie_server.wire.models import (
     ModelList,
     ModelName,
     ModelState,
-    ReplicaReport,
     Revision,
     Source,
 )
@@ -78,10 +76,6 @@ __all__ = [
     "InspectedPassage",
     "InspectedText",
     "Item",
-    "KeyLimits",
-    "KeyList",
-    "KeyRefusals",
-    "KeyUsage",
     "LoadProgress",
     "ModelEntry",
     "ModelInfo",
@@ -94,7 +88,6 @@ __all__ = [
     "OutputType",
     "Priority",
     "Profile",
-    "ReplicaReport",
     "Revision",
     "ScoreEntry",
     "ScoreRequest",

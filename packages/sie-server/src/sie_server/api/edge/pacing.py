@@ -11,23 +11,23 @@ import asyncio
 
 from starlette.requests import Request
 
-from sie_server.api.edge.limits.bucket import Bucket
-
 AT_ONCE_PER_S = 400.0  # each costs about 0.2 ms of the event loop
 MOST_S = 1.0  # of delay
 
 
-class Allowance(Bucket):
-    """The refusals of all connections that may be answered at once: those of one second."""
+class Allowance:
+    """The refusals of all connections that may be answered at once, as a token bucket of one second."""
 
     def __init__(self) -> None:
-        super().__init__(AT_ONCE_PER_S, AT_ONCE_PER_S)
+        self._left, self._at = AT_ONCE_PER_S, 0.0
 
     def take(self, now: float) -> bool:
-        """Take one; return False if none is left."""
-        if self.left(now) < 1:
+        """Use one; return False if none is left."""
+        self._left = min(AT_ONCE_PER_S, self._left + AT_ONCE_PER_S * (now - self._at))
+        self._at = now
+        if self._left < 1:
             return False
-        self.spend(1, now)
+        self._left -= 1
         return True
 
 

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from sie_server.errors import InvalidInput
+from sie_server.room import check_room
 
 # Characters in one call of the tokenizer library: 5 to 100 ms; 0.6 s for characters that NFKC expands eighteenfold.
 SLICE_CHARS = 65_536
 SLICE_TEXTS = 1024  # texts in one call
+# Memory of the tokenizer library for a character, at most: 400 bytes where each is a token, 135 in English.
+BYTES_PER_CHAR = 400
 # Characters that are read of a text for each token wanted, but at least a slice. English has about 5 per token.
 # WordPiece makes one token of a word over 100 characters, so a text in a script without spaces and outside the
 # vocabulary has up to about 100.
@@ -72,10 +75,15 @@ def count_sequence(tokens: int) -> None:
 
 
 def before_slice(characters: int) -> None:
-    """Announce a slice. Waits or raises if serving says so."""
+    """Announce a slice. Waits or raises if serving says so.
+
+    Raises:
+        MemoryError: the tokenizer library would lack memory.
+    """
     pace = _pace.get()
     if pace is not None:
         pace(characters)
+    check_room(characters * BYTES_PER_CHAR)
 
 
 def most_chars(tokens: int) -> int:

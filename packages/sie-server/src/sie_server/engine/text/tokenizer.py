@@ -18,11 +18,12 @@ from sie_server.engine.text.loading.files import TokenizerFiles
 from sie_server.engine.text.loading.load import load_tokenizer
 from sie_server.engine.text.loading.names import has_token_types
 from sie_server.engine.text.reading import Reading, TextReader
-from sie_server.engine.text.slices import count_sequence
+from sie_server.engine.text.slices import BYTES_PER_CHAR, count_sequence
 from sie_server.errors import InvalidInput, shown
 from sie_server.models.batch import Ids, Tokens
 from sie_server.models.settings.sentence import sentence_settings
 from sie_server.models.spec import UnsupportedCheckpoint, read_json
+from sie_server.room import check_room
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class TextTokenizer:
 
     def places(self, text: str, *, special: bool) -> list[Place]:
         """Return the tokens of a whole text and their characters, with special tokens on request."""
+        check_room(len(text) * BYTES_PER_CHAR)
         found = self._tokenizer.encode(text, add_special_tokens=special)
         fields = (found.ids, found.tokens, found.special_tokens_mask, found.offsets)
         return [Place(i, name, bool(mask), *span) for i, name, mask, span in zip(*fields, strict=True)]

@@ -12,6 +12,7 @@ from sie_server.models.layers import onednn
 from sie_server.models.layers.activations import ACTIVATIONS, IN_PLACE
 from sie_server.models.layers.adapted import changes_of
 from sie_server.models.lora import Target
+from sie_server.room import check_room
 
 
 class Weights(Protocol):
@@ -128,6 +129,8 @@ class Linear:
         return IN_PLACE[activation](y) if activation else y
 
     def _product(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        if x.device.type == "cpu":
+            check_room(len(x) * self.outputs * x.element_size())
         if not self._tried_to_pack:
             self._pack()
         if self._packed is not None:

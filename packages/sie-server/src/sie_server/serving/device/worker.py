@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sie_server.engine.device import room_for_threads, thread_spoiled, use_cpu_threads
+from sie_server.engine.device import thread_spoiled, usable_cores, use_cpu_threads
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import QueueFull, SIEError
-from sie_server.serving.backend import OnDeath
+from sie_server.room import room_for_threads
 from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, all_failed
 from sie_server.serving.device.isolation import ThreadSpoiled, as_answer, run_isolated
 from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue, tokens_of
@@ -28,6 +28,7 @@ from sie_server.wire import Priority
 
 log = logging.getLogger("sie_server.worker")
 Result = TypeVar("Result")
+OnDeath = Callable[[SIEError], None]
 JOIN_S = 2.0  # a batch that still runs when the server stops has no caller
 
 
@@ -69,16 +70,9 @@ class DeviceWorker:
     def seconds_until_done(self, demand: Demand) -> float:
         """Estimate the time until a job that arrives now is finished."""
         with self._wake:
-            return self._running_seconds() + self._queue.seconds_until_done(demand)
-
-    def queued_seconds(self) -> float:
-        """Estimate the device time of all admitted work: running, queued, and being tokenised."""
-        with self._wake:
-            return self._running_seconds() + self._queue.seconds_waiting()
-
-    def _running_seconds(self) -> float:
-        # a batch that takes longer than estimated is assumed to take as long again
-        return abs(self._running_until - time.perf_counter()) if self._is_running else 0.0
+            # a batch that takes longer than estimated is assumed to take as long again
+            running = abs(self._running_until - time.perf_counter()) if self._is_running else 0.0
+            return running + self._queue.seconds_until_done(demand)
 
     def seconds_until_fit(self, demand: Demand) -> float:
         """Estimate the time until the queue has room for a job; 0: it has room now."""
@@ -213,7 +207,7 @@ class DeviceWorker:
 
     def _hand_over(self) -> bool:
         """Continue in a new thread, if there is memory for it."""
-        if not room_for_threads(self._cpu_threads):
+        if not room_for_threads(1 + (self._cpu_threads or usable_cores())):  # OpenMP starts the others
             return False
         try:
             self._spoiled = False
@@ -287,7 +281,7 @@ class DeviceWorker:
             self._is_running = False
             return
         end, self._is_running = time.perf_counter(), False
-        self._metrics.batch(tokens, engine.batch_tokens, end - start)
+        self._metrics.batch_tokens.observe(tokens)
         if len(batch.works) > 1:  # a small batch says little about the rate of a full queue
             engine.tokens_per_second += 0.2 * (tokens / (end - start) - engine.tokens_per_second)
         with self._wake:

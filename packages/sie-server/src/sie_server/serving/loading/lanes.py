@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sie_server.engine.device import thread_spoiled
 from sie_server.engine.storage.footprint import freeing
 from sie_server.panics import NativePanic
+from sie_server.room import start_thread
 from sie_server.serving.loading.progress import Progress
 
 Result = TypeVar("Result")
@@ -92,8 +93,8 @@ class Lane:
         with (progress or Progress()).queued():
             await self._permits.acquire()
         step = Step(work, source)
-        self._start(step)
         try:
+            self._start(step)
             while not step.outcome.done():
                 await asyncio.wait([step.outcome], timeout=None if step.let_go else PATIENCE_S)
                 if not step.outcome.done() and (progress is None or progress.idle_s() >= PATIENCE_S):
@@ -129,12 +130,12 @@ class Lane:
         self._permits.release()
 
     def _start(self, step: Step) -> None:
-        self._steps.put(step)
         with self._lock:
-            if self._idle:
-                self._idle -= 1
-                return
-        threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+            has_thread = self._idle > 0
+            self._idle -= has_thread
+        if not has_thread:
+            start_thread(threading.Thread(target=self._serve, name=self._name, daemon=True))
+        self._steps.put(step)  # last: without a thread, a later one would take it instead of its own
 
     def _serve(self) -> None:
         stays = True

@@ -8,9 +8,11 @@ import uuid
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
 
 from sie_server import __version__
-from sie_server.errors import SIEError
+from sie_server.errors import SIEError, no_memory, out_of_memory
 
 
 def body_of(error: SIEError) -> dict[str, Any]:
@@ -42,3 +44,16 @@ def whole_response(error: SIEError, default_headers: list[tuple[bytes, bytes]]) 
     lines = [f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}"]
     lines += [f"{name.lower()}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def _prepared(error: SIEError) -> Response:
+    headers = headers_of(error) | {"X-SIE-Server-Version": __version__}
+    return Response(msgspec.json.encode(body_of(error)), error.status, headers, media_type="application/json")
+
+
+_NO_MEMORY, _INTERNAL = _prepared(no_memory()), _prepared(SIEError("internal error; see the server's log"))
+
+
+async def last_resort(request: Request, error: Exception) -> Response:
+    """Return a response that was made at import, for an error whose own response could not be made."""
+    return _NO_MEMORY if out_of_memory(error) else _INTERNAL

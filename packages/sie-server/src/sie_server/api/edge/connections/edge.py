@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 from sie_server.api.edge.budget import MIB, Budget
@@ -15,7 +14,7 @@ from sie_server.api.edge.connections.heap import HeapTrim, trim
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
 from sie_server.api.edge.pacing import Allowance
 from sie_server.config import ConfigError, ServerConfig
-from sie_server.errors import SIEError
+from sie_server.room import room_for_threads
 
 log = logging.getLogger("sie_server.api")
 SPARE = 64  # connections beyond max_connections, for health routes
@@ -46,10 +45,8 @@ class Connection(Protocol):
 class Edge:
     """The limits of one server and the connections that they apply to."""
 
-    def __init__(self, config: ServerConfig, on_error: Callable[[SIEError], None]) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         """Raise the limit of open files if necessary.
-
-        `on_error` is called with each error that a connection answers, because no application has the request.
 
         Raises:
             ConfigError: `max_bodies_mb` is smaller than `max_body_mb`.
@@ -59,7 +56,7 @@ class Edge:
                 f"max_bodies_mb {config.max_bodies_mb} is smaller than max_body_mb {config.max_body_mb}, so the "
                 "largest body could never be read; raise max_bodies_mb"
             )
-        self.config, self.on_error = config, on_error
+        self.config = config
         self.max_body = config.max_body_mb * MIB
         self.refusals = Allowance()
         self.budget = Budget(config.max_bodies_mb * MIB, self.max_body, self._relieve)
@@ -91,6 +88,9 @@ class Edge:
         self.seats.leave(connection)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(
+            SWEEP_S, self._sweep, loop
+        )  # first, so that an error below does not end the sweeps
         now = loop.time()
         seconds, self._swept_at = now - self._swept_at, now
         for connection in list(self._connections):
@@ -103,10 +103,11 @@ class Edge:
         self._candidates = [each for seconds, _, each in sorted(stalled) if seconds >= STALLED_S]
         while self.budget.is_over and self._relieve():
             pass  # responses are counted after they have been written
-        if self._heap.is_due(now):
+        if self._heap.is_due(now) and room_for_threads(1):
             loop.run_in_executor(None, trim)
-        keep_on = self._connections or self.budget.used or self._heap.is_pending
-        self._timer = loop.call_later(SWEEP_S, self._sweep, loop) if keep_on else None
+        if not (self._connections or self.budget.used or self._heap.is_pending):
+            self._timer.cancel()
+            self._timer = None
 
     def _stalled(self) -> Connection | None:
         while self._candidates:

@@ -22,7 +22,14 @@ from sie_server.api.edge.connections.deadlines import Transfer, head_deadline
 from sie_server.api.edge.connections.edge import Edge
 from sie_server.api.edge.connections.exchange import Exchange, Flow, Outgoing
 from sie_server.api.edge.pacing import Pace
-from sie_server.errors import HeadersTooLarge, InvalidInput, QueueFull, RequestTimeout, SIEError
+from sie_server.errors import (
+    HeadersTooLarge,
+    InvalidInput,
+    QueueFull,
+    RequestTimeout,
+    SIEError,
+    no_memory,
+)
 
 SLICE = 4 * 1024  # of heads and of chunked bodies, which may consist of many small parts
 SLICE_OF_LENGTH = 64 * 1024  # of other bodies
@@ -95,9 +102,15 @@ class EdgeProtocol(HttpToolsProtocol):
             self._parse()
 
     def _parse(self) -> None:
-        """Feed the parser until all bytes are parsed or `PARSE_S` have passed."""
         if self.parser is None:
             return  # the connection was lost before that
+        try:
+            self._parse_some()
+        except MemoryError:
+            self.fail(no_memory())
+
+    def _parse_some(self) -> None:
+        """Feed the parser until all bytes are parsed or `PARSE_S` have passed."""
         started = time.perf_counter()
         self._now = self.loop.time()
         while self._rest and not self._is_deaf:
@@ -137,6 +150,8 @@ class EdgeProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(piece[upgrade.args[0] :])
         except httptools.HttpParserError as error:
+            if isinstance(error.__context__, MemoryError):  # of a callback
+                raise MemoryError from error
             self.fail(self._fault or heads.not_http(piece, error))
         else:
             if between and self._is_between and self._head_size >= heads.MAX_HEAD:
@@ -246,7 +261,6 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._exchanges or self.transport.is_closing():
             return
         if self._last_answer is not None and self._linger_until is None:
-            self._edge.on_error(self._last_answer)
             self.transport.write(answers.whole_response(self._last_answer, self.server_state.default_headers))
             self._linger()
         elif not self._unsent:
