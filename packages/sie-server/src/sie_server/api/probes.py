@@ -34,8 +34,8 @@ def unready(request: Request) -> Problem:
     state, service = request.app.state, service_of(request)
     if problem := dead(request):
         return problem
-    if not service.worker.health.works:
-        return "the device does not work"
+    if (health := service.worker.health) and not health.works:
+        return f"the device does not work: {health.trouble}"
     return "not ready" if not state.ready or state.draining else None
 
 

@@ -78,6 +78,7 @@ class Engine:
         except UnsupportedCheckpoint as error:
             raise unsupported(directory, error) from error
         self.max_seq_length = min(max_seq_length or self.spec.max_seq_length, self.spec.backbone.max_length)
+        self.trouble: str | None = None  # why its forward passes fail, after several in a row
         self.batch_tokens = BATCH_SIZES[self.device.type][0]
         self.tokens_per_second = 10_000.0
 

@@ -1,34 +1,36 @@
-"""The health of the device thread: its heartbeat, and whether forward passes succeed.
+"""The health of the device thread: its heartbeat, and whether each model's forward passes succeed.
 
-The device thread writes, and the health routes read. Single attributes are read and written, so no lock is needed.
+The device thread writes, and the event loop reads single values, so no lock is needed.
 """
 
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import SIEError
 
-MOST_FAILURES = 3  # consecutive ones, before a self-test decides
-TEST_EVERY_S = 1.0  # while the device does not work
+MOST_FAILURES = 3  # of one model in a row, before a self-test decides
+TEST_EVERY_S = 1.0  # while a model does not work
+ALSO = "; a text of the server fails, too"
 
 SelfTest = Callable[[Engine], None]
 
 
 class DeviceHealth:
-    """The state of the device thread."""
+    """The state of the device thread. Models that are unloaded are forgotten."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._step_began: float | None = None  # None: the thread waits for work
-        self._failures = 0
         self.dead = False  # the thread has ended by an exception
-        self._suspect: weakref.ref[Engine] | None = None  # the model whose passes fail; it may be unloaded
+        self._failures: WeakKeyDictionary[Engine, int] = WeakKeyDictionary()  # in a row
+        self._suspects: WeakSet[Engine] = WeakSet()
+        self._tested = -TEST_EVERY_S
 
     def step_begins(self) -> None:
         """Note that the thread starts a forward pass or a call."""
@@ -46,26 +48,52 @@ class DeviceHealth:
 
     @property
     def works(self) -> bool:
-        """False after repeated failures, until a forward pass succeeds."""
-        return self._failures < MOST_FAILURES
+        """False after repeated failures of a model, until one of its forward passes succeeds."""
+        return not self._suspects
 
-    def batch_ended(self, engine: Engine, *, failed: bool) -> None:
-        """Note a batch. It has failed if every request in it has failed."""
-        self._failures = self._failures + 1 if failed else 0
-        self._suspect = None if self.works else weakref.ref(engine)
+    @property
+    def trouble(self) -> str | None:
+        """Why a model does not work."""
+        return next((engine.trouble for engine in list(self._suspects)), None)
+
+    def batch_ended(self, engine: Engine, error: SIEError | None) -> None:
+        """Note a batch of a model. It has failed, with `error`, if every request in it has failed."""
+        if error is None:
+            self._recovered(engine)
+            return
+        count = self._failures[engine] = self._failures.get(engine, 0) + 1
+        if count >= MOST_FAILURES:
+            self._suspects.add(engine)
+            engine.trouble = f"{count} forward passes in a row have failed: {error.message}"
+
+    def _recovered(self, engine: Engine) -> None:
+        self._failures.pop(engine, None)
+        self._suspects.discard(engine)
+        engine.trouble = None
+
+    @property
+    def test_is_due(self) -> bool:
+        """Whether a model does not work and has not been tested in the last second."""
+        return not self.works and self._clock() - self._tested >= TEST_EVERY_S
 
     def test(self, self_test: SelfTest) -> SIEError | None:
-        """Run the failing model on texts of the server, because the callers' texts may have caused the failures."""
-        engine = None if self._suspect is None else self._suspect()
-        if engine is not None:
+        """Run the failing models on texts of the server, because the callers' texts may have caused the failures.
+
+        Returns the error of one that fails again.
+        """
+        found = None
+        for engine in list(self._suspects):
             try:
                 self_test(engine)
             except SIEError as error:
-                return error
-        self._failures, self._suspect = 0, None
-        return None
+                found = error
+                engine.trouble = f"{(engine.trouble or '').removesuffix(ALSO)}{ALSO}"  # the log has the error
+            else:
+                self._recovered(engine)
+        self._tested = self._clock()
+        return found
 
 
-def all_failed(works: list[Any], failures: dict[Job, SIEError]) -> bool:
-    """Return whether every job of a batch has failed."""
-    return all(work.job in failures for work in works)
+def failure_of(works: list[Any], failures: dict[Job, SIEError]) -> SIEError | None:
+    """Return an error of a batch if every job in it has failed."""
+    return failures[works[0].job] if all(work.job in failures for work in works) else None

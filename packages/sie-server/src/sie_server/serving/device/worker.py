@@ -19,7 +19,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import QueueFull, SIEError
 from sie_server.room import room_for_threads
-from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, all_failed
+from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, failure_of
 from sie_server.serving.device.isolation import ThreadSpoiled, as_answer, run_isolated
 from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue, tokens_of
 from sie_server.serving.device.tickets import PendingTicket, deliver, resolve
@@ -289,8 +289,9 @@ class DeviceWorker:
                 if ticket.failure(failures):
                     self._drop(ticket)
         self._loop.call_soon_threadsafe(deliver, batch, failures, start, end)
-        self.health.batch_ended(engine, failed=all_failed(batch.works, failures))
-        if not self.health.works:
+        error = failure_of(batch.works, failures)
+        self.health.batch_ended(engine, error)
+        if self.health.test_is_due or (error and not self.health.works):
             self._test_device()
 
     def _results_of(self, batch: Batch[PendingTicket]) -> dict[Job, SIEError] | None:

@@ -153,6 +153,11 @@ class Slot:
         # A version is evicted only after it has served the requests that waited for it.
         return self.removed or self.waiting > 0 or (self.task is not None and not stays)
 
+    def _last_error(self) -> str | None:
+        if self.error:
+            return self.error.message
+        return (self.serving and self.serving.engine and self.serving.engine.trouble) or self.swap_error
+
     def info(self, adapters: list[AdapterInfo]) -> ModelInfo:
         """The entry of `GET /v1/models`."""
         entry, engine = self.config.entry, self.serving.engine if self.serving else None
@@ -175,7 +180,7 @@ class Slot:
             dims=spec.dims if spec else entry.dims if entry else {},
             loaded=self.serving is not None,
             state=self.state,
-            last_error=self.error.message if self.error else self.swap_error,
+            last_error=self._last_error(),
             max_sequence_length=limit,
             profiles=profile_names(self.config.profiles),
             revision=self.config.revision,
