@@ -17,7 +17,7 @@ import msgspec
 
 from sie_server.catalog import CatalogEntry, catalog
 from sie_server.cli.commands import cli
-from sie_server.config import ServerConfig, is_secret
+from sie_server.config import ServerConfig, is_secret, is_table
 from sie_server.models.families.encoders.compat import ENCODERS, THREE_TYPES
 from sie_server.models.heads.pooling import NAMES
 from sie_server.models.registry import ARCHITECTURES, BARE
@@ -41,6 +41,8 @@ def configuration() -> str:
         "| flag | variable | key in the file | default | meaning |\n|---|---|---|---|---|\n",
     ]
     for field in msgspec.structs.fields(ServerConfig):
+        if is_table(field):
+            continue  # docs/cluster.md describes the table
         cells = (
             "–" if is_secret(field) else f"`--{field.name.replace('_', '-')}`",
             f"`SIE_{field.name.upper()}`",

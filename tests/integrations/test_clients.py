@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import cohere
@@ -16,6 +17,7 @@ from langchain_core.documents import Document
 
 from sie_sdk import SIEClient
 from support.requests.questions import KEY, MODELS, PROBABILITY, QUERY, TEXTS, expect, probabilities
+from support.servers.inprocess import asking
 from support.servers.processes import Server
 
 MODEL = PROBABILITY
@@ -199,3 +201,24 @@ def test_openai_embeds(server: Server, encoding: Any) -> None:
         expected = ours.encode("toy/encoder", [{"text": text} for text in TEXTS])
     found = [entry.embedding for entry in answer.data]
     np.testing.assert_allclose(found, np.stack([one["dense"] for one in expected]), atol=1e-6)
+
+
+# ── limits of API keys ──
+
+
+def test_a_limit_of_the_key_is_the_library_s_own_error(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(
+        f"[[key]]\nname='a'\nkey='{KEY}-of-sixteen'\nlimits={{requests_per_second=0.01, burst=1}}"
+    )
+    with asking({}, api_keys_file=str(file)) as http:
+        key, url, documents = f"{KEY}-of-sixteen", str(http.base_url), TEXTS[:1]
+        vectors = openai.OpenAI(api_key=key, base_url=f"{url}/v1", http_client=http, max_retries=0)
+        reranker = cohere.ClientV2(key, base_url=url, httpx_client=http)
+        assert vectors.models.list().data
+        with pytest.raises(openai.RateLimitError, match="requests_per_second"):
+            vectors.embeddings.create(model="sie/mini-en", input=documents)
+        with pytest.raises(cohere.TooManyRequestsError, match="requests_per_second"):
+            reranker.rerank(
+                model="sie/mini-en", query=QUERY, documents=documents, request_options={"max_retries": 0}
+            )

@@ -125,7 +125,7 @@ def test_scores_equal_sentence_transformers(case: Case) -> None:
     short = [d for d in case.documents if d not in cut]
     model = CrossEncoder(str(case.directory), device="cpu", model_kwargs={"dtype": torch.float32})
     expected = model.predict([(case.query, d) for d in short], show_progress_bar=False)
-    from sie_server.serving.requests.ranking import activate
+    from sie_server.serving.activation import activate
 
     activation = case.engine.spec.head.activation  # type: ignore[union-attr]
     ours = [activate(x, activation) for x in logits_of(case.engine, case.query, short)]

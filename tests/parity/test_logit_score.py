@@ -17,7 +17,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
-from sie_server.serving.requests.ranking import activate
+from sie_server.serving.activation import activate
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.decoders import byte_level_tokenizer, make_decoder
 from support.device import DEVICE

@@ -12,6 +12,7 @@ from openai import OpenAI
 from sie_sdk import SIEClient
 from sie_server.api.app import create_app
 from sie_server.config import ConfigError, ServerConfig
+from sie_server.serving.service import Service
 from support.servers import processes, programs
 from support.servers.processes import PLAIN, Server
 from support.waiting import eventually
@@ -144,4 +145,4 @@ def test_a_path_that_only_begins_like_the_prefix_is_another(behind: Server) -> N
 )
 def test_an_invalid_prefix_stops_the_start(prefix: str) -> None:
     with pytest.raises(ConfigError, match="root_path"):
-        create_app(ServerConfig(root_path=prefix))
+        create_app(ServerConfig(root_path=prefix), Service)

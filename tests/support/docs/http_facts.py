@@ -26,6 +26,7 @@ from sie_server.api.app import create_app
 from sie_server.api.edge import cors, gate
 from sie_server.api.embeddings import openai
 from sie_server.config import Secret, ServerConfig
+from sie_server.serving.service import Service
 
 SERVER = Path(sie_server.__file__).parent
 INFER_KEY = "0123456789abcdef"
@@ -45,7 +46,7 @@ Facts = set[tuple[str, ...]]
 def routes() -> Facts:
     """Return method, path and scope of every route of the application and of the OpenAPI document."""
     found: Facts = set()
-    for route in create_app(CONFIG).routes:
+    for route in create_app(CONFIG, Service).routes:
         assert isinstance(route, Route)
         methods = (route.methods or set()) - {"HEAD"}
         found |= {(method, route.path.replace(":path}", "}")) for method in methods}
@@ -221,7 +222,7 @@ def error_codes() -> Facts:
 @cache
 def metrics() -> Facts:
     """Return name and type of every metric of /metrics."""
-    with TestClient(create_app(CONFIG)) as client:
+    with TestClient(create_app(CONFIG, Service)) as client:
         text = client.get("/metrics").text
     found = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)
     return {(name, kind) for name, kind in found if not name.endswith("_created")}

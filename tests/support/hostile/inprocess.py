@@ -14,6 +14,7 @@ import msgspec
 from starlette.applications import Starlette
 
 from sie_server.api.app import create_app
+from sie_server.serving.service import Service
 from support.hostile.scale import STALL_S
 from support.hostile.wire import Answer
 from support.servers.inprocess import FP32
@@ -80,7 +81,7 @@ def scope(method: str, path: str, headers: dict[str, str], length: int) -> dict[
 def application(models: dict[str, Path], **config: Any) -> Iterator[Application]:
     """Yield an app with these models loaded."""
     named = tuple(f"{name}={path}" for name, path in models.items())
-    app = create_app(msgspec.structs.replace(FP32, model=named, **config))
+    app = create_app(msgspec.structs.replace(FP32, model=named, **config), Service)
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         lifespan = app.router.lifespan_context(app)

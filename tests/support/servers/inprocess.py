@@ -70,7 +70,7 @@ FP32 = ServerConfig(device=DEVICE, dtype="float32", offline=True, threads=1, bat
 def asking(models: dict[str, Path], **config: Any) -> Iterator[TestClient]:
     """Yield a client of an app that serves `models` (id → directory) in fp32 on one thread."""
     named = tuple(f"{name}={path}" for name, path in models.items())
-    app = create_app(msgspec.structs.replace(FP32, model=named, **config))
+    app = create_app(msgspec.structs.replace(FP32, model=named, **config), Service)
     with TestClient(app, LOCAL_URL, client=LOCAL_PEER, headers={"accept": "application/json"}) as client:
         yield client
 
@@ -99,7 +99,7 @@ def in_order(answer: Any, key: str = "score") -> list[Any]:
 @asynccontextmanager
 async def serving(**config: Any) -> AsyncIterator[Service]:
     """Start the service without HTTP, in fp32 on one thread; no model is loaded yet."""
-    service = Service(msgspec.structs.replace(FP32, **config))
+    service = Service(msgspec.structs.replace(FP32, **config), Service)
     try:
         yield service
     finally:

@@ -19,6 +19,7 @@ import uvicorn
 from sie_server.api.app import create_app
 from sie_server.api.edge.connections.edge import Edge
 from sie_server.api.server import http_settings
+from sie_server.serving.service import Service
 from support.servers.inprocess import FP32
 from support.waiting import eventually
 
@@ -58,9 +59,9 @@ class Loopback:
 def listening(**config: Any) -> Iterator[Loopback]:
     """Serve with these settings on one thread until the end of the block."""
     settings = msgspec.structs.replace(FP32, **config)
-    http_config = http_settings(settings)
+    http_config = http_settings(settings, create_app(settings, Service))
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), timeout_graceful_shutdown=1, **http_config))
+    server = uvicorn.Server(uvicorn.Config(timeout_graceful_shutdown=1, **http_config))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

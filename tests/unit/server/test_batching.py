@@ -242,3 +242,16 @@ def test_the_jobs_of_one_request_share_a_place() -> None:
     assert [len(work.tokens) for work in works] == [30, 20, 40, 10, 10]
     assert [work.job for work in works] == [jobs[0], jobs[0], jobs[1], jobs[2], *later.jobs]
     assert Ticket(model, *(job_of(50) for _ in range(100))).demand.bulk  # as one job of that size
+
+
+def test_the_seconds_of_all_work_are_at_each_models_rate() -> None:
+    slow, fast = Model(tokens_per_second=100.0), Model(tokens_per_second=1000.0)
+    queue = queue_of(Ticket(slow, job_of(50, 50)), Ticket(fast, job_of(500)))
+    assert queue.seconds_waiting() == pytest.approx(1.0 + 0.5)
+    place = queue.expect(Demand(slow, 200))  # admitted and not tokenised yet
+    assert queue.seconds_waiting() == pytest.approx(3.5)
+    queue.forget(place)
+    queue.take()
+    assert queue.seconds_waiting() == pytest.approx(0.5)
+    queue.take()
+    assert queue.seconds_waiting() == 0

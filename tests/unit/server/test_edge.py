@@ -20,6 +20,7 @@ from sie_server.api.edge.pacing import MOST_S, Allowance, Pace
 from sie_server.api.edge.paths import clean, route_meant
 from sie_server.config import ConfigError, Secret, ServerConfig
 from sie_server.errors import Forbidden, InputTooLong, QueueFull
+from sie_server.serving.service import Service
 
 INFER_KEY = "0123456789abcdef"
 
@@ -318,7 +319,7 @@ def test_one_spelling_of_a_path(path: str, expected: str) -> None:
     assert clean(path) == expected
 
 
-ROUTES = create_app(ServerConfig(model=())).routes
+ROUTES = create_app(ServerConfig(model=()), Service).routes
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,8 @@ def test_the_route_that_an_unknown_path_means(path: str, meant: str | None) -> N
 
 
 APP = create_app(
-    ServerConfig(model=(), offline=True, api_keys=Secret(INFER_KEY), cors_origins=("https://a.example",))
+    ServerConfig(model=(), offline=True, api_keys=Secret(INFER_KEY), cors_origins=("https://a.example",)),
+    Service,
 )
 HEADERS = {"authorization": f"Bearer {INFER_KEY}", "origin": "https://a.example"}
 WITH_MODEL = [route.path.replace("{model:path}", "no/model") for route in ROUTES if isinstance(route, Route)]

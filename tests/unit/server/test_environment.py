@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sie_server.api.server import ServerFailed, bind
+from sie_server.api.edge.connections.listening import ServerFailed, bind
 from sie_server.config import ConfigError, Secret, ServerConfig, load_config
 from sie_server.config.environment import OTHER_PROGRAMS, service_links
 from sie_server.files import expanded

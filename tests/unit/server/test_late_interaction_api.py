@@ -16,6 +16,7 @@ from sie_sdk.codec import decode_body, encode_body
 from sie_sdk.scoring import maxsim, maxsim_batch
 from sie_server.api.app import create_app
 from sie_server.config import ServerConfig
+from sie_server.serving.service import Service
 from support.checkpoints.colbert import make_pylate, make_stanford
 from support.checkpoints.cross_encoders import make_cross_encoder, random_text
 
@@ -36,7 +37,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 def serving(root: Path, **config: Any) -> Iterator[TestClient]:
     settings = ServerConfig(models_dir=str(root), device="cpu", dtype="float32", batch_tokens=2048, **config)
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings, Service)) as client:
         yield client
 
 

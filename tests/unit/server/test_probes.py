@@ -11,6 +11,7 @@ from sie_server import __version__
 from sie_server.api.app import create_app
 from sie_server.api.edge.paths import HEALTH, LIVENESS, READINESS
 from sie_server.config import Secret, ServerConfig
+from sie_server.serving.service import Service
 from support.waiting import eventually
 
 KEY = "0123456789abcdef"
@@ -20,7 +21,7 @@ NIM = {"/v1/health/live": "live", "/v1/health/ready": "ready"}
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     config = ServerConfig(device="cpu", model=(), offline=True, api_keys=Secret(KEY))
-    with TestClient(create_app(config)) as client:
+    with TestClient(create_app(config, Service)) as client:
         assert eventually(lambda: client.get("/readyz").status_code == 200)
         yield client
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sie_server.errors import InferenceError
-from sie_server.serving.requests.ranking import DocumentScores, activate, rank
+from sie_server.serving.activation import activate
+from sie_server.serving.requests.ranking import DocumentScores, rank
 from sie_server.wire import Item, Options
 
 THREE = [Item(id="a"), Item(), Item(id="a")]

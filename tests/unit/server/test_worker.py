@@ -126,6 +126,20 @@ async def test_a_cancelled_request_leaves_the_queue(worker: DeviceWorker) -> Non
     assert len(engine.batches) <= 3
 
 
+async def test_the_running_batch_and_the_queue_are_seconds_of_work(worker: DeviceWorker) -> None:
+    assert worker.queued_seconds() == 0
+    engine = LengthEngine(batch_tokens=10_000)
+    engine.gate.clear()
+    first = asyncio.create_task(run(worker, engine, job_of(*[50] * 200)))  # 10 s at the engine's rate
+    await until(engine.entered.is_set)
+    second = asyncio.create_task(run(worker, engine, job_of(500)))
+    await until(lambda: waiting(worker) == 500)
+    assert 5 < worker.queued_seconds() - 0.5 < 10
+    engine.gate.set()
+    await asyncio.gather(first, second)
+    assert worker.queued_seconds() == 0
+
+
 async def test_a_call_runs_between_batches_and_its_error_is_raised(worker: DeviceWorker) -> None:
     assert await worker.call(lambda: threading.current_thread().name) == "sie-device"
     with pytest.raises(ZeroDivisionError):

@@ -9,7 +9,7 @@
     ├── MethodNotAllowed 405        ├── Conflict 409
     ├── ModelNotFound 404           ├── ClientGone 499
     ├── AdapterNotFound 404         ├── RequestTimeout 408
-    ├── UnsupportedEncoding 415
+    ├── UnsupportedEncoding 415     └── RateLimited 429 + Retry-After
     └── HeadersTooLarge 431
 
 `api.app.on_error` writes the response. Any other exception becomes a 500 that exposes no internals.
@@ -122,6 +122,13 @@ class RequestTimeout(SIEError):
     status, code = 408, "REQUEST_TIMEOUT"
 
 
+class RateLimited(SIEError):
+    """The caller's API key has reached one of its limits. `headers` describe them."""
+
+    status, code = 429, "RATE_LIMITED"
+    headers: dict[str, str]  # set by the middleware that knows the limits
+
+
 class HeadersTooLarge(SIEError):
     """The request line and headers, or the trailers, are larger than 64 KiB or more than 200."""
 
@@ -205,6 +212,11 @@ class ResourceExhausted(SIEError):
     """The device is out of memory, or models in use occupy the memory budget."""
 
     status, code = 503, "RESOURCE_EXHAUSTED"
+
+
+def codes() -> list[str]:
+    """Return the codes of all errors, sorted."""
+    return sorted({SIEError.code, *(kind.code for kind in SIEError.__subclasses__())})
 
 
 def no_memory() -> ResourceExhausted:

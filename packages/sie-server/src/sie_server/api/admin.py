@@ -1,4 +1,6 @@
-"""The admin routes: load, swap and unload models and adapters at run time. `api.edge.gate` authorises the caller.
+"""The admin routes: load, swap and unload models and adapters at run time, and show the use of keys.
+
+`api.edge.gate` authorises the caller.
 
 Bodies must have the content type application/json, which a web page of another origin cannot send without a CORS
 preflight. Unknown fields are errors, so that a misspelled field never changes what a request does. An operation
@@ -27,6 +29,7 @@ from sie_server.wire import (
     AdminLoadRequest,
     AdminSwapRequest,
     AdminUnloadRequest,
+    KeyList,
 )
 
 log = logging.getLogger("sie_server.admin")
@@ -64,6 +67,12 @@ async def unload_adapter(request: Request) -> Response:
     return await _answer(service_of(request).admin.unload_adapter(body.model, body.adapter))
 
 
+async def keys(request: Request) -> Response:
+    """GET /v1/admin/keys"""
+    listed = KeyList(request.app.state.accounts.usage())
+    return Response(msgspec.json.encode(listed), media_type=codec.JSON)
+
+
 ACTIONS = {
     "load": load,
     "unload": unload,
@@ -71,7 +80,10 @@ ACTIONS = {
     "adapters/load": load_adapter,
     "adapters/unload": unload_adapter,
 }
-ROUTES = [Route(ADMIN + path, action, methods=["POST"]) for path, action in ACTIONS.items()]
+ROUTES = [
+    *(Route(ADMIN + path, action, methods=["POST"]) for path, action in ACTIONS.items()),
+    Route(f"{ADMIN}keys", keys),
+]
 
 
 async def _read(request: Request, kind: type[Body]) -> Body:

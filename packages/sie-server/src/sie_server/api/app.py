@@ -8,7 +8,7 @@ import logging
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import msgspec
 from starlette.applications import Starlette
@@ -27,6 +27,9 @@ from sie_server.api.edge.access import AccessLog
 from sie_server.api.edge.connections.answers import body_of, headers_of, last_resort
 from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
+from sie_server.api.edge.limits.account import Accounts
+from sie_server.api.edge.limits.metrics import KeyCollector
+from sie_server.api.edge.limits.middleware import LimitedKeys
 from sie_server.api.edge.pacing import delay_refusal
 from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
 from sie_server.api.embeddings.routes import ROUTES as EMBEDDINGS
@@ -37,28 +40,32 @@ from sie_server.errors import (
     MethodNotAllowed,
     NotFound,
     QueueFull,
+    RateLimited,
     SIEError,
     cut,
     no_memory,
     out_of_memory,
 )
 from sie_server.keys import read_keys
+from sie_server.serving.backend import Backend, OnDeath, OpenBackend
 from sie_server.serving.metrics import RequestTiming
-from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
-OnFatal = Callable[[SIEError], None]
 OnReady = Callable[[list[str]], None]
 SHUTTING_DOWN = QueueFull("the server is shutting down; try again", retry_after_s=1)
 ALSO_EMBEDDINGS = ("/embeddings", "/infinity/embeddings")
 COUNTED = ("score", "encode", "inspect", "embeddings")  # routes in the metrics, in addition to the dialects
+PLACEMENT = ("x-sie-pool", "x-sie-machine-profile")  # headers that a cluster reads
 REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")  # visible ASCII
 
 
 def create_app(
-    config: ServerConfig, on_fatal: OnFatal | None = None, on_ready: OnReady | None = None
+    config: ServerConfig,
+    open_backend: OpenBackend,
+    on_fatal: OnDeath | None = None,
+    on_ready: OnReady | None = None,
 ) -> Starlette:
-    """Create the ASGI app.
+    """Create the ASGI app. `open_backend` creates the service when the app starts: `Service`, or one that is remote.
 
     `on_ready` is called with the ids of the models named at start, once they are loaded.
 
@@ -70,10 +77,13 @@ def create_app(
     """
     check_origins(config.cors_origins)
     check_prefix(config.root_path)
+    keys = read_keys(config)
+    accounts = Accounts(keys)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.service = service = Service(config, on_fatal)
+        app.state.service = service = open_backend(config, on_fatal)
+        service.metrics.registry.register(KeyCollector(accounts))
         app.state.threads = threads = BodyThreads()
         preload = asyncio.create_task(_preload(app, service, on_fatal, on_ready))
         yield
@@ -105,8 +115,9 @@ def create_app(
     app.router.redirect_slashes = False  # an unknown route must be a 404 with an error body
     app.state.ready = False
     app.state.draining = False
-    app.state.gate = Gate(read_keys(config))
+    app.state.gate, app.state.accounts = Gate(keys), accounts
     app.state.access_log = AccessLog(app.routes) if config.access_log else None
+    app.add_middleware(LimitedKeys, accounts=accounts)
     app.add_middleware(RequestFrame, state=app.state, gate=app.state.gate)
     app.add_middleware(Cors, origins=config.cors_origins)
     app.add_middleware(CleanPath, prefix=config.root_path)  # the last one added is the outermost
@@ -114,13 +125,13 @@ def create_app(
 
 
 async def _preload(
-    app: Starlette, service: Service, on_fatal: OnFatal | None, on_ready: OnReady | None
+    app: Starlette, service: Backend, on_fatal: OnDeath | None, on_ready: OnReady | None
 ) -> None:
     try:
-        await service.operations.preload()
+        await service.preload()
         app.state.ready = True
         if on_ready:
-            on_ready(service.registry.configured())
+            on_ready(service.configured())
     except SIEError as error:
         if on_fatal:
             on_fatal(error)
@@ -129,7 +140,8 @@ async def _preload(
 async def on_error(request: Request, error: Exception) -> Response:
     """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
     known = visible.error(request, _as_known(request, error))
-    if isinstance(known, QueueFull) and not request.app.state.draining:
+    request.app.state.service.metrics.failed(known)
+    if isinstance(known, QueueFull | RateLimited) and not request.app.state.draining:
         await delay_refusal(request, known.retry_after_s or 1)
     headers = headers_of(known)
     headers |= getattr(error, "headers", None) or {}  # Allow of a 405, WWW-Authenticate of a 401
@@ -190,7 +202,8 @@ class RequestFrame:
         timing = request.state.timing = RequestTiming()
         sent_id = request.headers.get("x-sie-request-id", "")
         request_id = sent_id if REQUEST_ID.match(sent_id) else uuid.uuid4().hex
-        request.state.request_id = request_id
+        request.state.request_id = timing.request_id = request_id
+        timing.pool, timing.machine = (request.headers.get(name) or None for name in PLACEMENT)
         status, started, size = 500, False, 0
 
         async def send_framed(message: Message) -> None:
@@ -207,8 +220,11 @@ class RequestFrame:
             size += len(message.get("body", b""))
             await send(message)
 
+        route = _route(scope["path"])
+        in_flight = self._service.metrics.in_flight
         try:
-            await self._refuse_or_run(scope, receive, send_framed)
+            with in_flight.track_inprogress() if route else nullcontext():
+                await self._refuse_or_run(scope, receive, send_framed)
         except (Exception, asyncio.CancelledError) as error:
             over = isinstance(error, asyncio.CancelledError)  # a shutdown has waited for `drain_s`
             if started or (over and not self._state.draining):  # type: ignore[attr-defined]
@@ -216,9 +232,15 @@ class RequestFrame:
             answer = await on_error(request, SHUTTING_DOWN if over else error)  # type: ignore[arg-type]
             await answer(scope, receive, send_framed)
         finally:
-            self._count(scope, status, timing)
+            if route:
+                self._count(route, scope, status, timing)
             if access := self._state.access_log:  # type: ignore[attr-defined]
                 access.write(scope, status, size, timing)
+
+    @property
+    def _service(self) -> Backend:
+        service: Backend = self._state.service  # type: ignore[attr-defined]
+        return service
 
     async def _refuse_or_run(
         self, scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]
@@ -229,13 +251,10 @@ class RequestFrame:
             Request(scope).state.caller = self._gate.admit(scope)  # before the body is read
             await self._app(scope, receive, send)
 
-    def _count(self, scope: Scope, status: int, timing: RequestTiming) -> None:
-        path, service = scope["path"], getattr(self._state, "service", None)
-        route = _route(path)
-        if service is None or route is None:
-            return
+    def _count(self, route: str, scope: Scope, status: int, timing: RequestTiming) -> None:
+        path, service = scope["path"], self._service
         in_body = getattr(Request(scope).state, "model", None)  # embeddings and dialects
-        model, _ = service.registry.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
+        model, _ = service.resolve(in_body or path.removeprefix(f"/v1/{route}/"))
         service.metrics.done(route, model, status, timing)
         if status == ClientGone.status:
             service.metrics.cancelled.inc()

@@ -41,6 +41,7 @@ def document(examples: Examples = Examples(), root: str = "./") -> dict[str, Any
         wire.AdapterLoadRequest,
         wire.AdapterUnloadRequest,
         wire.AdminAnswer,
+        wire.KeyList,
         openai.EmbeddingsRequest,
         openai.EmbeddingsResponse,
     ]
@@ -96,6 +97,7 @@ def document(examples: Examples = Examples(), root: str = "./") -> dict[str, Any
             },
             "/v1/admin/adapters/load": {"post": _admin(examples, "Load a LoRA adapter", "AdapterLoad")},
             "/v1/admin/adapters/unload": {"post": _admin(examples, "Unload a LoRA adapter", "AdapterUnload")},
+            "/v1/admin/keys": {"get": _got("Show the use and limits of the API keys", "KeyList")},
             "/v1/models": {"get": _got("List all models", "ModelList")},
             "/v1/models/{model}": {"get": _got("Get one model", "ModelInfo", examples.scorer)},
         },
@@ -202,6 +204,7 @@ def _errors() -> dict[str, Any]:
         "404": "Unknown model or adapter",
         "408": "The headers or the body did not arrive in time",
         "413": "Body too large",
+        "429": "A limit of the API key is reached; see Retry-After",
         "431": "Headers too large",
         "500": "The model failed",
         "502": "The model cannot be loaded",

@@ -31,11 +31,9 @@ def dead(request: Request) -> Problem:
 
 def unready(request: Request) -> Problem:
     """Return why the server should get no requests now."""
-    state, service = request.app.state, service_of(request)
-    if problem := dead(request):
+    state = request.app.state
+    if problem := service_of(request).unready():
         return problem
-    if (health := service.worker.health) and not health.works:
-        return f"the device does not work: {health.trouble}"
     return "not ready" if not state.ready or state.draining else None
 
 
@@ -91,9 +89,7 @@ async def version(request: Request) -> Response:
 
 async def meta(request: Request) -> Response:
     """GET /meta: Weaviate reads it once at start and shows it; it may have any keys"""
-    return JSONResponse(
-        {"name": "sie", "version": __version__, "models": service_of(request).registry.configured()}
-    )
+    return JSONResponse({"name": "sie", "version": __version__, "models": service_of(request).configured()})
 
 
 ROUTES = [

@@ -23,7 +23,7 @@ from sie_server.arrays import Encoded
 from sie_server.config import NAME_LENGTH
 from sie_server.errors import InvalidInput
 from sie_server.room import Threads
-from sie_server.serving.service import Service
+from sie_server.serving.backend import Backend
 from sie_server.wire import EncodeResponse
 
 Result = TypeVar("Result")
@@ -134,19 +134,19 @@ def memory_of(value: Any) -> int:
     return total
 
 
-def service_of(request: Request) -> Service:
+def service_of(request: Request) -> Backend:
     """Return the service of the app."""
-    service: Service = request.app.state.service
+    service: Backend = request.app.state.service
     return service
 
 
-def check_model(service: Service, name: str) -> str:
+def check_model(service: Backend, name: str) -> str:
     """Return the model id in a body, MODEL or MODEL:ADAPTER, if it is not too long to be one.
 
     Raises:
         InvalidInput: the id of a model is longer than the longest possible one.
     """
-    model, _ = service.registry.resolve(name)
+    model, _ = service.resolve(name)
     if len(model) > NAME_LENGTH:
         raise InvalidInput(
             f"expected a model id of at most {NAME_LENGTH} characters, got {len(model)} - at `$.model`"
@@ -165,24 +165,10 @@ async def model_of(request: Request, name: str | None, output: str | None) -> st
         InvalidInput: no model has the output.
         ModelLoading, ModelLoadFailed, ResourceExhausted
     """
-    name = name or await first_with(request, output)
+    service = service_of(request)
+    name = name or await service.first_with(output)
     if name is None:
         why = f"no --model of this server supports {output!r}" if output else "this server has no --model"
         raise InvalidInput(f"missing required field `model`; {why} - at `$.model`")
-    request.state.model = check_model(service_of(request), name)
+    request.state.model = check_model(service, name)
     return name
-
-
-async def first_with(request: Request, output: str | None) -> str | None:
-    """Return the first `--model` that has `output`; errors as in `model_of`.
-
-    Other models are not considered, because which of them are loaded changes over time.
-    """
-    registry = service_of(request).registry
-    for candidate in registry.configured():
-        if not registry.info(candidate).outputs:
-            async with registry.lease(candidate):
-                pass
-        if output is None or output in registry.info(candidate).outputs:
-            return candidate
-    return None

@@ -19,6 +19,7 @@ from sie_server.api.reading import encoded, read, service_of
 from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import EncodeRequest, EncodeResponse, ModelEntry, ModelInfo, ModelList, ScoreRequest
 
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
 ENTRY_FIELDS = ModelEntry.__struct_fields__
 Run = Callable[[str, Any, RequestTiming], Coroutine[Any, Any, Any]]
 
@@ -55,32 +56,32 @@ async def _answer(request: Request, kind: type[Any], run: Run) -> Response:
 
 async def list_models(request: Request) -> Response:
     """GET /v1/models"""
-    return _models(request, service_of(request).registry.infos())
+    return _models(request, await service_of(request).infos())
 
 
 async def list_rerankers(request: Request) -> Response:
     """GET /nim/v1/models, /vllm/v1/models: their clients expect only models that are served"""
-    registry = service_of(request).registry
-    named = registry.configured()
-    served = [info for info in registry.infos() if info.loaded or info.name in named]
+    service = service_of(request)
+    named = service.configured()
+    served = [info for info in await service.infos() if info.loaded or info.name in named]
     return _models(request, [info for info in served if info.model_type != "embedding"])
 
 
 async def get_model(request: Request) -> Response:
     """GET /v1/models/{model}"""
-    [info] = visible.model_infos(request, [service_of(request).registry.info(request.path_params["model"])])
+    [info] = visible.model_infos(request, [await service_of(request).info(request.path_params["model"])])
     return _json(info)
 
 
 async def metrics(request: Request) -> Response:
     """GET /metrics"""
-    return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(await service_of(request).metrics_text(), media_type=METRICS)
 
 
 async def openapi_json(request: Request) -> Response:
     """GET /openapi.json"""
-    registry = service_of(request).registry
-    served = examples.of_models([registry.info(name) for name in registry.configured()])
+    service = service_of(request)
+    served = examples.of_models([await service.info(name) for name in service.configured()])
     return Response(openapi.document_json(served, up_to_root(request.scope)), media_type=codec.JSON)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,13 +14,16 @@ from functools import partial
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from sie_server.api.app import create_app
 from sie_server.api.edge.connections.edge import Edge
+from sie_server.api.edge.connections.listening import LOCAL_HOSTS, ServerFailed, bind, url_of
 from sie_server.api.edge.connections.protocol import EdgeProtocol
-from sie_server.config import ConfigError, ServerConfig
+from sie_server.config import ServerConfig
 from sie_server.errors import SIEError
 from sie_server.logs import report_end
+from sie_server.serving.service import Service
 
 log = logging.getLogger("sie_server.api")
 JOIN_S = 0.2
@@ -32,12 +33,6 @@ SHOWN_S = 1.0  # /livez reports a failure for so long before the server ends
 SWITCH_S = 0.0005
 GRACE_S = 3.0  # after `drain_s`, for the last answers and the end of the service
 OWN_THREADS = "sie-"  # names of the server's threads start so
-OF_PORTS = (errno.EADDRINUSE, errno.EACCES)  # errors of `bind` that another port avoids
-LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
-
-
-class ServerFailed(ConfigError):
-    """The server cannot start or cannot continue; the message is one line for the user."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -103,7 +98,7 @@ def serve(config: ServerConfig) -> None:
     def on_ready(models: list[str]) -> None:
         log.info("ready; models: %s; API page: %s/docs", ", ".join(models) or "none at start", url)
 
-    app = create_app(config, on_fatal, on_ready)
+    app = create_app(config, Service, on_fatal, on_ready)
     log.info("listening on %s; models to load: %s", url, ", ".join(config.model) or "none")
     if config.api_keys is None and config.api_keys_file is None and config.host not in LOCAL_HOSTS:
         log.warning(
@@ -111,7 +106,7 @@ def serve(config: ServerConfig) -> None:
         )
     server = DrainingServer(
         # `drain` has waited for the requests before uvicorn does
-        uvicorn.Config(app, timeout_graceful_shutdown=1, **http_settings(config)),
+        uvicorn.Config(timeout_graceful_shutdown=1, **http_settings(config, app)),
         config.drain_s,
     )
     try:
@@ -124,21 +119,16 @@ def serve(config: ServerConfig) -> None:
         raise ServerFailed(failures[0].message)
 
 
-def url_of(host: str, port: int) -> str:
-    """Return the URL for a browser on this machine; an address that stands for all interfaces is localhost."""
-    if host in ("0.0.0.0", "::", ""):
-        return f"http://localhost:{port}"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def http_settings(config: ServerConfig) -> dict[str, Any]:
-    """Return the arguments of `uvicorn.Config` for HTTP.
+def http_settings(config: ServerConfig, app: Starlette) -> dict[str, Any]:
+    """Return the arguments of `uvicorn.Config` for this app and HTTP.
 
     Raises:
         ConfigError: limits contradict each other.
     """
+    edge = Edge(config, on_error=lambda error: app.state.service.metrics.failed(error))
     return {
-        "http": partial(EdgeProtocol, edge=Edge(config)),
+        "app": app,
+        "http": partial(EdgeProtocol, edge=edge),
         "ws": "none",
         "log_config": None,
         "access_log": False,
@@ -183,25 +173,3 @@ def _end_process(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket. It is bound before models load, so that a port in use is reported at once.
-
-    Raises:
-        ServerFailed: the address cannot be bound.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)  # several sockets can bind one port, but only one can listen
-    except OSError as error:
-        listener.close()
-        other = "port with --port" if error.errno in OF_PORTS else "address with --host"
-        raise ServerFailed(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another {other}"
-        ) from None
-    listener.set_inheritable(True)
-    return listener

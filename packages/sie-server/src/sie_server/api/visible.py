@@ -6,7 +6,6 @@ A caller counts as an admin if the gate would admit it to the admin routes. The 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import PurePath
 
 from msgspec import structs
@@ -14,8 +13,8 @@ from starlette.requests import Request
 
 from sie_server.errors import Conflict, ModelLoadFailed, ModelLoading, ResourceExhausted, SIEError
 from sie_server.files import expanded
+from sie_server.serving.backend import Backend
 from sie_server.serving.loading.failures import copy_of
-from sie_server.serving.service import Service
 from sie_server.wire import ModelInfo
 
 # the errors whose messages may contain paths of checkpoints
@@ -64,17 +63,9 @@ def _name(source: str) -> str:
     return PurePath(source).name if source.startswith(("/", "~", "./", "../")) else source
 
 
-def _places(service: Service) -> list[str]:
+def _places(service: Backend) -> list[str]:
     """Return the directories of all known sources, with a final slash, the longest first."""
     config, found = service.config, {str(expanded("~"))}
     found |= {str(expanded(root).resolve()) for root in (config.models_dir, *config.source_roots) if root}
-    found |= {str(PurePath(source).parent) for source in _sources(service) if source.startswith("/")}
+    found |= {str(PurePath(source).parent) for source in service.sources() if source.startswith("/")}
     return sorted((f"{place}/" for place in found if place not in ("/", "~")), key=len, reverse=True)
-
-
-def _sources(service: Service) -> Iterator[str]:
-    registry = service.registry
-    for slot in registry.table.all():
-        configs = [slot.config, slot.pending, *(version.config for version in slot.versions)]
-        yield from (config.source for config in configs if config)
-        yield from registry.adapters.names.sources(slot).values()

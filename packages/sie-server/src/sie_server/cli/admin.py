@@ -19,6 +19,9 @@ from sie_server.logs import escaped
 
 POLL_S = 0.3
 HEADER = ("id", "state", "progress", "pinned", "MiB", "source", "last error")
+KEY_HEADER = (
+    *("name", "scopes", "requests", "refused", "tokens", "in progress", "requests left", "tokens left"),
+)
 PHASES = {
     "fetch": "downloading",
     "room": "waiting for memory",
@@ -30,7 +33,7 @@ PHASES = {
 
 @click.group()
 def admin() -> None:
-    """Load, unload and swap models of a running server.
+    """Load, unload and swap models of a running server, and show the use of its API keys.
 
     The key is read from SIE_ADMIN_KEY, or else from SIE_API_KEY.
     """
@@ -147,6 +150,29 @@ def model(remote: Remote, as_json: bool, model: str) -> None:
         return
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in info.items()}
     write("".join(f"{name}: {escaped(text)}\n" for name, text in texts.items()))
+
+
+@admin.command()
+@_remote
+def keys(remote: Remote, as_json: bool) -> None:
+    """Show the use of the server's API keys since its start, one per line; --json also shows their limits.
+
+    Columns, separated by tabs unless stdout is a terminal: name, scopes, requests, refused, tokens, in progress, and
+    what is left now of requests and tokens (-: unlimited).
+    """
+    answer = remote.ask("/v1/admin/keys", timeout=60)
+    with remote.understood("/v1/admin/keys"):
+        rows = [_key_row(key) for key in answer["keys"]]
+    if as_json:
+        write_json(answer["keys"])
+    else:
+        print_rows(KEY_HEADER, rows)
+
+
+def _key_row(key: Json) -> list[str]:
+    used = (key["requests"], sum(key["refused"].values()), key["tokens"], key["in_progress"])
+    left = ("-" if key[name] is None else str(key[name]) for name in ("requests_left", "tokens_left"))
+    return [key["name"], "+".join(key["scopes"]), *map(str, used), *left]
 
 
 def how_far(progress: Json) -> str:

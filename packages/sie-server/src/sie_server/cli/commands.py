@@ -62,8 +62,10 @@ def serve(config_file: str | None, **flags: Any) -> None:
         names = ", ".join(links[:MOST_NAMED])
         more = f" and {len(links) - MOST_NAMED} more" if len(links) > MOST_NAMED else ""
         log.info("ignoring variables that Kubernetes or Docker made for a service: %s%s", names, more)
-    from sie_server.api.server import serve as run
-
+    if config.ray:
+        from sie_server.cluster.run import serve as run
+    else:
+        from sie_server.api.server import serve as run
     run(config)
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 import click
 import msgspec
 
-from sie_server.config import ServerConfig, is_secret, load_config
+from sie_server.config import ServerConfig, is_secret, is_table, load_config
 
 Command = Callable[..., Any]
 ENGINE_FIELDS = ("device", "dtype", "offline", "threads")  # also apply without a server
@@ -20,7 +20,7 @@ def config_options(*fields: str) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         for field in reversed(msgspec.structs.fields(ServerConfig)):
-            if (not fields or field.name in fields) and not is_secret(field):
+            if (not fields or field.name in fields) and not (is_secret(field) or is_table(field)):
                 command = _option(field)(command)
         return click.option(
             "--config", "config_file", envvar="SIE_CONFIG", help="TOML file with the same settings"

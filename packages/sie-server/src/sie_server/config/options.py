@@ -11,6 +11,8 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from sie_server.config.cluster import ClusterConfig
+
 DEFAULT_MODEL = "sie/mini-en"
 NAME_LENGTH = 200  # of ids of models and profiles, and of names of adapters
 LONGEST_S = 1e6  # of any time, eleven days; timers of the system do not take every number
@@ -203,7 +205,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="API keys: NAME:SCOPES:KEY or just KEY, separated by commas (docs/security.md)"),
     ] = None
     api_keys_file: Annotated[
-        str | None, Meta(description="TOML file of API keys, in addition to `api_keys`")
+        str | None, Meta(description="TOML file of API keys and their limits, in addition to `api_keys`")
     ] = None
     cors_origins: Annotated[
         tuple[str, ...],
@@ -229,8 +231,25 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     access_log: Annotated[
         bool, Meta(description="Log one line per request, without its texts (docs/operating.md#the-log)")
     ] = True
+    ray: Annotated[
+        bool,
+        Meta(description="Serve on Ray: models run in replicas, on one machine or many (docs/cluster.md)"),
+    ] = False
+    ray_address: Annotated[
+        str | None,
+        Meta(
+            description="Address of a running Ray cluster for --ray; without one, Ray starts on this machine"
+        ),
+    ] = None
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def is_table(field: msgspec.structs.FieldInfo) -> bool:
+    """Whether a field of `ServerConfig` is a table of the file, without a flag and a variable."""
+    return field.type is ClusterConfig
 
 
 def is_secret(field: msgspec.structs.FieldInfo) -> bool:
     """Whether a field of `ServerConfig` holds a `Secret`."""
-    return Secret in get_args(field.type) or Secret in get_args(get_args(field.type)[0])
+    args = get_args(field.type)
+    return bool(args) and (Secret in args or Secret in get_args(args[0]))

@@ -12,17 +12,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
+from sie_server import __version__
+from sie_server.errors import SIEError, codes
 from sie_server.wire import Timing
 
 SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 @dataclass
 class RequestTiming:
-    """What one request cost: milliseconds in each stage, items and tokens; and when its answer is due."""
+    """One request: when its answer is due, which machines it wants, and its cost in each stage, items and tokens."""
 
     started: float = field(default_factory=time.perf_counter)
     deadline: float | None = None  # of the same clock as `started`
@@ -31,11 +34,26 @@ class RequestTiming:
     inference_ms: float = 0.0
     items: int | None = None  # texts of the request, without the query
     tokens: int | None = None  # read for it
+    on_tokens: Callable[[int], None] | None = None  # charges them, or refuses the request
+    request_id: str = ""
+    pool: str | None = None  # X-SIE-Pool, of a cluster
+    machine: str | None = None  # X-SIE-MACHINE-PROFILE, of a cluster
+    version: str = ""  # of the weights and the adapter that answered
 
     def set_deadline(self, milliseconds: float) -> None:
         """Set the deadline to so long after the start, unless it is earlier already."""
         deadline = self.started + milliseconds / 1e3
         self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+
+    def count_tokens(self, tokens: int) -> None:
+        """Note the tokens of the request before the model reads them.
+
+        Raises:
+            InvalidInput, RateLimited: the limits of the caller's key do not allow them.
+        """
+        if self.on_tokens:
+            self.on_tokens(tokens)
+        self.tokens = tokens
 
     @property
     def total_ms(self) -> float:
@@ -109,14 +127,35 @@ class Metrics:
             Histogram("sie_request_seconds", "Request time", labels, buckets=SECONDS, registry=self.registry),
             labels,
         )
-        self.stages = Histogram(
-            "sie_stage_seconds", "Time in a stage", ["stage"], buckets=SECONDS, registry=self.registry
+        self.stages = self._histogram(
+            "stage_seconds", "Time in a stage of requests that succeeded", SECONDS, "route", "stage"
         )
+        self.in_flight = Gauge(
+            "sie_requests_in_flight", "Requests that have no whole response yet", registry=self.registry
+        )
+        self.errors = Counter(
+            "sie_errors",
+            "Error responses, those to incomplete requests included",
+            ["code"],
+            registry=self.registry,
+        )
+        for code in codes():  # a rate needs the sample before the first error
+            self.errors.labels(code)
+        Info("sie_build", "The server's version", registry=self.registry).info({"version": __version__})
         self.tokens = self._counted("tokens", "Tokens put through a model")
-        self.batch_tokens = Histogram(
-            "sie_batch_tokens", "Tokens per forward pass", buckets=TOKENS, registry=self.registry
+        self.batch_tokens = self._histogram("batch_tokens", "Tokens per forward pass", TOKENS)
+        self.batch_fill = self._histogram(
+            "batch_fill_ratio", "Tokens of a forward pass, as a share of the model's batch_tokens", SHARES
+        )
+        self.batch_seconds = self._histogram(
+            "batch_seconds",
+            "Time of a forward pass; the rate of its sum is the device's utilisation",
+            SECONDS,
         )
         self.queue_tokens = Gauge("sie_queue_tokens", "Tokens waiting for the device", registry=self.registry)
+        self.queue_seconds = Gauge(
+            "sie_queue_seconds", "Estimated device time of all admitted work", registry=self.registry
+        )
         self.cancelled = Counter(
             "sie_cancelled", "Requests whose caller disconnected", registry=self.registry
         )
@@ -133,6 +172,9 @@ class Metrics:
     def _counted(self, name: str, text: str, labels: Sequence[str] = ("model",)) -> PerModel[Counter]:
         return self._bounded(Counter(f"sie_{name}", text, labels, registry=self.registry), labels)
 
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"sie_{name}", text, labels, buckets=buckets, registry=self.registry)
+
     def _bounded(self, metric: Kind, labels: Sequence[str]) -> PerModel[Kind]:
         bounded = PerModel(metric, labels, lambda model: self.knows(model))
         self._per_model.append(bounded)
@@ -143,13 +185,25 @@ class Metrics:
         model = model if self.knows(model) else UNKNOWN
         self.requests.labels(route, model, str(status)).inc()
         self.seconds.labels(route, model).observe(timing.total_ms / 1e3)
+        if status >= 400:
+            return  # its stages may be missing, and would count as 0 s
         stages = {
             "queue": timing.queue_ms,
             "tokenization": timing.tokenization_ms,
             "inference": timing.inference_ms,
         }
         for stage, milliseconds in stages.items():
-            self.stages.labels(stage).observe(milliseconds / 1e3)
+            self.stages.labels(route, stage).observe(milliseconds / 1e3)
+
+    def failed(self, error: SIEError) -> None:
+        """Count one error response."""
+        self.errors.labels(error.code).inc()
+
+    def batch(self, tokens: int, batch_tokens: int, seconds: float) -> None:
+        """Count one forward pass of a model with this `batch_tokens`."""
+        self.batch_tokens.observe(tokens)
+        self.batch_fill.observe(tokens / batch_tokens)
+        self.batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
         """The metrics in the Prometheus exposition format."""

@@ -21,13 +21,14 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
 from sie_server.errors import InferenceError
-from sie_server.models.spec import ListwiseSpec
+from sie_server.models.spec import EmbeddingSpec, ListwiseSpec
 from sie_server.panics import NativePanic, catching_panics
 from sie_server.serving.admission.admission import Admission, Admitted, Arrival
 from sie_server.serving.admission.deadline import in_time
+from sie_server.serving.backend import OnDeath, TokenWork
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.device.queue import Demand
-from sie_server.serving.device.worker import DeviceWorker, OnDeath
+from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
 from sie_server.serving.lifecycle.budget import MemoryBudget
 from sie_server.serving.lifecycle.registry import Registry
@@ -41,16 +42,18 @@ from sie_server.serving.operators.admin import ModelAdmin
 from sie_server.serving.operators.operations import Operations
 from sie_server.serving.operators.watcher import watch
 from sie_server.serving.requests.candidates import candidates_of, texts_of, texts_only
-from sie_server.serving.requests.encoding import EncodePlan, VendorOptions
+from sie_server.serving.requests.encoding import EncodePlan
 from sie_server.serving.requests.inspection import inspect
 from sie_server.serving.requests.options import ParsedOptions, Route, parse_options
 from sie_server.serving.requests.scoring import ScorePlan, merged
 from sie_server.serving.tokenizing import TokenizerPool
+from sie_server.serving.vendor import VendorOptions
 from sie_server.wire import (
     EncodeParams,
     EncodeRequest,
     EncodeResponse,
     InspectResponse,
+    ModelInfo,
     Options,
     ScoreRequest,
     ScoreResponse,
@@ -71,6 +74,7 @@ class Service:
         self.worker = DeviceWorker(
             config.max_queue_tokens, config.threads, self.metrics, on_death, check_device
         )
+        self.metrics.queue_seconds.set_function(self.queued_seconds)
         self.admission = Admission(self.worker, config.max_wait_s)
         cache_bytes = config.document_cache_mb * 2**20
         self.documents = DocumentCache(cache_bytes) if cache_bytes else None
@@ -136,6 +140,7 @@ class Service:
         texts = [text for candidates in each for text in candidates.texts or ()]
         timing.items = sum(len(request.items) for request in requests)
         async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+            timing.version = self.registry.stamp(name, leased, options.adapter)
             if pairs and isinstance(leased.engine.spec.head, ListwiseSpec):
                 each = [one for candidates in each for one in candidates.alone()]
             build = partial(
@@ -147,7 +152,7 @@ class Service:
                 jobs = await self._tokenize(
                     lambda: [plan.job(leased.adapter) for plan in plans], texts, timing
                 )
-                timing.tokens = sum(job.input_tokens for job in jobs)
+                timing.count_tokens(sum(job.input_tokens for job in jobs))
                 await self._run(name, leased.engine, jobs, timing, admitted)
         return merged(plans, [plan.response(job) for plan, job in zip(plans, jobs, strict=True)])
 
@@ -180,16 +185,17 @@ class Service:
         name, options = self._options("encode", model, params.options, params.instruction, "$.params")
         texts, timing.items = texts_of(request.items), len(request.items)
         async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
+            timing.version = self.registry.stamp(name, leased, options.adapter)
             plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options, vendor)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
-                timing.tokens = job.input_tokens
+                timing.count_tokens(job.input_tokens)
                 await self._run(name, leased.engine, [job], timing, admitted)
         return plan.response(job, timing)
 
     async def with_tokenizer(
-        self, model: str, work: Callable[[Engine], Result], texts: Sequence[str], timing: RequestTiming
-    ) -> Result:
+        self, model: str, work: TokenWork, texts: Sequence[str], timing: RequestTiming
+    ) -> Any:
         """Return `work(engine)`, which reads or writes tokens of `texts`, from a tokeniser thread.
 
         Raises:
@@ -258,6 +264,70 @@ class Service:
             if job.known:
                 await self.worker.score_known(engine, job, timing)
         self.metrics.tokens.labels(model).inc(tokens)
+
+    # ── models and state ──
+
+    async def preload(self) -> None:
+        """Load the models that are configured to load at start. The first failure is raised."""
+        await self.operations.preload()
+
+    def resolve(self, name: str) -> tuple[str, str | None]:
+        """See `Registry.resolve`."""
+        return self.registry.resolve(name)
+
+    def configured(self) -> list[str]:
+        """Return the ids of the models that are named at start, in their order."""
+        return self.registry.configured()
+
+    async def infos(self) -> list[ModelInfo]:
+        """See `Registry.infos`."""
+        return self.registry.infos()
+
+    async def info(self, name: str) -> ModelInfo:
+        """See `Registry.info`."""
+        return self.registry.info(name)
+
+    async def first_with(self, output: str | None) -> str | None:
+        """Return the first model named at start that has `output` (None: any).
+
+        Other models are not considered, because which of them are loaded changes over time. A model that is not loaded
+        yet is waited for, because only its files say what it can do.
+        """
+        for candidate in self.registry.configured():
+            if not self.registry.info(candidate).outputs:
+                async with self.registry.lease(candidate):
+                    pass
+            if output is None or output in self.registry.info(candidate).outputs:
+                return candidate
+        return None
+
+    async def pooling(self, name: str) -> tuple[str, ...] | None:
+        """Return how an embedding model pools; None for other models."""
+        async with self.registry.lease(name) as leased:
+            head = leased.engine.spec.head
+        return tuple(head.pooling) if isinstance(head, EmbeddingSpec) else None
+
+    def sources(self) -> set[str]:
+        """Return the places of all known checkpoints and adapters, which only admin callers may see."""
+        found: set[str] = set()
+        for slot in self.registry.table.all():
+            configs = [slot.config, slot.pending, *(version.config for version in slot.versions)]
+            found.update(config.source for config in configs if config)
+            found.update(self.registry.adapters.names.sources(slot).values())
+        return found
+
+    async def metrics_text(self) -> bytes:
+        """Return the metrics in the Prometheus exposition format."""
+        return self.metrics.text()
+
+    def unready(self) -> str | None:
+        """Return why the server should get no requests now; None: it should."""
+        health = self.worker.health
+        return self.death() or (None if health.works else f"the device does not work: {health.trouble}")
+
+    def queued_seconds(self) -> float:
+        """Estimate the device time of all admitted work, in seconds; 0: the device is idle."""
+        return self.worker.queued_seconds()
 
     def death(self) -> str | None:
         """Return why the device thread can no longer answer requests; None: it can."""

@@ -35,6 +35,7 @@ from sie_server.wire.inference import (
     Usage,
     is_plain,
 )
+from sie_server.wire.keys import KeyLimits, KeyList, KeyRefusals, KeyUsage
 from sie_server.wire.models import (
     AdapterInfo,
     AdapterLoadRequest,
@@ -50,6 +51,7 @@ from sie_server.wire.models import (
     ModelList,
     ModelName,
     ModelState,
+    ReplicaReport,
     Revision,
     Source,
 )
@@ -76,6 +78,10 @@ __all__ = [
     "InspectedPassage",
     "InspectedText",
     "Item",
+    "KeyLimits",
+    "KeyList",
+    "KeyRefusals",
+    "KeyUsage",
     "LoadProgress",
     "ModelEntry",
     "ModelInfo",
@@ -88,6 +94,7 @@ __all__ = [
     "OutputType",
     "Priority",
     "Profile",
+    "ReplicaReport",
     "Revision",
     "ScoreEntry",
     "ScoreRequest",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 ModelState = Literal["available", "loading", "loaded", "unloading", "failed"]
 
@@ -149,6 +149,14 @@ class AdapterUnloadRequest(Struct, frozen=True, forbid_unknown_fields=True):
     adapter: AdapterName
 
 
+class ReplicaReport(Struct, frozen=True):
+    """The effect of an admin request on one replica of a cluster."""
+
+    replica: str
+    state: ModelState | None = None
+    error: Annotated[str | None, Meta(description="Why the replica does not follow yet")] = None
+
+
 class AdminAnswer(Struct, frozen=True):
     """State of the model after an admin request."""
 
@@ -160,3 +168,6 @@ class AdminAnswer(Struct, frozen=True):
     memory_bytes: int
     seconds: Annotated[float, Meta(description="Duration of the request")]
     adapters: list[AdapterInfo] = []
+    replicas: Annotated[list[ReplicaReport] | UnsetType, Meta(description="In a cluster: each replica")] = (
+        UNSET
+    )

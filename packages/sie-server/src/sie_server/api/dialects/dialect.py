@@ -9,8 +9,8 @@ from typing import Any
 
 from sie_server.api.dialects.fields import Fields
 from sie_server.errors import SIEError
+from sie_server.serving.activation import activate
 from sie_server.serving.metrics import RequestTiming
-from sie_server.serving.requests.ranking import activate
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 Json = dict[str, Any]

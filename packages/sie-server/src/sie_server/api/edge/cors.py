@@ -37,6 +37,8 @@ REQUEST_HEADERS = [
     "X-SIE-SDK-Version",
 ]
 RESPONSE_HEADERS = [
+    "RateLimit",
+    "RateLimit-Policy",
     "Retry-After",
     "X-Inference-Time",
     "X-Queue-Time",
@@ -64,29 +66,40 @@ class Cors:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin and scope["method"] == "OPTIONS" and headers.get("access-control-request-method"):
-            await self._preflight(origin, headers)(scope, receive, send)
+            await self._answer(scope, origin, headers)(scope, receive, send)
         else:
             await self._app(scope, receive, self._shared(origin, send))
 
     def _allows(self, origin: str) -> bool:
         return self._all or origin in self._origins
 
+    def _answer(self, scope: Scope, origin: str, headers: Headers) -> Response:
+        try:
+            return self._preflight(origin, headers)
+        except InvalidInput as error:
+            scope["app"].state.service.metrics.failed(error)
+            return _refusal(error)
+
     def _preflight(self, origin: str, headers: Headers) -> Response:
-        """Answer a preflight request. All headers that it requests are allowed; the origin is checked."""
+        """Answer a preflight request. All headers that it requests are allowed; the origin is checked.
+
+        Raises:
+            InvalidInput: the page may not send its request.
+        """
         method = headers.get("access-control-request-method", "")
         asked = [name.strip() for name in headers.get("access-control-request-headers", "").split(",")]
         names = [name for name in asked if name]
         if not self._allows(origin):
             listed = "cors_origins is empty" if not self._origins else "it is not in cors_origins"
-            return _refusal(f"the origin {shown(origin)} may not call this server, because {listed}")
+            raise _refused(f"the origin {shown(origin)} may not call this server, because {listed}")
         if method not in METHODS:
-            return _refusal(
+            raise _refused(
                 f"a page may not send the method {shown(method)}; allowed are {', '.join(METHODS)}"
             )
         if len(names) > MOST_NAMES:
-            return _refusal(f"the preflight requests {len(names)} headers; at most {MOST_NAMES} are allowed")
+            raise _refused(f"the preflight requests {len(names)} headers; at most {MOST_NAMES} are allowed")
         if wrong := next((name for name in names if not HEADER_NAME.fullmatch(name)), None):
-            return _refusal(f"the preflight requests {shown(wrong)}, which is not the name of a header")
+            raise _refused(f"the preflight requests {shown(wrong)}, which is not the name of a header")
         known = {name.lower() for name in REQUEST_HEADERS}
         allowed = [*REQUEST_HEADERS, *dict.fromkeys(name for name in names if name.lower() not in known)]
         answer = Response(status_code=200)
@@ -120,9 +133,12 @@ class Cors:
         return send_shared
 
 
-def _refusal(reason: str) -> Response:
+def _refused(reason: str) -> InvalidInput:
+    return InvalidInput(f"{reason} (docs/security.md#web-pages)")
+
+
+def _refusal(error: InvalidInput) -> Response:
     """Return the answer to a preflight that allows nothing. Pages cannot read it, but developers can."""
-    error = InvalidInput(f"{reason} (docs/security.md#web-pages)")
     headers = {**headers_of(error), "X-SIE-Request-ID": uuid.uuid4().hex, "X-SIE-Server-Version": __version__}
     return Response(msgspec.json.encode(body_of(error)), error.status, headers, media_type="application/json")
 

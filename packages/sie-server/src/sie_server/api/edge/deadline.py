@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from sie_server.errors import InvalidInput
+from sie_server.serving.backend import Backend
 from sie_server.serving.metrics import RequestTiming
-from sie_server.serving.service import Service
 
 HEADER = "X-SIE-Deadline-Ms"
 MOST_DIGITS = 9  # more milliseconds than any request takes, and few enough for `int`
@@ -20,7 +20,7 @@ def check_unread(request: Request, model: str | None = None) -> None:
         QueueFull
     """
     timing: RequestTiming = request.state.timing
-    service: Service = request.app.state.service
+    service: Backend = request.app.state.service
     sent = request.headers.get(HEADER)
     if sent is not None:
         digits = sent.strip()

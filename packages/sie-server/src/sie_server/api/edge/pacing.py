@@ -11,23 +11,23 @@ import asyncio
 
 from starlette.requests import Request
 
+from sie_server.api.edge.limits.bucket import Bucket
+
 AT_ONCE_PER_S = 400.0  # each costs about 0.2 ms of the event loop
 MOST_S = 1.0  # of delay
 
 
-class Allowance:
-    """The refusals of all connections that may be answered at once, as a token bucket of one second."""
+class Allowance(Bucket):
+    """The refusals of all connections that may be answered at once: those of one second."""
 
     def __init__(self) -> None:
-        self._left, self._at = AT_ONCE_PER_S, 0.0
+        super().__init__(AT_ONCE_PER_S, AT_ONCE_PER_S)
 
     def take(self, now: float) -> bool:
-        """Use one; return False if none is left."""
-        self._left = min(AT_ONCE_PER_S, self._left + AT_ONCE_PER_S * (now - self._at))
-        self._at = now
-        if self._left < 1:
+        """Take one; return False if none is left."""
+        if self.left(now) < 1:
             return False
-        self._left -= 1
+        self.spend(1, now)
         return True
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from sie_server.api.dialects.fields import Fields
 from sie_server.errors import InvalidInput, shown
-from sie_server.serving.requests.encoding import PromptChoice
+from sie_server.serving.vendor import PromptChoice
 
 TASKS = ("input_type", "task", "task_type", "prompt_type")
 CHOICES = (*TASKS, "is_query", "prompt_name", "prompt")

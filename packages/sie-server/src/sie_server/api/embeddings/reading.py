@@ -11,7 +11,7 @@ from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.reading import check_number
 from sie_server.api.embeddings.prompts import read_prompt
 from sie_server.errors import InvalidInput
-from sie_server.serving.requests.encoding import VendorOptions
+from sie_server.serving.vendor import VendorOptions
 from sie_server.wire import EncodeParams, EncodeRequest, EncodeResponse, Item
 from sie_server.wire.inference import OutputType as Output
 

@@ -19,7 +19,7 @@ from sie_server.api.edge.deadline import check_unread
 from sie_server.api.embeddings import infinity, openai, tei, tokens
 from sie_server.api.embeddings.reading import Call
 from sie_server.api.embeddings.tokens import TokenCall
-from sie_server.api.reading import encoded, first_with, model_of, read, service_of
+from sie_server.api.reading import encoded, model_of, read, service_of
 from sie_server.errors import InvalidInput
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -84,7 +84,7 @@ async def anything(request: Request) -> Response:
 async def _reader_of_texts(request: Request) -> Callable[[Fields], Call] | None:
     """Return how texts are read for the models that are served; None: no model makes vectors."""
     for output, read_body in (("dense", tei.embed), ("sparse", tei.embed_sparse)):
-        if await first_with(request, output):
+        if await service_of(request).first_with(output):
             return read_body
     return None
 
@@ -109,18 +109,18 @@ def about_tokens(read_body: Callable[[Fields], TokenCall]) -> Endpoint:
 
 async def infinity_models(request: Request) -> Response:
     """GET /models, /infinity/models"""
-    registry = service_of(request).registry
-    served = [info for info in registry.infos() if info.loaded or info.name in registry.configured()]
+    service = service_of(request)
+    named = service.configured()
+    served = [info for info in await service.infos() if info.loaded or info.name in named]
     return json_answer(infinity.models(served), request.state.timing, [])
 
 
 async def info(request: Request) -> Response:
     """GET /info: of the first model that scores, else of the first one; clients ask before they rerank"""
     service = service_of(request)
-    name = await model_of(request, await first_with(request, "score"), None)
-    async with service.registry.lease(name) as leased:
-        head = leased.engine.spec.head
-    return json_answer(tei.info(service.registry.info(name), head, service.config), request.state.timing, [])
+    name = await model_of(request, await service.first_with("score"), None)
+    pooling = await service.pooling(name)
+    return json_answer(tei.info(await service.info(name), pooling, service.config), request.state.timing, [])
 
 
 ROUTES = [

@@ -6,6 +6,7 @@ TEI serves one model, which its bodies do not name. Here that is the first `--mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +20,6 @@ from sie_server.api.dialects.vendors.tei import LABEL
 from sie_server.api.embeddings.reading import Call, read_call, texts_of
 from sie_server.config import ServerConfig
 from sie_server.errors import InvalidInput
-from sie_server.models.spec import EmbeddingSpec
 from sie_server.wire import EncodedItem, EncodeResponse, ModelInfo
 
 POOLINGS = {"last": "last_token"}
@@ -84,9 +84,9 @@ def _similarities(answer: EncodeResponse) -> list[float]:
     return [float(first @ other) for other in others]
 
 
-def info(model: ModelInfo, head: object, config: ServerConfig) -> Json:
+def info(model: ModelInfo, pooling: Sequence[str] | None, config: ServerConfig) -> Json:
     """Return TEI's /info. A limit that this server does not have is null."""
-    kind: Json = {"embedding": {"pooling": _pooling(head)}}
+    kind: Json = {"embedding": {"pooling": _pooling(pooling)}}
     if "score" in model.outputs:
         kind = {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}}
     return {
@@ -107,11 +107,9 @@ def info(model: ModelInfo, head: object, config: ServerConfig) -> Json:
     }
 
 
-def _pooling(head: object) -> str:
+def _pooling(names: Sequence[str] | None) -> str:
     """Return the pooling in TEI's words; other poolings than TEI's have their own name."""
-    if not isinstance(head, EmbeddingSpec):
-        return "splade"
-    return "+".join(POOLINGS.get(name, name) for name in head.pooling)
+    return "splade" if names is None else "+".join(POOLINGS.get(name, name) for name in names)
 
 
 def embed_all(fields: Fields) -> Call:

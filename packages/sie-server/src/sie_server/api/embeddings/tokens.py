@@ -6,15 +6,18 @@ The tokens are those of the checkpoint's tokenizer for whole texts, without prom
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sie_server.api.dialects.dialect import Json
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.embeddings.reading import texts_of
-from sie_server.engine.engine import Engine
 from sie_server.errors import InvalidInput
+from sie_server.serving.backend import TokenWork
+
+if TYPE_CHECKING:
+    from sie_server.engine.engine import Engine
 
 MOST_CHARS = 100_000  # of all texts: a token's description is much larger than the token
 MOST_IDS = 100_000
@@ -26,7 +29,7 @@ class TokenCall:
 
     model: str | None
     texts: list[str]  # that will be tokenised
-    work: Callable[[Engine], Any]
+    work: TokenWork
     warnings: list[str]
 
 
@@ -43,7 +46,7 @@ def tokenize(fields: Fields) -> TokenCall:
     fields.refuse("prompt_name", "put the prompt into the text; omit this field")
     model = fields.take(str, "model")
     fields.finish(strict=False)
-    return TokenCall(model, texts, lambda engine: _tokens(engine, texts, special=special), fields.warnings)
+    return TokenCall(model, texts, partial(_tokens, texts=texts, special=special), fields.warnings)
 
 
 def _tokens(engine: Engine, texts: list[str], *, special: bool) -> list[list[Json]]:
@@ -77,12 +80,11 @@ def decode(fields: Fields) -> TokenCall:
     skip = fields.take(bool, "skip_special_tokens") is not False
     model = fields.take(str, "model")
     fields.finish(strict=False)
-    return TokenCall(
-        model,
-        [],
-        lambda engine: [engine.written(ids) if skip else engine.decode(ids) for ids in lists],
-        fields.warnings,
-    )
+    return TokenCall(model, [], partial(_texts, lists=lists, skip=skip), fields.warnings)
+
+
+def _texts(engine: Engine, lists: list[list[int]], *, skip: bool) -> list[str]:
+    return [engine.written(ids) if skip else engine.decode(ids) for ids in lists]
 
 
 def _is_id(value: Any) -> bool:

@@ -172,6 +172,11 @@ class TokenQueue(Generic[T]):
             return 0
         return max(0, min(self.tokens_waiting + tokens - self._max_tokens, self.tokens_waiting))
 
+    def seconds_waiting(self) -> float:
+        """Estimate the device time of all work: of the jobs, and of the requests that have no jobs yet."""
+        places: list[Place] = [*self._tickets, *self._expected]
+        return sum(place.tokens_waiting / place.model.tokens_per_second for place in places)
+
     def seconds_of(self, tokens: int) -> float:
         """Estimate the device time of the next `tokens` tokens, at the measured rate of each model."""
         whole = sum(ticket.tokens_waiting / ticket.model.tokens_per_second for ticket in self._tickets)

@@ -19,6 +19,7 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.errors import QueueFull, SIEError
 from sie_server.room import room_for_threads
+from sie_server.serving.backend import OnDeath
 from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, failure_of
 from sie_server.serving.device.isolation import ThreadSpoiled, as_answer, run_isolated
 from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue, tokens_of
@@ -28,7 +29,6 @@ from sie_server.wire import Priority
 
 log = logging.getLogger("sie_server.worker")
 Result = TypeVar("Result")
-OnDeath = Callable[[SIEError], None]
 JOIN_S = 2.0  # a batch that still runs when the server stops has no caller
 
 
@@ -70,9 +70,16 @@ class DeviceWorker:
     def seconds_until_done(self, demand: Demand) -> float:
         """Estimate the time until a job that arrives now is finished."""
         with self._wake:
-            # a batch that takes longer than estimated is assumed to take as long again
-            running = abs(self._running_until - time.perf_counter()) if self._is_running else 0.0
-            return running + self._queue.seconds_until_done(demand)
+            return self._running_seconds() + self._queue.seconds_until_done(demand)
+
+    def queued_seconds(self) -> float:
+        """Estimate the device time of all admitted work: running, queued, and being tokenised."""
+        with self._wake:
+            return self._running_seconds() + self._queue.seconds_waiting()
+
+    def _running_seconds(self) -> float:
+        # a batch that takes longer than estimated is assumed to take as long again
+        return abs(self._running_until - time.perf_counter()) if self._is_running else 0.0
 
     def seconds_until_fit(self, demand: Demand) -> float:
         """Estimate the time until the queue has room for a job; 0: it has room now."""
@@ -281,7 +288,7 @@ class DeviceWorker:
             self._is_running = False
             return
         end, self._is_running = time.perf_counter(), False
-        self._metrics.batch_tokens.observe(tokens)
+        self._metrics.batch(tokens, engine.batch_tokens, end - start)
         if len(batch.works) > 1:  # a small batch says little about the rate of a full queue
             engine.tokens_per_second += 0.2 * (tokens / (end - start) - engine.tokens_per_second)
         with self._wake:

@@ -13,6 +13,7 @@ new leases, and is freed when its last lease ends.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from sie_server.catalog import ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
@@ -117,6 +119,17 @@ class Registry:
                 f"model {shown(name)} is not known here{hint or '; GET /v1/models lists the models'}"
             )
         return slot
+
+    def add(self, config: ModelConfig) -> None:
+        """Make a model known, unless its id is."""
+        self.table.by_id.setdefault(config.id, Slot(config))
+
+    def stamp(self, name: str, leased: Leased, adapter: str | None) -> str:
+        """Return a text that is equal for equal weights and adapters, in every process that reads the same files."""
+        version = next(one for one in self.slot(name).versions if one.engine is leased.engine)
+        attached = version.attached.get(adapter) if adapter else None
+        parts = (version.config.weights, attached and (attached.source, attached.stamp))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     # ── requests ──
 

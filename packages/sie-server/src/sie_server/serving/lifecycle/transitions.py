@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from sie_server.catalog import ModelConfig
 from sie_server.errors import SIEError
@@ -22,6 +23,7 @@ from sie_server.serving.loading.progress import Progress
 from sie_server.serving.metrics import Metrics
 
 log = logging.getLogger("sie_server.registry")
+Hold = Callable[[], Awaitable[None]]
 
 
 class Transitions:
@@ -42,11 +44,11 @@ class Transitions:
         """Load a slot that has no version, as `config` says."""
         return self._table.start(slot, self._load(slot, config))
 
-    def swap(self, slot: Slot, config: ModelConfig) -> asyncio.Task[None]:
-        """Replace the serving version."""
+    def swap(self, slot: Slot, config: ModelConfig, hold: Hold | None = None) -> asyncio.Task[None]:
+        """Replace the serving version. Before the switch `hold` is awaited; if it raises, the old version stays."""
         if slot.serving is None:
             raise RuntimeError(f"slot {slot.name!r} serves no version to replace")
-        return self._table.start(slot, self._swap(slot, slot.serving, config))
+        return self._table.start(slot, self._swap(slot, slot.serving, config, hold))
 
     async def _load(self, slot: Slot, config: ModelConfig) -> None:
         slot.error, slot.attempts = None, slot.attempts + 1
@@ -58,12 +60,18 @@ class Transitions:
             raise
         self._serve(slot, version)
 
-    async def _swap(self, slot: Slot, old: Version, config: ModelConfig) -> None:
+    async def _swap(self, slot: Slot, old: Version, config: ModelConfig, hold: Hold | None) -> None:
         try:
             version = await self._bring_up(slot, config, old)
         except SIEError as error:
             slot.swap_error = error.message
             raise
+        if hold:
+            try:
+                await hold()
+            except SIEError:
+                await self._table.free(slot, version)
+                raise
         await self._adapters.carry(slot, old, version)
         # One assignment: no request can see a state between the two versions.
         self._serve(slot, version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from sie_server.catalog.revisions import is_path
 from sie_server.errors import InvalidInput, shown
 from sie_server.files import expanded
 from sie_server.serving.lifecycle.registry import Registry
+from sie_server.serving.lifecycle.transitions import Hold
 from sie_server.serving.operators.operations import Operations
 from sie_server.wire import AdminAnswer
 
@@ -51,7 +52,7 @@ class ModelAdmin:
             config = self._registry.slot(model).config
         elsewhere = source is not None or revision is not None
         await self._operations.load(model, self._moved(config, source, revision) if elsewhere else None, pin)
-        return self._answer(model, began)
+        return self.describe(model, began)
 
     async def unload(self, model: str) -> AdminAnswer:
         """Unpin the model, finish its running requests and free its memory. The next request loads it again.
@@ -61,10 +62,14 @@ class ModelAdmin:
         """
         began = time.monotonic()
         await self._operations.unload(model)
-        return self._answer(model, began)
+        return self.describe(model, began)
 
-    async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
+    async def swap(
+        self, model: str, source: str, revision: str | None = None, hold: Hold | None = None
+    ) -> AdminAnswer:
         """Replace the weights of a model between two requests. A model that is not loaded is loaded from `source`.
+
+        `hold` is awaited before the switch (`Operations.swap`).
 
         Raises:
             InvalidInput, ModelNotFound, Conflict
@@ -72,8 +77,51 @@ class ModelAdmin:
         """
         began = time.monotonic()
         config = self._moved(self._registry.slot(model).config, source, revision)
-        await self._operations.swap(config)
-        return self._answer(model, began)
+        await self._operations.swap(config, hold)
+        return self.describe(model, began)
+
+    def move(self, model: str, source: str | None, revision: str | None) -> None:
+        """Load the model from elsewhere the next time, if it is not loaded now.
+
+        Raises:
+            InvalidInput, ModelNotFound
+        """
+        if model not in self._registry:
+            self._registry.add(ModelConfig(model, self.check_source(source or "")))
+        slot = self._registry.slot(model)
+        config = self._moved(slot.config, source, revision)
+        if slot.serving is None and slot.task is None:
+            slot.config, slot.error, slot.swap_error = config, None, None
+
+    def name_adapters(self, model: str, adapters: Mapping[str, str]) -> None:
+        """Make exactly these adapters known in addition to the configured ones; each is loaded by its first request.
+
+        Raises:
+            InvalidInput, ModelNotFound
+        """
+        slot = self._registry.slot(model)
+        for name in slot.adapters.keys() - adapters.keys():
+            self._registry.adapters.remove(slot, name)
+        slot.adapters.update({name: self.check_source(source) for name, source in adapters.items()})
+
+    def describe(self, model: str, began: float | None = None) -> AdminAnswer:
+        """Return the state of a model; `began` is when the request for it did.
+
+        Raises:
+            ModelNotFound
+        """
+        began = time.monotonic() if began is None else began
+        slot = self._registry.slot(model)
+        return AdminAnswer(
+            model=model,
+            state=slot.state,
+            source=slot.config.shown_source,
+            revision=slot.config.revision,
+            pinned=slot.pinned,
+            memory_bytes=slot.memory_bytes,
+            seconds=round(time.monotonic() - began, 3),
+            adapters=self._registry.info(model).adapters,
+        )
 
     async def load_adapter(self, model: str, adapter: str, source: str) -> AdminAnswer:
         """Load a LoRA adapter now, and its model first if it is not loaded.
@@ -83,7 +131,7 @@ class ModelAdmin:
         """
         began = time.monotonic()
         await self._operations.load_adapter(model, adapter, self.check_source(source))
-        return self._answer(model, began)
+        return self.describe(model, began)
 
     async def unload_adapter(self, model: str, adapter: str) -> AdminAnswer:
         """Free a LoRA adapter.
@@ -93,7 +141,7 @@ class ModelAdmin:
         """
         began = time.monotonic()
         self._operations.unload_adapter(model, adapter)
-        return self._answer(model, began)
+        return self.describe(model, began)
 
     def _moved(self, config: ModelConfig, source: str | None, revision: str | None) -> ModelConfig:
         """Return the model with other weights and otherwise unchanged."""
@@ -131,16 +179,3 @@ class ModelAdmin:
                 f"({len(self._roots)} directories in all), without '..' - at `$.source`"
             )
         return str(resolved)
-
-    def _answer(self, model: str, began: float) -> AdminAnswer:
-        slot = self._registry.slot(model)
-        return AdminAnswer(
-            model=model,
-            state=slot.state,
-            source=slot.config.shown_source,
-            revision=slot.config.revision,
-            pinned=slot.pinned,
-            memory_bytes=slot.memory_bytes,
-            seconds=round(time.monotonic() - began, 3),
-            adapters=self._registry.info(model).adapters,
-        )

@@ -17,6 +17,7 @@ from sie_server.errors import Conflict, ModelLoading, SIEError
 from sie_server.serving.lifecycle import eviction
 from sie_server.serving.lifecycle.registry import Registry
 from sie_server.serving.lifecycle.slots import Slot
+from sie_server.serving.lifecycle.transitions import Hold
 from sie_server.serving.loading.lanes import PATIENCE_S
 
 log = logging.getLogger("sie_server.operations")
@@ -89,8 +90,10 @@ class Operations:
             return self._registry.slot(name)
         return self._table.by_id.setdefault(config.id, Slot(config, pinned=config.preload, provisional=True))
 
-    async def swap(self, config: ModelConfig) -> None:
+    async def swap(self, config: ModelConfig, hold: Hold | None = None) -> None:
         """Replace the serving version. The new version must load, work and have all outputs of the old one.
+
+        `hold` is awaited before the switch. A model that is not loaded is loaded instead.
 
         Raises:
             ModelNotFound, Conflict
@@ -102,7 +105,7 @@ class Operations:
         if slot.serving is None:
             await self.load(config.id, config)
         else:
-            await asyncio.shield(self._transitions.swap(slot, config))
+            await asyncio.shield(self._transitions.swap(slot, config, hold))
 
     async def unload(self, name: str) -> None:
         """Unpin the model, finish its running requests and free its memory. Do nothing if it is not loaded.

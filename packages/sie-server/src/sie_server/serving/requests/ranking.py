@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from sie_server.engine.job import Chunk, Job
 from sie_server.engine.kinds.listwise import listwise_scores
 from sie_server.errors import InferenceError
+from sie_server.serving.activation import activate
 from sie_server.wire import ChunkSpan, Document, Item, Options, ScoreEntry
 
 
@@ -57,14 +58,6 @@ def _aggregated(values: list[float], aggregate: str | None) -> float:
         return sum(values) / len(values)
     # max() may pass over a NaN, which `rank` has to see
     return next((value for value in values if not math.isfinite(value)), max(values))
-
-
-def activate(logit: float, activation: str) -> float:
-    """Return the score of a logit: the logit itself, or its sigmoid."""
-    if activation == "identity":
-        return logit
-    # Both branches compute the same function; each one cannot overflow on its side.
-    return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
 
 
 def rank(

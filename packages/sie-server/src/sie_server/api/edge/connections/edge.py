@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from sie_server.api.edge.budget import MIB, Budget
@@ -14,6 +15,7 @@ from sie_server.api.edge.connections.heap import HeapTrim, trim
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
 from sie_server.api.edge.pacing import Allowance
 from sie_server.config import ConfigError, ServerConfig
+from sie_server.errors import SIEError
 from sie_server.room import room_for_threads
 
 log = logging.getLogger("sie_server.api")
@@ -45,8 +47,10 @@ class Connection(Protocol):
 class Edge:
     """The limits of one server and the connections that they apply to."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, on_error: Callable[[SIEError], None]) -> None:
         """Raise the limit of open files if necessary.
+
+        `on_error` is called with each error that a connection answers, because no application has the request.
 
         Raises:
             ConfigError: `max_bodies_mb` is smaller than `max_body_mb`.
@@ -56,7 +60,7 @@ class Edge:
                 f"max_bodies_mb {config.max_bodies_mb} is smaller than max_body_mb {config.max_body_mb}, so the "
                 "largest body could never be read; raise max_bodies_mb"
             )
-        self.config = config
+        self.config, self.on_error = config, on_error
         self.max_body = config.max_body_mb * MIB
         self.refusals = Allowance()
         self.budget = Budget(config.max_bodies_mb * MIB, self.max_body, self._relieve)

@@ -261,6 +261,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._exchanges or self.transport.is_closing():
             return
         if self._last_answer is not None and self._linger_until is None:
+            self._edge.on_error(self._last_answer)
             self.transport.write(answers.whole_response(self._last_answer, self.server_state.default_headers))
             self._linger()
         elif not self._unsent:

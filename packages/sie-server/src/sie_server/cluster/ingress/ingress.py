@@ -1,0 +1,39 @@
+"""An ingress replica: today's HTTP app over a `RemoteService`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from sie_server.api.app import create_app
+from sie_server.cluster.ingress.remote import RemoteService
+from sie_server.cluster.log import log_to_ray
+from sie_server.config import ServerConfig
+from sie_server.serving.backend import Backend
+
+NAME = "ingress"  # of the deployment
+
+
+class Ingress:
+    """Serve runs the app that `__serve_build_asgi_app__` returns."""
+
+    def __init__(self, config: ServerConfig, pools: dict[str, DeploymentHandle[Any]]) -> None:
+        log_to_ray(config)
+        self._config, self._pools = config, pools
+        context = serve.get_replica_context()
+        self._name, self._application = context.replica_id.unique_id, context.app_name
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return create_app(self._config, self._open)
+
+    def _open(self, config: ServerConfig, on_death: object) -> Backend:
+        siblings = serve.get_deployment_handle(NAME, self._application)
+        self._service = RemoteService(config, self._name, self._pools, siblings)
+        return self._service
+
+    async def own_metrics(self) -> tuple[str, bytes]:
+        """Return the name of this replica and its metrics."""
+        return self._name, self._service.metrics.text()

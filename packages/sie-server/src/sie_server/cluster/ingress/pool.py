@@ -1,0 +1,132 @@
+"""Calls to the replicas of one pool, repeated when a replica dies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from sie_server.cluster.ingress.metrics import ClusterMetrics
+from sie_server.cluster.outcomes import Context, Outcome
+from sie_server.config import PoolConfig
+from sie_server.errors import InferenceError, ModelLoading, QueueFull
+from sie_server.serving.metrics import RequestTiming
+
+RERUNS = 3  # of one call
+PAUSE_S = 0.1  # before the first rerun; doubled for each further one
+BROADCAST_S = 5.0
+
+
+class Pool:
+    """The replicas of one deployment."""
+
+    def __init__(
+        self,
+        name: str,
+        config: PoolConfig,
+        handle: DeploymentHandle[Any],
+        wait_s: float,
+        start_s: float,
+        metrics: ClusterMetrics,
+    ) -> None:
+        """`wait_s` is how long a call waits for the first replica, `start_s` how long one is expected to start."""
+        self.name, self.config = name, config
+        self._handle, self._wait_s, self._metrics = handle, wait_s, metrics
+        self._empty_since: float | None = None  # when a call found no replica
+        self._start_s = start_s  # measured once a call has waited for a first replica
+
+    async def call(
+        self, model: str, method: str, timing: RequestTiming, *args: Any, **options: Any
+    ) -> Outcome:
+        """Call a method of one replica, and of another one if that replica dies. Scoring is idempotent.
+
+        Raises:
+            QueueFull: no replica takes the request, or the deadline is over.
+            ModelLoading: the pool has no replica, or it lost every one that was tried.
+            SIEError: the error of the replica.
+        """
+        avoid: list[str] = []
+        for attempt in range(RERUNS + 1):
+            if attempt:
+                self._metrics.reruns.labels(self.name).inc()
+                await asyncio.sleep(min(PAUSE_S * 2 ** (attempt - 1), _left(timing)))
+            handle = self._handle.options(method_name="call", multiplexed_model_id=model)
+            response = handle.remote(method, Context.of(timing), *args, avoid=tuple(avoid), **options)
+            try:
+                outcome = await self._result(response)
+            except (RayActorError, RequestCancelledError) as error:
+                avoid.append(getattr(error, "actor_id", None) or "")
+                continue
+            except BackPressureError:
+                raise QueueFull(f"all replicas of pool {self.name!r} are busy", retry_after_s=1) from None
+            except DeploymentUnavailableError:
+                raise self._starting() from None
+            except RayTaskError as error:
+                raise InferenceError("internal error; see the log of the replica") from error
+            self._seen()
+            outcome.charge(timing)
+            return outcome
+        raise self._starting()
+
+    async def _result(self, response: DeploymentResponse[Outcome]) -> Outcome:
+        """Await a response. If the caller leaves, the replica stops the work."""
+        waiting = asyncio.ensure_future(_awaited(response))
+        try:
+            done, _ = await asyncio.wait([waiting], timeout=self._wait_s)
+            if not done and not await self.broadcast("ping"):
+                self._empty_since = self._empty_since or time.monotonic() - self._wait_s
+                raise self._starting()
+            return await waiting
+        finally:
+            if not waiting.done():
+                response.cancel()
+                waiting.cancel()
+
+    def _seen(self) -> None:
+        """Note that the pool has a replica, and how long the first one took to start."""
+        if self._empty_since is not None:
+            self._start_s, self._empty_since = time.monotonic() - self._empty_since, None
+
+    def _starting(self) -> ModelLoading:
+        elapsed = time.monotonic() - self._empty_since if self._empty_since else 0.0
+        left = max(1.0, self._start_s - elapsed)
+        return ModelLoading(
+            f"pool {self.name!r} has no replica; one is starting, try again in about {left:.0f} s",
+            retry_after_s=left,
+        )
+
+    async def outcomes(self, method: str, *args: Any) -> list[Outcome]:
+        """Call a method of the service on all replicas."""
+        return await self.broadcast("call", method, Context(), *args)
+
+    async def broadcast(self, method: str, *args: Any, timeout_s: float = BROADCAST_S) -> list[Any]:
+        """Return what all replicas return; those that die or do not answer in time are left out."""
+        response = self._handle.broadcast(method, *args)
+        try:
+            results = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
+        except (TimeoutError, DeploymentUnavailableError):
+            return []
+        return [one for one in results if not isinstance(one, BaseException)]
+
+
+async def _awaited(response: Awaitable[Outcome]) -> Outcome:
+    return await response
+
+
+def _left(timing: RequestTiming) -> float:
+    """Return the seconds until the deadline of a request.
+
+    Raises:
+        QueueFull: it is over.
+    """
+    if timing.deadline is None:
+        return float(PAUSE_S * 2**RERUNS)
+    left = timing.deadline - time.perf_counter()
+    if left <= 0:
+        raise QueueFull("the deadline of the request is over; try again later", retry_after_s=1)
+    return left

@@ -1,0 +1,15 @@
+"""The log of a process that Ray has started: the server's form, in Ray's files and on the terminal of `serve --ray`."""
+
+from __future__ import annotations
+
+import logging
+
+from sie_server.config import ServerConfig
+from sie_server.logs import PLAIN, JsonLines, OneLine, set_up
+
+
+def log_to_ray(config: ServerConfig) -> None:
+    """Write the log to stderr, which Ray collects."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if config.log_format == "json" else OneLine(PLAIN))
+    set_up(handler, config.log_level, config.log_format)

@@ -1,0 +1,101 @@
+"""What crosses the processes: the context of a call, and its result or error.
+
+Ray wraps exceptions in its own, so an error of ours crosses as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from sie_server.errors import InferenceError, SIEError
+from sie_server.serving.metrics import RequestTiming
+
+BY_CODE = {kind.code: kind for kind in SIEError.__subclasses__()}
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of a request that a replica needs in addition to its body."""
+
+    request_id: str = ""
+    deadline_ms: float | None = None  # left
+
+    @classmethod
+    def of(cls, timing: RequestTiming) -> Context:
+        """Return the context of a request that goes to a replica now."""
+        left = None if timing.deadline is None else (timing.deadline - perf_counter()) * 1e3
+        return cls(timing.request_id, left)
+
+    def timing(self) -> RequestTiming:
+        """Start the timing of the request on this machine, whose clock is another one."""
+        timing = RequestTiming(request_id=self.request_id)
+        if self.deadline_ms is not None:
+            timing.set_deadline(self.deadline_ms)
+        return timing
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A `SIEError` as data."""
+
+    code: str
+    message: str
+    retry_after_s: float | None
+    details: dict[str, Any]
+
+    @classmethod
+    def of(cls, error: SIEError) -> Failure:
+        """Return the data of an error."""
+        return cls(error.code, error.message, error.retry_after_s, error.details)
+
+    def error(self) -> SIEError:
+        """Return the error."""
+        kind = BY_CODE.get(self.code, InferenceError)
+        return kind(self.message, retry_after_s=self.retry_after_s, **self.details)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a call to a replica."""
+
+    replica: str
+    value: Any = None
+    failure: Failure | None = None
+    sources: frozenset[str] = frozenset()  # places that the message may contain
+    stages: dict[str, float] = field(default_factory=dict)  # fields of the timing
+    version: str = ""  # of the weights and the adapter that answered
+
+    def charge(self, timing: RequestTiming) -> None:
+        """Add the costs in the replica to those of the request. A key over its quota is charged, not refused."""
+        for name, value in self.stages.items():
+            setattr(timing, name, (getattr(timing, name) or 0) + value)
+
+    def result(self) -> Any:
+        """Return the value.
+
+        Raises:
+            SIEError: the call failed.
+        """
+        if self.failure:
+            raise self.failure.error()
+        return self.value
+
+
+SPENT = ("tokenization_ms", "queue_ms", "inference_ms", "items", "tokens")
+
+
+async def outcome_of(
+    replica: str, timing: RequestTiming, work: Awaitable[Any], sources: Callable[[], set[str]]
+) -> Outcome:
+    """Await `work` and return its result or error as data."""
+    value, failure = None, None
+    try:
+        value = await work
+    except SIEError as error:
+        failure = Failure.of(error)
+    stages = {name: spent for name in SPENT if (spent := getattr(timing, name))}
+    places = frozenset(sources()) if failure else frozenset()
+    return Outcome(replica, value, failure, places, stages, timing.version)

@@ -1,0 +1,148 @@
+"""Admin calls on one replica: the operations of the service, swaps in two phases, and the desired state."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from sie_server.cluster.state import DesiredState, ModelWish, State
+from sie_server.errors import Conflict, SIEError
+from sie_server.serving.service import Service
+from sie_server.wire import AdminAnswer
+
+log = logging.getLogger("sie_server.cluster")
+HOLD_S = 120.0  # a prepared swap waits for its commit
+RETRY_S = 10.0  # after a generation that could not be applied
+
+
+class ReplicaOperators:
+    """Applies what the ingress and the desired state say. Used on the event loop of the service."""
+
+    def __init__(self, service: Service, desired: DesiredState | None, poll_s: float) -> None:
+        self._service, self._desired, self._poll_s = service, desired, poll_s
+        self._applied = State()
+        self._prepared: dict[str, Prepared] = {}
+
+    async def start(self) -> None:
+        """Apply the desired state, and follow it from now on. Models load with their first request."""
+        if self._desired:
+            await self._apply(await asyncio.to_thread(self._desired.read), load=False)
+            self._following = asyncio.create_task(self._follow())
+
+    async def run(self, action: str, model: str, *args: object) -> AdminAnswer:
+        """Run an operation of `ModelAdmin`.
+
+        Raises:
+            SIEError
+        """
+        operation: Callable[..., Awaitable[AdminAnswer]] = getattr(self._service.admin, action)
+        return await operation(model, *args)
+
+    # ── swaps ──
+
+    async def prepare(self, token: str, model: str, source: str, revision: str | None) -> bool:
+        """Load the new version in addition to the serving one, and hold it. Return False if none is serving here.
+
+        Raises:
+            SIEError: the new version cannot be used; the old one keeps serving.
+        """
+        if not (await self._service.info(model)).loaded:
+            self._service.admin.check_source(source)
+            return False
+        prepared = self._prepared[token] = Prepared()
+        work = self._service.admin.swap(model, source, revision, prepared.hold)
+        prepared.task = asyncio.create_task(work)
+        ready = asyncio.create_task(prepared.ready.wait())
+        await asyncio.wait([prepared.task, ready], return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if prepared.task.done():
+            del self._prepared[token]
+            prepared.task.result()
+        return True
+
+    async def finish(self, token: str, model: str, wish: ModelWish | None) -> AdminAnswer | None:
+        """Switch to the prepared version, or give it up if `wish` is None.
+
+        Raises:
+            SIEError
+        """
+        prepared = self._prepared.pop(token, None)
+        if prepared is None or prepared.task is None:
+            if wish:
+                await self._follow_wish(model, wish, load=False)
+                return self._service.admin.describe(model)
+            return None
+        prepared.decide(commit=wish is not None)
+        try:
+            return await prepared.task
+        except Conflict:
+            if wish:
+                raise
+            return None
+
+    # ── desired state ──
+
+    async def _follow(self) -> None:
+        assert self._desired
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                state = await asyncio.to_thread(self._desired.read)
+                if state.generation > self._applied.generation and not self._prepared:
+                    await self._apply(state, load=True)
+            except Exception:
+                log.exception("cannot follow the desired state")
+                await asyncio.sleep(RETRY_S)
+
+    async def _apply(self, state: State, *, load: bool) -> None:
+        """Bring all models to their wishes. A wish that fails is logged, and the model's `last_error` names it."""
+        for model, wish in state.models.items():
+            if self._applied.models.get(model) == wish:
+                continue
+            try:
+                await self._follow_wish(model, wish, load=load)
+            except SIEError as error:
+                log.error("generation %d, model %s: %s", state.generation, model, error.message)
+        self._applied = state
+
+    async def _follow_wish(self, model: str, wish: ModelWish, *, load: bool) -> None:
+        admin = self._service.admin
+        if wish.source is not None:
+            admin.move(model, wish.source, wish.revision)
+        loaded = (await self._service.info(model)).loaded
+        if wish.source is not None and loaded:
+            await admin.swap(model, wish.source, wish.revision)
+        if wish.loaded and not loaded and (load or wish.pinned):
+            await admin.load(model, pin=wish.pinned)
+        if wish.loaded is False and loaded:
+            await admin.unload(model)
+        admin.name_adapters(model, wish.adapters)
+
+
+class Prepared:
+    """A swap between its two phases."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self.task: asyncio.Task[AdminAnswer] | None = None
+        self._commit: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def hold(self) -> None:
+        """Wait for the decision.
+
+        Raises:
+            Conflict: the swap was given up.
+        """
+        self.ready.set()
+        try:
+            commit = await asyncio.wait_for(self._commit, HOLD_S)
+        except TimeoutError:
+            commit = False
+        if not commit:
+            raise Conflict("the swap was given up, because a replica of the cluster could not take part")
+
+    def decide(self, *, commit: bool) -> None:
+        """End the wait."""
+        if not self._commit.done():
+            self._commit.set_result(commit)

@@ -1,0 +1,88 @@
+"""A model replica: today's service in a process of Ray, with our batcher and our memory budget."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from ray import serve
+
+from sie_server.cluster.log import log_to_ray
+from sie_server.cluster.outcomes import Context, Outcome, outcome_of
+from sie_server.cluster.replica.operators import ReplicaOperators
+from sie_server.cluster.state import DesiredState
+from sie_server.config import ServerConfig
+from sie_server.errors import InferenceError, SIEError, out_of_memory
+from sie_server.serving.metrics import RequestTiming
+from sie_server.serving.service import Service
+
+log = logging.getLogger("sie_server.cluster")
+SWITCH_S = 0.0005  # as in api.server
+POLL_S = 2.0
+# methods of the service that an ingress replica may call: with a request's timing, and without
+TIMED = frozenset({"score_each", "inspect", "encode", "with_tokenizer"})
+UNTIMED = frozenset({"infos", "info", "first_with", "pooling", "metrics_text"})
+
+
+class ModelReplica:
+    """One `Service`. Its methods return an `Outcome`; they raise no errors of the service."""
+
+    async def __init__(self, config: ServerConfig) -> None:  # type: ignore[misc]
+        sys.setswitchinterval(SWITCH_S)
+        log_to_ray(config)
+        self._name: str = serve.get_replica_context().replica_id.unique_id
+        self._service = Service(config)
+        desired = DesiredState(config.models_dir) if config.models_dir else None
+        self._operators = ReplicaOperators(self._service, desired, config.models_dir_poll_s or POLL_S)
+        await self._operators.start()
+        await self._service.preload()
+
+    async def ping(self) -> str:
+        """Return the name of this replica, which is ready."""
+        return self._name
+
+    async def operate(self, method: str, *args: Any) -> Outcome:
+        """Call a method of `ReplicaOperators`: `run`, `prepare` or `finish`."""
+        work = getattr(self._operators, method)(*args)
+        return await outcome_of(self._name, RequestTiming(), _known(work), self._service.sources)
+
+    async def call(
+        self, method: str, context: Context, *args: Any, avoid: tuple[str, ...] = (), **options: Any
+    ) -> Outcome:
+        """Call a method of the service. `avoid` is for the router."""
+        timing = context.timing()
+        if method in TIMED:
+            work = getattr(self._service, method)(*args, timing, **options)
+        elif method in UNTIMED:
+            work = getattr(self._service, method)(*args, **options)
+        else:
+            raise ValueError(f"a replica has no method {method!r}")
+        return await outcome_of(self._name, timing, _known(work), self._service.sources)
+
+    async def check_health(self) -> None:
+        """Raise if only a restart helps. Serve calls this every few seconds."""
+        if problem := self._service.unready():
+            raise RuntimeError(problem)
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Return what the router has to know of this replica. Serve calls this every second."""
+        loaded = [info.name for info in await self._service.infos() if info.loaded]
+        return {"loaded": loaded, "queued_s": self._service.queued_seconds()}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the seconds of queued work, which the number of replicas follows."""
+        return {"queued_s": self._service.queued_seconds()}
+
+
+async def _known(work: Any) -> Any:
+    """Await `work`. A bug of one request must not look like a dead replica, so other errors become ours."""
+    try:
+        return await work
+    except SIEError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        log.error("unexpected error", exc_info=error)
+        raise InferenceError("internal error; see the log of the replica") from None

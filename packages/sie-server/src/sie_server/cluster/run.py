@@ -1,0 +1,196 @@
+"""`sie-server serve --ray`: the application on a Ray cluster, until a signal stops it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sie_server import install
+from sie_server.config import ConfigError, ServerConfig
+
+log = logging.getLogger("sie_server.cluster")
+APPLICATION = "sie"
+CONNECT_S = 10.0
+FOLDER_SETTINGS = {  # of the proxy, whose files would otherwise collide with those of another cluster
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+}
+PORT_SETTINGS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
+
+
+def serve(config: ServerConfig) -> None:
+    """Serve until a signal stops the process.
+
+    Raises:
+        ConfigError: Ray is not installed or not reachable, or the configuration does not fit it.
+    """
+    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        _separate_proxy()
+    app = _imported()
+    app.check(config)
+    _connect(config, address)
+    try:
+        _run(app, config, local=address is None)
+    finally:
+        _stop(local=address is None)
+
+
+def _imported() -> Any:
+    try:
+        from sie_server.cluster import app
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise ConfigError(f"--ray needs Ray; install it with: {install('ray')}") from None
+    return app
+
+
+def _separate_proxy() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="sie-ray-"))
+    for name, file in FOLDER_SETTINGS.items():
+        os.environ.setdefault(name, str(folder / file))
+    for name in PORT_SETTINGS:
+        os.environ.setdefault(name, str(_free_port()))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _connect(config: ServerConfig, address: str | None) -> None:
+    """Start Ray on this machine, or connect to a cluster.
+
+    Raises:
+        ConfigError
+    """
+    import ray
+
+    if address and address != "auto":
+        _check_answers(address)
+    options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    log.info("connecting to Ray at %s" if address else "starting Ray on this machine%s", address or "")
+    try:
+        ray.init(
+            **options,
+            namespace="serve",
+            logging_level=logging.WARNING,
+            configure_logging=False,
+            log_to_driver=True,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot connect to Ray at {address or 'this machine'}: {reason}") from None
+
+
+def _check_answers(address: str) -> None:
+    """Check that an address can be connected to, because Ray would try for minutes.
+
+    Raises:
+        ConfigError
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConfigError(f"--ray-address {address}: expected HOST:PORT of the head node, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"--ray-address {address}: no Ray cluster answers there: {error.strerror or error}; start one with "
+            f"`ray start --head --port={port}`"
+        ) from None
+
+
+def _run(app: Any, config: ServerConfig, *, local: bool) -> None:
+    from ray import serve as ray_serve
+
+    config = app.with_pools(config)
+    _check_resources(app, config, local=local)
+    port = config.port or _free_port()
+    ray_serve.start(
+        proxy_location="HeadOnly" if local or _shared_addresses() else "EveryNode",
+        http_options={"host": config.host, "port": port},
+    )
+    try:
+        ray_serve.run(app.application(config), name=APPLICATION, route_prefix="/", blocking=False)
+    except RuntimeError as error:
+        raise ConfigError(_reason(str(error))) from None
+    log.info("listening on http://%s:%d", config.host, port)
+    log.info("ready; models: %s", ", ".join(config.model) or "none at start")
+    _wait_for_signal()
+    log.info("stopping: accepted requests are finished first")
+
+
+def _check_resources(app: Any, config: ServerConfig, *, local: bool) -> None:
+    """Check that some machine can hold a replica of each pool, and that all machines can hold the smallest number.
+
+    Raises:
+        ConfigError: on this machine, where none will be added.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, pool in config.cluster.pools.items():
+        need = app.needs(pool)
+        room = sum(_room(node, need) for node in nodes)
+        if room >= max(1, pool.min_replicas):
+            continue
+        wanted = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items())
+        have = "; ".join(", ".join(f"{node.get(k, 0):g} {k}" for k in need) for node in nodes)
+        message = (
+            f"cluster.pools.{name}: {max(1, pool.min_replicas)} replica(s) of {wanted} do not fit the machines, "
+            f"which have {have}"
+        )
+        if local:
+            raise ConfigError(f"{message}; lower cpus, gpus or min_replicas")
+        log.warning("%s; waiting until Ray adds machines", message)
+
+
+def _room(node: dict[str, float], need: dict[str, float]) -> int:
+    return int(min(node.get(kind, 0) // amount for kind, amount in need.items() if amount))
+
+
+def _shared_addresses() -> bool:
+    """Whether nodes share an address, as several on one machine do; then only one of them can have the port."""
+    import ray
+
+    addresses = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+    return len(set(addresses)) < len(addresses)
+
+
+def _reason(message: str) -> str:
+    """Return the last line of an error of Serve, which holds the cause below its traceback."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"the replicas do not start: {lines[-1] if lines else 'see the log'}"
+
+
+def _wait_for_signal() -> None:
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    while not stopped.wait(1.0):
+        pass
+
+
+def _stop(*, local: bool) -> None:
+    import ray
+    from ray import serve as ray_serve
+
+    with suppress(Exception):
+        ray_serve.delete(APPLICATION)
+        if local:
+            ray_serve.shutdown()
+    ray.shutdown()
+    log.info("stopped")

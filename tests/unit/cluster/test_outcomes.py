@@ -1,0 +1,49 @@
+"""Errors and timings that cross processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+pytest.importorskip("ray")
+
+from sie_server.cluster.outcomes import Context, Failure, outcome_of
+from sie_server.errors import ModelLoadFailed, QueueFull, SIEError
+from sie_server.serving.metrics import RequestTiming
+
+pytestmark = pytest.mark.unit
+
+
+async def failing(error: SIEError) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        QueueFull("busy", retry_after_s=3),
+        ModelLoadFailed("no such file", error_class="OSError", permanent=True, attempts=1),
+    ],
+)
+async def test_an_error_arrives_whole(error: SIEError) -> None:
+    outcome = await outcome_of("r1", RequestTiming(), failing(error), lambda: {"/models/a"})
+    found = pickle.loads(pickle.dumps(outcome))  # noqa: S301 -- as Ray does
+    with pytest.raises(type(error)) as raised:
+        found.result()
+    assert vars(raised.value) == vars(error)
+    assert found.sources == {"/models/a"}
+
+
+def test_every_error_has_a_code_of_its_own() -> None:
+    for kind in SIEError.__subclasses__():
+        assert type(Failure(kind.code, "m", None, {}).error()) is kind
+
+
+def test_the_deadline_crosses_clocks() -> None:
+    timing = RequestTiming()
+    timing.set_deadline(5000)
+    context = Context.of(timing)
+    assert context.deadline_ms is not None and 4000 < context.deadline_ms <= 5000
+    deadline = context.timing().deadline
+    assert deadline is not None
