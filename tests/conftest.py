@@ -12,7 +12,7 @@ import pytest
 from support.checkpoints import cache
 
 # order of the folders: short modules run last, so that all workers end at about the same time
-FOLDERS = ("hostile", "service", "integrations", "examples", "parity", "deploy", "unit")
+FOLDERS = ("cluster", "hostile", "service", "integrations", "examples", "parity", "deploy", "unit")
 
 # Set before torch is imported, and inherited by every process that a test starts. With several workers, more threads
 # per process would only wait for cores.

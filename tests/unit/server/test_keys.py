@@ -138,6 +138,24 @@ def asgi(path: str, peer: str | None = "127.0.0.1", **headers: str) -> dict[str,
     return {"type": "http", "path": path, "headers": raw, "client": peer and (peer, 5000)}
 
 
+def test_open_inference_needs_keys_for_admin_routes_only() -> None:
+    gate = Gate(read_keys(from_text(f"web:infer:{INFER},ops:admin:{ADMIN}")), open_inference=True)
+    known, unknown, admin = (f"Bearer {key}" for key in (INFER, "not-a-key-of-this-server", ADMIN))
+    assert gate.admit(asgi("/v1/score/m", "8.8.8.8")) is None
+    assert gate.admit(asgi("/v1/score/m", authorization=known)) == "web"
+    assert gate.admit(asgi("/v1/admin/load", authorization=admin)) == "ops"
+    assert not gate.is_admin(asgi("/v1/models"))
+    refused = [
+        asgi("/v1/score/m", authorization=unknown),
+        asgi("/v1/score/m", x_api_key="not-a-key-of-this-server"),
+        asgi("/v1/admin/load"),
+        asgi("/v1/admin/load", authorization=known),
+    ]
+    for one in refused:
+        with pytest.raises((Unauthorized, Forbidden)):
+            gate.admit(one)
+
+
 GATE = Gate(read_keys(from_text(f"web:infer:{INFER},ops:admin:{ADMIN}")))
 
 

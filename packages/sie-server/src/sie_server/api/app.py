@@ -115,7 +115,7 @@ def create_app(
     app.router.redirect_slashes = False  # an unknown route must be a 404 with an error body
     app.state.ready = False
     app.state.draining = False
-    app.state.gate, app.state.accounts = Gate(keys), accounts
+    app.state.gate, app.state.accounts = Gate(keys, open_inference=config.open_inference), accounts
     app.state.access_log = AccessLog(app.routes) if config.access_log else None
     app.add_middleware(LimitedKeys, accounts=accounts)
     app.add_middleware(RequestFrame, state=app.state, gate=app.state.gate)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -56,7 +58,10 @@ def _imported() -> Any:
 
 
 def _separate_proxy() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="sie-ray-"))
+    """Give the proxy a folder and ports of its own."""
+    # not below TMPDIR, because the path of a socket has at most 107 bytes, of which Ray needs 70
+    folder = Path(tempfile.mkdtemp(prefix="sie-", dir="/tmp"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name, file in FOLDER_SETTINGS.items():
         os.environ.setdefault(name, str(folder / file))
     for name in PORT_SETTINGS:

@@ -207,6 +207,13 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     api_keys_file: Annotated[
         str | None, Meta(description="TOML file of API keys and their limits, in addition to `api_keys`")
     ] = None
+    open_inference: Annotated[
+        bool,
+        Meta(
+            description="With API keys: also answer requests without a key, except those to admin routes "
+            "(docs/security.md)"
+        ),
+    ] = False
     cors_origins: Annotated[
         tuple[str, ...],
         Meta(

@@ -51,8 +51,9 @@ SEND_A_KEY = "send Authorization: Bearer KEY (SIE clients: api_key or the variab
 class Gate:
     """Checks the API key and scope of requests."""
 
-    def __init__(self, api_keys: tuple[ApiKey, ...]) -> None:
-        self._keys = api_keys
+    def __init__(self, api_keys: tuple[ApiKey, ...], *, open_inference: bool = False) -> None:
+        """With `open_inference` only admin routes require a key; a key that is sent must still be known."""
+        self._keys, self._open_inference = api_keys, open_inference
 
     def admit(self, asgi: Asgi) -> str | None:
         """Return the name of the caller's key; None if the route needs no key.
@@ -63,6 +64,8 @@ class Gate:
         path: str = asgi["path"]
         is_admin = path.startswith(ADMIN)
         if path in HEALTH or OPEN.fullmatch(path):
+            return None
+        if self._open_inference and not is_admin and not _sends_a_key(asgi):
             return None
         if self._keys:
             key = self._key(asgi)
@@ -88,6 +91,10 @@ class Gate:
         if key is None:
             raise Unauthorized("this server does not know the API key")
         return key
+
+
+def _sends_a_key(asgi: Asgi) -> bool:
+    return any(_headers(asgi, name) for name in (b"authorization", *KEY_HEADERS))
 
 
 def _sent_key(asgi: Asgi) -> bytes:

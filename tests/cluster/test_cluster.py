@@ -1,0 +1,152 @@
+"""`serve --ray` answers as one server does, and survives the death of its parts."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sie_sdk import SIEClient
+from sie_sdk.types import Item
+from support.checkpoints import cross_encoders
+from support.servers import clusters, processes
+from support.servers.clusters import ADMIN
+from support.servers.processes import Server
+from support.waiting import eventually
+
+QUERY = "stars burn hydrogen"
+TEXTS = ["a star burns", "rain in spring", "hydrogen and helium", ""]
+POOLS = """
+ingress_cpus = 0.1
+[cluster.pools.small]
+cpus = 0.1
+min_replicas = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    cross_encoders.make_cross_encoder(root / "toy/bert", "bert")
+    cross_encoders.make_cross_encoder(root / "other/bert", "bert", seed=7)
+    processes.make_encoder(root / "toy/encoder")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with clusters.running(folder, models, "--dtype=float32", "--model=toy/bert", table=POOLS) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, models: Path) -> dict[str, list[float]]:
+    """Return the scores of one server."""
+    folder = tmp_path_factory.mktemp("single")
+    with processes.running(
+        folder, "--dtype=float32", "--models-dir", str(models), "--model=toy/bert"
+    ) as server:
+        return {name: server.scores(name, QUERY, TEXTS) for name in ("toy/bert", "other/bert")}
+
+
+def test_scores_are_those_of_one_server(cluster: Server, expected: dict[str, list[float]]) -> None:
+    assert cluster.scores("toy/bert", QUERY, TEXTS) == expected["toy/bert"]
+    with SIEClient(cluster.base_url) as client:
+        result = client.score("other/bert", Item(text=QUERY), [Item(text=text) for text in TEXTS])
+        by_id = {entry["item_id"]: entry["score"] for entry in result["scores"]}
+        assert [by_id[f"item-{i}"] for i in range(len(TEXTS))] == expected["other/bert"]
+        [vector] = client.encode("toy/encoder", [Item(text=QUERY)])
+        assert np.isfinite(vector["dense"]).all()
+    answer = cluster.post("/v2/rerank", {"model": "toy/bert", "query": QUERY, "documents": TEXTS}).json()
+    assert len(answer["results"]) == len(TEXTS)
+    assert cluster.post("/tokenize", {"inputs": QUERY}).json()
+    names = [one["name"] for one in cluster.get("/v1/models").json()["models"]]
+    assert names[0] == "toy/bert" and {"other/bert", "toy/encoder", "sie/mini-en"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "code", "words"),
+    [
+        ("/v1/score/no/model", {}, {}, 404, "MODEL_NOT_FOUND", "no/model"),
+        ("/v1/score/toy/bert", {"items": [1]}, {}, 400, "INVALID_INPUT", r"\$\.items\[0\]"),
+        ("/v1/score/toy/bert", {}, {"x-sie-pool": "small-1"}, 400, "INVALID_INPUT", "'small'"),
+        ("/v1/score/toy/bert", {}, {"x-sie-machine-profile": "L4"}, 400, "INVALID_INPUT", "it has cpu"),
+        ("/v1/score/toy/bert:none", {}, {}, 404, "ADAPTER_NOT_FOUND", "none"),
+        ("/v1/admin/load", {"model": "toy/bert"}, {}, 401, "UNAUTHORIZED", "API key"),
+    ],
+)
+def test_errors_are_those_of_one_server(
+    cluster: Server,
+    path: str,
+    body: dict[str, Any],
+    headers: dict[str, str],
+    status: int,
+    code: str,
+    words: str,
+) -> None:
+    body = {"query": {"text": QUERY}, "items": [{"text": "a"}]} | body if "score" in path else body
+    answer = cluster.post(path, body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    assert re.search(words, answer.json()["error"]["message"])
+
+
+def test_metrics_name_the_replicas(cluster: Server) -> None:
+    cluster.scores("toy/bert", QUERY, TEXTS)
+    page = cluster.get("/metrics").text
+    assert len(set(re.findall(r'sie_model_loaded\{model="toy/bert",replica="(\w+)"\} 1', page))) == 2
+    assert re.search(r'sie_requests_total\{model="toy/bert",replica="\w+",route="score",status="200"\}', page)
+
+
+def test_a_swap_reaches_every_replica(
+    cluster: Server, models: Path, expected: dict[str, list[float]]
+) -> None:
+    body = {"model": "toy/bert", "source": str(models / "other/bert")}
+    answer = cluster.post("/v1/admin/swap", body, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    assert [one["state"] for one in answer.json()["replicas"]] == ["loaded"] * 2
+    for _ in range(4):
+        assert cluster.scores("toy/bert", QUERY, TEXTS) == expected["other/bert"]
+    refused = cluster.post("/v1/admin/swap", {**body, "source": str(models / "toy/encoder")}, headers=ADMIN)
+    assert refused.status_code == 502, refused.text
+    assert cluster.scores("toy/bert", QUERY, TEXTS) == expected["other/bert"]
+
+
+def test_replicas_that_are_killed_fail_no_request_and_return_with_the_state(
+    cluster: Server, expected: dict[str, list[float]]
+) -> None:
+    """It runs after the swap, so the replicas have to come back with the new weights."""
+    stop, failures, done = threading.Event(), [], 0
+
+    def call() -> None:
+        nonlocal done
+        with SIEClient(cluster.base_url) as client:
+            while not stop.is_set():
+                try:
+                    result = client.score("toy/bert", Item(text=QUERY), [Item(text=text) for text in TEXTS])
+                    by_id = {entry["item_id"]: entry["score"] for entry in result["scores"]}
+                    if [by_id[f"item-{i}"] for i in range(len(TEXTS))] != expected["other/bert"]:
+                        failures.append(result)
+                    done += 1
+                except Exception as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for kind in ("small", "ingress"):
+        before = {one.pid for one in clusters.replicas(cluster, kind)}
+        assert len(before) == 2
+        clusters.kill(clusters.replicas(cluster, kind)[0])
+        assert eventually(lambda: len({p.pid for p in clusters.replicas(cluster, kind)} - before) == 1)  # noqa: B023
+        time.sleep(1)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures and done > 20
