@@ -7,11 +7,13 @@ things that their libraries accept: aliases that expand without end, and numbers
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,15 +52,44 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
+def refusal(error: OSError) -> str:
+    """Return the system's reason, for missing permissions with the user: in a container it is rarely the owner.
+
+    `Permission denied for user 10001; owner 0, mode 600` describes the file, or the nearest directory above it.
+    """
+    text = error.strerror or str(error)
+    if error.errno not in (errno.EACCES, errno.EPERM) or not hasattr(os, "geteuid") or " for user " in text:
+        return text
+    text = f"{text} for user {os.geteuid()}"
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    for place in (path, *path.parents) if path else ():
+        try:
+            known = place.stat()
+        except OSError:
+            continue
+        return f"{text}; owner {known.st_uid}, mode {stat.S_IMODE(known.st_mode):o}"
+    return text
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Add the user to errors about missing permissions."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(error.errno, refusal(error), error.filename) from None
+
+
 def open_regular(path: Path, most: int | None = None) -> BinaryIO:
     """Open a regular file of at most `most` bytes for reading. Symbolic links are followed.
 
     Raises:
         OSError: the file is missing, unreadable, not regular, too large, or the remains of a failed download.
     """
-    _check(path, path.stat(), most)  # before it is opened, because opening a device may have an effect
-    # a pipe that replaces the file now does not block
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with _refusals():
+        _check(path, path.stat(), most)  # before it is opened, because opening a device may have an effect
+        # a pipe that replaces the file now does not block
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
         _check(path, os.fstat(descriptor), most)
         _check_start(path, descriptor)
@@ -166,7 +197,7 @@ def entries(directory: Path, most: int = ENTRIES) -> Iterator[os.DirEntry[str]]:
     Raises:
         OSError: the directory is unreadable, or has more than `most` entries.
     """
-    with os.scandir(directory) as found:
+    with _refusals(), os.scandir(directory) as found:
         for count, entry in enumerate(found):
             if count >= most:
                 raise UnusableFile(f"{directory.name} has more than {most} entries")

@@ -117,6 +117,11 @@ def _of_file(file: str) -> KeyFile:
             f"{file}: expected only [[key]] tables with name, scopes (a list), limits and key or key_sha256, and a "
             f"table [limits]; limits have {', '.join(KeyLimits.__struct_fields__)}: {_problem(error)}"
         ) from None
+    except FileNotFoundError:
+        raise ConfigError(
+            f"cannot read the API keys in {file}: there is no such file; if it is a mounted secret, check its name "
+            "and that it is mounted"
+        ) from None
     except (OSError, ValueError) as error:  # messages of tomllib contain positions, not values
         raise ConfigError(f"cannot read the API keys in {file}: {error}") from None
 

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from functools import lru_cache
 from typing import Any
@@ -55,22 +54,21 @@ def _texts(request: str) -> tuple[str, ...]:
 
 def _ask_child(request: bytes) -> bytes:
     """Return the answer of a new child, which is killed at the end in any case."""
-    with tempfile.TemporaryFile() as file:
-        file.write(request)
-        file.seek(0)
-        try:
-            child = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__],
-                stdin=file,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "SYSTEMROOT")},
-            )
-        except OSError as error:
-            raise RenderError(f"cannot be rendered, because no process can be started: {error}") from error
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "SYSTEMROOT")},
+        )
+    except OSError as error:
+        raise RenderError(f"cannot be rendered, because no process can be started: {error}") from error
     with child:
         try:
-            answer = _read_answer(child)
+            end = time.monotonic() + WALL_S
+            _send(child, request, end)
+            answer = _read_answer(child, end)
         finally:
             child.kill()
     if not answer.endswith(b"}"):
@@ -80,20 +78,37 @@ def _ask_child(request: bytes) -> bytes:
     return answer
 
 
-def _read_answer(child: subprocess.Popen[bytes]) -> bytes:
-    """Read all that the child writes, within the limits of time and size."""
-    import select
+def _send(child: subprocess.Popen[bytes], request: bytes, end: float) -> None:
+    """Write the request, and close the pipe. No temporary file: a container may have no place for one."""
+    assert child.stdin is not None
+    descriptor, rest = child.stdin.fileno(), memoryview(request)
+    os.set_blocking(descriptor, False)  # a child that reads nothing must not hold up this thread
+    with contextlib.suppress(BrokenPipeError):  # the child has ended, perhaps with an answer
+        while rest:
+            _wait([], [descriptor], end)
+            rest = rest[os.write(descriptor, rest) :]
+    child.stdin.close()
 
+
+def _read_answer(child: subprocess.Popen[bytes], end: float) -> bytes:
+    """Read all that the child writes, within the limits of time and size."""
     assert child.stdout is not None
-    descriptor, end, answer = child.stdout.fileno(), time.monotonic() + WALL_S, b""
+    descriptor, answer = child.stdout.fileno(), b""
     while len(answer) <= ANSWER_BYTES:
-        if not select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0]:
-            raise RenderError(f"does not render within {WALL_S:g} s")
+        _wait([descriptor], [], end)
         part = os.read(descriptor, 2**16)
         if not part:
             return answer
         answer += part
     raise RenderError(f"renders more than {OUTPUT_CHARS} characters")
+
+
+def _wait(readable: list[int], writable: list[int], end: float) -> None:
+    """Wait until the pipe can be read or written. Raises RenderError at `end`."""
+    import select
+
+    if not any(select.select(readable, writable, [], max(0.0, end - time.monotonic()))):
+        raise RenderError(f"does not render within {WALL_S:g} s")
 
 
 # ── everything below runs in the child ──

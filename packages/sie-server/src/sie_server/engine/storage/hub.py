@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from sie_server.catalog.revisions import HUB_ID, WHERE
 from sie_server.engine.storage.cache import MAIN, CachedRepository, NoCache
+from sie_server.engine.storage.failures import SentDamaged, damaged_cache, not_fetched, reason
 from sie_server.engine.storage.integrity import Damage, Expected, damages, hashes
 from sie_server.engine.storage.tally import LoadStopped, Tally, watched
-from sie_server.errors import ModelLoadFailed
 
 log = logging.getLogger("sie_server.hub")
 # Only the files that serving needs: no code, no ONNX copies, no training state
@@ -52,20 +48,6 @@ VOCABULARIES = (
 )
 BIN_FILES = ["pytorch_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 TIMEOUT_S = 10.0
-# a missing or read-only home, a full disk
-NOT_WRITABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.ENOSPC,
-    errno.EDQUOT,
-}
-
-
-class SentDamaged(Exception):
-    """The hub sent another content than it says."""
 
 
 def download(source: str, revision: str | None, *, offline: bool, tally: Tally) -> Path:
@@ -81,7 +63,7 @@ def download(source: str, revision: str | None, *, offline: bool, tally: Tally) 
     try:
         repository = CachedRepository(source)
     except NoCache as error:
-        raise _not_fetched(source, revision, error) from error
+        raise not_fetched(source, revision, error) from error
     try:
         if offline:
             raise ConnectionError("offline mode is on")
@@ -91,7 +73,7 @@ def download(source: str, revision: str | None, *, offline: bool, tally: Tally) 
     except Exception as error:  # hub, network and file errors share no base class
         cached = _cached(source, revision, repository, error, tally)
         if not offline:
-            log.warning("loading %s from the hub's cache: %s", source, _reason(error))
+            log.warning("loading %s from the hub's cache: %s", source, reason(error))
         if tally.commit not in (None, cached.name):  # the log has the reason, which may contain paths
             tally.warning = f"the update to commit {tally.commit} failed; commit {cached.name} is served"
         return cached
@@ -204,7 +186,9 @@ def _cached(
             )
             log.warning("%s: %s", source, tally.warning)
         return repository.snapshot(commit)
-    raise (_damaged(source, damaged, error) if damaged else _not_fetched(source, revision, error)) from error
+    raise (
+        damaged_cache(source, damaged, error) if damaged else not_fetched(source, revision, error)
+    ) from error
 
 
 def _damages(
@@ -224,67 +208,3 @@ def _interrupted(repository: CachedRepository, commit: str, tally: Tally) -> lis
     """Return the missing files of a commit newer than the one that serves; empty if there are none."""
     found = (_damages(repository, newer, tally, contents=False) for newer in repository.newer(commit))
     return next(filter(None, found), [])
-
-
-def _damaged(source: str, damaged: list[Damage], error: Exception) -> ModelLoadFailed:
-    """Return the load error of a damaged checkpoint in the cache, with the file to delete."""
-    path = Path(os.path.realpath(damaged[0].path))  # unlike Path.resolve, it accepts circles
-    step = f"Delete the file {path} and load" if path.exists() else "Load"
-    more = f" (and {len(damaged) - 1} more files are damaged)" if len(damaged) > 1 else ""
-    return ModelLoadFailed(
-        f"{source!r} is damaged in the hub's cache: {damaged[0]}{more}. It could not be downloaded again: "
-        f"{_reason(error)}. {step} the model again while the hub can be reached, or copy the file "
-        f"{damaged[0].path} from an intact cache",
-        error_class="DamagedFile",
-        permanent=False,
-        attempts=1,
-    )
-
-
-def _not_fetched(source: str, revision: str | None, error: Exception) -> ModelLoadFailed:
-    return ModelLoadFailed(
-        f"{source!r} is not a local directory, is not in the hub's cache, and could not be downloaded: "
-        f"{_reason(error, revision)}. {_where(source)}"
-        "Use a local directory instead (--model ID=/path/to/checkpoint, "
-        "--adapter MODEL:NAME=/path/to/adapter); the model 'sie/mini-en' needs no download",
-        error_class=type(error).__name__,
-        permanent=isinstance(error, tuple(_meanings())),
-        attempts=1,
-    )
-
-
-def _where(source: str) -> str:
-    """Return where a revision goes, and how a relative directory is written."""
-    relative = (
-        "" if HUB_ID.fullmatch(source) else f"It is no hub id; a relative directory is written ./{source}. "
-    )
-    return f"{relative}For a revision: {WHERE}. A relative directory in a YAML file starts at that file's directory. "
-
-
-def _meanings() -> dict[type[Exception], Callable[[str | None], str]]:
-    """Return the hub's errors and what they mean, the more specific ones first."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    return {
-        GatedRepoError: lambda _: (
-            "its terms must be accepted on the hub, and HF_TOKEN must be a token of that account"
-        ),
-        RepositoryNotFoundError: lambda _: (
-            "the hub has no such model, or it is private and HF_TOKEN grants no access"
-        ),
-        RevisionNotFoundError: lambda revision: f"it has no revision {revision!r}",
-    }
-
-
-def _reason(error: Exception, revision: str | None = None) -> str:
-    if isinstance(error, SentDamaged | NoCache):
-        return str(error)
-    for kind, meaning in _meanings().items():
-        if isinstance(error, kind):
-            return meaning(revision)
-    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
-        return (
-            f"its files cannot be stored at {str(error.filename)!r} ({error.strerror}); set HF_HOME to a directory "
-            "that the server can write, with enough space"
-        )
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
