@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from support.servers import hub, processes
+from support.waiting import eventually
 
 KUBERNETES = {
     "SIE_SERVICE_HOST": "10.0.0.1",
@@ -100,3 +104,25 @@ def test_a_cache_that_cannot_be_written_is_reported_once_with_its_setting(tmp_pa
     assert (done.returncode, done.stdout) == (1, "")
     assert re.search(r"stored at '/proc/cache\b.*set HF_HOME", done.stderr)
     assert done.stderr.count("org/model") == done.stderr.count("\n") == 1 and ".." not in done.stderr
+
+
+def test_process_1_of_a_container_ends_while_it_starts(tmp_path: Path) -> None:
+    """The kernel ignores a signal that process 1 does not handle, and the orchestrator would wait until it kills."""
+    inside = ["unshare", "--fork", "--pid", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare and the right to make a namespace")
+    command = [*inside, sys.executable, "-m", "sie_server", "serve", "--port", "0"]
+    with subprocess.Popen(
+        command, env=processes.environment(tmp_path), stderr=subprocess.PIPE, text=True
+    ) as outer:
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+
+        def ended() -> bool:
+            for child in children.read_text().split() if outer.poll() is None else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGTERM)
+            return outer.poll() is not None
+
+        assert eventually(ended, 30)
+        assert outer.stderr is not None
+        assert (outer.returncode, "listening" in outer.stderr.read()) == (128 + signal.SIGTERM, False)

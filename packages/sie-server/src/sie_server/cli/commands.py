@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
@@ -52,6 +53,8 @@ for command in (score, models, admin):
 @config_options()
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answer score and encode requests over HTTP until stopped."""
+    if os.getpid() == 1:  # of a container: until the server has its handlers, the kernel would ignore SIGTERM
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     config = config_of(config_file, flags)
     # Configuration errors are reported before the slow imports; ignored files are logged later.
     known = known_models(config.model, config.models_dir, report=False)
