@@ -22,14 +22,14 @@ ACCEPTED_S = 1.0  # a request that has not been refused after this time has been
 CHEAP = request("GET", "/v1/score/x")  # answered with 405
 
 
-def bodies(documents: int, count: int = 32, **options: object) -> list[bytes]:
-    """Return score requests with different texts."""
+def bodies(documents: int, count: int = 32, headers: str = "", **options: object) -> list[bytes]:
+    """Return score requests with different texts; `headers` are complete lines."""
     texts = natural_texts(documents * count, 30.0)
     found = []
     for i in range(count):
         items = [{"text": text} for text in texts[i * documents : (i + 1) * documents]]
         body = {"query": {"text": "why do stars explode"}, "items": items, "options": options}
-        found.append(request("POST", f"/v1/score/{MODEL}", body))
+        found.append(request("POST", f"/v1/score/{MODEL}", body, headers=headers))
     return found
 
 

@@ -16,7 +16,7 @@ from sie_server.api.edge.connections.deadlines import Transfer, head_deadline
 from sie_server.api.edge.connections.heap import HeapTrim, trim
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
 from sie_server.api.edge.gate import Gate
-from sie_server.api.edge.pacing import MOST_S, Allowance, Pace
+from sie_server.api.edge.limits.pacing import MOST_S, Allowance, Pace
 from sie_server.api.edge.paths import clean, route_meant
 from sie_server.config import ConfigError, Secret, ServerConfig
 from sie_server.errors import Forbidden, InputTooLong, QueueFull

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sie_server.api.edge.connections.answers import headers_of
-from sie_server.api.edge.limits.account import Account, Visit
+from sie_server.api.edge.limits.account import MOST_DELAY_S, REFUSALS_PER_S, Account, Visit
 from sie_server.api.edge.limits.bucket import Bucket
 from sie_server.api.edge.limits.fields import fields_of
 from sie_server.config import ConfigError, Secret, ServerConfig
@@ -242,6 +242,16 @@ def test_waiting_clients_do_not_return_together() -> None:
             one.enter(START)
             answers.add(retry_after(one, START))
         assert len(answers) >= 2 and min(answers) >= 1 and max(answers) <= longest
+
+
+def test_the_refusals_of_a_loop_without_a_pause_are_delayed() -> None:
+    one = account(concurrent_requests=1)
+    at_once = [one.refusal_delay_s(START) for _ in range(REFUSALS_PER_S)]
+    assert not any(at_once)
+    later = [one.refusal_delay_s(START) for _ in range(1000)]
+    assert later[0] == pytest.approx(1 / REFUSALS_PER_S) and later == sorted(later)
+    assert later[-1] == MOST_DELAY_S
+    assert one.refusal_delay_s(START + 3) == 0  # the delays of more refusals do not add up
 
 
 def test_keys_do_not_affect_each_other() -> None:

@@ -30,7 +30,7 @@ from sie_server.api.edge.gate import Gate
 from sie_server.api.edge.limits.account import Accounts
 from sie_server.api.edge.limits.metrics import KeyCollector
 from sie_server.api.edge.limits.middleware import LimitedKeys
-from sie_server.api.edge.pacing import delay_refusal
+from sie_server.api.edge.limits.pacing import delay_refusal
 from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
 from sie_server.api.embeddings.routes import ROUTES as EMBEDDINGS
 from sie_server.api.reading import BodyThreads
@@ -40,7 +40,6 @@ from sie_server.errors import (
     MethodNotAllowed,
     NotFound,
     QueueFull,
-    RateLimited,
     SIEError,
     cut,
     no_memory,
@@ -141,7 +140,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     """Convert an exception to an error response (docs/http-api.md#errors), in a dialect's form on its paths."""
     known = visible.error(request, _as_known(request, error))
     request.app.state.service.metrics.failed(known)
-    if isinstance(known, QueueFull | RateLimited) and not request.app.state.draining:
+    if isinstance(known, QueueFull) and not request.app.state.draining:
         await delay_refusal(request, known.retry_after_s or 1)
     headers = headers_of(known)
     headers |= getattr(error, "headers", None) or {}  # Allow of a 405, WWW-Authenticate of a 401

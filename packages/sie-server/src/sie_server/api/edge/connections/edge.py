@@ -13,7 +13,7 @@ from typing import Protocol
 from sie_server.api.edge.budget import MIB, Budget
 from sie_server.api.edge.connections.heap import HeapTrim, trim
 from sie_server.api.edge.connections.seats import Seats, Throttle, raise_open_files
-from sie_server.api.edge.pacing import Allowance
+from sie_server.api.edge.limits.pacing import Allowance
 from sie_server.config import ConfigError, ServerConfig
 from sie_server.errors import SIEError
 from sie_server.room import room_for_threads

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from sie_server.api.edge.budget import Share
-from sie_server.api.edge.pacing import Pace
+from sie_server.api.edge.limits.pacing import Pace
 from sie_server.errors import SIEError
 
 

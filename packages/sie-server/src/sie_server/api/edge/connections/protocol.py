@@ -21,7 +21,7 @@ from sie_server.api.edge.connections import answers, heads
 from sie_server.api.edge.connections.deadlines import Transfer, head_deadline
 from sie_server.api.edge.connections.edge import Edge
 from sie_server.api.edge.connections.exchange import Exchange, Flow, Outgoing
-from sie_server.api.edge.pacing import Pace
+from sie_server.api.edge.limits.pacing import Pace
 from sie_server.errors import (
     HeadersTooLarge,
     InvalidInput,

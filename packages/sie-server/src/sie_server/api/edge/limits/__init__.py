@@ -1,1 +1,1 @@
-"""Limits and usage of API keys: requests per second, requests in progress, tokens per minute."""
+"""Limits and usage of API keys, and the pace of refusals."""

@@ -25,6 +25,8 @@ from sie_server.wire import KeyRefusals, KeyUsage
 
 BUSY_S = 1.0  # until a request in progress may have ended
 WINDOW_S = 60  # of tokens_per_minute
+REFUSALS_PER_S = 20  # of one key that are answered at once
+MOST_DELAY_S = 1.0
 
 
 class Account:
@@ -37,6 +39,7 @@ class Account:
         self.refused: Counter[str] = Counter()  # by reason, the fields of KeyRefusals
         self.tokens = self.in_progress = 0
         self._jitter = jitter
+        self._refusals = Bucket(REFUSALS_PER_S, REFUSALS_PER_S)
         rate, quota = self.limits.requests_per_second, self.limits.tokens_per_minute
         self.request_bucket = Bucket(rate, self.limits.burst or max(1, math.ceil(rate))) if rate else None
         self.token_bucket = Bucket(quota / WINDOW_S, quota) if quota else None
@@ -87,6 +90,16 @@ class Account:
     def count(self, status: int) -> None:
         """Count a request that has been answered."""
         self.answered[f"{status // 100}xx"] += 1
+
+    def refusal_delay_s(self, now: float) -> float:
+        """Return how long the answer to a refused request waits.
+
+        Refusals take processor time from the requests of other keys, so a loop without a pause is slowed down.
+        """
+        wait = min(MOST_DELAY_S, self._refusals.wait_s(1, now))
+        if wait < MOST_DELAY_S:
+            self._refusals.spend(1, now)
+        return wait
 
     def _refusal(self, reason: str, limit: str, wait_s: float) -> RateLimited:
         """Return the error. A random part of Retry-After keeps clients that wait from returning together."""

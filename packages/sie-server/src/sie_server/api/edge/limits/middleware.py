@@ -6,10 +6,12 @@ counted.
 
 from __future__ import annotations
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_server.api.edge.limits.account import Accounts
 from sie_server.api.edge.limits.fields import fields_of
+from sie_server.api.edge.limits.pacing import rest
 from sie_server.errors import RateLimited
 from sie_server.serving.metrics import RequestTiming
 
@@ -30,6 +32,7 @@ class LimitedKeys:
         try:
             visit = account.enter(clock())
         except RateLimited as error:
+            await rest(Request(scope), account.refusal_delay_s(clock()))
             error.headers = fields_of(account, clock())
             raise
         timing.on_tokens = lambda tokens: visit.charge(tokens, clock())

@@ -50,7 +50,12 @@ async def delay_refusal(request: Request, retry_after_s: float) -> None:
     exchange = getattr(request.state, "exchange", None)  # absent if the app runs without the server
     if exchange is None:
         return
-    delay = exchange.pace.delay_s(asyncio.get_running_loop().time(), retry_after_s)
-    if delay:
+    await rest(request, exchange.pace.delay_s(asyncio.get_running_loop().time(), retry_after_s))
+
+
+async def rest(request: Request, delay_s: float) -> None:
+    """Wait, and let the connection end if another client needs its place."""
+    exchange = getattr(request.state, "exchange", None)
+    if delay_s and exchange is not None:
         exchange.rest()
-        await asyncio.sleep(delay)
+        await asyncio.sleep(delay_s)
