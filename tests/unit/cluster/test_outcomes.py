@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 
 import pytest
 
@@ -38,6 +39,32 @@ async def test_an_error_arrives_whole(error: SIEError) -> None:
 def test_every_error_has_a_code_of_its_own() -> None:
     for kind in SIEError.__subclasses__():
         assert type(Failure(kind.code, "m", None, {}).error()) is kind
+
+
+async def test_the_steps_of_a_traced_request_cross_clocks() -> None:
+    async def work(timing: RequestTiming) -> str:
+        timing.step("tokenize", timing.started, timing.started + 1, tokens=7)
+        return "value"
+
+    timing = RequestTiming(steps=[])
+    there = Context.of(timing).timing()
+    outcome = await outcome_of("r1", there, work(there), set)
+    assert abs(outcome.steps[0].started - time.time()) < 60  # seconds since 1970, on any machine
+    outcome.charge(timing)
+    assert timing.steps is not None
+    [step] = timing.steps
+    assert step.ended - step.started == pytest.approx(1, abs=1e-3)
+    assert abs(step.started - there.started) < 1e-3  # both clocks are those of this process
+    assert step.attributes == {"tokens": 7, "sie.replica": "r1"}
+
+
+async def test_a_request_that_is_not_traced_has_no_steps() -> None:
+    async def work() -> None:
+        there.step("tokenize", 0.0)
+
+    there = Context.of(RequestTiming()).timing()
+    outcome = await outcome_of("r1", there, work(), set)
+    assert outcome.steps == () and there.steps is None
 
 
 def test_the_deadline_crosses_clocks() -> None:

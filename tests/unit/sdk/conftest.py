@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ class Either:
         if self._runner is None:
             return method
         runner = self._runner
-        return lambda *args, **params: runner.run(method(*args, **params))
+        return lambda *args, **params: runner.run(method(*args, **params), context=copy_context())
 
     def shut(self) -> None:
         self.__getattr__("close")()

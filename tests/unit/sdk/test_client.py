@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import httpx
 import msgpack
 import numpy as np
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, use_span
 
 import sie_sdk
 from sie_sdk import Item, ProtocolError, RequestError, SIEError, errors
@@ -480,6 +483,27 @@ def test_headers_of_the_contract(connect: Connect, answer: Answer) -> None:
     assert not {"authorization", "x-sie-machine-profile", "x-sie-pool"} & bare.keys()
     assert full["authorization"] == "Bearer k-1"
     assert (full["x-sie-machine-profile"], full["x-sie-pool"]) == ("l4", "p")
+
+
+def test_the_callers_trace_is_continued(connect: Connect, answer: Answer) -> None:
+    wire = Recorder(answer(SCORED))
+    client = connect(wire)
+    here = SpanContext(
+        0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1), trace_state=TraceState([("v", "1")])
+    )
+    client.score("org/name", QUERY, ITEMS)
+    with use_span(NonRecordingSpan(here)):
+        client.score("org/name", QUERY, ITEMS)
+    without, within = (request.headers for request in wire.requests)
+    assert "traceparent" not in without and "tracestate" not in without
+    assert within["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01" and within["tracestate"] == "v=1"
+
+
+def test_the_client_does_not_import_opentelemetry() -> None:
+    code = (
+        "import sys, sie_sdk; sie_sdk.SIEClient('http://localhost:9'); print('opentelemetry' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize(

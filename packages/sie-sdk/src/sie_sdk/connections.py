@@ -7,6 +7,7 @@ loop, and forgotten in a forked process: an answer on a shared connection would 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 10.0  # seconds; a host that takes longer is taken to be unreachable
 LONGEST_ANSWER = 1 << 30  # bytes, decompressed
 LONGEST_REFUSAL = 1 << 20  # bytes; the rest of an answer other than 200 is not read
+
+
+def _trace() -> dict[str, str]:
+    """Return the headers of the caller's trace (W3C Trace Context), if the program uses OpenTelemetry."""
+    headers: dict[str, str] = {}
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        TraceContextTextMapPropagator().inject(headers)
+    return headers
 
 
 class _Connections:
@@ -64,7 +75,7 @@ class _Connections:
         import httpx
 
         request = send.request
-        headers = {"Accept": request.accept, "X-SIE-Request-ID": send.request_id}
+        headers = {"Accept": request.accept, "X-SIE-Request-ID": send.request_id} | _trace()
         if request.content_type is not None:
             headers["Content-Type"] = request.content_type
         return http.build_request(

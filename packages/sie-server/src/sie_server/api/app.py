@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +24,7 @@ from sie_server.api import admin, dialects, probes, routes, visible
 from sie_server.api.codec import JSON
 from sie_server.api.dialects.dialect import WARNINGS, warning_header
 from sie_server.api.dialects.routes import ROUTES as DIALECTS
-from sie_server.api.edge.access import AccessLog
+from sie_server.api.edge.access import AccessLog, RouteNames
 from sie_server.api.edge.connections.answers import body_of, headers_of, last_resort
 from sie_server.api.edge.cors import Cors, check_origins
 from sie_server.api.edge.gate import Gate
@@ -34,6 +35,8 @@ from sie_server.api.edge.limits.pacing import delay_refusal
 from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
 from sie_server.api.embeddings.routes import ROUTES as EMBEDDINGS
 from sie_server.api.reading import BodyThreads
+from sie_server.api.tracing.middleware import Traced
+from sie_server.api.tracing.tracer import open_tracer
 from sie_server.config import ServerConfig
 from sie_server.errors import (
     ClientGone,
@@ -78,6 +81,7 @@ def create_app(
     check_prefix(config.root_path)
     keys = read_keys(config)
     accounts = Accounts(keys)
+    tracer = open_tracer(os.environ)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -89,6 +93,8 @@ def create_app(
         preload.cancel()
         threads.close()
         await service.close()
+        if tracer:
+            await asyncio.to_thread(tracer.close)
 
     app = Starlette(
         routes=[
@@ -115,9 +121,12 @@ def create_app(
     app.state.ready = False
     app.state.draining = False
     app.state.gate, app.state.accounts = Gate(keys, open_inference=config.open_inference), accounts
-    app.state.access_log = AccessLog(app.routes) if config.access_log else None
+    names = RouteNames(app.routes)
+    app.state.access_log = AccessLog(names) if config.access_log else None
     app.add_middleware(LimitedKeys, accounts=accounts)
     app.add_middleware(RequestFrame, state=app.state, gate=app.state.gate)
+    if tracer:
+        app.add_middleware(Traced, tracer=tracer, names=names)
     app.add_middleware(Cors, origins=config.cors_origins)
     app.add_middleware(CleanPath, prefix=config.root_path)  # the last one added is the outermost
     return app
@@ -198,7 +207,7 @@ class RequestFrame:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        timing = request.state.timing = RequestTiming()
+        timing = request.state.timing = RequestTiming(steps=getattr(request.state, "steps", None))
         sent_id = request.headers.get("x-sie-request-id", "")
         request_id = sent_id if REQUEST_ID.match(sent_id) else uuid.uuid4().hex
         request.state.request_id = timing.request_id = request_id
@@ -247,7 +256,9 @@ class RequestFrame:
         if self._state.draining and scope["method"] == "POST":  # type: ignore[attr-defined]
             await (await on_error(Request(scope), SHUTTING_DOWN))(scope, receive, send)
         else:
-            Request(scope).state.caller = self._gate.admit(scope)  # before the body is read
+            state = Request(scope).state
+            state.caller = self._gate.admit(scope)  # before the body is read
+            state.timing.step("authenticate", state.timing.started)
             await self._app(scope, receive, send)
 
     def _count(self, route: str, scope: Scope, status: int, timing: RequestTiming) -> None:

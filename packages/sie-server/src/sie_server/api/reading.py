@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +25,7 @@ from sie_server.config import NAME_LENGTH
 from sie_server.errors import InvalidInput
 from sie_server.room import Threads
 from sie_server.serving.backend import Backend
+from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import EncodeResponse
 
 Result = TypeVar("Result")
@@ -59,6 +61,14 @@ async def read(
     Raises:
         InputTooLong, InvalidInput, UnsupportedEncoding, ClientGone, QueueFull
     """
+    started = perf_counter()
+    result = await _read(request, kind, media, convert)
+    timing: RequestTiming = request.state.timing
+    timing.step("decode", started)
+    return result
+
+
+async def _read(request: Request, kind: Any, media: str, convert: Callable[[Any], Any]) -> Any:
     coding = encodings.coding_of(request.headers.get("content-encoding"))
     limit = service_of(request).config.max_body_mb * 2**20
     content = await read_body(request, limit)

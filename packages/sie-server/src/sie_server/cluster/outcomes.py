@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+from sie_server.engine.steps import Step, wall_offset
 from sie_server.errors import InferenceError, SIEError
 from sie_server.serving.metrics import RequestTiming
 
@@ -22,16 +23,17 @@ class Context:
 
     request_id: str = ""
     deadline_ms: float | None = None  # left
+    traced: bool = False
 
     @classmethod
     def of(cls, timing: RequestTiming) -> Context:
         """Return the context of a request that goes to a replica now."""
         left = None if timing.deadline is None else (timing.deadline - perf_counter()) * 1e3
-        return cls(timing.request_id, left)
+        return cls(timing.request_id, left, timing.steps is not None)
 
     def timing(self) -> RequestTiming:
         """Start the timing of the request on this machine, whose clock is another one."""
-        timing = RequestTiming(request_id=self.request_id)
+        timing = RequestTiming(request_id=self.request_id, steps=[] if self.traced else None)
         if self.deadline_ms is not None:
             timing.set_deadline(self.deadline_ms)
         return timing
@@ -67,11 +69,15 @@ class Outcome:
     sources: frozenset[str] = frozenset()  # places that the message may contain
     stages: dict[str, float] = field(default_factory=dict)  # fields of the timing
     version: str = ""  # of the weights and the adapter that answered
+    steps: tuple[Step, ...] = ()  # of a traced request; their times are those of the wall clock
 
     def charge(self, timing: RequestTiming) -> None:
         """Add the costs in the replica to those of the request. A key over its quota is charged, not refused."""
         for name, value in self.stages.items():
             setattr(timing, name, (getattr(timing, name) or 0) + value)
+        for step in self.steps:
+            started, ended = (moment - wall_offset() for moment in (step.started, step.ended))
+            timing.step(step.name, started, ended, **step.attributes, **{"sie.replica": self.replica})
 
     def result(self) -> Any:
         """Return the value.
@@ -98,4 +104,8 @@ async def outcome_of(
         failure = Failure.of(error)
     stages = {name: spent for name in SPENT if (spent := getattr(timing, name))}
     places = frozenset(sources()) if failure else frozenset()
-    return Outcome(replica, value, failure, places, stages, timing.version)
+    steps = tuple(
+        step._replace(started=step.started + wall_offset(), ended=step.ended + wall_offset())
+        for step in timing.steps or ()
+    )
+    return Outcome(replica, value, failure, places, stages, timing.version, steps)

@@ -10,6 +10,7 @@ import torch
 
 from sie_server.engine.job import Work
 from sie_server.engine.kinds.base import Reader
+from sie_server.engine.steps import is_recording, step
 from sie_server.models.batch import PackedBatch, Prefix, Tokens, pack
 from sie_server.models.families.decoders.decoder import Decoder
 from sie_server.models.layers.adapted import applied
@@ -59,11 +60,19 @@ class Forward:
             if not isinstance(self.backbone, Decoder):
                 raise RuntimeError("a prefix is shared, but this backbone is not a decoder")
             own = {id(prefix): (prefix, change) for prefix, change in zip(prefixes, changes, strict=True)}
-            compute_prefixes(self.backbone, own.values(), pack)
-        batch = pack([work.tokens for work in works], changes, prefixes)
+            with step("forward"):
+                compute_prefixes(self.backbone, own.values(), pack)
+        with step("pack"):
+            batch = pack([work.tokens for work in works], changes, prefixes)
         with applied(batch):
-            hidden = self.backbone.forward(batch, self.reader.readout)
-            return self.reader.read(hidden, batch, works)
+            with step("forward"):
+                hidden = self.backbone.forward(batch, self.reader.readout)
+                if is_recording() and self._device.type == "cuda":
+                    torch.cuda.synchronize(
+                        self._device
+                    )  # otherwise the step would end when kernels are launched
+            with step("read_out"):
+                return self.reader.read(hidden, batch, works)
 
     def _pack(
         self,

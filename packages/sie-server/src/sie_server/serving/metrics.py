@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from sie_server import __version__
+from sie_server.engine.steps import Step, Value
 from sie_server.errors import SIEError, codes
 from sie_server.wire import Timing
 
@@ -39,6 +40,7 @@ class RequestTiming:
     pool: str | None = None  # X-SIE-Pool, of a cluster
     machine: str | None = None  # X-SIE-MACHINE-PROFILE, of a cluster
     version: str = ""  # of the weights and the adapter that answered
+    steps: list[Step] | None = None  # of a request that is traced
 
     def set_deadline(self, milliseconds: float) -> None:
         """Set the deadline to so long after the start, unless it is earlier already."""
@@ -54,6 +56,11 @@ class RequestTiming:
         if self.on_tokens:
             self.on_tokens(tokens)
         self.tokens = tokens
+
+    def step(self, name: str, started: float, ended: float | None = None, **attributes: Value) -> None:
+        """Record a step that ends now or at `ended`, if the request is traced. Times are those of `perf_counter`."""
+        if self.steps is not None:
+            self.steps.append(Step(name, started, ended or time.perf_counter(), attributes))
 
     @property
     def total_ms(self) -> float:

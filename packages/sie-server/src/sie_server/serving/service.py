@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from sie_server.serving.device.queue import Demand
 from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
 from sie_server.serving.lifecycle.budget import MemoryBudget
-from sie_server.serving.lifecycle.registry import Registry
+from sie_server.serving.lifecycle.registry import Leased, Registry
 from sie_server.serving.lifecycle.slots import Slot
 from sie_server.serving.lifecycle.table import SlotTable
 from sie_server.serving.lifecycle.transitions import Transitions
@@ -139,8 +139,7 @@ class Service:
         each = [candidates_of(request) for request in requests]
         texts = [text for candidates in each for text in candidates.texts or ()]
         timing.items = sum(len(request.items) for request in requests)
-        async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
-            timing.version = self.registry.stamp(name, leased, options.adapter)
+        async with in_time(options.known, timing), self._lease(name, options.adapter, timing) as leased:
             if pairs and isinstance(leased.engine.spec.head, ListwiseSpec):
                 each = [one for candidates in each for one in candidates.alone()]
             build = partial(
@@ -154,7 +153,10 @@ class Service:
                 )
                 timing.count_tokens(sum(job.input_tokens for job in jobs))
                 await self._run(name, leased.engine, jobs, timing, admitted)
-        return merged(plans, [plan.response(job) for plan, job in zip(plans, jobs, strict=True)])
+        started = perf_counter()
+        answer = merged(plans, [plan.response(job) for plan, job in zip(plans, jobs, strict=True)])
+        timing.step("rank", started)
+        return answer
 
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
         """Show the sequences that `score` would read for this request, without running the model.
@@ -165,7 +167,7 @@ class Service:
         name, options = self._options("score", model, request.options, request.instruction, "$")
         candidates, options = texts_only(request), options.for_reading()
         timing.items = len(request.items)
-        async with self.registry.lease(name, options.adapter) as (engine, _):
+        async with self._lease(name, options.adapter, timing) as (engine, _):
             plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
             return await self._tokenize(lambda: inspect(plan), candidates.texts or (), timing)
 
@@ -184,14 +186,16 @@ class Service:
         params = request.params or EncodeParams()
         name, options = self._options("encode", model, params.options, params.instruction, "$.params")
         texts, timing.items = texts_of(request.items), len(request.items)
-        async with in_time(options.known, timing), self.registry.lease(name, options.adapter) as leased:
-            timing.version = self.registry.stamp(name, leased, options.adapter)
+        async with in_time(options.known, timing), self._lease(name, options.adapter, timing) as leased:
             plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options, vendor)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
                 job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
                 timing.count_tokens(job.input_tokens)
                 await self._run(name, leased.engine, [job], timing, admitted)
-        return plan.response(job, timing)
+        started = perf_counter()
+        answer = plan.response(job, timing)
+        timing.step("assemble", started)
+        return answer
 
     async def with_tokenizer(
         self, model: str, work: TokenWork, texts: Sequence[str], timing: RequestTiming
@@ -202,8 +206,16 @@ class Service:
             SIEError: any kind except those of HTTP.
         """
         name, adapter = self.registry.resolve(model)
-        async with self.registry.lease(name, adapter) as leased:
+        async with self._lease(name, adapter, timing) as leased:
             return await self._tokenize(lambda: work(leased.engine), texts, timing)
+
+    @asynccontextmanager
+    async def _lease(self, model: str, adapter: str | None, timing: RequestTiming) -> AsyncIterator[Leased]:
+        started = perf_counter()
+        async with self.registry.lease(model, adapter) as leased:
+            timing.step("lease", started)
+            timing.version = self.registry.stamp(model, leased, adapter)
+            yield leased
 
     def _options(
         self, route: Route, model: str, raw: dict[str, Any] | None, instruction: str | None, path: str
@@ -251,6 +263,7 @@ class Service:
         except NativePanic as error:
             raise InferenceError(f"the tokenizer failed for a text of this request: {error}") from None
         timing.tokenization_ms += (perf_counter() - start) * 1e3
+        timing.step("tokenize", start)
         return result
 
     async def _run(

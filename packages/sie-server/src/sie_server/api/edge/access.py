@@ -20,8 +20,8 @@ log = logging.getLogger("sie_server.access")
 PROBES = HEALTH | {"/metrics"}
 
 
-class AccessLog:
-    """Writes the lines of one application."""
+class RouteNames:
+    """The routes of one application, by their templates with `{model}`."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         known = [route for route in routes if isinstance(route, Route)]
@@ -31,13 +31,25 @@ class AccessLog:
             route.endpoint: route.path.replace(":path}", "}") for route in known if route.param_convertors
         }
 
+    def of(self, scope: Mapping[str, Any]) -> str | None:
+        """Return the route that a request has reached; None: no route."""
+        path: str = scope["path"]
+        return path if path in self._fixed else self._of_endpoint.get(scope.get("endpoint"))
+
+
+class AccessLog:
+    """Writes the lines of one application."""
+
+    def __init__(self, names: RouteNames) -> None:
+        self._names = names
+
     def write(self, scope: Mapping[str, Any], status: int, sent: int, timing: RequestTiming) -> None:
         """Log one request; `sent` is the number of bytes of the response's body."""
         path: str = scope["path"]
         level = logging.DEBUG if path in PROBES else logging.INFO
         if not log.isEnabledFor(level):
             return
-        route = path if path in self._fixed else self._of_endpoint.get(scope.get("endpoint"))
+        route = self._names.of(scope)
         state = scope.get("state", {})
         model = state.get("model") or scope.get("path_params", {}).get("model")
         fields = {

@@ -48,6 +48,7 @@ RESPONSE_HEADERS = [
     "X-SIE-Warnings",
     "X-Tokenization-Time",
     "X-Total-Time",
+    "X-Trace-ID",
 ]
 VARY = (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 

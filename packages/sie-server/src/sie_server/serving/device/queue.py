@@ -106,6 +106,15 @@ class Batch(Generic[T]):
     works: list[Work]
     tickets: list[T]
 
+    @property
+    def size(self) -> dict[str, int]:
+        """Attributes of its steps in a trace."""
+        return {
+            "sie.batch.requests": len(self.tickets),
+            "sie.batch.sequences": len(self.works),
+            "sie.batch.tokens": tokens_of(self.works),
+        }
+
     def parts(self) -> list[Batch[T]]:
         """Divide the batch: one of each request, or the halves of a request's works; none of a single work."""
         if len(self.tickets) > 1:

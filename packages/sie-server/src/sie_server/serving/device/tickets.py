@@ -9,6 +9,7 @@ from typing import Any
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
+from sie_server.engine.steps import Step
 from sie_server.errors import SIEError
 from sie_server.serving.device.queue import Batch, Ticket
 from sie_server.serving.metrics import RequestTiming
@@ -33,13 +34,22 @@ class PendingTicket(Ticket):
         return next((failures[job] for job in self.jobs if job in failures), None) if failures else None
 
 
-def deliver(batch: Batch[PendingTicket], failures: dict[Job, SIEError], start: float, end: float) -> None:
+def deliver(
+    batch: Batch[PendingTicket],
+    failures: dict[Job, SIEError],
+    start: float,
+    end: float,
+    steps: Sequence[Step],
+) -> None:
     """On the event loop: record the times, and wake the callers whose jobs have finished or failed."""
     for ticket in batch.tickets:
         if not ticket.started:
             ticket.started = True
             ticket.timing.queue_ms += (start - ticket.submitted) * 1e3
+            ticket.timing.step("queue", ticket.submitted, start)
         ticket.timing.inference_ms += (end - start) * 1e3
+        for step in steps:
+            ticket.timing.step(step.name, step.started, step.ended, **batch.size)
         ticket.unfinished -= sum(1 for work in batch.works if work.job in ticket.jobs)
         if failure := ticket.failure(failures):
             resolve(ticket.done, None, failure)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sie_server.engine.device import thread_spoiled, usable_cores, use_cpu_threads
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
+from sie_server.engine.steps import recorded
 from sie_server.errors import QueueFull, SIEError
 from sie_server.room import room_for_threads
 from sie_server.serving.backend import OnDeath
@@ -157,6 +158,7 @@ class DeviceWorker:
             log.exception("scoring known vectors failed")
             raise as_answer(error) from error
         timing.inference_ms += (time.perf_counter() - started) * 1e3
+        timing.step("read_out", started)
 
     def _start_thread(self) -> threading.Thread:
         thread = threading.Thread(target=self._work, name="sie-device", daemon=True)
@@ -283,7 +285,8 @@ class DeviceWorker:
         engine = batch.tickets[0].engine
         tokens, start = tokens_of(batch.works), time.perf_counter()
         self._running_until, self._is_running = start + tokens / engine.tokens_per_second, True
-        failures = self._results_of(batch)
+        with recorded(on=any(ticket.timing.steps is not None for ticket in batch.tickets)) as steps:
+            failures = self._results_of(batch)
         if failures is None:
             self._is_running = False
             return
@@ -295,7 +298,7 @@ class DeviceWorker:
             for ticket in batch.tickets:
                 if ticket.failure(failures):
                     self._drop(ticket)
-        self._loop.call_soon_threadsafe(deliver, batch, failures, start, end)
+        self._loop.call_soon_threadsafe(deliver, batch, failures, start, end, steps)
         error = failure_of(batch.works, failures)
         self.health.batch_ended(engine, error)
         if self.health.test_is_due or (error and not self.health.works):
