@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sie_server import __version__
+from sie_server.cli.remote import Remote
+from sie_server.cli.top.command import Watch
 from support.servers.loopback import Loopback, listening
 from support.waiting import eventually
 
@@ -85,7 +87,7 @@ def test_stages_belong_to_a_route_and_to_requests_that_succeeded(server: Loopbac
 def test_batches_have_tokens_a_fill_and_a_duration(server: Loopback) -> None:
     names = ("sie_batch_tokens", "sie_batch_fill_ratio", "sie_batch_seconds")
     before = [sample(server, f"{name}_{part}") for name in names for part in ("count", "sum")]
-    texts = [{"text": f"text number {i}"} for i in range(50)]
+    texts = [{"text": f"text number {i}"} for i in range(20)]
     assert server.post(f"/v1/score/{MODEL}", {**BODY, "items": texts}).status_code == 200
     after = [sample(server, f"{name}_{part}") for name in names for part in ("count", "sum")]
     batches, tokens, fills, fill, _, seconds = (b - a for a, b in zip(before, after, strict=True))
@@ -98,3 +100,15 @@ def test_an_idle_server_has_nothing_in_flight(server: Loopback) -> None:
     assert eventually(lambda: sample(server, "sie_requests_in_flight") == 0)
     assert sample(server, "sie_queue_seconds") == 0
     assert sample(server, "sie_build_info", version=__version__) == 1
+
+
+def test_top_shows_the_figures_of_this_server(server: Loopback) -> None:
+    assert server.post(f"/v1/score/{MODEL}", {}).status_code == 400
+    watch = Watch(Remote(server.base_url))
+    watch.look()
+    assert server.post(f"/v1/score/{MODEL}", BODY).status_code == 200
+    found = {section.title: {row[0]: row[1:] for row in section.rows} for section in watch.look()}
+    assert found["server"]["version"] == (__version__,) and float(found["server"]["requests/s"][0]) > 0
+    requests, *times = found["routes"]["score"]
+    assert float(requests) > 0 and "-" not in times
+    assert found["models"][MODEL][0] == "loaded" and found["errors"]["INVALID_INPUT"][1] != "0"

@@ -14,7 +14,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sie_server.cli.console import errors, print_rows, write, write_json
-from sie_server.cli.remote import Json, Remote
+from sie_server.cli.remote import Json, Remote, url_option
 from sie_server.logs import escaped
 
 POLL_S = 0.3
@@ -42,14 +42,7 @@ def admin() -> None:
 def _remote(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that all commands have."""
     command = click.option("--json", "as_json", is_flag=True, help="Print the server's answer")(command)
-    return click.option(
-        "--url",
-        "remote",
-        envvar="SIE_BASE_URL",
-        default="http://127.0.0.1:8080",
-        callback=lambda _context, _option, url: Remote(url),
-        help="URL of the server  [SIE_BASE_URL; default: http://127.0.0.1:8080]",
-    )(command)
+    return url_option(command)
 
 
 @admin.command()

@@ -1,7 +1,8 @@
 """The commands of `sie-server`.
 
 `serve` runs the server, `score` (cli/score.py) reranks without one, `verify` compares a model with its reference,
-`models` (cli/models.py) lists the models that can be served, and `admin` (cli/admin.py) controls a running server.
+`models` (cli/models.py) lists the models that can be served, `admin` (cli/admin.py) controls a running server, and
+`top` (cli/top) shows its figures.
 
 Slow imports are deferred until a command needs them.
 """
@@ -24,6 +25,7 @@ from sie_server.cli.console import errors, log_to_stderr, unwritable, write
 from sie_server.cli.models import models
 from sie_server.cli.options import config_of, config_options
 from sie_server.cli.score import score
+from sie_server.cli.top import top
 from sie_server.config import ConfigError, service_links
 from sie_server.errors import SIEError
 from sie_server.keys import read_keys
@@ -45,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (score, models, admin):
+for command in (score, models, admin, top):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""A running server, as `sie-server admin` calls it over HTTP.
+"""A running server, as `sie-server admin` and `top` call it over HTTP.
 
 The standard library's HTTP client does not follow redirects, so the key is sent to the configured server only.
 """
@@ -9,7 +9,7 @@ import http.client
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import click
 
 Json = dict[str, Any]
+LONGEST_ANSWER = 2**26  # bytes; the rest is not read, so a longer answer is not understood
 
 
 class Remote:
@@ -40,7 +41,7 @@ class Remote:
         self._host = parts.hostname
         self._port = port
         self._path = parts.path.rstrip("/")
-        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without user name and password
+        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without user name and password
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -51,25 +52,41 @@ class Remote:
         Raises:
             ClickException: the server did not answer, or its answer is not a 200 with a JSON object.
         """
+        status, content, target = self._exchange(path, body, timeout)
+        value = _object(content)
+        if status != 200 or value is None:
+            raise click.ClickException(_complaint(status, value, self._at(path), target))
+        return value
+
+    def text(self, path: str, timeout: float | None = None) -> str:
+        """GET a text.
+
+        Raises:
+            ClickException: the server did not answer, or its answer is not a 200.
+        """
+        status, content, target = self._exchange(path, None, timeout)
+        if status != 200:
+            raise click.ClickException(_complaint(status, _object(content), self._at(path), target))
+        return content.decode(errors="replace")
+
+    def _exchange(self, path: str, body: Json | None, timeout: float | None) -> tuple[int, bytes, str]:
+        """Return the status and the body of the answer, and where it redirects to in words."""
         kind = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=timeout)
         sent = json.dumps(body) if body is not None else None
         try:
             connection.request("POST" if sent else "GET", self._path + path, sent, self._headers)
             answer = connection.getresponse()
-            value = _object(answer.read())
+            content = answer.read(LONGEST_ANSWER)
         except (OSError, http.client.HTTPException) as error:
             raise click.ClickException(
-                f"no answer from {self._shown}: {error or type(error).__name__}; "
+                f"no answer from {self.shown}: {error or type(error).__name__}; "
                 "check that the server is running, or set --url or SIE_BASE_URL"
             ) from None
         finally:
             connection.close()
-        if answer.status != 200 or value is None:
-            location = answer.headers["location"]
-            target = f" and redirects to {location}" if location else ""
-            raise click.ClickException(_complaint(answer.status, value, self._at(path), target))
-        return value
+        location = answer.headers["location"]
+        return answer.status, content, f" and redirects to {location}" if location else ""
 
     @contextmanager
     def understood(self, path: str) -> Iterator[None]:
@@ -80,7 +97,7 @@ class Remote:
             raise click.ClickException(_complaint(200, None, self._at(path))) from None
 
     def _at(self, path: str) -> str:
-        return f"{self._shown}{self._path}{path}"
+        return f"{self.shown}{self._path}{path}"
 
 
 def _complaint(status: int, value: Json | None, where: str, target: str = "") -> str:
@@ -89,7 +106,7 @@ def _complaint(status: int, value: Json | None, where: str, target: str = "") ->
         return f"{where} answered {status}{target}, which is not an answer of a SIE server; check --url"
     hint = ""
     if status in (401, 403):
-        hint = "; `sie-server admin` sends the key in SIE_ADMIN_KEY, or else in SIE_API_KEY"
+        hint = "; the key is read from SIE_ADMIN_KEY, or else from SIE_API_KEY"
     return f"{error['message']}{hint} ({status} {error.get('code')})"
 
 
@@ -99,3 +116,15 @@ def _object(content: bytes) -> Json | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option `--url`, whose value is the argument `remote`."""
+    return click.option(
+        "--url",
+        "remote",
+        envvar="SIE_BASE_URL",
+        default="http://127.0.0.1:8080",
+        callback=lambda _context, _option, url: Remote(url),
+        help="URL of the server  [SIE_BASE_URL; default: http://127.0.0.1:8080]",
+    )(command)
