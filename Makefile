@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors check format bench parity quality hostile soak overload image-test clean
+.PHONY: help install demo test test-unit test-floors check format bench parity quality hostile soak overload simulate image-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,9 @@ soak: $(DEV) ## serve mixed traffic with faults for 20 minutes, and check that n
 
 overload: $(DEV) ## measure goodput and refusals at 0.5 to 20 times the capacity
 	$(BIN)/python -m bench.overload $(ARGS)
+
+simulate: $(DEV) ## simulate 1 to 16 replicas: latency against load, splitting, bulk jobs, routing
+	$(BIN)/python -m bench.simulate $(ARGS)
 
 image-test: ## build the image with buildah, run it with podman and check it (as root; ARGS=FOLDER keeps the layers)
 	deploy/docker/try_image $(ARGS)
