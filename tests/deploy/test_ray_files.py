@@ -118,5 +118,5 @@ def test_the_configuration_of_the_application_has_keys_of_the_server() -> None:
         pytest.skip(f"{package} is not part of this tree")
     assert re.search(rf"^(async )?def {function}\(", file.read_text(), re.MULTILINE)
     load_config(application["args"]["config"], {}, None)
-    with pytest.raises(ConfigError, match="modelz_dir"):
+    with pytest.raises(ConfigError, match=r"modelz.dir"):
         load_config(application["args"]["config"] | {"modelz_dir": "x"}, {}, None)

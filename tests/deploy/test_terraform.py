@@ -170,7 +170,10 @@ WRONG: list[tuple[str, Body, list[str]]] = [
             "namespace": "sie/prod",
             "release": "",
             "pools": {
-                "arm": {"instance_types": ["g5g.xlarge"], "max_gpus": 1},
+                "arm": {
+                    "instance_types": ["g5g.xlarge", "p6e-gb200.36xlarge", "g4ad.xlarge", "p6-b200.48xlarge"],
+                    "max_gpus": 8,
+                },
                 "nogpu": {"instance_types": ["m7i.xlarge"], "max_gpus": 1},
                 "nolimit": {"instance_types": ["m7i.xlarge"]},
                 "cheap": {"instance_types": ["m7i.xlarge"], "max_cpus": 4, "spot": True},
@@ -189,7 +192,7 @@ WRONG: list[tuple[str, Body, list[str]]] = [
             'kubernetes_version is "latest".',
             'namespace is "sie/prod".',
             'release is "".',
-            'pools: ["g5g.xlarge"] has an Arm processor.',
+            'pools: ["g5g.xlarge","p6e-gb200.36xlarge","g4ad.xlarge"] has an Arm processor',
             'pools: ["nogpu"]. A pool with max_gpus above 0 needs instance types with a GPU',
             'pools: ["nolimit"] needs one limit',
             'pools: ["cheap"] uses spot instances and has no taint',

@@ -15,7 +15,7 @@ PAGES = sorted(
     path
     for pattern in (
         "*.md",
-        "docs/*.md",
+        "docs/**/*.md",
         "packages/*/README.md",
         "bench/*.md",
         "training/*.md",

@@ -49,7 +49,7 @@ module "cluster" {
   tags = local.tags
 }
 
-# Every instance type must exist in at least one of the zones. The plan stops here instead of pods that wait for ever.
+# Every instance type must exist in at least one of the zones. The plan stops here instead of pods that wait without end.
 data "aws_ec2_instance_type_offerings" "pools" {
   location_type = "availability-zone"
 
@@ -77,6 +77,11 @@ data "aws_ec2_instance_type" "pools" {
   instance_type = each.key
 
   lifecycle {
+    postcondition {
+      condition     = contains(self.supported_architectures, "x86_64") && alltrue([for gpu in self.gpus : gpu.manufacturer == "NVIDIA"])
+      error_message = "pools: ${self.instance_type} has an Arm processor or GPUs of another maker than NVIDIA. Choose another type."
+    }
+
     postcondition {
       condition = alltrue([
         for pool in var.pools : pool.max_gpus > 0 ? pool.max_gpus >= sum(concat([0], [for gpu in self.gpus : gpu.count])) : pool.max_cpus >= self.default_vcpus

@@ -53,7 +53,7 @@ variable "api_cidrs" {
 
   validation {
     condition     = alltrue([for cidr in var.api_cidrs : can(cidrhost(cidr, 0)) && !endswith(cidr, "/0")])
-    error_message = "api_cidrs has ${jsonencode([for cidr in var.api_cidrs : cidr if !can(cidrhost(cidr, 0)) || endswith(cidr, "/0")])}. Every entry must be a range such as \"203.0.113.7/32\"; a range /0 would open the API to everybody."
+    error_message = "api_cidrs has ${jsonencode([for cidr in var.api_cidrs : cidr if !can(cidrhost(cidr, 0)) || endswith(cidr, "/0")])}. Every entry must be a range such as \"203.0.113.7/32\"; a range /0 would open the API to every address."
   }
 }
 
@@ -107,10 +107,10 @@ variable "pools" {
     error_message = "pools: ${jsonencode(flatten([for pool in var.pools : [for type in pool.instance_types : type if !can(regex("^[a-z0-9-]+\\.[a-z0-9-]+$", type))]]))} is no instance type. Write family and size, for example \"g6.xlarge\"."
   }
 
-  # The letter g after the generation stands for an Arm processor (m7g, g5g); the images are built for x86-64.
+  # The letter g after the generation (m7g, g5g) and gb stand for an Arm processor, g4ad has AMD's GPUs.
   validation {
-    condition     = alltrue(flatten([for pool in var.pools : [for type in pool.instance_types : !can(regex("^[a-z]+[0-9]+[a-z]*g[a-z]*\\.", type))]]))
-    error_message = "pools: ${jsonencode(flatten([for pool in var.pools : [for type in pool.instance_types : type if can(regex("^[a-z]+[0-9]+[a-z]*g[a-z]*\\.", type))]]))} has an Arm processor. The images of the server are for x86-64: use the family without the g after the number."
+    condition     = alltrue(flatten([for pool in var.pools : [for type in pool.instance_types : !can(regex("^[a-z]+[0-9]+[a-z]*g[a-z]*\\.|-gb[0-9]+\\.|^g4ad\\.", type))]]))
+    error_message = "pools: ${jsonencode(flatten([for pool in var.pools : [for type in pool.instance_types : type if can(regex("^[a-z]+[0-9]+[a-z]*g[a-z]*\\.|-gb[0-9]+\\.|^g4ad\\.", type))]]))} has an Arm processor or GPUs of AMD. The images of the server are for x86-64 and NVIDIA's GPUs: choose another family."
   }
 
   validation {

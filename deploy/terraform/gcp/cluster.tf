@@ -21,7 +21,7 @@ data "google_compute_machine_types" "pools" {
   zone     = each.value.zone
   filter   = "name = \"${each.value.machine_type}\""
 
-  # The plan stops here instead of pods that wait for ever.
+  # The plan stops here instead of pods that wait without end.
   lifecycle {
     postcondition {
       condition     = length(self.machine_types) == 1

@@ -95,7 +95,7 @@ variable "api_cidrs" {
 
   validation {
     condition     = alltrue([for cidr in var.api_cidrs : can(cidrhost(cidr, 0)) && !endswith(cidr, "/0")])
-    error_message = "api_cidrs has ${jsonencode([for cidr in var.api_cidrs : cidr if !can(cidrhost(cidr, 0)) || endswith(cidr, "/0")])}. Every entry must be a range such as \"203.0.113.7/32\"; a range /0 would open the API to everybody."
+    error_message = "api_cidrs has ${jsonencode([for cidr in var.api_cidrs : cidr if !can(cidrhost(cidr, 0)) || endswith(cidr, "/0")])}. Every entry must be a range such as \"203.0.113.7/32\"; a range /0 would open the API to every address."
   }
 }
 

@@ -1,0 +1,148 @@
+"""docs/deploy: no command of a page refers to something that does not exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sie_server.config import ServerConfig
+from support.deploy.references import CHART, CHECKS, Page, chart_defaults, chart_value, problems
+from support.deploy.shell import parse
+from support.deploy.terraform import ROOT, TERRAFORM, read
+from support.docs.pages import blocks
+
+PAGES = sorted((ROOT / "docs" / "deploy").glob("*.md"))
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+ENVIRONMENT = {"HOME", "PWD", "USER", "PATH"}
+CLIENT = {"SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_BASE_URL", "SIE_CONFIG"}
+
+
+def faults(text: str) -> list[str]:
+    """Return what the commands of a page refer to and does not exist."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    page, assigned, found = Page(prose), set(ENVIRONMENT), []
+    functions: set[str] = set()
+    for block in blocks(text):
+        if block.language not in ("bash", "sh", "shell"):
+            continue
+        script = parse(block.text)
+        assigned |= script.assigned
+        functions |= script.functions
+        found += [
+            f"line {block.line}: ${name} is not set on this page" for name in sorted(script.used - assigned)
+        ]
+        for command in script.commands:
+            page.files.update(command.writes)
+            if command.words[0] not in functions:
+                found += [f"line {block.line}: {problem}" for problem in problems(command, page)]
+    for span in SPAN.findall(prose):
+        program = span.split()[0]
+        if (
+            (program in CHECKS or program.endswith("sie-server"))
+            and len(span.split()) > 1
+            and "…" not in span
+        ):
+            found += [
+                f"`{span}`: {problem}"
+                for command in parse(span).commands
+                for problem in problems(command, page)
+            ]
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_command_refers_to_things_that_exist(path: Path) -> None:
+    assert faults(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_variable_of_the_server_exists(path: Path) -> None:
+    options = {f"SIE_{name.upper()}" for name in ServerConfig.__struct_fields__} | CLIENT
+    elsewhere = "\n".join(file.read_text() for file in (ROOT / "deploy").rglob("*.yaml"))
+    named = set(re.findall(r"\bSIE_[A-Z][A-Z0-9_]*\b", path.read_text(encoding="utf-8")))
+    assert {name for name in named - options if name not in elsewhere} == set()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_chart_value_in_the_text_exists(path: Path) -> None:
+    if not CHART.exists():
+        pytest.skip("deploy/helm/sie is not part of this tree")
+    spans = SPAN.findall(path.read_text(encoding="utf-8"))
+    keys = {
+        span.split("=")[0].split(":")[0]
+        for span in spans
+        if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+([=:].*)?", span)
+    }
+    known = {key for key in keys if key.split(".")[0] in chart_defaults()}
+    assert [problem for key in sorted(known) for problem in chart_value(key)] == []
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_every_terraform_variable_in_the_text_exists(cloud: str) -> None:
+    text = (ROOT / "docs" / "deploy" / f"{cloud}.md").read_text(encoding="utf-8")
+    variables = (TERRAFORM / cloud / "variables.tf").read_text()
+    named = re.findall(r"`([a-z]+_[a-z_]+)(?: = [^`]+)?`", text)
+    assert len(named) > 10
+    known = set(read(TERRAFORM / cloud).variables) | set(read(TERRAFORM / cloud).outputs)
+    known |= set(re.findall(r"^ +(\w+) +=", variables, re.MULTILINE))  # of a pool
+    strangers = {"models_dir", "setup_commands"}
+    assert set(named) - known - strangers == set()
+
+
+BROKEN = """
+```bash
+sie-server serve --prot 8080
+sie-server admin swop a b
+make demmo ARGS="-x"
+terraform -chdir=deploy/terraform/aws/examples/scale-to-zero output -raw bucket
+terraform -chdir=deploy/terraform/aws/examples/scale-to-zero launch -var 'zone=["a"]'
+terraform -chdir=deploy/terraform/azure init
+helm setup sie deploy/helm/sie -f values.yaml
+kubectl launch -f - | frobnicate
+ray up deploy/ray/azure.yaml
+docker run sie-server:1.0.0 serve --ofline
+python -m bench.nothing
+echo "$TAG" "$(make nothing)"
+deploy/docker/missing --help
+```
+Then `kubectl rolout status deployment` and `sie-server models --al`.
+"""
+
+
+def test_the_check_can_fail() -> None:
+    assert [fault.split(": ", 1)[1] for fault in faults(BROKEN)] == [
+        "$TAG is not set on this page",
+        "serve has no option --prot",
+        "sie-server has no command swop",
+        "make has no target demmo",
+        "deploy/terraform/aws/examples/scale-to-zero has no output bucket",
+        "terraform has no command launch",
+        "deploy/terraform/aws/examples/scale-to-zero has no variable zone",
+        "no Terraform files in deploy/terraform/azure",
+        "no such file: deploy/terraform/azure",
+        "helm has no command setup",
+        "the page does not say where values.yaml comes from",
+        "kubectl has no command launch",
+        "unknown program: frobnicate",
+        "no such file: deploy/ray/azure.yaml",
+        "serve has no option --ofline",
+        "no module bench.nothing",
+        "make has no target nothing",
+        "unknown program: deploy/docker/missing",
+        "kubectl has no command rolout",
+        "models has no option --al",
+    ]
+
+
+@pytest.mark.skipif(not CHART.exists(), reason="deploy/helm/sie is not part of this tree")
+def test_the_check_of_chart_values_can_fail() -> None:
+    assert (
+        list(chart_value("image.tag"))
+        == list(chart_value("config.model"))
+        == list(chart_value("pools[0].resources.limits.cpu"))
+        == []
+    )
+    assert list(chart_value("image.tags")) == ["the chart has no value image.tags"]
+    assert list(chart_value("config.mood")) == ["the server has no option mood"]
