@@ -82,7 +82,7 @@ $(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examp
 	@PYTHON="$(PYTHON)" scripts/install run
 	@touch $@
 
-$(DEV): $(RUN) requirements-dev.txt requirements-test.txt requirements-integrations.txt $(INTEGRATIONS:%=packages/%/pyproject.toml)
+$(DEV): $(RUN) requirements-dev.txt requirements-test.txt requirements-integrations.txt scripts/install_helm.py $(INTEGRATIONS:%=packages/%/pyproject.toml)
 	@PYTHON="$(PYTHON)" scripts/install dev
 	@touch $@
 
