@@ -28,6 +28,7 @@ from sie_server.engine.text import slices
 from sie_server.models.layers import onednn
 from sie_server.room import Threads
 from sie_server.serving.loading.lanes import Lane
+from sie_server.serving.service import Service
 from support.servers.inprocess import asking
 
 MODEL = "sie/mini-en"
@@ -101,8 +102,8 @@ def test_the_request_fails_with_503_and_the_next_one_succeeds(
 @contextmanager
 def connected(config: ServerConfig) -> Iterator[Callable[[bytes], bytes]]:
     """Serve without models on a port; yield a function that sends bytes and returns the answer."""
-    settings = http_settings(config)
-    server = uvicorn.Server(uvicorn.Config(create_app(config), log_level="critical", **settings))
+    settings = http_settings(config, create_app(config, Service))
+    server = uvicorn.Server(uvicorn.Config(log_level="critical", **settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -146,7 +147,7 @@ def test_below_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_sweep_that_fails_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge.HeapTrim, "is_due", no_memory)
-    swept = edge.Edge(ServerConfig())
+    swept = edge.Edge(ServerConfig(), lambda error: None)
     with pytest.raises(MemoryError):
         swept._sweep(asyncio.get_running_loop())
     assert swept._timer is not None and not swept._timer.cancelled()
