@@ -69,6 +69,19 @@ def test_a_failed_start_has_the_form_of_the_log(tmp_path: Path) -> None:
     assert last["level"] == "critical" and last["message"].startswith("could not load my/own: /no/such is")
 
 
+@pytest.mark.parametrize(
+    "args",
+    [("--version",), ("serve", "--prot", "1"), ("serve", "--port", "0", "--offline", "--model", "no/such")],
+)
+def test_a_forked_command_equals_a_started_one(tmp_path: Path, args: tuple[str, ...]) -> None:
+    """Most tests fork the command from an interpreter that has imported it (tests/support/servers/forking.py)."""
+    forked = processes.command_line(tmp_path, *args)
+    started = processes.command_line(tmp_path, *args, env={"PYTHONHASHSEED": "0"})
+    assert isinstance(forked.args, tuple) and started.args[1:3] == ["-m", "sie_server"]
+    assert (forked.returncode, forked.stdout) == (started.returncode, started.stdout)
+    assert forked.stderr.splitlines()[-1:] == started.stderr.splitlines()[-1:]
+
+
 def command(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Run a shell script in which `$SIE` is the command."""
     env = processes.environment(tmp_path, {"SIE": f"{sys.executable} -m sie_server"})

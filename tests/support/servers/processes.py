@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from tokenizers import Tokenizer
 from support.checkpoints import cross_encoders
 from support.checkpoints.cache import cached
 from support.device import DEVICE
+from support.servers.forking import Forked, started
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 START_S = 120.0  # generous: the machine may be shared
@@ -42,7 +43,7 @@ NOBODY = "http://127.0.0.1:9"  # the discard port, on which no server listens
 class Server:
     """One running process."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     port: int
     log_path: Path
 
@@ -119,11 +120,8 @@ def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iter
     """
     port = free_port()
     log_path = folder / f"server-{port}.log"
-    command = [sys.executable, "-m", "sie_server", "serve", "--port", str(port), *args]
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment(folder, env)
-        )
+    command = ["serve", "--port", str(port), *args]
+    process = started(command, environment(folder, env), Path(os.devnull), log_path, log_path, env)
     server = Server(process, port, log_path)
     try:
         _wait_until_ready(server)
@@ -163,7 +161,7 @@ def _wait_until_ready(server: Server) -> None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{server.base_url}/readyz", timeout=10, verify=PLAIN).status_code == 200:
                 return
-        time.sleep(0.1)
+        time.sleep(0.03)
     raise AssertionError(f"not ready after {START_S} s\n{server.log[-3000:]}")
 
 
@@ -175,19 +173,19 @@ def free_port() -> int:
 
 
 def command_line(
-    folder: Path, *args: str, env: dict[str, str] | None = None, stdin: str | None = None, within: float = 120
+    folder: Path, *args: str, env: dict[str, str] | None = None, stdin: str = "", within: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run `sie-server` with `args` until it ends."""
-    return subprocess.run(
-        [sys.executable, "-m", "sie_server", *args],
-        env=environment(folder, env),
-        input=stdin,
-        stdin=None if stdin is not None else subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=within,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name, stream) for stream in ("stdin", "stdout", "stderr")]
+        files[0].write_text(stdin, encoding="utf-8")
+        process = started(args, environment(folder, env), *files, env)
+        try:
+            status = process.wait(within)
+        finally:
+            process.kill()
+        shown = [path.read_text(encoding="utf-8") for path in files[1:]]
+    return subprocess.CompletedProcess(process.args, status, *shown)
 
 
 # ── checkpoints ──
