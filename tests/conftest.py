@@ -11,8 +11,9 @@ import pytest
 
 from support.checkpoints import cache
 
-# order of the folders: short modules run last, so that all workers end at about the same time
-FOLDERS = ("cluster", "hostile", "service", "integrations", "examples", "parity", "deploy", "unit")
+# The modules of a group alternate, because tests of servers often wait and those of parity never do. Short modules run
+# last, so that all workers end at about the same time.
+ORDER = (("cluster", "hostile"), ("service", "integrations", "examples", "parity"), ("deploy", "unit"))
 
 # Set before torch is imported, and inherited by every process that a test starts. With several workers, more threads
 # per process would only wait for cores.
@@ -32,12 +33,24 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(getattr(pytest.mark, folder(item.nodeid)))
-    items.sort(key=lambda item: FOLDERS.index(folder(item.nodeid)))
+    modules: dict[str, list[str]] = {}
+    for name in dict.fromkeys(module(item.nodeid) for item in items):
+        modules.setdefault(folder(name), []).append(name)
+    places = {
+        name: (next(i for i, group in enumerate(ORDER) if within in group), place / len(names))
+        for within, names in modules.items()
+        for place, name in enumerate(names)
+    }
+    items.sort(key=lambda item: places[module(item.nodeid)])
 
 
 def folder(nodeid: str) -> str:
     """Return the folder of a test below tests/."""
     return nodeid.removeprefix("tests/").split("/")[0]
+
+
+def module(nodeid: str) -> str:
+    return nodeid.split("::")[0]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
