@@ -31,11 +31,19 @@ def run(script: str, *args: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_two_stages_find_relevant_passages_and_rank_them_first(server: Server, tmp_path: Path) -> None:
-    database = two_stage.open_database(str(tmp_path / "passages.db"))
+@pytest.fixture(scope="module")
+def stored(server: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the path of a database with all passages: encoding them takes seconds."""
+    path = str(tmp_path_factory.mktemp("database") / "passages.db")
+    with SIEClient(server.base_url) as client:
+        two_stage.add(two_stage.open_database(path), client, PASSAGES)
+    return path
+
+
+def test_two_stages_find_relevant_passages_and_rank_them_first(server: Server, stored: str) -> None:
+    database = two_stage.open_database(stored)
     places = []
     with SIEClient(server.base_url) as client:
-        two_stage.add(database, client, PASSAGES)
         for query in DEMO:
             found = two_stage.search(database, client, query["text"], 20)
             assert set(query["relevant"]) <= {hit.id for hit in found}
@@ -66,22 +74,27 @@ def test_the_database_finds_the_nearest(server: Server, tmp_path: Path) -> None:
     assert [hit.score for hit in found] == pytest.approx(cosines[best].tolist(), abs=1e-5)
 
 
-def test_two_stages_as_a_program(server: Server) -> None:
+def test_two_stages_as_a_program(server: Server, stored: str) -> None:
     query = "feeling awake at night after a long flight"  # the query of its README
     assert query in (EXAMPLES / "two-stage/README.md").read_text()
-    lines = run("two-stage/two_stage.py", query, "--url", server.base_url, "--top", "3")
+    lines = run("two-stage/two_stage.py", query, "--url", server.base_url, "--database", stored, "--top", "3")
     assert len(lines) == 3
     assert re.fullmatch(r"1\. \d\.\d{3}  Coping with jet lag  \(was \d+\)", lines[0])
 
 
-@pytest.mark.parametrize("order", ["python typescript", "typescript python"])
-def test_two_stages_in_typescript(server: Server, tmp_path: Path, order: str) -> None:
-    """It prints the same as the Python program, and each can use the other's database."""
-    folder = EXAMPLES / "two-stage"
-    npm = programs.npm()
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """Return the folder of the two-stage example, with the TypeScript program built."""
+    folder, npm = EXAMPLES / "two-stage", programs.npm()
     if not (folder / "node_modules").is_dir():
         programs.missing("examples/two-stage has no node_modules (make installs them)")
     programs.run(npm, "run", "build", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("order", ["python typescript", "typescript python"])
+def test_two_stages_in_typescript(server: Server, folder: Path, tmp_path: Path, order: str) -> None:
+    """It prints the same as the Python program, and each can use the other's database."""
 
     def encoded() -> float:
         return server.metric("sie_requests_total", route="encode", model=two_stage.ENCODER, status="200")

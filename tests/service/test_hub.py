@@ -38,7 +38,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_adapter(base, root / LORA, target_modules=["query", "value"])
     shutil.copytree(root / MODEL, root / "org/changing")
     # larger than the 10 MiB pieces in which the library writes
-    cross_encoders.make_cross_encoder(root / LARGE, "bert", hidden_size=1024, num_hidden_layers=4)
+    cross_encoders.make_cross_encoder(root / LARGE, "bert", hidden_size=640, num_hidden_layers=4)
     return root
 
 

@@ -6,6 +6,7 @@ files, which the hub names by their SHA-256.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -67,13 +68,21 @@ def running(folder: Path) -> Iterator[Hub]:
 
 def blob(path: Path) -> str:
     """Return git's blob id of a file's content."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return _hashed(path, path.stat().st_mtime_ns, path.stat().st_size, "sha1")
 
 
 def sha256(path: Path) -> str | None:
     """Return the name of a large file's content; None: the file is small."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".safetensors" else None
+    if path.suffix != ".safetensors":
+        return None
+    return _hashed(path, path.stat().st_mtime_ns, path.stat().st_size, "sha256")
+
+
+@functools.cache  # every request needs the hashes of all files
+def _hashed(path: Path, mtime_ns: int, size: int, kind: str) -> str:
+    content = path.read_bytes()
+    head = b"blob %d\0" % len(content) if kind == "sha1" else b""
+    return hashlib.new(kind, head + content).hexdigest()
 
 
 def _large(path: Path, key: str) -> dict[str, Any]:
