@@ -101,6 +101,8 @@ def test_limits_that_cannot_be_meant(tmp_path: Path, line: str, words: str) -> N
         (entry("web", "limits = 5"), "expected only"),
         (entry("web", "requests_per_second = 5"), "unknown field - at `$.key[0]`"),
         (f"limits = []\n{entry('web')}", "expected only"),
+        (f"[limits]\n'x - at `${KEY}' = 1\n{entry('web')}", "unknown field - at `$.limits`"),
+        (f"'x - at `${KEY}' = 1\n{entry('web')}", "concurrent_requests: unknown field"),
         (f"[limit]\nconcurrent_requests = 1\n{entry('web')}", "unknown field"),
         (f"[limits]\n[limits]\n{entry('web')}", "cannot read"),
     ],

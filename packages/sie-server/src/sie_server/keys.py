@@ -31,6 +31,7 @@ from sie_server.wire import KeyLimits
 Scope = Literal["infer", "admin"]
 KEY = re.compile(r"[\x21-\x7e]{16,}")  # visible ASCII, which fits into a header
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TABLE = re.compile(r" - at `\$(\.key\[\d+\])?(\.limits)?`$")  # of the file, at the end of a message
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -128,8 +129,10 @@ def _of_file(file: str) -> KeyFile:
 
 def _problem(error: msgspec.ValidationError) -> str:
     """Return the message without the name of an unknown field, which may be a key. It quotes nothing else."""
-    message, at, place = str(error).partition(" - at ")
-    return f"unknown field{at}{place}" if "unknown field" in message else str(error)
+    if "unknown field" not in str(error):
+        return str(error)
+    place = TABLE.search(str(error))
+    return f"unknown field{place[0] if place else ''}"
 
 
 def _checked(entries: list[KeyEntry], source: str, limits: KeyLimits | None) -> list[ApiKey]:
