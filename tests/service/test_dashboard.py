@@ -12,7 +12,9 @@ import jsonschema
 import promql_parser as promql
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
+from sie_server.cluster.ingress.metrics import ClusterMetrics
 from support.docs.pages import DOCS, code, rows, section
 from support.servers.inprocess import asking, post
 
@@ -53,7 +55,17 @@ def exported() -> Labels:
     for name, labels in found.items():
         if name in listed and labels:
             assert labels == listed[name], f"docs/http-api.md lists other labels of {name}"
-    return {name: found[name] or labels for name, labels in listed.items()}
+    return {name: found[name] or labels for name, labels in listed.items()} | of_the_ingress()
+
+
+def of_the_ingress() -> Labels:
+    """Return the metrics that only the ingress of a cluster has."""
+    registry = CollectorRegistry()
+    ClusterMetrics(registry).reruns.labels("pool")
+    samples = [
+        each for family in registry.collect() for each in family.samples if each.name.endswith("_total")
+    ]
+    return {each.name: set(each.labels) for each in samples}
 
 
 def walk(expression: promql.Expr) -> Iterator[Any]:

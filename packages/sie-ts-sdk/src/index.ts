@@ -24,6 +24,6 @@ export {
   SIETimeoutError,
 } from "./errors.js";
 export { maxsim, maxsimBatch, type TokenVectors } from "./scoring.js";
-export type { ClientOptions } from "./settings.js";
+export type { ClientOptions, TraceContext } from "./settings.js";
 export type * from "./types.js";
 export { VERSION } from "./version.js";

@@ -19,10 +19,18 @@ export interface ClientOptions {
   machineProfile?: string;
   /** For routers in front of the server: X-SIE-Pool. */
   pool?: string;
+  /** Returns the headers of the caller's trace (W3C Trace Context) for each request, as OpenTelemetry's `propagation.inject` writes them. */
+  trace?: () => TraceContext;
   /** Replaces the global `fetch`. */
   fetch?: typeof globalThis.fetch;
   /** Receives warnings that a result has no field for; default: console.warn. */
   warn?: Warn;
+}
+
+/** The position of a request in a trace; absent values are not sent. */
+export interface TraceContext {
+  traceparent?: string;
+  tracestate?: string;
 }
 
 /** The settings of a client; times in ms. */
@@ -31,11 +39,13 @@ export interface Settings {
   timeout: number;
   deadline: number;
   headers: Readonly<Record<string, string>>;
+  /** Returns further headers for one request. Throws what the caller's function throws. */
+  trace: () => Readonly<Record<string, string>>;
   fetch: typeof globalThis.fetch;
   warn: Warn;
 }
 
-const OPTIONS = ["apiKey", "timeout", "deadline", "machineProfile", "pool", "fetch", "warn"];
+const OPTIONS = ["apiKey", "timeout", "deadline", "machineProfile", "pool", "trace", "fetch", "warn"];
 
 /** Combine arguments and environment. Throws TypeError for an invalid value, RequestError for an unknown option. */
 export function resolve(baseUrl: string | undefined, options: ClientOptions): Settings {
@@ -52,6 +62,10 @@ export function resolve(baseUrl: string | undefined, options: ClientOptions): Se
       ...header("Authorization", apiKey && `Bearer ${apiKey}`),
       ...header("X-SIE-MACHINE-PROFILE", options.machineProfile),
       ...header("X-SIE-Pool", options.pool),
+    },
+    trace: () => {
+      const { traceparent, tracestate } = options.trace?.() ?? {};
+      return { ...header("traceparent", traceparent), ...header("tracestate", tracestate) };
     },
     // browsers' fetch must be called on the global object
     fetch: options.fetch ?? ((input, init) => globalThis.fetch(input, init)),

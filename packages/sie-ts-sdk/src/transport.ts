@@ -12,12 +12,13 @@ const LONGEST_REFUSAL = 2 ** 20; // bytes; the rest of an answer other than 200 
 const NO_CONNECTION = /^(ECONNREFUSED|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_CONNECT_TIMEOUT|.*CERT.*)$/;
 const NODES_OWN_TIMEOUT = /^UND_ERR_(HEADERS|BODY)_TIMEOUT$/;
 
-/** Carry out a step. `longest`: bytes of an answer. Throws only the reason of `signal`, if it was aborted. */
+/** Carry out a step. `longest`: bytes of an answer. Throws only the reason of `signal`, if it was aborted, and what `settings.trace` throws. */
 export async function send(step: Send, settings: Settings, signal: AbortSignal, longest = LONGEST_ANSWER): Promise<Outcome> {
+  const trace = settings.trace(); // outside of `try`: its errors are no failures of the connection
   const silence = new Silence(step.timeout, step.left, signal);
   let begun = false;
   try {
-    const response = await settings.fetch(settings.baseUrl + step.request.path, initOf(step, settings, silence.signal));
+    const response = await settings.fetch(settings.baseUrl + step.request.path, initOf(step, { ...settings.headers, ...trace }, silence.signal));
     begun = true;
     silence.heard();
     const most = response.status === 200 ? longest : LONGEST_REFUSAL;
@@ -98,8 +99,8 @@ class Silence {
   }
 }
 
-function initOf({ request, requestId }: Send, settings: Settings, signal: AbortSignal): RequestInit {
-  const headers: Record<string, string> = { ...settings.headers, Accept: request.accept, "X-SIE-Request-ID": requestId };
+function initOf({ request, requestId }: Send, own: Readonly<Record<string, string>>, signal: AbortSignal): RequestInit {
+  const headers: Record<string, string> = { ...own, Accept: request.accept, "X-SIE-Request-ID": requestId };
   if (request.contentType !== undefined) headers["Content-Type"] = request.contentType;
   // redirects are errors, because following them would send texts and key to another server
   return { method: request.method, headers, body: request.body ?? null, signal, redirect: "manual", cache: "no-store" };

@@ -49,6 +49,25 @@ async function trying(behaviours: Behaviour[], use: (client: SIEClient, heads: s
   }
 }
 
+test("every attempt has the headers of the caller's trace", () => {
+  let attempt = 0;
+  const trace = () => ({ traceparent: `00-${"a".repeat(32)}-${String(++attempt).padStart(16, "0")}-01`, tracestate: "", other: "x" });
+  const replies = [http("503 -", LOADING, "Retry-After: 0.05\r\n"), http("200 OK", SCORES)];
+  return trying(replies, async (client, heads) => {
+    await client.score("org/m", { text: "q" }, ITEMS);
+    assert.deepEqual(heads.map((head) => /traceparent: .*-(\d{16})-01/i.exec(head)?.[1]), ["0000000000000001", "0000000000000002"]);
+    assert.ok(heads.every((head) => !/tracestate|other/i.test(head)));
+  }, { trace });
+});
+
+test("an error of the caller's trace rejects the call at once", async () => {
+  const trace = () => { throw new RangeError("no span"); };
+  await trying([http("200 OK", SCORES)], (client, heads) =>
+    assert.rejects(client.score("org/m", { text: "q" }, ITEMS), new RangeError("no span")).then(() => assert.equal(heads.length, 0)), { trace });
+  const wrong = () => ({ traceparent: "00-\r\nX: y" });
+  await trying([http("200 OK", SCORES)], (client) => assert.rejects(client.score("org/m", { text: "q" }, ITEMS), /traceparent has characters/), { trace: wrong });
+});
+
 test("headers; a request to a loading model is retried", () =>
   trying([http("503 -", LOADING, "Retry-After: 0.05\r\n"), http("200 OK", SCORES, "X-SIE-Request-ID: r1\r\n")], async (client, heads) => {
     const result = await client.score("org/m", { text: "q" }, ITEMS);

@@ -36,15 +36,15 @@ def _server(between: Between) -> Section:
     now = between.now
     hits, misses = (f"sie_document_cache_{name}_total" for name in ("hits", "misses"))
     memory, budget = now.sum("sie_model_memory_bytes") / MIB, now.sum("sie_memory_budget_bytes") / MIB
-    replicas = max(1.0, now.sum("sie_build_info"))
+    devices = max(1, len(now.samples.get("sie_memory_budget_bytes", ())))  # one per process that runs models
     rows = [
-        ("version", " ".join(now.values_of("sie_build_info", "version"))),
+        ("version", ", ".join(now.values_of("sie_build_info", "version"))),
         ("requests/s", number(between.rate("sie_requests_total"))),
         ("tokens/s", number(between.rate("sie_tokens_total"))),
         ("in flight", f"{now.sum('sie_requests_in_flight'):,.0f}"),
         ("queue", f"{number(now.sum('sie_queue_seconds'))} s"),
         ("queued tokens", f"{now.sum('sie_queue_tokens'):,.0f}"),
-        ("device busy", percent(between.rate("sie_batch_seconds_sum") / replicas)),
+        ("device busy", percent(between.rate("sie_batch_seconds_sum") / devices)),
         ("batch fill", percent(between.mean("sie_batch_fill_ratio"))),
         ("memory of models", f"{memory:.0f} of {budget:.0f} MiB"),
         ("cache hits", percent(between.ratio(hits, [hits, misses]))),
