@@ -27,7 +27,7 @@ export function errorOf(outcome: Outcome, request: Request, url: string): SIEErr
 
 /** Return whether a SIE server wrote it. A 5xx without version and known code comes from a proxy in front of one. */
 export function fromServer(reply: Reply): boolean {
-  if (reply.status < 500 || reply.headers.has("x-sie-server-version")) return true;
+  if (reply.status < 500 || reply.status > 599 || reply.headers.has("x-sie-server-version")) return true;
   return CODES.has(codeOf(errorMap(reply.body), reply));
 }
 

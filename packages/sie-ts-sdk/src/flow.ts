@@ -147,7 +147,7 @@ function retryWait(outcome: Outcome, failures: number, clock: Clock): number {
 /** Convert a Retry-After header, seconds or an HTTP date, to ms from now; undefined if it is invalid. */
 export function retryAfter(value: string | undefined, clock: Clock): number | undefined {
   const text = value?.trim() ?? "";
-  if (/^\d+(\.\d+)?$/.test(text)) return Number(text) * 1000;
+  if (/^\d{1,15}(\.\d{1,9})?$/.test(text)) return Number(text) * 1000;
   if (!/^[A-Za-z]{3,9}, \S/.test(text)) return undefined; // Date.parse reads "-3" as a date
   const moment = Date.parse(text);
   return Number.isNaN(moment) ? undefined : Math.max(0, moment - clock.wall());

@@ -10,6 +10,7 @@ const LONGEST_ANSWER = 2 ** 30; // bytes, decompressed
 const LONGEST_REFUSAL = 2 ** 20; // bytes; the rest of an answer other than 200 is not read
 // codes of Node's fetch; browsers have none
 const NO_CONNECTION = /^(ECONNREFUSED|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_CONNECT_TIMEOUT|.*CERT.*)$/;
+const MALFORMED = /^(HPE_.*|UND_ERR_HEADERS_OVERFLOW)$/; // the answer is no HTTP
 const NODES_OWN_TIMEOUT = /^UND_ERR_(HEADERS|BODY)_TIMEOUT$/;
 
 /** Carry out a step. `longest`: bytes of an answer. Throws only the reason of `signal`, if it was aborted, and what `settings.trace` throws. */
@@ -135,7 +136,7 @@ function failureOf(error: unknown, begun: boolean): Failure {
   const code = (cause as { code?: string } | undefined)?.code ?? "";
   const detail = cause?.message || code || String(error);
   if (NODES_OWN_TIMEOUT.test(code)) return { kind: "timeout", detail };
-  if (begun) return { kind: "broken", detail };
+  if (begun || MALFORMED.test(code)) return { kind: "broken", detail };
   // a browser hides the reason from a page; the most frequent one is that it could not connect
   return { kind: NO_CONNECTION.test(code) || code === "" ? "connect" : "dropped", detail };
 }

@@ -201,9 +201,16 @@ def test_retry_after_is_honoured_verbatim(header: str, seconds: float) -> None:
     assert run.sleeps == [seconds]
 
 
-@pytest.mark.parametrize(
-    "header", [None, "soon", "-3", "nan", "inf", "0", "", "Sun, 15 Jun 2025 15:06:00 GMT"]
-)
+RETRY_AFTER_UNUSABLE = [
+    *(None, "soon", "-3", "nan", "inf", "0", "", "1e9", "0x10", "1_0", "+5", "٣", "5 s", "9" * 400),
+    "Sun, 15 Jun 2025 15:06:00 GMT",
+    "Mon, 01 Jan 2024 00:00:00 +99999999999999999999",
+    f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT",
+    "Mon, 00 Jan 2024 99:00:00 GMT",
+]
+
+
+@pytest.mark.parametrize("header", RETRY_AFTER_UNUSABLE)
 def test_without_a_usable_retry_after_backoff_decides(header: str | None) -> None:
     run = Run([refusal(503, "QUEUE_FULL", header), OK], chance=0.5)
     run.result()

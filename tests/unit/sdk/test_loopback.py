@@ -13,7 +13,15 @@ from typing import Any
 import msgpack
 import pytest
 
-from sie_sdk import Item, SIEAsyncClient, SIEConnectionError, SIETimeoutError, errors
+from sie_sdk import (
+    Item,
+    ProtocolError,
+    SIEAsyncClient,
+    SIEConnectionError,
+    SIEError,
+    SIETimeoutError,
+    errors,
+)
 from sie_sdk.codec import encode_body
 
 Connect = Callable[..., Any]
@@ -175,3 +183,81 @@ def test_a_cancelled_call_leaves_the_client_usable(loopback: Start) -> None:
             return await client.score("org/name", Item(text="q"), [Item(text="a")])
 
     assert asyncio.run(use()) == SCORED
+
+
+MALFORMED = {
+    "no HTTP": b"\x15\x03\x01\x00\x02\x02\x28\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+    "negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabc",
+    "long head": b"HTTP/1.1 200 OK\r\nA: " + b"x" * 300_000 + b"\r\n\r\n",
+    "upgrade": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
+def test_an_answer_that_is_no_http_is_reported_soon_by_a_client_that_has_had_one(
+    connect: Connect, loopback: Start, pauses: list[float], answer: bytes
+) -> None:
+    """Such a server is not restarting, so the client does not wait for it until the deadline."""
+    server = loopback(lambda handler, number: (handler.wfile.write(answer), handler.connection.close()))
+    client = connect(None, server.url)
+    client.client._connections.answered = True
+    with pytest.raises(SIEConnectionError, match="gave up after 3 tries"):
+        client.score("m", Item(text="q"), [Item(text="a")])
+
+
+@pytest.mark.parametrize("status", [600, 999])
+def test_a_status_that_no_program_sends_is_reported_at_once(
+    connect: Connect, loopback: Start, status: int
+) -> None:
+    server = loopback(
+        lambda handler, number: handler.wfile.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status)
+    )
+    with pytest.raises(ProtocolError, match=f"status {status}"):
+        connect(None, server.url).list_models()
+    assert len(server.seen) == 1
+
+
+def test_cookies_are_neither_read_nor_sent(connect: Connect, loopback: Start) -> None:
+    """Callers of one client must not share a session, and a malformed cookie is no reason to fail."""
+    sent: list[Any] = []
+
+    def answer(handler: Any, number: int) -> None:
+        sent.append(handler.headers["cookie"])
+        handler.wfile.write(
+            b'HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nSet-Cookie: \xff=;;=\r\nContent-Length: 14\r\n\r\n{"models": []}'
+        )
+
+    client = connect(None, loopback(answer).url)
+    assert client.list_models() == client.list_models() == []
+    assert sent == [None, None]
+
+
+def test_a_compression_that_was_not_asked_for_is_refused(connect: Connect, loopback: Start) -> None:
+    """A decoder may make gigabytes of one small piece; gzip and deflate make at most a thousand times as much."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\nContent-Length: 4\r\n\r\nabcd"
+    server = loopback(lambda handler, number: handler.wfile.write(head))
+    with pytest.raises(ProtocolError, match="Content-Encoding 'zstd'"):
+        connect(None, server.url).list_models()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SSL_CERT_FILE", "/no/such/file"),
+        ("HTTP_PROXY", "ftp://proxy"),
+        ("ALL_PROXY", "http://proxy:port"),
+    ],
+)
+def test_an_environment_in_which_no_connection_is_possible_is_named(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SIEError, match=name):
+        connect(None, "http://127.0.0.1:1").list_models()
+
+
+@pytest.mark.parametrize("host", ["ä" * 70, "xn--a", "[v1.a]"])
+def test_a_host_that_has_no_form_on_the_wire_is_reported_at_once(connect: Connect, host: str) -> None:
+    with pytest.raises(SIEConnectionError, match="could not be sent"):
+        connect(None, f"http://{host}:1").list_models()

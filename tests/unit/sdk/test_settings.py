@@ -59,6 +59,8 @@ def test_bad_times_are_refused(timeout: float) -> None:
         "http://host?x=1",
         "http://host#x",
         "http://host:99999",
+        "http://a b",
+        "http://host/\x01",
     ],
 )
 def test_bad_urls_are_refused(url: str) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -18,8 +23,10 @@ import httpx
 import msgpack
 import pytest
 
-from sie_sdk import Item, SIEAsyncClient, SIEClient, SIEError
+from sie_sdk import Item, SIEAsyncClient, SIEClient, SIEError, network
 from sie_sdk.codec import encode_body
+from sie_sdk.network import until as until_moment
+from support.waiting import until
 
 Start = Callable[..., Any]
 
@@ -172,7 +179,94 @@ def test_closing_ends_calls_with_an_error_that_says_so(loopback: Start) -> None:
             call.result(20)
 
 
+@pytest.mark.parametrize("connecting", [True, False])
+async def test_closing_ends_calls_of_the_async_client(loopback: Start, connecting: bool) -> None:
+    """Also one that is connecting: it would go on in a connection that the closed client does not know."""
+    server = loopback(lambda handler, number: server.leave.wait(10))
+    client = SIEAsyncClient(server.url, timeout=60)
+    call = asyncio.create_task(aask(client, 1))
+    await until(lambda: client._connections._running if connecting else server.seen)
+    await client.close()
+    async with asyncio.timeout(5):
+        with pytest.raises(SIEError, match="closed during the call"):
+            await call
+
+
+@pytest.mark.parametrize("interrupt", ["destructor", "signal"])
+def test_a_call_inside_a_call_of_the_same_thread(loopback: Start, interrupt: str) -> None:
+    """A destructor runs at any allocation, and a signal handler at any time: also while locks are held."""
+    server = loopback(echo)
+    right: list[bool] = []
+    with SIEClient(server.url) as client:
+
+        def inner(*_: Any) -> None:
+            right.append(ask(client, 5))
+
+        class Cycle:
+            def __init__(self) -> None:
+                self.itself = self
+
+            __del__ = inner
+
+        thresholds = gc.get_threshold()
+        previous = signal.signal(signal.SIGALRM, inner)
+        try:
+            if interrupt == "destructor":
+                gc.set_threshold(60, 2, 2)
+            for number in range(12):
+                if interrupt == "destructor":
+                    Cycle()
+                else:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+                assert ask(client, number)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+            gc.set_threshold(*thresholds)
+        gc.collect()
+    assert right and all(right)
+
+
+def test_a_call_keeps_its_deadline_after_a_call_inside_it() -> None:
+    with until_moment(time.monotonic() - 1):
+        with until_moment(math.inf):
+            assert network._left(None, TimeoutError) is None
+        with pytest.raises(TimeoutError):
+            network._left(None, TimeoutError)
+    assert not network.is_inside_call()
+
+
+def test_a_destructor_at_the_end_of_the_interpreter_gets_an_error_that_says_so() -> None:
+    program = """if True:
+        from sie_sdk import Item, SIEClient, SIEError
+        class Holder:
+            client = SIEClient("http://127.0.0.1:1")
+            def __del__(self, Item=Item, SIEError=SIEError):
+                try:
+                    self.client.score("m", Item(text="a"), [Item(text="b")])
+                except SIEError as error:
+                    print(error)
+        holder = Holder()
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert "the interpreter is shutting down" in done.stdout, done.stderr
+
+
 def test_a_loop_of_another_library_is_named() -> None:
     call = aask(SIEAsyncClient("http://127.0.0.1:1"), 1)
-    with pytest.raises(SIEError, match="an event loop of asyncio"):
+    with pytest.raises(SIEError, match="a task in an event loop of asyncio"):
         call.send(None)  # as a loop that is not asyncio's runs a coroutine
+
+
+async def test_a_coroutine_outside_a_task_is_named() -> None:
+    """As trio's guest mode inside asyncio runs it."""
+    call, done = aask(SIEAsyncClient("http://127.0.0.1:1"), 1), asyncio.get_running_loop().create_future()
+
+    def run() -> None:
+        try:
+            call.send(None)
+        except SIEError as error:
+            done.set_result(str(error))
+
+    asyncio.get_running_loop().call_soon(run)
+    assert "needs a task in an event loop of asyncio" in await asyncio.wait_for(done, 5)

@@ -7,6 +7,7 @@ go on using a client of its parent: it opens connections of its own.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -99,6 +100,8 @@ class _Client:
         return partial(type(self), **self._arguments), ()
 
     def _flow(self, call: Call[T]) -> Flow:
+        if sys.is_finalizing():  # a destructor calls, and modules are gone
+            raise SIEError("the interpreter is shutting down; call the client before, for example in atexit")
         settings = self._settings
         timeout = seconds("timeout", call.timeout)
         # As in the settings: a timeout above the deadline extends the deadline.

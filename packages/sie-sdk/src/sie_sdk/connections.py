@@ -10,12 +10,14 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from sie_sdk.errors import SIEError
 from sie_sdk.flow import Failure, Outcome, Reply, Send
-from sie_sdk.network import bound, until
+from sie_sdk.network import bound, is_inside_call, until
 from sie_sdk.settings import Settings, SkewWatch
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 
     import httpx
 
+Http = TypeVar("Http", bound="httpx.Client | httpx.AsyncClient")
 CONNECT_TIMEOUT = 10.0  # seconds; a host that takes longer is taken to be unreachable
+DISCONNECTED = "disconnected without sending a response"  # by httpcore; others mean malformed bytes
+CODINGS = ("identity", "gzip", "x-gzip", "deflate")
 LONGEST_ANSWER = 1 << 30  # bytes, decompressed
 LONGEST_REFUSAL = 1 << 20  # bytes; the rest of an answer other than 200 is not read
 
@@ -67,9 +72,23 @@ class _Connections:
             # The server does not compress, and an answer must not grow beyond the bytes that arrived.
             "headers": dict(self._settings.headers) | {"Accept-Encoding": "identity"},
             "transport": self._transport,
+            "cookies": _no_cookies(),
             # Waiting for a free connection would count as silence of the server, so their number is not limited.
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=32),
         }
+
+    def _create(self, kind: type[Http]) -> Http:
+        """Return a new httpx client. Raises SIEError if there cannot be one."""
+        import httpx
+
+        options = self._options()
+        try:
+            return kind(**options)
+        except (OSError, ValueError, ImportError, httpx.InvalidURL) as exc:  # of the environment
+            raise SIEError(
+                f"connections cannot be set up: {exc}; check the variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and "
+                "SSL_CERT_FILE"
+            ) from exc
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Request:
         import httpx
@@ -112,6 +131,8 @@ class _Connections:
         detail = str(error) or type(error).__name__
         if isinstance(error, TimeoutError):
             return Failure("timeout", "the deadline has passed")
+        if isinstance(error, (httpx.InvalidURL, UnicodeError)):  # the host's name, for example
+            return Failure("invalid", detail)
         if not isinstance(error, httpx.HTTPError):
             raise error
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)):
@@ -120,7 +141,8 @@ class _Connections:
             return Failure("timeout", detail)
         if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
             return Failure("invalid", detail)
-        return Failure("broken" if begun else "dropped", detail)
+        is_malformed = isinstance(error, httpx.RemoteProtocolError) and DISCONNECTED not in detail
+        return Failure("broken" if begun or is_malformed else "dropped", detail)
 
 
 class Connections(_Connections):
@@ -128,22 +150,29 @@ class Connections(_Connections):
 
     def forget(self) -> None:
         """See the base class."""
-        self._opening = threading.Lock()  # a new one, because a thread may have held the old one at the fork
+        # A new one, because a thread may have held the old one at the fork. A destructor that calls may need it again.
+        self._opening = threading.RLock()
         self._http: httpx.Client | None = None
 
     def send(self, send: Send) -> Outcome:
         """Carry out a step. Raises SIEError if the client is closed."""
-        http = self._http or self._open()
+        if is_inside_call():  # its thread may hold the locks of the connections
+            with self._bound() as http:
+                return self._send(http, send)
+        return self._send(self._http or self._open(), send)
+
+    def _send(self, http: httpx.Client, send: Send) -> Outcome:
         response = None
         try:
             with until(time.monotonic() + send.left):
-                response = http.send(self._request(http, send), stream=True)
-                return self._outcome(response, self._body(response), send)
+                try:
+                    response = http.send(self._request(http, send), stream=True)
+                    return odd_coding(response) or self._outcome(response, self._body(response), send)
+                finally:
+                    if response is not None:
+                        response.close()
         except Exception as exc:
             return self._failed(exc, begun=response is not None)
-        finally:
-            if response is not None:
-                response.close()
 
     def close(self) -> None:
         """Close the connections; calls that run in other threads fail."""
@@ -154,12 +183,15 @@ class Connections(_Connections):
             http.close()
 
     def _open(self) -> httpx.Client:
-        import httpx
-
         with self._opening:
             if self._http is None:
-                self._http = bound(httpx.Client(**self._options()))
+                self._http = self._bound()
             return self._http
+
+    def _bound(self) -> httpx.Client:
+        import httpx
+
+        return bound(self._create(httpx.Client), lambda: self._closed)
 
     @staticmethod
     def _body(response: httpx.Response) -> bytes:
@@ -178,6 +210,7 @@ class AsyncConnections(_Connections):
     def forget(self) -> None:
         """See the base class."""
         self._by_loop: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        self._running: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = {}
 
     async def send(self, send: Send) -> Outcome:
         """Carry out a step. Raises SIEError if the client is closed."""
@@ -185,28 +218,45 @@ class AsyncConnections(_Connections):
 
         try:
             loop = asyncio.get_running_loop()
+            if asyncio.current_task() is None:
+                raise RuntimeError
         except RuntimeError:  # trio's, for example
             raise SIEError(
-                "SIEAsyncClient needs an event loop of asyncio; use SIEClient in a thread instead"
+                "SIEAsyncClient needs a task in an event loop of asyncio; use SIEClient in a thread instead"
             ) from None
         http = self._by_loop.get(loop) or self._open(loop)
         response = None
         try:
-            async with asyncio.timeout(send.left):
+            async with asyncio.timeout(send.left) as limit, self._registered(limit, loop):
                 response = await http.send(self._request(http, send), stream=True)
-                return self._outcome(response, await self._body(response), send)
+                return odd_coding(response) or self._outcome(response, await self._body(response), send)
         except Exception as exc:
             return self._failed(exc, begun=response is not None)
         finally:
             if response is not None:
                 await response.aclose()
 
+    @asynccontextmanager
+    async def _registered(
+        self, limit: asyncio.Timeout, loop: asyncio.AbstractEventLoop
+    ) -> AsyncIterator[None]:
+        """Let `close` end a call, which may still be connecting."""
+        running = self._running
+        running[limit] = loop
+        try:
+            yield
+        finally:
+            del running[limit]
+
     async def close(self) -> None:
-        """Close the connections of the running event loop, and forget those of others."""
+        """Close the connections of the running event loop and end its calls; forget those of other loops."""
         import asyncio
 
         self._closed = True
-        http = self._by_loop.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        http = self._by_loop.pop(loop, None)
+        for limit in [limit for limit, owner in self._running.items() if owner is loop]:
+            limit.reschedule(loop.time())
         self.forget()
         if http is not None:
             await http.aclose()
@@ -217,7 +267,7 @@ class AsyncConnections(_Connections):
         for other in list(self._by_loop):
             if other.is_closed():  # its connections cannot be used, and would keep it in memory
                 self._by_loop.pop(other, None)
-        return self._by_loop.setdefault(loop, httpx.AsyncClient(**self._options()))
+        return self._by_loop.setdefault(loop, self._create(httpx.AsyncClient))
 
     @staticmethod
     async def _body(response: httpx.Response) -> bytes:
@@ -232,6 +282,26 @@ class AsyncConnections(_Connections):
 
 def _longest(response: httpx.Response) -> int:
     return LONGEST_ANSWER if response.status_code == 200 else LONGEST_REFUSAL
+
+
+def odd_coding(response: httpx.Response) -> Failure | None:
+    """Refuse compressions that were not requested and can make a small part of an answer very large."""
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    return None if coding in CODINGS else Failure("wrong", f"the answer has the Content-Encoding {coding!r}")
+
+
+def _no_cookies() -> Any:
+    """Return a jar that neither reads nor sends cookies: callers of one client must not share a session."""
+    from http.cookiejar import CookieJar
+
+    class NoCookies(CookieJar):
+        def extract_cookies(self, response: Any, request: Any) -> None:
+            pass
+
+        def add_cookie_header(self, request: Any) -> None:
+            pass
+
+    return NoCookies()
 
 
 _all: WeakSet[_Connections] = WeakSet()

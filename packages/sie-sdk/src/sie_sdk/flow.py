@@ -78,7 +78,7 @@ class Reply:
     def from_server(self) -> bool:
         """Whether a SIE server wrote it. A 5xx without version and known code comes from a proxy in front of one."""
         return (
-            self.status < 500
+            not 500 <= self.status < 600
             or "x-sie-server-version" in self.headers
             or _code(_error_map(self.body), self) in CODES
         )
@@ -209,11 +209,9 @@ def retry_after(value: str | None, clock: Clock) -> float | None:
     """Convert a Retry-After header, seconds or an HTTP date, to seconds from now; None if it is invalid."""
     if value is None:
         return None
-    try:
-        number = float(value)
-    except ValueError:
-        return _seconds_until(value, clock)
-    return number if math.isfinite(number) and number >= 0 else None
+    if re.fullmatch(r"\d{1,15}(\.\d{1,9})?", value.strip(), re.ASCII):
+        return float(value)
+    return _seconds_until(value, clock)
 
 
 def _seconds_until(date: str, clock: Clock) -> float | None:
@@ -222,11 +220,11 @@ def _seconds_until(date: str, clock: Clock) -> float | None:
 
     try:
         moment = parsedate_to_datetime(date)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - clock.wall())
+    except (ValueError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, moment.timestamp() - clock.wall())
 
 
 def error_of(outcome: Outcome, request: Request, url: str) -> SIEError:

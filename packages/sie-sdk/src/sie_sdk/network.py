@@ -11,7 +11,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -25,27 +25,36 @@ _call = threading.local()
 @contextmanager
 def until(moment: float) -> Iterator[None]:
     """End all waits of this thread inside the block at `moment`, in seconds of time.monotonic."""
+    outer = getattr(_call, "until", None)
     _call.until = moment
     try:
         yield
     finally:
-        _call.until = math.inf
+        _call.until = outer
 
 
-def bound(client: httpx.Client) -> httpx.Client:
-    """Make `client` observe `until`, also for its proxies. A transport of another kind stays as it is."""
+def is_inside_call() -> bool:
+    """Return whether this thread is in a block of `until`: a destructor or a signal handler interrupts a call."""
+    return getattr(_call, "until", None) is not None
+
+
+def bound(client: httpx.Client, is_closed: Callable[[], bool]) -> httpx.Client:
+    """Make `client` observe `until`, also for its proxies. A transport of another kind stays as it is.
+
+    Closing a client does not end a connection that is being opened; `is_closed` is asked when it is open.
+    """
     for transport in (client._transport, *client._mounts.values()):
         pool = getattr(transport, "_pool", None)
         if pool is not None:
-            pool._network_backend = BoundedBackend(pool._network_backend)
+            pool._network_backend = BoundedBackend(pool._network_backend, is_closed)
     return client
 
 
 class BoundedBackend:
     """An httpcore.NetworkBackend whose connections end with the call's deadline."""
 
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
+    def __init__(self, inner: Any, is_closed: Callable[[], bool]) -> None:
+        self._inner, self._is_closed = inner, is_closed
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, **options: Any
@@ -63,9 +72,14 @@ class BoundedBackend:
             left = _left(ends - time.monotonic(), httpcore.ConnectTimeout)
             part = None if left is None else left / (len(addresses) - i)
             try:
-                return BoundedStream(self._inner.connect_tcp(address, port, timeout=part, **options))
+                stream = BoundedStream(self._inner.connect_tcp(address, port, timeout=part, **options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
                 failure = failure or exc
+                continue
+            if self._is_closed():
+                stream.close()
+                raise httpcore.ConnectError("the client is closed")
+            return stream
         raise failure or httpcore.ConnectError(f"{host} has no address")
 
     def connect_unix_socket(self, path: str, timeout: float | None = None, **options: Any) -> BoundedStream:
@@ -123,8 +137,8 @@ class BoundedStream:
 
 def _left(timeout: float | None, error: type[Exception]) -> float | None:
     """Return the seconds that an operation may take. Raises `error` if none are left."""
-    moment: float = getattr(_call, "until", math.inf)
-    left = moment - time.monotonic()
+    moment: float | None = getattr(_call, "until", None)
+    left = math.inf if moment is None else moment - time.monotonic()
     if timeout is not None:
         left = min(left, timeout)
     if left <= 0:

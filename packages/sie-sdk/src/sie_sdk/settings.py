@@ -91,6 +91,8 @@ def _timeout_from_environment() -> float | None:
 
 
 def _checked_url(url: str) -> str:
+    if re.search(r"[\x00-\x20\x7f]", url):
+        raise ValueError(f"base_url is {url!r}; it must not contain spaces or control characters")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url is {url!r}; it must start with http:// or https:// and contain a host")

@@ -179,7 +179,8 @@ test("Retry-After is honoured verbatim, as seconds or as a date", () => {
 });
 
 test("without a usable Retry-After, jittered exponential backoff decides", () => {
-  for (const header of [undefined, "soon", "-3", "NaN", "Infinity", "0", "", "Sun, 15 Jun 2025 15:06:00 GMT"])
+  for (const header of [undefined, "soon", "-3", "NaN", "Infinity", "0", "", "1e9", "0x10", "1_0", "+5", "9".repeat(400), "Sun, 15 Jun 2025 15:06:00 GMT",
+    "Mon, 01 Jan 2024 00:00:00 +99999999999999999999", `Mon, 01 Jan ${"9".repeat(30)} 00:00:00 GMT`])
     assert.deepEqual(run([refusal(503, "QUEUE_FULL", header), OK]).sleeps, [187.5], header);
   const { sleeps } = run([...Array<Outcome>(7).fill(refusal(503, "QUEUE_FULL")), OK], { chance: 0 });
   assert.deepEqual(sleeps, [125, 250, 500, 1000, 2000, 4000, 4000]);

@@ -99,6 +99,16 @@ test("a connection dropped before an answer or in the middle of it is retried", 
   });
 });
 
+test("an answer that is no HTTP is reported soon by a client that has had one", async () => {
+  const headers = "X-A: b\r\n".repeat(20_000);
+  for (const malformed of ["\x15\x03\x01\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\nabc", `HTTP/1.1 200 OK\r\n${headers}\r\n`])
+    await trying([http("200 OK", '{"models": []}'), (write) => write(malformed)], async (client, heads) => {
+      await client.listModels();
+      await assert.rejects(client.listModels(), /the answer broke off.*3 tries/);
+      assert.equal(heads.length, 4);
+    }, { deadline: 20_000 });
+});
+
 test("silence before or in the middle of an answer is a timeout and not retried; slowness is not a timeout", async () => {
   const halfway: Behaviour = (write) => write("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc");
   for (const silent of [() => {}, halfway])

@@ -11,6 +11,7 @@ from msgspec.structs import force_setattr
 
 from sie_server.arrays import Encoded
 from sie_server.errors import InvalidInput, cut, reason_at
+from sie_server.room import check_room
 from sie_server.wire import EncodeParams, EncodeRequest, Item, ScoreRequest, is_plain
 from sie_server.wire.limits import TOO_DEEP, check_json
 
@@ -57,6 +58,7 @@ def decode(body: bytes, media: str, kind: type[Body]) -> Body:
         InvalidInput: the body is malformed, has a wrong type (with the path of the field), is not UTF-8, or contains
             too much (`wire.limits`).
     """
+    check_room(2 * len(body))  # msgspec ends the process if a text gets no memory
     if media == JSON:
         check_json(body)
     decoded: Body = _convert(body, media, kind)
