@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 
 import click
-from bench.scale.page import PLOT, SIMULATED, Results, Simulated, latency_table, study_tables, write_page
+from bench.scale.page import PLOT, SIMULATED, write_page
 from bench.scale.scenarios import BULK_SHARE, COUNTS, Scenario, all_scenarios, run
+from bench.scale.tables import Results, Simulated, latency_table, study_tables
 from rich.console import Console
 from rich.progress import Progress
 

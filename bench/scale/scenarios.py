@@ -20,6 +20,7 @@ from bench.scale.traffic import BULK_DOCUMENTS, DOCUMENTS, Request, arrivals, me
 LOADS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 COUNTS = (1, 2, 4, 16)  # of replicas
 BATCH_TOKENS = 3_072  # the middle one of the sizes that the server tries on a CPU
+GPU_BATCH = 16_384
 BULK_SHARE = 0.3
 INGRESS_SHARE = 0.01  # of the service time
 WARM_UP = 0.1  # of the requests, which are not counted
@@ -84,8 +85,17 @@ def bounds() -> list[Scenario]:
 def batches() -> list[Scenario]:
     """Return the scenarios that compare batch sizes; with the first one, 100 documents are a bulk job."""
     return [
-        Scenario(0.7, 1, bulk_share=BULK_SHARE, batch_tokens=tokens) for tokens in (2048, 3072, 4096, 16384)
+        Scenario(0.7, 1, bulk_share=BULK_SHARE, batch_tokens=tokens)
+        for tokens in (2048, 3072, 4096, GPU_BATCH)
     ]
+
+
+def on_a_gpu() -> list[Scenario]:
+    """Return the scenarios that compare routing rules where a second is 38 service times, and half a second 19."""
+    rules: tuple[Rule, ...] = ("requests", "own requests", "round robin", "lane seconds")
+    fresh = [Scenario(0.7, 4, rule=rule, batch_tokens=GPU_BATCH) for rule in rules]
+    old = [Scenario(0.7, 4, report=38.0, bound=bound, batch_tokens=GPU_BATCH) for bound in (0.0, 19.0)]
+    return [*fresh, *old]
 
 
 def ingresses() -> list[Scenario]:
@@ -98,7 +108,7 @@ def ingresses() -> list[Scenario]:
 
 def all_scenarios() -> list[Scenario]:
     """Return every scenario once."""
-    return list(dict.fromkeys([*grid(), *rules(), *bounds(), *batches(), *ingresses()]))
+    return list(dict.fromkeys([*grid(), *rules(), *bounds(), *batches(), *ingresses(), *on_a_gpu()]))
 
 
 def run(scenario: Scenario, requests: int, seed: int = 1) -> Latencies:

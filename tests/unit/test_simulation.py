@@ -137,6 +137,25 @@ def test_reports_that_are_old_count_the_work_sent_since() -> None:
     assert all(replica.busy_s for replica in cluster.replicas)
 
 
+def test_a_rule_without_lanes_avoids_the_replica_of_a_bulk_job_and_the_rule_with_lanes_does_not() -> None:
+    device = Device(1000, 3072)
+    requests = [Request(0.0, 2000, bulk=True), *(Request(1 + i * 0.01, 100) for i in range(4))]
+    shapes = [Shape(2, device, rule=rule) for rule in ("seconds", "lane seconds")]
+    one_replica, both = (finish_times(shape, *requests).interactive for shape in shapes)
+    alone = job_of(requests[1]).tokens / 1000
+    assert max(latency for _, latency in one_replica) > 3.9 * alone
+    assert max(latency for _, latency in both) < 3 * alone
+
+
+def test_own_requests_are_counted_until_they_are_answered() -> None:
+    device = Device(1000, 3072)
+    at = [0.0, 0.01, 10.0, 10.01, 10.02, 10.03]  # the first two are answered after two seconds
+    shape = Shape(2, device, rule="own requests in hash order", ingresses=1)
+    cluster = finish_times(shape, *(Request(each, 20) for each in at))
+    first, second = (replica.busy_s for replica in cluster.replicas)
+    assert first == pytest.approx(second) == pytest.approx(3 * job_of(Request(0.0, 20)).tokens / 1000)
+
+
 def test_the_arriving_work_is_the_load() -> None:
     device = Device(mean_tokens(100), 3072)
     scenario = Scenario(0.7, 4, bulk_share=0.3)
