@@ -3,7 +3,8 @@
     python -m bench.restarts                       # 200 restarts under 16 clients, about half an hour
     python -m bench.restarts --count 20 --away 1
 
-The clients are those of sie_sdk, half of them sync and half async. A call that fails, exceeds its deadline or returns
+The clients are those of sie_sdk, half of them sync and half async. The server is killed half a second after all of them
+have had an answer of it. A call that fails, exceeds its deadline or returns
 scores other than those of the first call makes the command fail. Everything runs on the loopback interface.
 """
 
@@ -35,54 +36,58 @@ BF16 = 0.02  # scores depend on the other texts of a batch by this much
 
 @dataclass
 class Seen:
-    """The calls of all clients."""
+    """The calls of all clients, and which of them have had an answer since the last restart."""
 
     calls: int = 0
     failed: int = 0
     wrong: int = 0
     longest_s: float = 0.0
     errors: list[str] = field(default_factory=list)
+    restarts: int = 0
     stopped: bool = False
+    served: set[int] = field(default_factory=set)
 
-    def add(self, scores: list[float] | SIEError, expected: list[float], seconds: float) -> None:
-        """Count a call; runs on several threads, each step of which is atomic."""
+    def add(self, client: int, scores: list[float] | SIEError, expected: list[float], seconds: float) -> None:
+        """Count a call of a client; runs on several threads, each step of which is atomic."""
         self.calls += 1
         self.longest_s = max(self.longest_s, seconds)
         if isinstance(scores, SIEError):
             self.failed += 1
             self.errors.append(str(scores))
-        elif any(abs(a - b) > BF16 for a, b in zip(scores, expected, strict=True)):
+            return
+        self.served.add(client)
+        if any(abs(a - b) > BF16 for a, b in zip(scores, expected, strict=True)):
             self.wrong += 1
 
 
-def ask(url: str, expected: list[float], seen: Seen) -> None:
-    """Call in a loop with the blocking client."""
+def ask(number: int, url: str, expected: list[float], seen: Seen) -> None:
+    """Call in a loop with a blocking client."""
     with SIEClient(url, deadline=DEADLINE_S) as client:
         while not seen.stopped:
             started = time.monotonic()
             try:
                 result = [entry["score"] for entry in client.score(MODEL, QUERY, ITEMS)["scores"]]
-                seen.add(result, expected, time.monotonic() - started)
+                seen.add(number, result, expected, time.monotonic() - started)
             except SIEError as error:
-                seen.add(error, expected, time.monotonic() - started)
+                seen.add(number, error, expected, time.monotonic() - started)
             time.sleep(0.02)
 
 
-async def ask_async(url: str, expected: list[float], seen: Seen, clients: int) -> None:
+async def ask_async(numbers: range, url: str, expected: list[float], seen: Seen) -> None:
     """Call in loops with one async client."""
 
-    async def one(client: SIEAsyncClient) -> None:
+    async def one(client: SIEAsyncClient, number: int) -> None:
         while not seen.stopped:
             started = time.monotonic()
             try:
                 result = [entry["score"] for entry in (await client.score(MODEL, QUERY, ITEMS))["scores"]]
-                seen.add(result, expected, time.monotonic() - started)
+                seen.add(number, result, expected, time.monotonic() - started)
             except SIEError as error:
-                seen.add(error, expected, time.monotonic() - started)
+                seen.add(number, error, expected, time.monotonic() - started)
             await asyncio.sleep(0.02)
 
     async with SIEAsyncClient(url, deadline=DEADLINE_S) as client:
-        await asyncio.gather(*(one(client) for _ in range(clients)))
+        await asyncio.gather(*(one(client, number) for number in numbers))
 
 
 def start(port: int) -> subprocess.Popen[bytes]:
@@ -104,9 +109,10 @@ def main(count: int, away: float, clients: int, port: int) -> None:
         wait_ready(url, process)
         with SIEClient(url) as client:
             expected = [entry["score"] for entry in client.score(MODEL, QUERY, ITEMS)["scores"]]
-        threads = [threading.Thread(target=ask, args=(url, expected, seen)) for _ in range(clients // 2)]
-        half = clients - len(threads)
-        threads.append(threading.Thread(target=lambda: asyncio.run(ask_async(url, expected, seen, half))))
+        half = range(clients // 2)
+        threads = [threading.Thread(target=ask, args=(number, url, expected, seen)) for number in half]
+        others = range(clients // 2, clients)
+        threads.append(threading.Thread(target=lambda: asyncio.run(ask_async(others, url, expected, seen))))
         for thread in threads:
             thread.start()
         time.sleep(5)  # every client has had an answer
@@ -117,9 +123,14 @@ def main(count: int, away: float, clients: int, port: int) -> None:
                 time.sleep(0.5)
                 process.kill()
                 process.wait()
+                seen.served.clear()
                 time.sleep(away)
                 process = start(port)
                 wait_ready(url, process)
+                seen.restarts += 1
+                wait_served(seen, clients)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
         finally:
             seen.stopped = True
             for thread in threads:
@@ -127,17 +138,24 @@ def main(count: int, away: float, clients: int, port: int) -> None:
     finally:
         process.kill()
         process.wait()
-    report(count, seen)
+    report(seen)
 
 
-def report(count: int, seen: Seen) -> None:
+def wait_served(seen: Seen, clients: int) -> None:
+    """Wait until every client has had an answer of the restarted server, at most for a deadline."""
+    end = time.monotonic() + DEADLINE_S
+    while len(seen.served) < clients and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def report(seen: Seen) -> None:
     """Print and store the figures; end with status 1 if a call failed."""
     OUT.mkdir(exist_ok=True)
     (OUT / "restarts.json").write_text(
-        json.dumps({"restarts": count, "machine": machine.describe()} | asdict(seen))
+        json.dumps({"machine": machine.describe()} | asdict(seen) | {"served": len(seen.served)})
     )
     click.echo(
-        f"{count} restarts: {seen.calls} calls, {seen.failed} failed, {seen.wrong} wrong, "
+        f"{seen.restarts} restarts: {seen.calls} calls, {seen.failed} failed, {seen.wrong} wrong, "
         f"longest {seen.longest_s:.1f} s of at most {DEADLINE_S:.0f} s"
     )
     for error in seen.errors[:5]:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
 from sie_server import __version__
 from sie_server.cli.remote import Remote
 from sie_server.cli.top.command import Watch
-from sie_server.engine.engine import Engine
-from sie_server.engine.job import Work
-from support.servers.loopback import Loopback, answer, listening, send
+from support.servers.loopback import Loopback, listening
 from support.waiting import eventually
 
 MODEL = "sie/mini-en"
@@ -99,37 +94,6 @@ def test_batches_have_tokens_a_fill_and_a_duration(server: Loopback) -> None:
     assert batches == fills > 0
     assert fill == pytest.approx(tokens / 2048)  # batch_tokens of this server
     assert 0 < seconds < 60
-
-
-def test_a_request_is_in_flight_until_its_response_is_complete(server: Loopback) -> None:
-    head = f"POST /v1/score/{MODEL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
-    with server.connect() as connection:
-        send(connection, head.encode() + b"{")
-        assert eventually(lambda: sample(server, "sie_requests_in_flight") == 1)
-        send(connection, b"}")
-        assert answer(connection).status_code == 400
-    assert eventually(lambda: sample(server, "sie_requests_in_flight") == 0)
-
-
-def test_work_on_the_device_is_seconds_of_the_queue(
-    server: Loopback, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, gate, run = threading.Event(), threading.Event(), Engine.run
-
-    def run_later(engine: Engine, works: list[Work]) -> list[Any]:
-        begun.set()
-        assert gate.wait(30)
-        return run(engine, works)
-
-    monkeypatch.setattr(Engine, "run", run_later)
-    body = {**BODY, "items": [{"text": "a text that is not cached"}]}
-    with ThreadPoolExecutor(1) as pool:
-        response = pool.submit(server.post, f"/v1/score/{MODEL}", body)
-        assert begun.wait(30)
-        assert sample(server, "sie_queue_seconds") > 0
-        gate.set()
-        assert response.result().status_code == 200
-    assert sample(server, "sie_queue_seconds") == 0
 
 
 def test_an_idle_server_has_nothing_in_flight(server: Loopback) -> None:

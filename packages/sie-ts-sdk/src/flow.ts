@@ -80,6 +80,7 @@ const FIRST_RETRIES = 2; // of a client that never had an answer, so that a wron
 const OWN_ID = /^sdk-[0-9a-f]{32}$/;
 const BACKOFF_FIRST = 250;
 const BACKOFF_MOST = 8000;
+const UNREACHABLE_MOST = 2000; // a refused connection costs little, and a server may be back only for a short time
 
 /** Send `request` until it is answered or a limit is reached. Returns the 200 reply; throws SIEError. */
 export function* exchange(request: Request, patience: Patience, clock: Clock): Generator<Step, Reply, Outcome> {
@@ -102,7 +103,8 @@ export function* exchange(request: Request, patience: Patience, clock: Clock): G
     const error = errorOf(outcome, request, patience.url);
     if (!error.retryable || error instanceof ModelLoadFailedError) throw error; // the server tries that one again itself
     const [condition, limit] = limitOf(error, outcome, answered);
-    const wait = retryWait(outcome, [...failed.values()].reduce((sum, count) => sum + count, 0), clock);
+    const most = condition === "unreachable" ? UNREACHABLE_MOST : BACKOFF_MOST;
+    const wait = retryWait(outcome, [...failed.values()].reduce((sum, count) => sum + count, 0), most, clock);
     const failures = (failed.get(condition) ?? 0) + 1;
     failed.set(condition, failures);
     if (failures > limit || waited() + wait >= until) throw gaveUp(error, sent, waited());
@@ -135,13 +137,13 @@ function gaveUp(error: SIEError, sent: number, waited: number): SIEError {
 /**
  * Return the milliseconds until the next attempt: the server's Retry-After, else exponential backoff with jitter.
  *
- * A Retry-After of zero is ignored, because it would lead to a busy loop against an overloaded server.
+ * `most` is the longest backoff. A Retry-After of zero is ignored, because it would lead to a busy loop against an overloaded server.
  */
-function retryWait(outcome: Outcome, failures: number, clock: Clock): number {
+function retryWait(outcome: Outcome, failures: number, most: number, clock: Clock): number {
   const requested = outcome?.kind === "reply" ? retryAfter(outcome.headers.get("retry-after"), clock) : undefined;
   if (requested) return requested;
-  const most = Math.min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** Math.min(failures, 16));
-  return most * (0.5 + 0.5 * clock.random()); // spreads out clients that failed together
+  const backoff = Math.min(most, BACKOFF_FIRST * 2 ** Math.min(failures, 16));
+  return backoff * (0.5 + 0.5 * clock.random()); // spreads out clients that failed together
 }
 
 /** Convert a Retry-After header, seconds or an HTTP date, to ms from now; undefined if it is invalid. */

@@ -267,7 +267,7 @@ def test_a_server_that_has_answered_is_waited_for(down: Any, met: str) -> None:
     before = [] if met == "earlier" else [LOADING]
     run = Run([*before, *[down] * 30, OK], answered=met == "earlier")
     assert run.result() is OK
-    assert 2 <= max(run.sleeps) <= 8.0
+    assert 1 <= max(run.sleeps[len(before) :]) <= 2.0  # a server may be back only for a short time
     tired = Run(always(down), answered=True, deadline=60.0)
     error = tired.error()
     assert isinstance(error, errors.SIEConnectionError | errors.ServerError)

@@ -141,6 +141,7 @@ FIRST_RETRIES = 2  # of a client that never had an answer, so that a wrong URL i
 OWN_ID = re.compile(r"sdk-[0-9a-f]{32}")
 BACKOFF_FIRST = 0.25  # seconds
 BACKOFF_MOST = 8.0
+UNREACHABLE_MOST = 2.0  # a refused connection costs little, and a server may be back only for a short time
 
 
 def exchange(request: Request, patience: Patience, clock: Clock) -> Flow:
@@ -165,7 +166,8 @@ def exchange(request: Request, patience: Patience, clock: Clock) -> Flow:
         ):  # the server tries that one again itself
             raise error
         condition, limit = limit_of(error, outcome, answered)
-        wait = _retry_wait(outcome, failed.total(), clock)
+        most = UNREACHABLE_MOST if condition == "unreachable" else BACKOFF_MOST
+        wait = _retry_wait(outcome, failed.total(), most, clock)
         failed[condition] += 1
         waited = clock.monotonic() - started
         if failed[condition] > limit or waited + wait >= until:
@@ -194,15 +196,16 @@ def _gave_up(error: SIEError, sent: int, waited: float) -> SIEError:
     return error
 
 
-def _retry_wait(outcome: Outcome, failures: int, clock: Clock) -> float:
+def _retry_wait(outcome: Outcome, failures: int, most: float, clock: Clock) -> float:
     """Return the seconds until the next attempt: the server's Retry-After, else exponential backoff with jitter.
 
+    most: the longest backoff.
     A Retry-After of zero is ignored, because it would lead to a busy loop against an overloaded server.
     """
     if isinstance(outcome, Reply) and (requested := retry_after(outcome.headers.get("retry-after"), clock)):
         return requested
-    most: float = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 16))
-    return most * (0.5 + 0.5 * clock.random())  # spreads out clients that failed together
+    backoff = min(most, BACKOFF_FIRST * 2.0 ** min(failures, 16))
+    return backoff * (0.5 + 0.5 * clock.random())  # spreads out clients that failed together
 
 
 def retry_after(value: str | None, clock: Clock) -> float | None:

@@ -74,14 +74,16 @@ class Remote:
         kind = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=timeout)
         sent = json.dumps(body) if body is not None else None
+        step = "check that the server is running, or set --url or SIE_BASE_URL"
         try:
             connection.request("POST" if sent else "GET", self._path + path, sent, self._headers)
+            if sent:
+                step = "the request may have been carried out; see `sie-server admin models` before you repeat it"
             answer = connection.getresponse()
             content = answer.read(LONGEST_ANSWER)
         except (OSError, http.client.HTTPException) as error:
             raise click.ClickException(
-                f"no answer from {self.shown}: {error or type(error).__name__}; "
-                "check that the server is running, or set --url or SIE_BASE_URL"
+                f"no answer from {self.shown}: {error or type(error).__name__}; {step}"
             ) from None
         finally:
             connection.close()
