@@ -74,6 +74,11 @@ def test_pods_run_without_rights(name: str) -> None:
         scales = pod.endswith(" head") and example(name).get("autoscaling", {}).get("kind") == "ray"
         assert spec["automountServiceAccountToken"] is scales, pod
         assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}, pod
+        # with the above, the Pod Security Standard "restricted"
+        sources = {key for volume in spec.get("volumes", []) for key in volume.keys() - {"name"}}
+        assert sources <= {"configMap", "csi", "emptyDir", "ephemeral", "persistentVolumeClaim", "secret"}, (
+            pod
+        )
     for pod, container in containers(name):
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,

@@ -79,6 +79,7 @@ SCHEMA: list[tuple[Object, list[str]]] = [
                 "callers": [{}],
             },
             "tests": {"keySecret": {"name": "a"}},
+            "tracing": {"ratio": 2},
         },
         [
             *("/autoscaling/kind", "/pools", "/networkPolicy/egress/hub/0/cidr"),
@@ -87,6 +88,7 @@ SCHEMA: list[tuple[Object, list[str]]] = [
                 "/networkPolicy/dns",
                 "/networkPolicy/callers/0",
                 "/tests/keySecret",
+                "/tracing/ratio",
             ),
         ],
     ),
@@ -131,6 +133,7 @@ CONTRADICTIONS: list[tuple[str, Object, list[str]]] = [
             "rollout": {"maxSurge": 0},
             "config": {"offline": False},
             "ingress": {"enabled": True, "host": "a.example.com"},
+            "tracing": {"endpoint": "http://collector:4318"},
         },
         [
             "image.repository is empty",
@@ -147,6 +150,7 @@ CONTRADICTIONS: list[tuple[str, Object, list[str]]] = [
             "pools[7] (g): models needs mode: ray",
             "pools[8] (h): device is cpu, but resources.limits has a GPU",
             "config.offline is false, but networkPolicy.egress.hub names no CIDR",
+            "tracing.endpoint is set, but networkPolicy.egress.telemetry names no CIDR",
             "ingress.className is empty",
             "rollout.maxSurge and rollout.maxUnavailable are both 0",
         ],
@@ -164,7 +168,9 @@ CONTRADICTIONS: list[tuple[str, Object, list[str]]] = [
             ],
             "cache": {"volume": {"nfs": {"server": "a", "path": "/"}}, "claim": {"size": "1Gi"}},
             "models": {"claim": {"size": "1Gi", "accessMode": "ReadWriteOnce"}},
-            "networkPolicy": {"egress": {"hub": [{"cidr": "0.0.0.0/0", "port": 443}]}},
+            "networkPolicy": {
+                "egress": {key: [{"cidr": "0.0.0.0/0", "port": 443}] for key in ("hub", "telemetry")}
+            },
             "hub": {"endpoint": "https://hub.example.com"},
         },
         [
@@ -177,6 +183,7 @@ CONTRADICTIONS: list[tuple[str, Object, list[str]]] = [
             "models.claim.accessMode is ReadWriteOnce: a rolling update mounts the claim in two pods",
             "networkPolicy.egress.hub names CIDRs, but config.offline is true",
             "hub.endpoint or hub.tokenSecret is set, but config.offline is true",
+            "networkPolicy.egress.telemetry names CIDRs, but tracing.endpoint is empty",
         ],
     ),
     (
@@ -210,6 +217,7 @@ CONTRADICTIONS: list[tuple[str, Object, list[str]]] = [
             ],
             "networkPolicy": {"egress": {"redis": []}},
             "ray": {"redis": {"address": ""}},
+            "config": {"drain_s": 230},
         },
         [
             "nameOverride: the name",
@@ -220,6 +228,7 @@ CONTRADICTIONS: list[tuple[str, Object, list[str]]] = [
             "models.readOnly is true, but with mode: ray",
             "ray.redis.address is empty",
             "pools: the order is head, ingress, a, but KubeRay sorts pools by name",
+            "ray.graceS is 240, but pods need more than rollout.preStopS and config.drain_s (240)",
             "keys.open is true, but with mode: ray",
             "networkPolicy.egress.redis names no CIDR",
         ],

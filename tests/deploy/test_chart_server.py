@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import yaml
 
+from sie_server.api.tracing.tracer import ENDPOINTS
 from sie_server.config import DEFAULT_MODEL, Secret, load_config
 from sie_server.serving.metrics import Metrics
 from support.deploy.chart import HELM, Object, example, merged, of_kind, pods, rendered
@@ -180,16 +181,28 @@ def test_ray_starts_with_the_variables_that_the_server_sets() -> None:
         assert environment.SETTINGS.items() <= own.items(), name
 
 
+def test_traces_go_to_a_collector_only_if_configured() -> None:
+    for name, endpoint in (("mirror", "http://10.20.0.9:4318"), ("cpu", None)):
+        for pod, template in pods(rendered(example(name), "--show-only", "templates/plain/deployment.yaml")):
+            own = {each["name"]: each.get("value") for each in template["spec"]["containers"][0]["env"]}
+            assert {own[variable] for variable in ENDPOINTS if variable in own} == ({endpoint} - {None}), pod
+            assert own.get("OTEL_TRACES_SAMPLER_ARG") == ("0.01" if endpoint else None), pod
+
+
 def serve_config(values: Object) -> dict[str, Any]:
     (service,) = of_kind(rendered(values), "RayService")
     read: dict[str, Any] = yaml.safe_load(service["spec"]["serveConfigV2"])
     return read
 
 
-def test_ray_accepts_the_application() -> None:
+def test_ray_accepts_the_application(tmp_path: Path) -> None:
     schema = pytest.importorskip("ray.serve.schema")
     app = pytest.importorskip("sie_server.cluster.app")
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[[key]]\nname = "ops"\nkey = "0123456789abcdef"\nscopes = ["admin"]\n', encoding="utf-8")
     for name in ("ray", "ray-autoscaled"):
         deployed = schema.ServeDeploySchema.model_validate(serve_config(example(name)))
         module, function = deployed.applications[0].import_path.split(":")
-        assert (module, hasattr(app, function)) == (app.__name__, True)
+        assert (module, function) == (app.__name__, app.build.__name__)
+        arguments = deployed.applications[0].args
+        app.build({"config": {**arguments["config"], "api_keys_file": str(keys)}})

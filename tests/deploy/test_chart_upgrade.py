@@ -123,6 +123,11 @@ MODELS = claim("rerank-sie-models", "shared", "ReadWriteMany")
             [secret("sie-keys", "keys.yaml", "b"), TEST_KEY],
             "keys.existingSecret: the Secret sie-keys has no key keys.toml; it has: b, keys.yaml",
         ),
+        (
+            "mirror",
+            [secret("sie-keys", "api-keys.toml"), secret("hub", "token")],
+            "image.pullSecrets: the namespace search has no Secret registry",
+        ),
         ("ray", [KEYS], "ray.redis.passwordSecret: the namespace search has no Secret redis"),
         ("ray-autoscaled", [KEYS], "ray.authSecret: the namespace search has no Secret ray-token"),
         (

@@ -82,6 +82,8 @@ and the next step.
 {{- if or .Values.hub.endpoint .Values.hub.tokenSecret }}{{ $found = append $found "hub.endpoint or hub.tokenSecret is set, but config.offline is true, so the server never contacts the hub: remove one of them" }}{{ end }}
 {{- else if and .Values.networkPolicy.enabled (not $egress.hub) }}{{ $found = append $found "config.offline is false, but networkPolicy.egress.hub names no CIDR, so every download would time out: name the CIDR of your mirror or of an egress proxy (a policy cannot name a host), or set config.offline: true" }}
 {{- end }}
+{{- if and .Values.networkPolicy.enabled .Values.tracing.endpoint (not $egress.telemetry) }}{{ $found = append $found "tracing.endpoint is set, but networkPolicy.egress.telemetry names no CIDR, so no trace would arrive: name the address of the collector" }}{{ end }}
+{{- if and $egress.telemetry (not .Values.tracing.endpoint) }}{{ $found = append $found "networkPolicy.egress.telemetry names CIDRs, but tracing.endpoint is empty, so nothing is sent there: remove one of them" }}{{ end }}
 {{- if .Values.ingress.enabled }}
 {{- range $key := list "className" "host" }}{{ if not (index $.Values.ingress $key) }}{{ $found = append $found (printf "ingress.%s is empty, but ingress.enabled is true" $key) }}{{ end }}{{ end }}
 {{- end }}
@@ -96,6 +98,8 @@ and the next step.
 {{- if not .Values.ray.redis.address }}{{ $found = append $found "ray.redis.address is empty: without Redis the cluster forgets its state when the head restarts" }}{{ end }}
 {{- $names := list }}{{ range .Values.pools }}{{ $names = append $names .name }}{{ end }}
 {{- if ne (join " " $names) (sortAlpha $names | join " ") }}{{ $found = append $found (printf "pools: the order is %s, but KubeRay sorts pools by name, and the first one without models serves all models that no pool names: sort the list by name, and rename pools if another one should be the first" (join ", " $names)) }}{{ end }}
+{{- $least := add (int .Values.rollout.preStopS) (ceil (.Values.config.drain_s | default 60) | int) }}
+{{- if le (int .Values.ray.graceS) (int $least) }}{{ $found = append $found (printf "ray.graceS is %d, but pods need more than rollout.preStopS and config.drain_s (%d) to stop" (int .Values.ray.graceS) (int $least)) }}{{ end }}
 {{- if .Values.keys.open }}{{ $found = append $found "keys.open is true, but with mode: ray the proxies make every caller look local, so keys with an admin key are required: set keys.existingSecret" }}{{ end }}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.egress.redis) }}{{ $found = append $found "networkPolicy.egress.redis names no CIDR, so the head cannot reach ray.redis.address" }}{{ end }}
 {{- if and .Values.networkPolicy.enabled (eq $kind "ray") (not .Values.networkPolicy.egress.kubernetesApi) }}{{ $found = append $found "networkPolicy.egress.kubernetesApi names no CIDR, but autoscaling.kind is ray: the autoscaler next to the head changes the number of pods through the API" }}{{ end }}

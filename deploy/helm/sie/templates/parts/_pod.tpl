@@ -56,6 +56,11 @@ topologySpreadConstraints:
 - {name: HF_HOME, value: /cache}
 - {name: HF_HUB_DISABLE_TELEMETRY, value: "1"}
 - {name: DO_NOT_TRACK, value: "1"}
+{{- if .Values.tracing.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .Values.tracing.endpoint | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: parentbased_traceidratio}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ .Values.tracing.ratio | quote }}}
+{{- end }}
 {{- with .Values.hub.endpoint }}
 - {name: HF_ENDPOINT, value: {{ . | quote }}}
 {{- end }}

@@ -27,6 +27,7 @@ and the checks are skipped. Helm itself keeps its releases in Secrets, so its us
 {{- with .Values.keys }}{{ if .existingSecret }}{{ $wanted = append $wanted (dict "value" "keys.existingSecret" "name" .existingSecret "key" .file) }}{{ end }}{{ end }}
 {{- with .Values.hub.tokenSecret }}{{ $wanted = append $wanted (merge (dict "value" "hub.tokenSecret") .) }}{{ end }}
 {{- with .Values.tests.keySecret }}{{ $wanted = append $wanted (merge (dict "value" "tests.keySecret") .) }}{{ end }}
+{{- range .Values.image.pullSecrets }}{{ $wanted = append $wanted (dict "value" "image.pullSecrets" "name" . "key" ".dockerconfigjson") }}{{ end }}
 {{- if eq .Values.mode "ray" }}
 {{- with .Values.ray.redis.passwordSecret }}{{ $wanted = append $wanted (merge (dict "value" "ray.redis.passwordSecret") .) }}{{ end }}
 {{- with .Values.ray.authSecret }}{{ $wanted = append $wanted (dict "value" "ray.authSecret" "name" . "key" "auth_token") }}{{ end }}
