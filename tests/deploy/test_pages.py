@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sie_server.config import ServerConfig
-from support.deploy.references import CHART, CHECKS, Page, chart_defaults, chart_value, problems
+from support.deploy.references import CHECKS, Page, chart_defaults, chart_value, problems
 from support.deploy.shell import parse
 from support.deploy.terraform import ROOT, TERRAFORM, read
 from support.docs.pages import blocks
@@ -67,8 +67,6 @@ def test_every_variable_of_the_server_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_chart_value_in_the_text_exists(path: Path) -> None:
-    if not CHART.exists():
-        pytest.skip("deploy/helm/sie is not part of this tree")
     spans = SPAN.findall(path.read_text(encoding="utf-8"))
     keys = {
         span.split("=")[0].split(":")[0]
@@ -136,7 +134,6 @@ def test_the_check_can_fail() -> None:
     ]
 
 
-@pytest.mark.skipif(not CHART.exists(), reason="deploy/helm/sie is not part of this tree")
 def test_the_check_of_chart_values_can_fail() -> None:
     assert (
         list(chart_value("image.tag"))

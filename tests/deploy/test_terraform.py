@@ -12,6 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from support.deploy.chart import merged, rendered
 from support.deploy.terraform import (
     META,
     ROOT,
@@ -30,7 +31,6 @@ from support.deploy.terraform import (
 
 RESOURCES = json.loads((ROOT / "tests/support/deploy/resources.json").read_text())
 NAMES = [str(path.relative_to(TERRAFORM)) for path in modules()]
-CHART = ROOT / "deploy" / "helm" / "sie"
 
 
 @pytest.fixture(params=NAMES)
@@ -400,26 +400,19 @@ def test_values_give_each_replica_its_share_of_a_node(values: Any) -> None:
     assert (pools["l4"]["minReplicas"], pools["l4"]["replicas"]) == (0, 1)
 
 
-@pytest.mark.skipif(not CHART.exists(), reason="deploy/helm/sie is not part of this tree")
-def test_the_chart_accepts_the_values(values: Any) -> None:
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
-    scaled = yaml.safe_load((TERRAFORM / "values" / "scale-to-zero.yaml").read_text())
-    check = Draft202012Validator(schema)
-    for given in (values, values | scaled):
-        merged = merge(defaults, given | {"image": given["image"] | {"tag": "1"}})
-        assert [f"{error.json_path}: {error.message}" for error in check.iter_errors(merged)] == []
-    assert list(check.iter_errors(merge(defaults, {"podAnnotationz": {}}))), "the schema accepts anything"
+def test_the_chart_runs_with_the_values(values: Any) -> None:
+    given = merged(values, {"image": {"tag": "1"}, "keys": {"existingSecret": "sie-keys"}})
+    objects = {(each["kind"], each["metadata"]["name"]): each for each in rendered(given)}
+    assert ("ServiceAccount", VALUES["name"]) in objects  # which may read the bucket
+    for name, device in (("l4", "nvidia.com/gpu"), ("cpu", "spot")):
+        pod = objects["Deployment", f"sie-{name}"]["spec"]["template"]["spec"]
+        assert pod["nodeSelector"] == {"sie-pool": name}
+        assert device in {toleration["key"] for toleration in pod["tolerations"]}
+        assert VALUES["models_volume"]["csi"] in [volume.get("csi") for volume in pod["volumes"]]
 
-
-def merge(base: Body, over: Body) -> Body:
-    """Merge values as helm does: objects by key, everything else replaced."""
-    both = {
-        key: merge(base[key], over[key])
-        for key in base.keys() & over.keys()
-        if isinstance(base[key], dict) and isinstance(over[key], dict)
-    }
-    return base | over | both
+    scale = yaml.safe_load((TERRAFORM / "values" / "scale-to-zero.yaml").read_text())
+    scaled = [each for each in rendered(merged(given, scale)) if each["kind"] == "ScaledObject"]
+    assert sorted(each["spec"]["minReplicaCount"] for each in scaled) == [0, 1, 1]
 
 
 def test_examples_print_what_the_pages_use() -> None:

@@ -15,10 +15,10 @@ import yaml
 
 from sie_server.cli.commands import cli
 from sie_server.config import ServerConfig
+from support.deploy.chart import CHART
 from support.deploy.shell import Command
 from support.deploy.terraform import ROOT, Module, read
 
-CHART = ROOT / "deploy" / "helm" / "sie"
 OURS = ("deploy/", "docs/", "scripts/", "packages/", "examples/", "tests/", "bench/", "./packages/")
 PROGRAMS: dict[str, str] = tomllib.loads(Path(__file__).with_name("programs.toml").read_text())
 
@@ -133,8 +133,6 @@ def chart_defaults() -> Any:
 
 def chart_value(key: str) -> Iterator[str]:
     """Check a path of the chart's values such as `image.tag`. The keys of `config` are options of the server."""
-    if not CHART.exists():
-        return
     node: Any = chart_defaults()
     parts = key.split(".")
     for i, part in enumerate(parts):

