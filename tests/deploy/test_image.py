@@ -270,6 +270,27 @@ def test_prometheus_reaches_the_server_and_nothing_else() -> None:
     assert scraped["scrape_configs"][0]["static_configs"][0]["targets"] == ["sie:8080"]
 
 
+def mounts(name: str) -> dict[str, Path]:
+    """Return the files of the repository that a service mounts: path in the container → file."""
+    parts = [mount.split(":") for mount in SERVICES[name]["volumes"]]
+    return {target: DOCKER / source for source, target, *_ in parts if source.startswith(".")}
+
+
+def test_prometheus_and_grafana_find_the_files_that_their_settings_name() -> None:
+    prometheus, grafana = mounts("prometheus"), mounts("grafana")
+    for rules in yaml.safe_load(prometheus["/etc/prometheus/prometheus.yaml"].read_text())["rule_files"]:
+        assert f"/etc/prometheus/{rules}" in prometheus
+    [provider] = yaml.safe_load(grafana["/etc/grafana/provisioning/dashboards/sie.yaml"].read_text())[
+        "providers"
+    ]
+    shown = [path for path in grafana if Path(path).parent == Path(provider["options"]["path"])]
+    assert [grafana[path].name for path in shown] == ["dashboard.json"]
+    [source] = yaml.safe_load(grafana["/etc/grafana/provisioning/datasources/sie.yaml"].read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090" and "monitoring" in SERVICES["grafana"]["networks"]
+
+
 def test_the_file_for_gpus_changes_the_server_only() -> None:
     assert {*GPU} == {"services"} and {*GPU["services"]} == {"sie"}
     changed = GPU["services"]["sie"]
