@@ -28,7 +28,7 @@ from support.waiting import eventually
 
 MINI = "sie/mini-en"
 SCORE = {"query": {"text": "rain"}, "items": [{"text": "rain falls"}]}
-LONG = {"query": {"text": "rain"}, "items": [{"text": "rain falls " * 100}]}
+LONG: dict[str, Any] = {"query": {"text": "rain"}, "items": [{"text": "rain falls " * 100}]}
 SECRET = "infer-3f9a27c1d05b"
 LIMITS = {  # by the name of the key, one for each test that uses it up; none: the default
     "few": None,
@@ -132,9 +132,11 @@ def test_tokens_are_charged_once_and_by_their_true_number(client: TestClient) ->
     first = score(client, "tokens")
     tokens = first.json()["usage"]["input_tokens"]
     assert first.headers["ratelimit-policy"] == '"tokens";q=100;qu="tokens";w=60'
-    large = score(client, "tokens", LONG)
-    assert large.status_code == 400 and large.json()["code"] == "INVALID_INPUT"
-    assert "tokens_per_minute = 100, so it can never be served" in large.json()["error"]["message"]
+    encode = {"items": LONG["items"], "params": {"output_types": ["multivector"]}}
+    for path, body in ((f"/v1/score/{MINI}", LONG), (f"/v1/encode/{MINI}", encode)):
+        large = client.post(path, json=body, headers=of("tokens"))
+        assert large.status_code == 400 and large.json()["code"] == "INVALID_INPUT"
+        assert "tokens_per_minute = 100, so it can never be served" in large.json()["error"]["message"]
     served = 1
     while (answer := score(client, "tokens")).status_code == 200:
         served += 1
@@ -143,7 +145,7 @@ def test_tokens_are_charged_once_and_by_their_true_number(client: TestClient) ->
     found = usage(client, "tokens")
     assert found["tokens"] == served * tokens
     assert found["tokens_left"] < 1
-    assert found["refused"] == {"requests": 0, "concurrent": 0, "tokens": 1, "too_large": 1}
+    assert found["refused"] == {"requests": 0, "concurrent": 0, "tokens": 1, "too_large": 2}
     for path, body in (
         ("/v1/embeddings", {"model": MINI, "input": "rain"}),
         (f"/v1/encode/{MINI}", {"items": [{"text": "rain"}]}),
