@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("ray")
 
 from sie_server.cluster.outcomes import Context, Failure, outcome_of
-from sie_server.errors import ModelLoadFailed, QueueFull, SIEError
+from sie_server.errors import InvalidInput, ModelLoadFailed, QueueFull, SIEError
 from sie_server.serving.metrics import RequestTiming
 
 pytestmark = pytest.mark.unit
@@ -74,3 +74,16 @@ def test_the_deadline_crosses_clocks() -> None:
     assert context.deadline_ms is not None and 4000 < context.deadline_ms <= 5000
     deadline = context.timing().deadline
     assert deadline is not None
+
+
+async def test_a_replica_refuses_a_request_that_its_key_may_never_send() -> None:
+    async def work() -> None:
+        there.count_tokens(601)
+
+    timing = RequestTiming(most_tokens=600)
+    there = Context.of(timing).timing()
+    outcome = await outcome_of("r1", there, work(), set)
+    with pytest.raises(InvalidInput, match="tokens_per_minute = 600"):
+        outcome.result()
+    outcome.charge(timing)
+    assert timing.tokens == 601  # so the ingress sees why it was refused

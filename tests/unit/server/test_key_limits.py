@@ -15,6 +15,7 @@ from sie_server.api.edge.limits.fields import fields_of
 from sie_server.config import ConfigError, Secret, ServerConfig
 from sie_server.errors import InvalidInput, RateLimited
 from sie_server.keys import ApiKey, read_keys
+from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import KeyLimits
 
 KEY = "infer-3f9a27c1d05b"
@@ -217,14 +218,17 @@ def test_a_request_that_entered_before_the_quota_was_used_up() -> None:
     assert (usage.tokens, usage.requests, usage.refused.tokens) == (600, 2, 1)
 
 
-def test_a_request_larger_than_the_quota_can_never_fit() -> None:
-    one = account(tokens_per_minute=600)
+def test_a_request_larger_than_the_quota_can_never_be_served() -> None:
+    one, timing = account(tokens_per_minute=600), RequestTiming(most_tokens=600)
     visit = one.enter(START)
+    timing.on_tokens = lambda tokens: visit.charge(tokens, START)
     with pytest.raises(
-        InvalidInput, match=r"601 tokens, and the API key .web. has tokens_per_minute = 600, .*never"
+        InvalidInput, match=r"601 tokens, and its API key has tokens_per_minute = 600, .*never"
     ):
-        visit.charge(601, START)
-    visit.charge(600, START)  # the refusal has cost nothing
+        timing.count_tokens(601)
+    visit.leave(400, timing.tokens or 0, START)
+    assert (one.tokens, one.usage(START).refused.too_large) == (0, 1)
+    served(one, 600, START)
     assert one.usage(START).refused.too_large == 1
 
 

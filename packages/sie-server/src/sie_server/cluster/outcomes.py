@@ -24,16 +24,18 @@ class Context:
     request_id: str = ""
     deadline_ms: float | None = None  # left
     traced: bool = False
+    most_tokens: int | None = None  # of one request of the caller's key
 
     @classmethod
     def of(cls, timing: RequestTiming) -> Context:
         """Return the context of a request that goes to a replica now."""
         left = None if timing.deadline is None else (timing.deadline - perf_counter()) * 1e3
-        return cls(timing.request_id, left, timing.steps is not None)
+        return cls(timing.request_id, left, timing.steps is not None, timing.most_tokens)
 
     def timing(self) -> RequestTiming:
         """Start the timing of the request on this machine, whose clock is another one."""
-        timing = RequestTiming(request_id=self.request_id, steps=[] if self.traced else None)
+        steps: list[Step] | None = [] if self.traced else None
+        timing = RequestTiming(request_id=self.request_id, steps=steps, most_tokens=self.most_tokens)
         if self.deadline_ms is not None:
             timing.set_deadline(self.deadline_ms)
         return timing

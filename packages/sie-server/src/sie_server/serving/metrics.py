@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from sie_server import __version__
 from sie_server.engine.steps import Step, Value
-from sie_server.errors import SIEError, codes
+from sie_server.errors import InvalidInput, SIEError, codes
 from sie_server.wire import Timing
 
 SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -35,6 +35,7 @@ class RequestTiming:
     inference_ms: float = 0.0
     items: int | None = None  # texts of the request, without the query
     tokens: int | None = None  # read for it
+    most_tokens: int | None = None  # of one request of the caller's key
     on_tokens: Callable[[int], None] | None = None  # charges them, or refuses the request
     request_id: str = ""
     pool: str | None = None  # X-SIE-Pool, of a cluster
@@ -51,8 +52,15 @@ class RequestTiming:
         """Note the tokens of the request before the model reads them.
 
         Raises:
-            InvalidInput, RateLimited: the limits of the caller's key do not allow them.
+            InvalidInput: they can never be served. It is no 429, which clients would send again.
+            RateLimited: the caller's key has used up its tokens.
         """
+        if self.most_tokens is not None and tokens > self.most_tokens:
+            self.tokens = tokens
+            raise InvalidInput(
+                f"the request has {tokens} tokens, and its API key has tokens_per_minute = {self.most_tokens}, so it "
+                "can never be served; send fewer or shorter texts per request, or raise the limit"
+            )
         if self.on_tokens:
             self.on_tokens(tokens)
         self.tokens = tokens

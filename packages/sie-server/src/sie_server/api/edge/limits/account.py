@@ -1,11 +1,11 @@
 """The account of one API key: its usage since the start, and whether it may do more.
 
-The limits hold per process. A process that only forwards requests uses the same accounts: it enters, and settles the
-tokens when it knows them.
+The limits hold per process. An ingress that forwards requests uses the same accounts. It learns the tokens from the
+answer, so they are charged when the request leaves.
 
 Tokens are known only after tokenising, so `enter` lets a request pass while the bucket has any, and the request that
 empties it may go into debt. A later request waits until the debt is repaid. The debt is less than one quota, because
-no single request may have more tokens than the quota, and no request is charged while there is a debt. Refusing what
+no single request may have more tokens than the quota, and `charge` refuses while there is a debt. Refusing what
 does not fit exactly would starve large requests, whose room smaller ones would always take, and would waste the work
 of tokenising.
 """
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from sie_server.api.edge.limits.bucket import Bucket
-from sie_server.errors import InvalidInput, RateLimited
+from sie_server.errors import RateLimited
 from sie_server.keys import ApiKey
 from sie_server.wire import KeyRefusals, KeyUsage
 
@@ -71,15 +71,10 @@ class Account:
         if self.token_bucket and (wait := self.token_bucket.wait_s(1, now)):
             raise self._refusal("tokens", f"tokens_per_minute = {self.limits.tokens_per_minute}", wait)
 
-    def check_size(self, tokens: int) -> None:
-        """Raise InvalidInput if a request can never be served. It is no 429, which clients would send again."""
+    def can_never_serve(self, tokens: int) -> bool:
+        """Return whether a request has more tokens than the whole quota; such a request is not run."""
         quota = self.limits.tokens_per_minute
-        if quota is not None and tokens > quota:
-            self.refused["too_large"] += 1
-            raise InvalidInput(
-                f"the request has {tokens} tokens, and the API key {self.key.name!r} has tokens_per_minute = {quota}, "
-                "so it can never be served; send fewer or shorter texts per request, or raise the limit"
-            )
+        return quota is not None and tokens > quota
 
     def spend(self, tokens: int, now: float) -> None:
         """Take tokens from the quota, also those that it does not have."""
@@ -140,19 +135,20 @@ class Visit:
         """Charge the tokens of the request before the model reads them.
 
         Raises:
-            InvalidInput: they are more than the whole quota.
             RateLimited: another request has used up the quota since this one entered.
         """
-        self.account.check_size(tokens)
         self.account.check_tokens(now)
         self.account.spend(tokens, now)
         self._charged += tokens
 
     def leave(self, status: int, tokens: int, now: float) -> None:
-        """End the request. Tokens that have not been charged are charged now."""
+        """End the request. Tokens that have not been charged are charged now, unless they were too many to be read."""
         self.account.in_progress -= 1
         self.account.count(status)
-        self.account.spend(max(0, tokens - self._charged), now)
+        if status >= 400 and self.account.can_never_serve(tokens):
+            self.account.refused["too_large"] += 1
+        else:
+            self.account.spend(max(0, tokens - self._charged), now)
 
 
 class Accounts:

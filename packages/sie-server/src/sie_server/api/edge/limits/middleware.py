@@ -35,6 +35,7 @@ class LimitedKeys:
             await rest(Request(scope), account.refusal_delay_s(clock()))
             error.headers = fields_of(account, clock())
             raise
+        timing.most_tokens = account.limits.tokens_per_minute
         timing.on_tokens = lambda tokens: visit.charge(tokens, clock())
         status = 500
 
