@@ -15,6 +15,7 @@ import pytest
 from sie_server import __version__
 from sie_server.api.tracing import tracer
 from sie_server.api.tracing.tracer import open_tracer
+from sie_server.logs import FIELDS
 from support.servers.collector import Collector, Span, attributes, collecting
 from support.servers.loopback import Loopback, listening
 from support.waiting import eventually
@@ -125,6 +126,18 @@ def test_a_trace_that_is_none_is_not_continued(server: Loopback, wrong: str) -> 
     response = post(server, f"/v1/score/{MODEL}", PAIR, traceparent=wrong)
     assert response.status_code == 200
     assert response.headers["x-trace-id"] != CALLER.split("-")[1]
+
+
+def test_several_contexts_are_none(server: Loopback) -> None:
+    head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n" + 2 * f"traceparent: {CALLER}\r\n".encode()
+    assert server.send(head + b"\r\n").headers["x-trace-id"] != CALLER.split("-")[1]
+
+
+def test_the_access_log_names_the_trace(server: Loopback, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sie_server.access")
+    trace_id = server.get("/v1/models").headers["x-trace-id"]
+    assert eventually(lambda: len(caplog.records) > 0)
+    assert [getattr(record, FIELDS)["trace_id"] for record in caplog.records] == [trace_id]
 
 
 def test_a_caller_that_does_not_sample_is_not_traced(server: Loopback, collector: Collector) -> None:
@@ -243,6 +256,22 @@ WRONG = {
 def test_without_an_endpoint_nothing_is_traced(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert open_tracer(OFF[name]) is None
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("sampler", "argument", "traced"), [("always_off", "", 0), ("traceidratio", "0.5", 100)]
+)
+def test_the_sampler_is_that_of_the_variables(
+    sampler: str, argument: str, traced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", argument)
+    monkeypatch.setattr(tracer, "CLOSE_S", 0.0)
+    found = open_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})
+    assert found is not None
+    count = sum(found.begin({}).is_recording() for _ in range(200))
+    found.close()
+    assert abs(count - traced) < 50
 
 
 @pytest.mark.parametrize("message", WRONG)

@@ -64,6 +64,7 @@ class AccessLog:
             "bytes_in": state.get("body_bytes"),
             "bytes_out": sent,
             "request_id": state.get("request_id"),
+            "trace_id": state.get("trace_id"),
             "key": state.get("caller"),
         }
         known = {name: value for name, value in fields.items() if value is not None}

@@ -30,14 +30,13 @@ class Traced:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        sent = {"traceparent": headers.get("traceparent"), "tracestate": headers.get("tracestate")}
-        span = self._tracer.begin({name: value for name, value in sent.items() if value is not None})
+        span = self._tracer.begin(_context_of(scope))
         if not span.is_recording():
             await self._app(scope, receive, send)
             return
         steps: list[Step] = []
-        scope.setdefault("state", {})["steps"] = steps
+        trace_id = f"{span.get_span_context().trace_id:032x}"
+        scope.setdefault("state", {}).update(steps=steps, trace_id=trace_id)
         status, code = 500, ""
 
         async def send_traced(message: Message) -> None:
@@ -47,7 +46,7 @@ class Traced:
                     steps.append(Step("encode", steps[-1].ended, time.perf_counter(), {}))
                 status = message["status"]
                 response = MutableHeaders(raw=message["headers"])
-                response[TRACE_ID] = f"{span.get_span_context().trace_id:032x}"
+                response[TRACE_ID] = trace_id
                 code = response.get("x-sie-error-code", "")
             await send(message)
 
@@ -58,6 +57,16 @@ class Traced:
             attributes = _attributes(scope, status, code, route)
             name = f"{scope['method']} {route or '(no route)'}"
             self._tracer.end(span, name, attributes, steps, failed=status >= 500)
+
+
+def _context_of(scope: Scope) -> dict[str, str]:
+    """Return the headers of the caller's trace. More than one `traceparent` is none (W3C Trace Context, 3.2.1)."""
+    parents, states = _headers(scope, "traceparent"), _headers(scope, "tracestate")
+    return {"traceparent": parents[0], "tracestate": ",".join(states)} if len(parents) == 1 else {}
+
+
+def _headers(scope: Scope, name: str) -> list[str]:
+    return Headers(scope=scope).getlist(name)
 
 
 def _attributes(scope: Scope, status: int, code: str, route: str | None) -> dict[str, Value]:
