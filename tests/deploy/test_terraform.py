@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
 
-from support.deploy.chart import merged, rendered
+from support.deploy.chart import invalid, merged, of_kind, rendered
 from support.deploy.terraform import (
     META,
     ROOT,
-    SCHEMAS,
     TERRAFORM,
     Body,
     Module,
@@ -289,7 +287,6 @@ NODES: Body = {
             "instance_types": ["g6.xlarge"],
             "max_gpus": 2,
             "max_cpus": 0,
-            "min_replicas": 0,
             "spot": True,
             "taints": [],
             "disk_gb": 150,
@@ -298,7 +295,6 @@ NODES: Body = {
             "instance_types": ["m7i.xlarge"],
             "max_gpus": 0,
             "max_cpus": 8,
-            "min_replicas": 1,
             "spot": False,
             "taints": [{"key": "batch", "value": "true", "effect": "NoSchedule"}],
             "disk_gb": 100,
@@ -335,14 +331,15 @@ def test_manifests_of_the_aws_pools(manifests: list[Any]) -> None:
     assert by_name["StorageClass", "sie-shared"]["parameters"]["fileSystemId"] == "fs-1"
 
 
-def test_aws_node_pools_fit_the_schema_of_karpenter(manifests: list[Any]) -> None:
-    file = SCHEMAS / "nodepool_karpenter.sh_v1.json"
-    if not file.exists():
-        pytest.skip(f"no {file}: the schema of NodePool is not known here")
-    check = Draft202012Validator(json.loads(file.read_text()))
-    pools = [item for item in manifests if item["kind"] == "NodePool"]
+def test_aws_manifests_fit_their_schemas(manifests: list[Any]) -> None:
+    without = {"NodeClass", "IngressClassParams"}  # of EKS Auto Mode, which publishes no schema
+    checked = [each for each in manifests if each["kind"] not in without]
+    core = [each for each in checked if each["kind"] != "NodePool"]
+    assert len(core) == 6
+    assert [reason for each in core if (reason := invalid(each))] == []
+    pools = of_kind(checked, "NodePool")
     assert len(pools) == 2
-    assert [error.message for pool in pools for error in check.iter_errors(pool)] == []
+    assert [reason for each in pools if (reason := invalid(each))] == []
 
 
 VALUES: Body = {
@@ -398,6 +395,12 @@ def test_values_give_each_replica_its_share_of_a_node(values: Any) -> None:
     ]
     assert (pools["l4"]["device"], pools["cpu"]["device"]) == ("cuda", "cpu")
     assert (pools["l4"]["minReplicas"], pools["l4"]["replicas"]) == (0, 1)
+
+
+def test_values_refuse_more_replicas_than_a_pool_can_have(tmp_path: Path) -> None:
+    pool = VALUES["pools"]["l4"] | {"min_replicas": 5}
+    with pytest.raises(AssertionError, match=r'pools: \["l4"\] has min_replicas above its limit'):
+        outputs(TERRAFORM / "values", tmp_path, VALUES | {"pools": {"l4": pool}})
 
 
 def test_the_chart_runs_with_the_values(values: Any) -> None:

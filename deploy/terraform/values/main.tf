@@ -88,4 +88,9 @@ output "yaml" {
     podAnnotations = var.pod_annotations
     networkPolicy  = { egress = { storage = var.storage_egress } }
   })
+
+  precondition {
+    condition     = alltrue([for pool in var.pools : pool.min_replicas <= pool.max_replicas])
+    error_message = "pools: ${jsonencode([for name, pool in var.pools : name if pool.min_replicas > pool.max_replicas])} has min_replicas above its limit: a GPU has one replica, a node without GPUs one. Raise the limit of the pool, or lower min_replicas."
+  }
 }

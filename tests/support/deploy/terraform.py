@@ -142,13 +142,20 @@ def plan(source: Path, folder: Path, variables: Body) -> str:
     return " ".join(str(result.error).replace("│", " ").split()) if result.retcode else ""
 
 
+def diagnostics(events: list[Body]) -> str:
+    """Return the messages of Terraform's events."""
+    return " ".join(
+        each["diagnostic"].get("detail", "") for each in events if each.get("type") == "diagnostic"
+    )
+
+
 def outputs(source: Path, folder: Path, variables: Body) -> dict[str, Any]:
     """Apply a module that has no provider, and return its outputs."""
     for file in source.glob("*.tf"):
         shutil.copy(file, folder)
     (folder / "terraform.tfvars.json").write_text(json.dumps(variables))
     result = command(folder).apply(json=True, auto_approve=True)
-    assert result.retcode == 0, result.error
+    assert result.retcode == 0, diagnostics(result.value)
     return {
         name: item["value"]
         for event in result.value

@@ -10,7 +10,6 @@ variable "pools" {
     instance_types = list(string)
     max_gpus       = number
     max_cpus       = number
-    min_replicas   = number
     spot           = bool
     taints         = list(object({ key = string, value = string, effect = string }))
     disk_gb        = number
