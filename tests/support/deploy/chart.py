@@ -106,6 +106,9 @@ def invalid(each: Object) -> str | None:
     """
     import kubernetes_validate
 
+    utils = kubernetes_validate.utils
+    if not hasattr(utils.schema_contents, "cache_info"):  # it reads 2 MB of definitions for each object
+        utils.schema_contents = functools.cache(utils.schema_contents)
     try:
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
     except kubernetes_validate.SchemaNotFoundError:
