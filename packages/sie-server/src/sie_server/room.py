@@ -86,7 +86,9 @@ class Threads(ThreadPoolExecutor):
 
     def _adjust_thread_count(self) -> None:
         """Called by `submit` for every piece of work. The existing threads take it if no other can be started."""
+        if self._idle_semaphore.acquire(timeout=0):
+            return
         is_full = len(self._threads) >= self._max_workers
-        if not is_full and self._threads and not room_for_threads(1):
+        if is_full or (self._threads and not room_for_threads(1)):
             return
         super()._adjust_thread_count()
