@@ -24,6 +24,7 @@ from sie_server.api.reading import LARGE, BodyThreads, memory_of, read
 from sie_server.arrays import Encoded
 from sie_server.config import NAME_LENGTH, ServerConfig, suggest
 from sie_server.errors import MESSAGE_BYTES, InvalidInput, shown
+from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import AdminLoadRequest, EncodeRequest, Item, ScoreRequest
 from sie_server.wire import limits as limited
 from sie_server.wire.limits import MAX_CONTAINERS, MAX_DEPTH, MAX_ITEMS, MAX_VALUES, check_json, check_msgpack
@@ -300,7 +301,12 @@ async def test_large_bodies_are_decoded_on_a_thread(size: int, thread: str) -> N
     app = SimpleNamespace(state=SimpleNamespace(service=service, threads=BodyThreads()))
     budget = Budget(2**30, 2**26)
     exchange = SimpleNamespace(share=budget.share(), cycle=SimpleNamespace(disconnected=False))
-    scope = {"type": "http", "headers": [], "app": app, "state": {"exchange": exchange}}
+    scope = {
+        "type": "http",
+        "headers": [],
+        "app": app,
+        "state": {"exchange": exchange, "timing": RequestTiming()},
+    }
     request = Request(scope, receive)
     decoded, name = await read(request, Item, convert=lambda item: (item, threading.current_thread().name))
     assert name.startswith(thread)
