@@ -303,7 +303,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _discard(self, size: int) -> None:
         self._discarded += size
-        if self._discarded > self._edge.max_body:
+        # twice the limit: a reset at a body's end could overtake the response that says why it was refused
+        if self._discarded > 2 * self._edge.max_body:
             self.transport.abort()
 
     # ── the sweep ──
