@@ -25,11 +25,13 @@ from sie_server.serving.metrics import Metrics, RequestTiming
 @pytest.fixture
 def not_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the functions that macOS lacks before Python 3.13."""
+    monkeypatch.setattr(device, "cpu_quota", lambda: None)
     for name in ("sched_getaffinity", "process_cpu_count"):
         monkeypatch.delattr(os, name, raising=False)
 
 
 def test_the_cores_of_this_process_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "cpu_quota", lambda: None)
     monkeypatch.delattr(os, "process_cpu_count", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 9}, raising=False)
     assert usable_cores() == 3
@@ -37,6 +39,17 @@ def test_the_cores_of_this_process_are_counted(monkeypatch: pytest.MonkeyPatch) 
     assert usable_cores() == 2
     monkeypatch.setattr(os, "process_cpu_count", lambda: None)
     assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [(None, 64), (0.1, 1), (1.0, 1), (2.0, 2), (2.5, 3), (64.0, 64), (96.0, 64)]
+)
+def test_a_limit_of_cpu_time_counts_as_that_many_cores(
+    quota: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 64, raising=False)
+    monkeypatch.setattr(device, "cpu_quota", lambda: quota)
+    assert usable_cores() == cores
 
 
 @pytest.mark.usefixtures("not_linux")
@@ -93,14 +106,10 @@ def test_a_system_that_does_not_report_its_memory_has_a_budget(
         monkeypatch.delattr(os, "sysconf")
     else:
         monkeypatch.setattr(os, "sysconf", sysconf)
-    monkeypatch.setattr(footprint, "cgroup_limits", list)
+    monkeypatch.setattr(footprint, "memory_limits", list)
     with caplog.at_level(logging.WARNING):
         assert footprint.automatic_budget("cpu") == int(0.7 * footprint.ASSUMED_MEMORY)
     assert "--memory-budget-mb" in caplog.text
-
-
-def test_without_cgroups_there_are_no_limits(tmp_path: Path) -> None:
-    assert footprint.cgroup_limits(tmp_path / "cgroup", tmp_path / "self") == []
 
 
 @pytest.mark.parametrize("name", ["posix", "nt"])

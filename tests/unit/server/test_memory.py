@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sie_server.engine.storage.footprint import cgroup_limits
 from sie_server.serving.lifecycle.eviction import Allocation, Plan, idle_for, make_room
 
 
@@ -97,19 +95,3 @@ def test_idle_for_a_while() -> None:
     ]
     assert idle_for(holding, 100, 60) == ["old"]
     assert idle_for(holding, 69, 60) == []
-
-
-def test_limits_of_this_group_and_of_those_above(tmp_path: Path) -> None:
-    own = tmp_path / "cgroup"
-    own.write_text("0::/system/server\n4:cpu,memory:/old\n")
-    for name, value in {
-        "memory.max": "max",
-        "system/memory.max": "3000",
-        "system/server/memory.max": "5000",
-        "memory/old/memory.limit_in_bytes": "4000",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(value)
-    assert sorted(cgroup_limits(tmp_path, own)) == [3000, 4000, 5000]
-    assert cgroup_limits(tmp_path / "nowhere", tmp_path / "none") == []

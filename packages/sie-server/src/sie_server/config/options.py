@@ -95,7 +95,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     offline: Annotated[
         bool, Meta(description="Never contact the model hub; use only directories and the hub's cache")
     ] = False
-    threads: Annotated[int, Meta(ge=0, description="CPU threads of the device thread; 0: one per core")] = 0
+    threads: Annotated[
+        int,
+        Meta(ge=0, description="CPU threads of the device thread; 0: one per core that the process may use"),
+    ] = 0
     tokenizer_threads: Annotated[int, Meta(ge=1, description="Threads that tokenise")] = 4
     batch_tokens: Annotated[
         int, Meta(ge=0, description="Tokens in one forward pass; 0: measured when the model loads")

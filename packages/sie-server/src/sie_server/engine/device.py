@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
 
+from sie_server.engine.cgroups import cpu_quota
 from sie_server.errors import ONEDNN_FAILED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,8 +42,18 @@ def _cpu_has_fast_bf16() -> bool:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use; outside Linux before Python 3.13, all cores of the machine."""
-    process_cpu_count = getattr(os, "process_cpu_count", None)  # Python 3.13
+    """Return how many cores this process may use: those of its affinity, or fewer if a container limits its CPU time.
+
+    A limit of 2.5 cores counts as 3, as two threads could not use it up. Outside Linux before Python 3.13, all cores of
+    the machine count.
+    """
+    quota = cpu_quota()
+    cores = _cores_of_affinity()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _cores_of_affinity() -> int:
+    process_cpu_count = getattr(os, "process_cpu_count", None)  # Python 3.13; it does not read quotas
     if process_cpu_count is not None:
         return process_cpu_count() or 1
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from sie_server.engine.cgroups import memory_limits
 from sie_server.engine.device import pick_device, pick_dtype
 from sie_server.engine.storage.source import unsupported
 from sie_server.engine.storage.weights import stored_elements
@@ -24,7 +25,6 @@ CPU_SHARE, CUDA_SHARE = 0.7, 0.8
 ASSUMED_MEMORY = 8 * 2**30  # bytes, if the system does not report its memory
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 TRIM_BLOCK = 100 * 2**10  # bytes; glibc trims the top of a heap only when more than 64 KiB are freed in it
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def automatic_budget(device: str) -> int:
@@ -32,7 +32,7 @@ def automatic_budget(device: str) -> int:
     if device != "cpu" and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return int(CUDA_SHARE * free)
-    return int(CPU_SHARE * min([installed_memory(), *cgroup_limits()]))
+    return int(CPU_SHARE * min([installed_memory(), *memory_limits()]))
 
 
 def installed_memory() -> int:
@@ -48,26 +48,6 @@ def installed_memory() -> int:
         ASSUMED_MEMORY // 2**30,
     )
     return ASSUMED_MEMORY
-
-
-def cgroup_limits(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Return the memory limits of this process in bytes, set by containers or services (cgroup v1 and v2)."""
-    names = ["memory/memory.limit_in_bytes"]
-    if own.exists():
-        for line in own.read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            group = Path(path.lstrip("/"))
-            if not controllers:  # v2: the limits of all parent groups apply as well
-                names += [str(part / "memory.max") for part in (group, *group.parents)]
-            elif "memory" in controllers.split(","):
-                names.append(str("memory" / group / "memory.limit_in_bytes"))
-    limits = []
-    for name in names:
-        try:
-            limits.append(int((root / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # no such group in this namespace, or "max"
-            continue
-    return limits
 
 
 def needed_bytes(
