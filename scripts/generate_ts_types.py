@@ -22,6 +22,7 @@ HEAD = "/** The types on the wire. Generated from the server's OpenAPI document 
 ROOTS = (
     "ScoreRequest",
     "ScoreResponse",
+    "InspectResponse",
     "EncodeRequest",
     "EncodeResponse",
     "Options",

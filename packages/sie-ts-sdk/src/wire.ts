@@ -67,6 +67,35 @@ export interface ErrorDetail {
   attempts?: number;
 }
 
+export interface InspectResponse {
+  model: string;
+  max_seq_length: number;
+  query_truncated: boolean;
+  items: InspectedText[];
+  query?: InspectedText;
+  query_tokens?: QueryTokens;
+}
+
+export interface InspectedPassage {
+  item_id: string;
+  position: number;
+  truncated: boolean;
+}
+
+export interface InspectedText {
+  item_id: string | null;
+  text: string;
+  token_ids: number[];
+  tokens: string[];
+  readout: "all" | "first" | "last" | "marked";
+  truncated: boolean;
+  position?: number;
+  passages?: InspectedPassage[];
+  read_to?: number;
+  chunk?: ChunkSpan;
+  token_scores?: TokenScores;
+}
+
 export interface Item {
   id?: string | null;
   text?: string | null;
@@ -162,6 +191,12 @@ export interface Options {
   chunk_overlap?: number | null;
   max_document_tokens?: number | null;
   aggregate?: "max" | "mean" | null;
+  token_scores?: boolean | null;
+}
+
+export interface QueryTokens {
+  positions: number[];
+  weights: number[];
 }
 
 export interface ScoreEntry {
@@ -204,6 +239,13 @@ export interface Timing {
   queue_ms: number;
   tokenization_ms: number;
   inference_ms: number;
+}
+
+export interface TokenScores {
+  positions: number[];
+  similarities: number[][];
+  score: number;
+  pooled?: number;
 }
 
 export interface Usage {

@@ -29,7 +29,7 @@ from sie_server.errors import InvalidInput
 from sie_server.models.batch import Readout
 from sie_server.models.building import build_backbone
 from sie_server.models.checkpoints.reader import read_spec
-from sie_server.models.spec import EmbeddingSpec, ModelSpec, UnsupportedCheckpoint
+from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.templates.pair_settings import Truncation
 
 # Tokens. Smaller batches pay per call, larger ones fall out of the CPU caches. Calibration picks the fastest.
@@ -169,9 +169,9 @@ class Engine:
         """
         return _with_changes(_score_job(self._input_of(adapter), texts), adapter)
 
-    def tokenize_plain(self, texts: ScoreTexts) -> Job:
+    def tokenize_plain(self, texts: ScoreTexts, *, adapter: Adapter | None = None) -> Job:
         """As `tokenize_score`, with every sequence whole: no cached documents, no shared prefix. For inspection."""
-        return _score_job(self._plain_input, texts)
+        return _with_changes(_score_job(self._plain_input, texts), adapter)
 
     def shorten(self, texts: list[str], most: int) -> tuple[list[str], list[bool]]:
         """Truncate texts after `most` tokens, special tokens not counted, and return which are shorter now.
@@ -222,6 +222,14 @@ class Engine:
         """Return a listwise block's read-out positions: the documents', then the query's."""
         assert isinstance(self._tokenizer, ListwiseTokenizer)
         return [int(place) for place in marked(work.tokens.ids, self._tokenizer.marks)]
+
+    @property
+    def matches_tokens(self) -> bool:
+        """Whether a score is made of the similarities of tokens, so that a job may have the output `token_scores`."""
+        head = self.spec.head
+        return isinstance(head, LateInteractionSpec) or (
+            isinstance(head, EmbeddingSpec) and "score" in self.spec.outputs
+        )
 
     @property
     def readout(self) -> Readout:

@@ -100,11 +100,11 @@ class Chunk:
 class Job:
     """The device work of one request and its results.
 
-    `results[i]` is the logit or late-interaction score (float) or the vectors (`Vectors`) of the i-th text. With
-    `chunks` or `blocks` it is the result of the i-th chunk or block.
+    `results[i]` is the logit or late-interaction score (float), the vectors (`Vectors`) or the `TokenMatches` of the
+    i-th text. With `chunks` or `blocks` it is the result of the i-th chunk or block.
     """
 
-    outputs: tuple[str, ...]  # ("score",), or the requested outputs of an encode request
+    outputs: tuple[str, ...]  # ("score",), ("token_scores",), or the requested outputs of an encode request
     results: list[Any]
     truncated: list[bool]
     query_truncated: bool = False

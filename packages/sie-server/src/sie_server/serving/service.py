@@ -43,7 +43,12 @@ from sie_server.serving.operators.operations import Operations
 from sie_server.serving.operators.watcher import watch
 from sie_server.serving.requests.candidates import candidates_of, texts_of, texts_only
 from sie_server.serving.requests.encoding import EncodePlan
-from sie_server.serving.requests.inspection import inspect
+from sie_server.serving.requests.inspection import (
+    check_token_scores,
+    inspect,
+    inspect_tokens,
+    with_token_scores,
+)
 from sie_server.serving.requests.options import ParsedOptions, Route, parse_options
 from sie_server.serving.requests.scoring import ScorePlan, merged
 from sie_server.serving.tokenizing import TokenizerPool
@@ -159,17 +164,33 @@ class Service:
         return answer
 
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
-        """Show the sequences that `score` would read for this request, without running the model.
+        """Show the sequences that `score` would read for this request.
+
+        The model runs only for `options.token_scores`.
 
         Raises:
             SIEError: any kind except those of HTTP.
         """
-        name, options = self._options("score", model, request.options, request.instruction, "$")
+        name, options = self._options("inspect", model, request.options, request.instruction, "$")
         candidates, options = texts_only(request), options.for_reading()
         timing.items = len(request.items)
-        async with self._lease(name, options.adapter, timing) as (engine, _):
-            plan = ScorePlan.build(model, engine, candidates, options, self.config.max_chunks)
-            return await self._tokenize(lambda: inspect(plan), candidates.texts or (), timing)
+        async with in_time(options.known, timing), self._lease(name, options.adapter, timing) as leased:
+            plan = ScorePlan.build(model, leased.engine, candidates, options, self.config.max_chunks)
+            if options.known.token_scores:
+                return await self._inspect_tokens(name, plan, leased, timing)
+            shown, _ = await self._tokenize(lambda: inspect(plan), candidates.texts or (), timing)
+            return shown
+
+    async def _inspect_tokens(
+        self, name: str, plan: ScorePlan, leased: Leased, timing: RequestTiming
+    ) -> InspectResponse:
+        engine, texts = leased.engine, plan.candidates.texts or ()
+        check_token_scores(engine)
+        with self._admit(engine, plan.characters, plan.options, timing) as admitted:
+            shown, job = await self._tokenize(lambda: inspect_tokens(plan, leased.adapter), texts, timing)
+            timing.count_tokens(job.input_tokens)
+            await self._run(name, engine, [job], timing, admitted)
+        return with_token_scores(shown, job)
 
     async def encode(
         self,

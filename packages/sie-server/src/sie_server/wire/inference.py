@@ -115,6 +115,10 @@ class Options(Struct, frozen=True):
         Literal["max", "mean"] | None,
         Meta(description="score: how the scores of windows are combined; default: max"),
     ] = None
+    token_scores: Annotated[
+        bool | None,
+        Meta(description="inspect, late interaction only: run the model and add the similarities of tokens"),
+    ] = None
 
 
 class Profile(Options, frozen=True, forbid_unknown_fields=True):
@@ -204,6 +208,30 @@ class InspectedPassage(Struct, frozen=True):
     truncated: bool
 
 
+class QueryTokens(Struct, frozen=True):
+    """The query tokens that are compared with tokens of documents: the rows of `TokenScores.similarities`."""
+
+    positions: Annotated[list[int], Meta(description="Indices in the tokens of the query")]
+    weights: Annotated[list[float], Meta(description="Weight of each token; 1 for ColBERT")]
+
+
+class TokenScores(Struct, frozen=True):
+    """How the tokens of a query match those of a document or window.
+
+    `score` is the sum over query tokens of weight × largest similarity, plus `pooled`.
+    """
+
+    positions: Annotated[list[int], Meta(description="Indices in `tokens` of the tokens that are compared")]
+    similarities: Annotated[
+        list[list[float]],
+        Meta(description="A row per query token, a column per position; rounded to six digits"),
+    ]
+    score: Annotated[float, Meta(description="The raw score of the text or window")]
+    pooled: Annotated[
+        float | UnsetType, Meta(description="Part of the score from pooled vectors (embedded model)")
+    ] = UNSET
+
+
 class InspectedText(Struct, frozen=True):
     """One sequence of tokens as the model reads it."""
 
@@ -227,6 +255,9 @@ class InspectedText(Struct, frozen=True):
     passages: Annotated[list[InspectedPassage] | UnsetType, Meta(description="Documents of a block")] = UNSET
     read_to: Annotated[int | UnsetType, Meta(description="Characters read of a truncated text")] = UNSET
     chunk: ChunkSpan | UnsetType = UNSET
+    token_scores: Annotated[
+        TokenScores | UnsetType, Meta(description="With `options.token_scores`, of a document")
+    ] = UNSET
 
 
 class InspectResponse(Struct, frozen=True):
@@ -237,6 +268,7 @@ class InspectResponse(Struct, frozen=True):
     query_truncated: bool
     items: list[InspectedText]
     query: InspectedText | UnsetType = UNSET
+    query_tokens: Annotated[QueryTokens | UnsetType, Meta(description="With `options.token_scores`")] = UNSET
 
 
 class EncodeParams(Struct, frozen=True):

@@ -29,7 +29,13 @@ from sie_server.engine.text.jobs import document_job, window_job
 from sie_server.engine.text.slices import clip, either
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import PackedBatch, Readout, Tokens
-from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, TokenProjection, maxsim
+from sie_server.models.heads.late_interaction import (
+    DocumentVectors,
+    QueryVectors,
+    TokenMatches,
+    TokenProjection,
+    maxsim,
+)
 from sie_server.models.spec import LateInteractionSpec, ModelSpec, UnsupportedCheckpoint, read_json
 
 
@@ -211,26 +217,34 @@ class ColbertReader:
             elif work.index != QUERY:
                 jobs.setdefault(work.job, []).append(place)
         for job, places in jobs.items():
-            for place, score in zip(places, self._scores(job, places, parts, works), strict=True):
-                results[place] = score
+            read = self._matches if "token_scores" in job.outputs else self._scores
+            for place, result in zip(places, read(job, places, parts, works), strict=True):
+                results[place] = result
         return results
+
+    def _rows_of(self, work: Work) -> npt.NDArray[np.int64]:
+        """Return the places of the tokens that are matched."""
+        ids = work.tokens.ids
+        whole = work.index == QUERY or work.job.is_query
+        return np.arange(len(ids)) if whole else np.flatnonzero(self._matched[ids])
 
     def _vectors(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Tensor]:
         """Return [matched tokens, dim] per work, as views of one block."""
         rows: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(works)
         for start, place in zip(batch.starts, batch.order, strict=True):
-            work = works[place]
-            ids = work.tokens.ids
-            whole = work.index == QUERY or work.job.is_query
-            rows[place] = start + (np.arange(len(ids)) if whole else np.flatnonzero(self._matched[ids]))
+            rows[place] = start + self._rows_of(works[place])
         index = torch.from_numpy(np.concatenate(rows)).to(hidden.device)
         # all rows are projected, because adapters index rows of the whole batch; the few unmatched rows cost little
         return list(self._project(hidden)[index].split([len(r) for r in rows]))
 
+    def _matches(
+        self, job: Job, places: list[int], parts: list[Tensor], works: list[Work]
+    ) -> list[TokenMatches]:
+        query = _query_of(job)
+        return [TokenMatches.of(query, parts[place], self._rows_of(works[place])) for place in places]
+
     def _scores(self, job: Job, places: list[int], parts: list[Tensor], works: list[Work]) -> list[float]:
-        if job.query_vectors is None:
-            raise RuntimeError("a ColBERT document was run before its query")
-        query = job.query_vectors.to(parts[0].device)
+        query = _query_of(job).to(parts[0].device)
         for place in places:
             work = works[place]
             if self._cache and work.key:
@@ -238,6 +252,12 @@ class ColbertReader:
                 document = CachedDocument(vectors, work.cut, len(work.tokens))
                 self._cache.put(work.key, document)
         return maxsim(query, [DocumentVectors(parts[place]) for place in places], None)
+
+
+def _query_of(job: Job) -> QueryVectors:
+    if job.query_vectors is None:
+        raise RuntimeError("a ColBERT document was run before its query")
+    return job.query_vectors
 
 
 def _tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:

@@ -17,7 +17,13 @@ from sie_server.engine.text.jobs import document_job, window_job
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.heads.classifier import unit
-from sie_server.models.heads.late_interaction import DocumentVectors, QueryVectors, maxsim, weighted_maxsim
+from sie_server.models.heads.late_interaction import (
+    DocumentVectors,
+    QueryVectors,
+    TokenMatches,
+    maxsim,
+    weighted_maxsim,
+)
 from sie_server.models.heads.modular import ModuleStack
 from sie_server.models.heads.pooling import pool, pooled_states, pooling_readout
 from sie_server.models.spec import EmbeddingSpec, ModelSpec
@@ -80,6 +86,9 @@ class VectorReader:
                 for packed, place in places:
                     results[place] = scores[packed]
                     self._keep_document(packed, pooled, tokens, batch, works[place])
+            elif "token_scores" in job.outputs:
+                for packed, place in places:
+                    results[place] = self._matches(job, pooled[packed], tokens[_rows(batch, packed)])
             else:
                 vectors = _HostVectors(job.outputs, pooled, tokens)
                 for packed, place in places:
@@ -106,10 +115,24 @@ class VectorReader:
             self._cache.put(work.key, CachedDocument(vectors, work.cut, len(work.tokens)))
 
     def _scores(self, job: Job, pooled: Tensor, tokens: Tensor, batch: PackedBatch) -> list[float]:
-        query, weight = job.query_vectors, self._spec.dense_weight
-        if query is None or query.pooled is None or weight is None:
-            raise RuntimeError("a late-interaction document was run before its query")
-        return (weight * (pooled @ query.pooled) + weighted_maxsim(query, tokens, batch)).tolist()
+        query = _query_of(job)
+        return (self._pooled_score(query, pooled) + weighted_maxsim(query, tokens, batch)).tolist()
+
+    def _matches(self, job: Job, pooled: Tensor, tokens: Tensor) -> TokenMatches:
+        query = _query_of(job)
+        return TokenMatches.of(query, tokens, pooled=self._pooled_score(query, pooled).item())
+
+    def _pooled_score(self, query: QueryVectors, pooled: Tensor) -> Tensor:
+        assert (
+            query.pooled is not None and self._spec.dense_weight is not None
+        )  # a model with scores has both
+        return self._spec.dense_weight * (pooled @ query.pooled)
+
+
+def _query_of(job: Job) -> QueryVectors:
+    if job.query_vectors is None:
+        raise RuntimeError("a late-interaction document was run before its query")
+    return job.query_vectors
 
 
 def score_known(job: Job, device: torch.device, dense_weight: float | None) -> None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +22,8 @@ from sie_server.models.heads.modular import ACTIVATIONS
 from sie_server.models.layers.linear import Linear, Weights
 from sie_server.models.spec import ProjectionSpec
 
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 BLOCK_ROWS = 32_768  # document tokens at a time; limits the memory of a request with many long documents
 
 
@@ -33,13 +38,14 @@ class QueryVectors:
     tokens: Tensor  # [query tokens, dim] fp32
     weights: Tensor | None  # [query tokens] fp32; None: every token has weight 1
     pooled: Tensor | None  # [dim] fp32
+    places: Tensor | None = None  # [query tokens], in the query's sequence; None: every token has a vector
 
     @classmethod
     def build(cls, tokens: Tensor, weights: Tensor, pooled: Tensor) -> QueryVectors:
         """Keep the tokens with a positive weight, and divide the weights by their sum."""
-        kept = weights > 0
-        total = weights.sum()
-        return cls(tokens[kept], weights[kept] / total if total > 0 else weights[kept], pooled)
+        places = torch.nonzero(weights > 0).squeeze(1)
+        kept, total = weights[places], weights.sum()
+        return cls(tokens[places], kept / total if total > 0 else kept, pooled, places)
 
     def to(self, device: torch.device) -> QueryVectors:
         """Return the query on `device`; vectors from a request are on the host until the device thread uses them."""
@@ -61,6 +67,43 @@ class DocumentVectors:
     def to(self, device: torch.device) -> DocumentVectors:
         """Return the document on `device`; see `QueryVectors.to`."""
         return self if self.tokens.device == device else replace(self, tokens=self.tokens.to(device))
+
+
+@dataclass(frozen=True)
+class TokenMatches:
+    """The comparison of a query's tokens with a document's, on the host. The score is `score()`."""
+
+    query_places: Ids  # [query tokens], in the query's sequence
+    weights: Floats  # [query tokens]
+    places: Ids  # [document tokens], in the document's sequence
+    similarities: Floats  # [query tokens, document tokens]
+    pooled: float | None  # part of the score that the pooled vectors add; None: none
+
+    @classmethod
+    def of(
+        cls, query: QueryVectors, tokens: Tensor, places: Ids | None = None, pooled: float | None = None
+    ) -> TokenMatches:
+        """Compare the `tokens` of a document, [document tokens, dim], with a query. Threads: as a forward pass."""
+        similarities = (query.tokens @ tokens.T).cpu().numpy()
+        count, length = similarities.shape
+        whole = query.places is None
+        return cls(
+            query_places=np.arange(count) if whole else _host(query.places),
+            weights=np.ones(count, np.float32) if query.weights is None else _host(query.weights),
+            places=np.arange(length) if places is None else places,
+            similarities=similarities,
+            pooled=pooled,
+        )
+
+    def score(self) -> float:
+        """Return Σᵢ wᵢ maxⱼ qᵢ·dⱼ and the part of the pooled vectors."""
+        best = self.similarities.max(1, initial=-np.inf).astype(np.float64)
+        return float(self.weights.astype(np.float64) @ best) + (self.pooled or 0.0)
+
+
+def _host(tensor: Tensor | None) -> Any:
+    assert tensor is not None
+    return tensor.cpu().numpy()
 
 
 def maxsim(

@@ -1,34 +1,109 @@
-"""The sequences that a model would read for a score request, token by token (`POST /v1/inspect/{model}`)."""
+"""The sequences that a model reads for a score request, token by token (`POST /v1/inspect/{model}`).
+
+With `options.token_scores` the model runs, and each document has the similarities of its tokens with the query's.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from msgspec import UNSET, UnsetType, structs
 
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import QUERY, Job, Work
+from sie_server.engine.job import QUERY, Floats, Job, Work
+from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.text.slices import at_most
+from sie_server.errors import InferenceError, InvalidInput
+from sie_server.models.heads.late_interaction import TokenMatches
 from sie_server.serving.requests import truncation
 from sie_server.serving.requests.ranking import item_id
 from sie_server.serving.requests.scoring import ScorePlan
-from sie_server.wire import ChunkSpan, InspectedPassage, InspectedText, InspectResponse, Item
+from sie_server.wire import (
+    ChunkSpan,
+    InspectedPassage,
+    InspectedText,
+    InspectResponse,
+    Item,
+    QueryTokens,
+    TokenScores,
+)
 
 MOST_TOKENS = (
     250_000  # that are shown; each takes about 20 bytes of the response, and 200 until it is written
 )
+MOST_SIMILARITIES = 100_000  # each takes about 10 bytes of the response
+DIGITS = 6  # of a similarity: more than a heat map needs, and a sum of 32 is exact to 2e-5
 
 
-def inspect(plan: ScorePlan) -> InspectResponse:
+def inspect(plan: ScorePlan, adapter: Adapter | None = None) -> tuple[InspectResponse, Job]:
     """Tokenise as `plan` says, without running the model; blocking, for a tokeniser thread."""
     if plan.candidates.query is None:
         raise RuntimeError("only texts can be inspected")
     documents, shortened = plan.documents()
     with at_most(MOST_TOKENS):
-        job = plan.engine.tokenize_plain(plan.score_texts(plan.candidates.query, documents))
+        texts = plan.score_texts(plan.candidates.query, documents)
+        job = plan.engine.tokenize_plain(texts, adapter=adapter)
     truncation.mark_shortened(job, shortened)
-    return _Inspection(plan.engine, plan.candidates.request.items, job).response(plan.model, plan.limit)
+    inspection = _Inspection(plan.engine, plan.candidates.request.items, job)
+    return inspection.response(plan.model, plan.limit), job
+
+
+def check_token_scores(engine: Engine) -> None:
+    """Raise InvalidInput if the scores of a model are not made of the similarities of tokens."""
+    if not engine.matches_tokens:
+        raise InvalidInput(
+            "this model does not compare single tokens; only late-interaction models do (ColBERT and sie/mini-en); "
+            "omit token_scores - at `$.options.token_scores`"
+        )
+
+
+def inspect_tokens(plan: ScorePlan, adapter: Adapter | None) -> tuple[InspectResponse, Job]:
+    """As `inspect`, with a job whose results are the similarities of tokens.
+
+    Raises:
+        InvalidInput: there are too many similarities for a response.
+    """
+    shown, job = inspect(plan, adapter)
+    assert shown.query  # a late-interaction model reads the query apart
+    count = len(shown.query.token_ids) * sum(len(text.token_ids) for text in shown.items)
+    if count > MOST_SIMILARITIES:
+        raise InvalidInput(
+            f"token_scores shows at most {MOST_SIMILARITIES:,} similarities (query tokens × document tokens), and this "
+            f"request has {count:,}; send fewer or shorter items - at `$.items`"
+        )
+    job.outputs = ("token_scores",)
+    return shown, job
+
+
+def with_token_scores(shown: InspectResponse, job: Job) -> InspectResponse:
+    """Add the results of the finished job of `inspect_tokens`.
+
+    Raises:
+        InferenceError: a score is not a finite number.
+    """
+    matches: list[TokenMatches] = job.results
+    items = [
+        structs.replace(text, token_scores=_token_scores(match, i))
+        for i, (text, match) in enumerate(zip(shown.items, matches, strict=True))
+    ]
+    places, weights = matches[0].query_places.tolist(), matches[0].weights
+    return structs.replace(shown, items=items, query_tokens=QueryTokens(places, _rounded(weights)))
+
+
+def _token_scores(match: TokenMatches, index: int) -> TokenScores:
+    score = match.score()
+    if not math.isfinite(score):
+        raise InferenceError(f"the model returned the score {score} for sequence {index}; check its weights")
+    pooled = UNSET if match.pooled is None else match.pooled
+    return TokenScores(match.places.tolist(), _rounded(match.similarities), score, pooled)
+
+
+def _rounded(values: Floats) -> Any:
+    return values.astype(np.float64).round(DIGITS).tolist()
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from sie_server.catalog import profile_names
 from sie_server.errors import InvalidInput, reason_at, shown
 from sie_server.wire import Options, Profile
 
-Route = Literal["score", "encode"]
+Route = Literal["score", "inspect", "encode"]
 NAMED = 10  # number of unknown options that warnings name
 
-# Options with a meaning on one route only. The other route reports them like unknown ones.
-ONLY = {
-    "score": {
+# Options with a meaning on some routes only. The other routes report them like unknown ones.
+SCORES = frozenset(
+    {
         "top_n",
         "normalize",
         "score_mode",
@@ -30,9 +30,11 @@ ONLY = {
         "aggregate",
         "cutoff_layer",
         "compress_ratio",
-    },
-    "encode": {"is_query", "dimensions"},
-}
+    }
+)
+VECTORS = frozenset({"is_query", "dimensions"})
+TOKENS = frozenset({"token_scores"})
+ELSEWHERE = {"score": VECTORS | TOKENS, "inspect": VECTORS, "encode": SCORES | TOKENS}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def parse_options(
     except msgspec.ValidationError as error:
         raise InvalidInput(reason_at(error, at)) from None
     profile = _profile(known, at, profiles)
-    other = ONLY["encode" if route == "score" else "score"]
+    other = ELSEWHERE[route]
     warnings = _ignored(raw, route, other)
     if instruction and known.instruction and instruction != known.instruction:
         warnings.append("`instruction` differs from `options.instruction`, which was ignored")
@@ -107,7 +109,7 @@ def _profile(known: Options, path: str, profiles: Mapping[str, Profile]) -> Prof
     return profiles.get(name, Profile())
 
 
-def _ignored(raw: dict[str, Any], route: Route, other: set[str]) -> list[str]:
+def _ignored(raw: dict[str, Any], route: Route, other: frozenset[str]) -> list[str]:
     unknown = sorted(set(raw) - set(Options.__struct_fields__))
     misplaced = sorted(name for name, value in raw.items() if name in other and value is not None)
     warnings = [f"option {shown(name)} is unknown and was ignored" for name in unknown[:NAMED]]
@@ -116,7 +118,7 @@ def _ignored(raw: dict[str, Any], route: Route, other: set[str]) -> list[str]:
     return warnings + [f"option {name!r} has no effect on {route} and was ignored" for name in misplaced]
 
 
-def _with_defaults(known: Options, profile: Profile, other: set[str]) -> Options:
+def _with_defaults(known: Options, profile: Profile, other: frozenset[str]) -> Options:
     """Fill options without a value from the profile, except those of the other route."""
     defaults = {
         name: value
