@@ -138,6 +138,14 @@ def test_the_notes_warn_about_risks() -> None:
     assert "cache has no volume" not in text
 
 
+def test_the_notes_warn_about_a_policy_that_keeps_the_gateway_or_prometheus_out() -> None:
+    warnings = ("networkPolicy.callers is empty", "networkPolicy.scrapers is empty")
+    closed = merged(example("aws-gpu"), {"networkPolicy": {"callers": [], "scrapers": []}})
+    assert [warning in notes(closed) for warning in warnings] == [True, True]
+    assert [warning in notes(example("aws-gpu")) for warning in warnings] == [False, False]
+    assert not any(warning in notes(example("trial")) for warning in warnings), "it has neither of them"
+
+
 def test_the_cluster_gets_the_pools_of_the_chart(tmp_path: Path) -> None:
     """A pool counts pods, and the server's configuration counts replicas, of which a pod may have several."""
     pytest.importorskip("sie_server.cluster")

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sie_server.config import ServerConfig
+from support.deploy.chart import example, invalid, merged, of_kind, rendered
 from support.deploy.references import CHECKS, Page, chart_defaults, chart_value, problems
 from support.deploy.shell import parse
 from support.deploy.terraform import ROOT, TERRAFORM, read
@@ -87,6 +89,19 @@ def test_every_terraform_variable_in_the_text_exists(cloud: str) -> None:
     known |= set(re.findall(r"^ +(\w+) +=", variables, re.MULTILINE))  # of a pool
     strangers = {"models_dir", "setup_commands"}
     assert set(named) - known - strangers == set()
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_the_chart_admits_the_load_balancer_with_the_values_of_the_page(cloud: str) -> None:
+    text = (ROOT / "docs" / "deploy" / f"{cloud}.md").read_text(encoding="utf-8")
+    [written] = re.findall(r"^cat > callers\.yaml <<END\n(.*?)\nEND$", text, re.MULTILINE | re.DOTALL)
+    values = yaml.safe_load(written)
+    created = rendered(merged(example(f"{cloud}-gpu"), values))
+    assert [each for each in created if invalid(each)] == []
+    (policy,) = of_kind(created, "NetworkPolicy")
+    peers = policy["spec"]["ingress"][0]["from"]
+    assert all(caller in peers for caller in values["networkPolicy"]["callers"])
+    assert of_kind(created, "Ingress")[0]["spec"]["ingressClassName"] == values["ingress"]["className"]
 
 
 BROKEN = """

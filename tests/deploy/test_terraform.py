@@ -414,8 +414,14 @@ def test_the_chart_runs_with_the_values(values: Any) -> None:
         assert VALUES["models_volume"]["csi"] in [volume.get("csi") for volume in pod["volumes"]]
 
     scale = yaml.safe_load((TERRAFORM / "values" / "scale-to-zero.yaml").read_text())
-    scaled = [each for each in rendered(merged(given, scale)) if each["kind"] == "ScaledObject"]
+    created = rendered(merged(given, scale))
+    scaled = of_kind(created, "ScaledObject")
     assert sorted(each["spec"]["minReplicaCount"] for each in scaled) == [0, 1, 1]
+    assert of_kind(created, "ServiceMonitor"), "KEDA would read metrics that Prometheus does not have"
+    assert of_kind(created, "Ingress"), "nothing would count requests while no pod runs"
+    (policy,) = of_kind(created, "NetworkPolicy")
+    allowed = yaml.safe_dump(policy["spec"]["ingress"][0]["from"])
+    assert "ingress-nginx" in allowed and "monitoring" in allowed
 
 
 def test_examples_print_what_the_pages_use() -> None:
