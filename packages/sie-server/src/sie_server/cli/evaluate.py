@@ -1,0 +1,154 @@
+"""`sie-server eval`: how well models rerank the candidates of judged queries."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sie_server.cli.console import errors, log_to_stderr, print_rows, write_json
+from sie_server.cli.options import ENGINE_FIELDS, config_of, config_options
+from sie_server.config import DEFAULT_MODEL
+
+FIELDS = (*ENGINE_FIELDS, "models_dir", "adapter", "memory_budget_mb")
+HEADER = (
+    *("set", "model", "metric", "before", "after", "difference", "low", "high", "p", "wins/ties/losses"),
+    *("p50 ms", "p95 ms", "pairs/s", "truncated"),
+)
+
+
+def _endpoint(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    if url is not None and not re.match(r"https?://[^/]", url):
+        raise click.BadParameter("expected the form http://HOST:PORT")
+    return url
+
+
+@click.command("eval")
+@click.option(
+    "--data",
+    "-d",
+    multiple=True,
+    required=True,
+    metavar="DIR|FILE",
+    help="A folder with corpus, queries and qrels, or a file of query, text and grade; may be repeated",
+)
+@click.option(
+    "--model",
+    "-m",
+    "models",
+    multiple=True,
+    default=(DEFAULT_MODEL,),
+    metavar="ID[:ADAPTER][@PROFILE][=SOURCE]",
+    help=f"A model to compare; may be repeated; default: `{DEFAULT_MODEL}`",
+)
+@click.option("--qrels", help="Other judgments: a file, or a name in the folder, such as `dev`")
+@click.option(
+    "--first-stage",
+    default="bm25",
+    show_default=True,
+    metavar="bm25|RUN|encode:MODEL|judged",
+    help="The candidates: BM25, a TREC run (or a folder of SET.trec), the nearest vectors of a model, or the "
+    "judged texts in their order",
+)
+@click.option("--depth", type=click.IntRange(1), default=100, show_default=True, help="Candidates per query")
+@click.option(
+    "--metrics",
+    default="ndcg@10,mrr@10,recall@100,map,p@1",
+    show_default=True,
+    help="Names with commas; the first one decides which queries gained and lost",
+)
+@click.option(
+    "--endpoint", callback=_endpoint, help="URL of a running server; default: run the models in this process"
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(1),
+    default=900.0,
+    show_default=True,
+    help="Seconds for one request to the endpoint, its restarts included",
+)
+@click.option("--queries", type=click.IntRange(1), metavar="N", help="Use N random queries of each set")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the sample, the test and the bootstrap"
+)
+@click.option(
+    "--test",
+    type=click.Choice(["randomisation", "t"]),
+    default="randomisation",
+    show_default=True,
+    help="The paired test",
+)
+@click.option(
+    "--windows/--no-windows",
+    default=False,
+    help="Score queries with truncated documents also in windows, which shows the quality that truncation costs",
+)
+@click.option(
+    "--concurrency", type=click.IntRange(1, 64), default=1, show_default=True, help="Requests at a time"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("sie-eval"),
+    show_default=True,
+    help="Directory for the report and for finished queries, from which the same command resumes",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table")
+@config_options(*FIELDS)
+def evaluate(
+    data: tuple[str, ...],
+    models: tuple[str, ...],
+    metrics: str,
+    deadline: float,
+    out: Path,
+    as_json: bool,
+    config_file: str | None,
+    **options: Any,
+) -> None:
+    """Measure how well models rerank, on your own judgments.
+
+    Every set has a corpus, queries and judgments. The first stage finds candidates of each query, each model reranks
+    them, and the report compares the rankings before and after. The report, a plot and TREC runs are written to --out.
+    Interrupted? Start the same command again: finished queries are not scored twice.
+    """
+    from sie_server.eval import OfflineError
+    from sie_server.eval import evaluate as run
+    from sie_server.eval.metrics import parse_metrics
+    from sie_server.offline.progress import Reporter
+
+    config = config_of(config_file, {name: options.pop(name) for name in FIELDS})
+    log_to_stderr("error")
+    try:
+        report = run(
+            list(data),
+            models,
+            metrics=parse_metrics(metrics),
+            deadline_s=deadline,
+            config=config,
+            out=out,
+            reporter=Reporter(errors),
+            **options,
+        )
+        report.write(out)
+    except OfflineError as error:
+        raise click.ClickException(str(error)) from None
+    for each in report.sets:
+        for note in each.notes:
+            click.echo(f"note: {each.name}: {note}", err=True)
+    if as_json:
+        write_json(report.as_dict())
+    else:
+        print_rows(HEADER, [_cells(row) for row in report.rows()], whole=6)
+    click.echo(f"report, plot and runs: {click.format_filename(out)}", err=True)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    numbers = [f"{row[name]:.4f}" for name in ("before", "after")]
+    signed = [f"{row[name]:+.4f}" for name in ("difference", "low", "high")]
+    queries = f"{row['wins']}/{row['ties']}/{row['losses']}"
+    times = [f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms")]
+    rate, truncated = f"{row['pairs_per_s']:.0f}", f"{row['truncated']:.1%}"
+    names = [row["set"], row["model"], row["metric"]]
+    return [*names, *numbers, *signed, f"{row['p']:.4f}", queries, *times, rate, truncated]

@@ -1,0 +1,209 @@
+"""`evaluate`: reads judged queries, takes candidates of the first stage, reranks them with models, and compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from sie_server.config import DEFAULT_MODEL, ServerConfig
+from sie_server.eval import first_stage
+from sie_server.eval.data.collection import Collection
+from sie_server.eval.data.load import load
+from sie_server.eval.first_stage import Candidates
+from sie_server.eval.metrics import DEFAULT
+from sie_server.eval.report.report import Report
+from sie_server.eval.results import Scored, set_result
+from sie_server.eval.statistics import Test
+from sie_server.eval.systems import System, parse_systems
+from sie_server.offline.errors import OfflineError, needed
+from sie_server.offline.journal import Journal, key_of
+from sie_server.offline.progress import Reporter
+from sie_server.offline.run import Piece, finish, run
+from sie_server.offline.scorers import Answer, LocalScorer, Options, Scorer
+
+WINDOWS = {"long_document": "chunk"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation. docs/evaluate.md describes the fields, which are those of the command."""
+
+    collections: Sequence[Collection]
+    systems: Sequence[System]
+    first_stage: str = first_stage.BM25
+    depth: int = 100
+    metrics: Sequence[str] = DEFAULT
+    test: Test = "randomisation"
+    seed: int = 0
+    windows: bool = False
+    concurrency: int = 1
+    out: Path | None = None  # journals; None: nothing is kept
+    reporter: Reporter = field(default_factory=Reporter)
+
+
+def evaluate(
+    data: str | Path | Collection | Sequence[str | Path | Collection],
+    models: Sequence[str] = (DEFAULT_MODEL,),
+    *,
+    queries: int | None = None,
+    qrels: str | None = None,
+    endpoint: str | None = None,
+    deadline_s: float | None = None,
+    config: ServerConfig | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Report:
+    """Measure how models rerank the candidates of judged queries.
+
+    `data` has folders or files, or collections. `models` are values as of the command. `settings` are the other fields
+    of `Plan`. With `out`, finished queries are kept there, and the same call resumes after an interruption.
+
+    Raises:
+        OfflineError: data, models or endpoint cannot be used. DataError is the kind for data.
+    """
+    config = config or ServerConfig()
+    needed("ir_measures")
+    given = [data] if isinstance(data, str | Path | Collection) else list(data)
+    collections = [each if isinstance(each, Collection) else load(each, qrels) for each in given]
+    names = [each.name for each in collections]
+    for name in names:
+        if names.count(name) > 1:
+            raise OfflineError(f"two sets have the name {name!r}; rename one of them")
+    plan = Plan(
+        collections=[each.sample(queries, seed) for each in collections],
+        systems=parse_systems(models, config.models_dir),
+        seed=seed,
+        out=Path(out) if out is not None else None,
+        **settings,
+    )
+    return run(_with_scorer(plan, _maker(plan, config, endpoint, deadline_s)))
+
+
+def _maker(
+    plan: Plan, config: ServerConfig, endpoint: str | None, deadline_s: float | None
+) -> Callable[[], Scorer]:
+    """Return what makes the scorer on the event loop."""
+    if endpoint is not None:
+        from sie_server.offline.remote import RemoteScorer
+
+        return lambda: RemoteScorer(endpoint, deadline_s)
+    named = [system.configured for system in plan.systems]
+    if plan.first_stage.startswith(first_stage.ENCODE):
+        model = plan.first_stage.removeprefix(first_stage.ENCODE)
+        if model not in [each.partition("=")[0] for each in named]:
+            named.append(model)
+    own = msgspec.structs.replace(config, model=tuple(dict.fromkeys(named)))
+    return lambda: LocalScorer(own)
+
+
+async def _with_scorer(plan: Plan, make: Callable[[], Scorer]) -> Report:
+    scorer = make()
+    try:
+        return await measure(plan, scorer)
+    finally:
+        await scorer.close()
+
+
+async def measure(plan: Plan, scorer: Scorer) -> Report:
+    """Carry out a plan. Raises OfflineError."""
+    found = {each.name: await _candidates(plan, each, scorer) for each in plan.collections}
+    scored: dict[str, list[Scored]] = {each.name: [] for each in plan.collections}
+    for system in plan.systems:  # one model after the other, so that only one needs memory
+        about = await scorer.identity(system.model, system.options)
+        for each in plan.collections:
+            scored[each.name].append(await _scored(plan, system, each, found[each.name], scorer, about))
+    results = [
+        set_result(each, found[each.name], scored[each.name], plan.metrics, plan.test, plan.seed)
+        for each in plan.collections
+    ]
+    runs = {each.name: (found[each.name], scored[each.name]) for each in plan.collections}
+    return Report(
+        first_stage=plan.first_stage,
+        depth=plan.depth,
+        metrics=list(plan.metrics),
+        test=plan.test,
+        seed=plan.seed,
+        concurrency=plan.concurrency,
+        sets=results,
+        runs=runs,
+    )
+
+
+def _journal(plan: Plan, kind: str, *names: str, **about: Any) -> Journal:
+    name = "--".join(quote(name, safe="@:+") for name in names)
+    path = plan.out / kind / f"{name}.jsonl" if plan.out else None
+    return Journal(path, {"kind": kind, **about})
+
+
+async def _candidates(plan: Plan, collection: Collection, scorer: Scorer) -> Candidates:
+    chosen = plan.first_stage
+    if chosen == first_stage.BM25:
+        plan.reporter.note(f"{collection.name}: BM25 over {len(collection.documents)} documents")
+        return first_stage.bm25(collection, plan.depth)
+    if chosen == first_stage.JUDGED:
+        return first_stage.judged(collection, plan.depth)
+    if chosen.startswith(first_stage.ENCODE):
+        model = chosen.removeprefix(first_stage.ENCODE)
+        steps = (
+            plan.reporter.step(f"{collection.name}: documents, {model}"),
+            plan.reporter.step(f"{collection.name}: queries, {model}"),
+        )
+        with _journal(plan, "vectors", collection.name, model, model=model) as journal:
+            return await first_stage.encoded(collection, scorer, model, plan.depth, journal, steps)
+    return first_stage.from_run(Path(chosen), collection, plan.depth)
+
+
+async def _scored(
+    plan: Plan,
+    system: System,
+    collection: Collection,
+    candidates: Candidates,
+    scorer: Scorer,
+    about: Mapping[str, Any],
+) -> Scored:
+    with _journal(plan, "scores", collection.name, system.name, model=system.name, **about) as journal:
+        label = f"{collection.name}: {system.name}"
+        queries = [query for query in collection.queries if candidates.ranked.get(query)]
+        ask = Asking(plan, system, collection, candidates, scorer, journal)
+        answers = await ask.all(queries, system.options, label)
+        long = [query for query, answer in answers.items() if answer.truncated]
+        windows = None
+        if plan.windows and long:
+            windows = await ask.all(long, {**system.options, **WINDOWS}, f"{label}, in windows")
+    return Scored(system.name, answers, windows)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The requests to one model for one set."""
+
+    plan: Plan
+    system: System
+    collection: Collection
+    candidates: Candidates
+    scorer: Scorer
+    journal: Journal
+
+    async def all(self, queries: Sequence[str], options: Options, label: str) -> Mapping[str, Answer]:
+        """Return the answers by query. Those in the journal are not requested again."""
+
+        async def answer(query: str) -> Answer:
+            text = self.collection.queries[query]
+            return await self.scorer.score(self.system.model, text, self._texts(query), options)
+
+        pieces = {query: Piece(self._key(query, options), query) for query in queries}
+        step = self.plan.reporter.step(label)
+        await finish(pieces.values(), answer, self.journal, concurrency=self.plan.concurrency, step=step)
+        return {query: msgspec.convert(self.journal[piece.key], Answer) for query, piece in pieces.items()}
+
+    def _texts(self, query: str) -> list[str]:
+        return [self.collection.documents[document] for document in self.candidates.ranked[query]]
+
+    def _key(self, query: str, options: Options) -> str:
+        return key_of(self.collection.queries[query], self._texts(query), sorted(options.items()))

@@ -1,0 +1,54 @@
+"""The values of `--model`: a model with an adapter and a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sie_server.catalog import known_models
+from sie_server.errors import shown
+from sie_server.offline.errors import OfflineError
+
+
+@dataclass(frozen=True)
+class System:
+    """A model as it is compared with others."""
+
+    name: str  # in tables: ID[:ADAPTER][@PROFILE]
+    model: str  # in requests: ID[:ADAPTER]
+    options: dict[str, Any]  # of requests
+    configured: str  # the value of `--model` of a server that has it: ID or ID=SOURCE
+
+
+def parse_system(value: str, known: Iterable[str] = ()) -> System:
+    """Read `ID[:ADAPTER][@PROFILE][=SOURCE]`. `known` ids may contain `:` and `@`.
+
+    Raises:
+        OfflineError: a part is empty.
+    """
+    name, separator, source = value.partition("=")
+    known = set(known)
+    model, at, profile = (name, "", "") if name in known else name.rpartition("@")
+    if not at:
+        model = name
+    base, colon, adapter = (model, "", "") if model in known else model.rpartition(":")
+    if not colon:
+        base = model
+    if not base or (at and not profile) or (colon and not adapter) or (separator and not source):
+        raise OfflineError(
+            f"--model {shown(value)}: expected ID, ID:ADAPTER, ID@PROFILE or one of them with =SOURCE"
+        )
+    options = {"profile": profile} if at else {}
+    return System(name, model, options, f"{base}={source}" if source else base)
+
+
+def parse_systems(values: Iterable[str], models_dir: str | None = None) -> list[System]:
+    """Read several values. Raises OfflineError, also if two name the same system."""
+    known = known_models((), models_dir, report=False)
+    systems = [parse_system(value, known) for value in values]
+    names = [system.name for system in systems]
+    for name in names:
+        if names.count(name) > 1:
+            raise OfflineError(f"--model {shown(name)} is given twice; remove one of them")
+    return systems

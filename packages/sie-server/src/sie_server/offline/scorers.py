@@ -1,0 +1,134 @@
+"""Scores and vectors of models, by one interface: in this process, or at an endpoint (remote.py)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from sie_server.config import ServerConfig
+from sie_server.errors import SIEError
+from sie_server.offline.errors import OfflineError
+from sie_server.wire import EncodeParams, EncodeRequest, Item, ScoreRequest
+
+Options = Mapping[str, Any]
+Vectors = NDArray[np.float32]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The scores of the texts of one request."""
+
+    order: list[int]  # places of the texts, the most relevant first
+    scores: list[float]  # in the order of the texts
+    truncated: list[int]  # places of the texts that the model did not read to their end
+    query_truncated: bool
+    score_type: str
+    started: float  # seconds since the epoch
+    seconds: float  # until the answer
+
+
+class Scorer(Protocol):
+    """Models that score and encode. Use it on one event loop and `close` it."""
+
+    async def identity(self, model: str, options: Options) -> dict[str, Any]:
+        """Load a model, check that it scores, and return what distinguishes its scores from those of another version.
+
+        Raises:
+            OfflineError: the model is unknown, cannot be loaded or cannot score.
+        """
+
+    async def score(self, model: str, query: str, texts: Sequence[str], options: Options) -> Answer:
+        """Score texts for a query. Raises OfflineError."""
+
+    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Vectors:
+        """Return one vector per text, of length 1 each. Raises OfflineError."""
+
+    async def close(self) -> None:
+        """Free the models or connections."""
+
+
+PROBE = ("warm-up", ["a text for the first pass"])
+
+
+class LocalScorer:
+    """Runs models in this process."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Create it on the event loop that uses it. A model is loaded by its first request."""
+        from sie_server.serving.service import Service
+
+        self._service = Service(config)
+        self._config = config
+
+    async def identity(self, model: str, options: Options) -> dict[str, Any]:
+        """See `Scorer.identity`."""
+        answer, version = await self._score(model, *PROBE, options)
+        return {
+            "place": "in process",
+            "version": version,
+            "device": self._config.device,
+            "dtype": self._config.dtype,
+            "score_type": answer.score_type,
+        }
+
+    async def score(self, model: str, query: str, texts: Sequence[str], options: Options) -> Answer:
+        """See `Scorer.score`."""
+        return (await self._score(model, query, texts, options))[0]
+
+    async def _score(
+        self, model: str, query: str, texts: Sequence[str], options: Options
+    ) -> tuple[Answer, str]:
+        from sie_server.serving.metrics import RequestTiming
+
+        items = [Item(id=str(place), text=text) for place, text in enumerate(texts)]
+        request = ScoreRequest(Item(text=query), items, options={"top_n": len(items), **options})
+        started, timing = time.time(), RequestTiming()
+        clock = time.perf_counter()
+        try:
+            response = await self._service.score(model, request, timing)
+        except SIEError as error:
+            raise OfflineError(f"{model}: {error.message}") from None
+        seconds = time.perf_counter() - clock
+        entries = [(entry.item_id, entry.score, entry.truncated is True) for entry in response.scores]
+        cut = response.query_truncated is True
+        return answer_of(entries, response.score_type, cut, started, seconds), timing.version
+
+    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Vectors:
+        """See `Scorer.encode`."""
+        from sie_server.serving.metrics import RequestTiming
+
+        params = EncodeParams(output_types=["dense"], is_query=is_query)
+        request = EncodeRequest([Item(text=text) for text in texts], params)
+        try:
+            response = await self._service.encode(model, request, RequestTiming())
+        except SIEError as error:
+            raise OfflineError(f"{model}: {error.message}") from None
+        return unit([item.dense.values for item in response.items])  # type: ignore[union-attr]
+
+    async def close(self) -> None:
+        """See `Scorer.close`."""
+        await self._service.close()
+
+
+def answer_of(
+    entries: Sequence[tuple[str, float, bool]], score_type: str, cut: bool, started: float, seconds: float
+) -> Answer:
+    """Return the answer of entries (place of the text, score, truncated), the most relevant first."""
+    order = [int(place) for place, _, _ in entries]
+    scores = [0.0] * len(entries)
+    for place, score, _ in entries:
+        scores[int(place)] = score
+    truncated = sorted(int(place) for place, _, is_cut in entries if is_cut)
+    return Answer(order, scores, truncated, cut, score_type, started, seconds)
+
+
+def unit(vectors: Sequence[Any]) -> Vectors:
+    """Return vectors with length 1; a vector of zeros stays as it is."""
+    matrix = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    result: Vectors = np.divide(matrix, lengths, out=np.zeros_like(matrix), where=lengths > 0)
+    return result
