@@ -12,9 +12,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from transformers import AutoModelForSequenceClassification
 
 from sie_server.cli.commands import cli
+from sie_server.config import ServerConfig
+from sie_server.eval import evaluate
 from support import rank_metrics
+from support.checkpoints.encoders import make_bge_m3
+from support.families.adapters import make_adapter
 from support.judged import write_beir
 from support.servers import processes
 from support.servers.processes import Server
@@ -165,3 +170,31 @@ def test_models_that_cannot_score_and_unknown_ones_are_named(
         assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
         assert said in done.stderr.splitlines()[-1]
         assert not list((tmp_path / "out").glob("scores/*"))
+
+
+def test_adapters_profiles_and_vectors_of_models_in_this_process(
+    data: Path, models: Path, tmp_path: Path
+) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(models / MODEL)
+    adapter = make_adapter(base, tmp_path / "law", target_modules=["query", "value"])
+    names = ("a/x", "a/x:law", "BAAI/bge-m3", "BAAI/bge-m3@dense")
+    report = evaluate(
+        data,
+        [
+            f"a/x={models / MODEL}",
+            "a/x:law",
+            f"BAAI/bge-m3={make_bge_m3(tmp_path / 'm3')}",
+            "BAAI/bge-m3@dense",
+        ],
+        first_stage=f"encode:a/encoder={models / 'toy/encoder'}",
+        queries=4,
+        depth=6,
+        config=ServerConfig(dtype="float32", offline=True, adapter=(f"a/x:law={adapter}",)),
+    )
+    assert report.sets[0].first_stage == "a/encoder"
+    _, scored = report.runs["words"]
+    assert tuple(each.name for each in scored) == names
+    plain, law, mixed, dense = ([answer.scores for answer in each.answers.values()] for each in scored)
+    assert plain != law and mixed != dense
+    kinds = [model.score_type for model in report.sets[0].models]
+    assert kinds == ["probability", "probability", "maxsim", "cosine"]

@@ -16,7 +16,8 @@ from sie_server.cli.commands import cli
 from sie_server.eval import OfflineError, Report, load
 from sie_server.eval.evaluation import Plan, measure
 from sie_server.eval.results import MOST_CHANGED
-from sie_server.eval.systems import parse_system, parse_systems
+from sie_server.eval.systems import configured, parse_system, parse_systems
+from sie_server.offline.errors import Refused
 from support import rank_metrics
 from support.judged import WordScorer, write_beir
 
@@ -102,6 +103,19 @@ async def test_windows_show_the_quality_that_truncation_costs(plan: Plan) -> Non
     assert found.queries == truncation.queries and found.windows is not None
     assert found.windows.wins + found.windows.losses + found.windows.ties == found.queries
     assert report.sets[0].models[0].changes == plain.sets[0].models[0].changes
+
+
+async def test_a_model_without_windows_keeps_its_figures(plan: Plan) -> None:
+    class Whole(WordScorer):
+        async def score(self, model: str, query: str, texts: Any, options: Any) -> Any:
+            if "long_document" in options:
+                raise Refused("no windows")
+            return await super().score(model, query, texts, options)
+
+    report = await measure(replace(plan, windows=True), Whole(cut=40))
+    found = report.sets[0].models[0].truncation
+    assert found.documents > 0 and found.windows is None
+    assert "not measured" in report.markdown()
 
 
 async def test_a_run_with_gaps_counts_missing_queries_as_zero(plan: Plan, tmp_path: Path) -> None:
@@ -196,6 +210,12 @@ def test_values_of_models(value: str, expected: tuple[str, dict[str, str], str])
 def test_incomplete_values_of_models_are_refused(value: str) -> None:
     with pytest.raises(OfflineError, match="expected ID, ID:ADAPTER, ID@PROFILE"):
         parse_system(value)
+
+
+def test_a_source_holds_for_all_systems_of_a_model() -> None:
+    assert configured(["a", "b", "a=/x", "a", "a=/x"]) == ("a=/x", "b")
+    with pytest.raises(OfflineError, match="'a' has two sources, '/x' and '/y'"):
+        configured(["a=/x", "a=/y"])
 
 
 def test_a_model_given_twice_is_refused() -> None:

@@ -19,8 +19,8 @@ from sie_server.eval.metrics import DEFAULT
 from sie_server.eval.report.report import Report
 from sie_server.eval.results import Scored, set_result
 from sie_server.eval.statistics import Test
-from sie_server.eval.systems import System, parse_systems
-from sie_server.offline.errors import OfflineError, needed
+from sie_server.eval.systems import System, configured, parse_systems
+from sie_server.offline.errors import OfflineError, Refused, needed
 from sie_server.offline.journal import Journal, key_of
 from sie_server.offline.progress import Reporter
 from sie_server.offline.run import Piece, finish, run
@@ -95,10 +95,8 @@ def _maker(
         return lambda: RemoteScorer(endpoint, deadline_s)
     named = [system.configured for system in plan.systems]
     if plan.first_stage.startswith(first_stage.ENCODE):
-        model = plan.first_stage.removeprefix(first_stage.ENCODE)
-        if model not in [each.partition("=")[0] for each in named]:
-            named.append(model)
-    own = msgspec.structs.replace(config, model=tuple(dict.fromkeys(named)))
+        named.append(plan.first_stage.removeprefix(first_stage.ENCODE))
+    own = msgspec.structs.replace(config, model=configured(named))
     return lambda: LocalScorer(own)
 
 
@@ -149,7 +147,7 @@ async def _candidates(plan: Plan, collection: Collection, scorer: Scorer) -> Can
     if chosen == first_stage.JUDGED:
         return first_stage.judged(collection, plan.depth)
     if chosen.startswith(first_stage.ENCODE):
-        model = chosen.removeprefix(first_stage.ENCODE)
+        model = chosen.removeprefix(first_stage.ENCODE).partition("=")[0]
         steps = (
             plan.reporter.step(f"{collection.name}: documents, {model}"),
             plan.reporter.step(f"{collection.name}: queries, {model}"),
@@ -175,7 +173,10 @@ async def _scored(
         long = [query for query, answer in answers.items() if answer.truncated]
         windows = None
         if plan.windows and long:
-            windows = await ask.all(long, {**system.options, **WINDOWS}, f"{label}, in windows")
+            try:
+                windows = await ask.all(long, {**system.options, **WINDOWS}, f"{label}, in windows")
+            except Refused as error:
+                plan.reporter.note(f"{label} is not scored in windows: {error}")
     return Scored(system.name, answers, windows)
 
 

@@ -43,6 +43,24 @@ def parse_system(value: str, known: Iterable[str] = ()) -> System:
     return System(name, model, options, f"{base}={source}" if source else base)
 
 
+def configured(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the values of `--model` of a server that has all systems: ID, or ID=SOURCE if any system names a source.
+
+    Raises:
+        OfflineError: a model has two sources.
+    """
+    sources: dict[str, str] = {}
+    for value in values:
+        name, _, source = value.partition("=")
+        known = sources.setdefault(name, source)
+        if source and known and source != known:
+            raise OfflineError(
+                f"--model {shown(name)} has two sources, {shown(known)} and {shown(source)}; give them different ids"
+            )
+        sources[name] = known or source
+    return tuple(f"{name}={source}" if source else name for name, source in sources.items())
+
+
 def parse_systems(values: Iterable[str], models_dir: str | None = None) -> list[System]:
     """Read several values. Raises OfflineError, also if two name the same system."""
     known = known_models((), models_dir, report=False)

@@ -12,6 +12,10 @@ class OfflineError(Exception):
     """The work cannot start or go on. The message is one line with the cause and the next step."""
 
 
+class Refused(OfflineError):
+    """A model does not accept the request; another request may succeed."""
+
+
 def needed(module: str) -> Any:
     """Import a module of the extra `eval`, or the client.
 

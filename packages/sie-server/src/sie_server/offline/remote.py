@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sie_server.offline.errors import OfflineError, needed
+from sie_server.offline.errors import OfflineError, Refused, needed
 from sie_server.offline.scorers import PROBE, Answer, Options, Vectors, answer_of, unit
 
 if TYPE_CHECKING:
@@ -74,5 +74,7 @@ class RemoteScorer:
             raise OfflineError(
                 f"{model}: {error}; start the same command again when the endpoint is back, and it resumes"
             ) from None
+        except self._sdk.RequestError as error:
+            raise Refused(f"{model}: {error}") from None
         except self._sdk.SIEError as error:
             raise OfflineError(f"{model}: {error}") from None

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sie_server.config import ServerConfig
-from sie_server.errors import SIEError
-from sie_server.offline.errors import OfflineError
+from sie_server.errors import InvalidInput, SIEError
+from sie_server.offline.errors import OfflineError, Refused
 from sie_server.wire import EncodeParams, EncodeRequest, Item, ScoreRequest
 
 Options = Mapping[str, Any]
@@ -42,7 +42,7 @@ class Scorer(Protocol):
         """
 
     async def score(self, model: str, query: str, texts: Sequence[str], options: Options) -> Answer:
-        """Score texts for a query. Raises OfflineError."""
+        """Score texts for a query. Raises OfflineError, or Refused for options that the model does not have."""
 
     async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Vectors:
         """Return one vector per text, of length 1 each. Raises OfflineError."""
@@ -90,6 +90,8 @@ class LocalScorer:
         clock = time.perf_counter()
         try:
             response = await self._service.score(model, request, timing)
+        except InvalidInput as error:
+            raise Refused(f"{model}: {error.message}") from None
         except SIEError as error:
             raise OfflineError(f"{model}: {error.message}") from None
         seconds = time.perf_counter() - clock
