@@ -52,7 +52,8 @@ def test_a_server_in_a_bare_container(tmp_path: Path) -> None:
     [ignored] = [message for message in messages if "Kubernetes" in message]
     assert all(name in ignored for name in KUBERNETES)
     assert f"listening on {server.base_url}; models to load: sie/mini-en" in messages
-    assert f"ready; models: sie/mini-en; API page: {server.base_url}/docs" in messages
+    pages = f"API page: {server.base_url}/docs; playground: {server.base_url}"
+    assert f"ready; models: sie/mini-en; {pages}" in messages
     assert messages[-1] == "stopped"
     access = [line for line in lines if line["logger"] == "sie_server.access"]
     assert (access[0]["route"], access[0]["status"], access[0]["key"]) == ("/v1/rerank", 200, "web")

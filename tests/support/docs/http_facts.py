@@ -52,17 +52,19 @@ def routes() -> Facts:
         found |= {(method, route.path.replace(":path}", "}")) for method in methods}
     for path, operations in openapi.document()["paths"].items():
         found |= {(method.upper(), path) for method in operations}
-    return {(method, path, scope_of(path)) for method, path in found}
+    return {(method, path, scope_of(path, method)) for method, path in found}
 
 
-def scope_of(path: str) -> str:
-    """Return the scope that the gate requires for a path."""
-    guard, request = gate.Gate(keys.read_keys(CONFIG)), {"path": path, "headers": []}
+def scope_of(path: str, method: str = "POST") -> str:
+    """Return the scope that the gate requires of a browser for a path."""
+    guard, browser = gate.Gate(keys.read_keys(CONFIG)), (b"accept", b"text/html")
+    request = {"path": path, "method": method, "headers": [browser]}
     try:
         guard.admit(request)
     except errors.Unauthorized:
         try:
-            guard.admit({**request, "headers": [(b"authorization", f"Bearer {INFER_KEY}".encode())]})
+            known = (b"authorization", f"Bearer {INFER_KEY}".encode())
+            guard.admit({**request, "headers": [browser, known]})
         except errors.Forbidden:
             return "admin"
         return "infer"

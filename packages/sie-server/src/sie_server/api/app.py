@@ -34,6 +34,7 @@ from sie_server.api.edge.limits.middleware import LimitedKeys
 from sie_server.api.edge.limits.pacing import delay_refusal
 from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
 from sie_server.api.embeddings.routes import ROUTES as EMBEDDINGS
+from sie_server.api.pages import playground
 from sie_server.api.reading import BodyThreads
 from sie_server.api.tracing.middleware import Traced
 from sie_server.api.tracing.tracer import open_tracer
@@ -105,6 +106,7 @@ def create_app(
             Route("/v1/models/{model:path}", routes.get_model),
             Route("/nim/v1/models", routes.list_rerankers),
             Route("/vllm/v1/models", routes.list_rerankers),
+            *(playground.ROUTES if config.playground else ()),  # before a dialect's POST /
             *DIALECTS,
             *EMBEDDINGS,
             *admin.ROUTES,
@@ -120,7 +122,8 @@ def create_app(
     app.router.redirect_slashes = False  # an unknown route must be a 404 with an error body
     app.state.ready = False
     app.state.draining = False
-    app.state.gate, app.state.accounts = Gate(keys, open_inference=config.open_inference), accounts
+    app.state.gate = Gate(keys, open_inference=config.open_inference, playground=config.playground)
+    app.state.accounts = accounts
     names = RouteNames(app.routes)
     app.state.access_log = AccessLog(names) if config.access_log else None
     app.add_middleware(LimitedKeys, accounts=accounts)

@@ -96,7 +96,8 @@ def serve(config: ServerConfig) -> None:
     url = url_of(config.host, listener.getsockname()[1])
 
     def on_ready(models: list[str]) -> None:
-        log.info("ready; models: %s; API page: %s/docs", ", ".join(models) or "none at start", url)
+        pages = f"{url}/docs" + (f"; playground: {url}" if config.playground else "")
+        log.info("ready; models: %s; API page: %s", ", ".join(models) or "none at start", pages)
 
     app = create_app(config, Service, on_fatal, on_ready)
     log.info("listening on %s; models to load: %s", url, ", ".join(config.model) or "none")

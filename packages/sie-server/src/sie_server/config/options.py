@@ -231,6 +231,9 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
             "(docs/security.md#behind-a-proxy)"
         ),
     ] = ""
+    playground: Annotated[
+        bool, Meta(description="Serve a page to try the models at /, to browsers (docs/playground.md)")
+    ] = True
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Lowest severity to log")
     ] = "info"

@@ -12,11 +12,11 @@ from ipaddress import IPv6Address, ip_address
 from starlette.types import Scope as Asgi
 
 from sie_server import keys
-from sie_server.api.edge.paths import HEALTH
+from sie_server.api.edge.paths import HEALTH, is_browsing
 from sie_server.errors import Forbidden, Unauthorized
 from sie_server.keys import ApiKey
 
-OPEN = re.compile(r"/(metrics|openapi\.json|docs|docs/static/.*)")
+OPEN = re.compile(r"/(metrics|openapi\.json|docs|docs/static/.*|playground/.*)")
 ADMIN = "/v1/admin/"
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")  # value of a Host header
 # headers that reverse proxies, load balancers and content delivery networks add; * stands for any end of a name
@@ -51,9 +51,14 @@ SEND_A_KEY = "send Authorization: Bearer KEY (SIE clients: api_key or the variab
 class Gate:
     """Checks the API key and scope of requests."""
 
-    def __init__(self, api_keys: tuple[ApiKey, ...], *, open_inference: bool = False) -> None:
-        """With `open_inference` only admin routes require a key; a key that is sent must still be known."""
-        self._keys, self._open_inference = api_keys, open_inference
+    def __init__(
+        self, api_keys: tuple[ApiKey, ...], *, open_inference: bool = False, playground: bool = True
+    ) -> None:
+        """With `open_inference` only admin routes require a key; a key that is sent must still be known.
+
+        With `playground` the page at / needs no key.
+        """
+        self._keys, self._open_inference, self._playground = api_keys, open_inference, playground
 
     def admit(self, asgi: Asgi) -> str | None:
         """Return the name of the caller's key; None if the route needs no key.
@@ -63,7 +68,7 @@ class Gate:
         """
         path: str = asgi["path"]
         is_admin = path.startswith(ADMIN)
-        if path in HEALTH or OPEN.fullmatch(path):
+        if path in HEALTH or OPEN.fullmatch(path) or (self._playground and is_browsing(asgi)):
             return None
         if self._open_inference and not is_admin and not _sends_a_key(asgi):
             return None

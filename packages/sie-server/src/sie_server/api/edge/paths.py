@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -72,6 +73,27 @@ def up_to_root(scope: Scope) -> str:
     """
     sent: bytes = scope["raw_path"]
     return "../" * (len(sent) - len(sent.rstrip(b"/"))) or "./"
+
+
+def is_browsing(scope: Mapping[str, Any]) -> bool:
+    """Whether a browser opens the path /, which is the playground then. Other clients request other media types."""
+    if scope["path"] != "/" or scope.get("method") not in ("GET", "HEAD"):
+        return False
+    return any(
+        name == b"accept" and b"text/html" in value.lower() for name, value in scope.get("headers", ())
+    )
+
+
+def base_to_root(scope: Scope) -> str:
+    """Return the address of the server's root relative to the path /, as it was sent.
+
+    Below a prefix that a proxy keeps, the path may be the prefix without a slash. A browser resolves addresses against
+    the part before its last segment.
+    """
+    sent = scope["raw_path"].decode("ascii", "replace")
+    if not sent.endswith("/"):
+        return f"{sent.rpartition('/')[2]}/" if PREFIX.fullmatch(sent) else "./"
+    return "../" * (len(sent) - len(sent.rstrip("/")) - 1) or "./"
 
 
 def route_meant(path: str, routes: Sequence[BaseRoute]) -> str | None:
