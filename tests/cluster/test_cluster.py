@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ QUERY = "stars burn hydrogen"
 TEXTS = ["a star burns", "rain in spring", "hydrogen and helium", ""]
 POOLS = """
 ingress_cpus = 0.1
+split_documents = 8
 [cluster.pools.small]
 cpus = 0.1
 min_replicas = 2
@@ -97,11 +98,80 @@ def test_errors_are_those_of_one_server(
     assert re.search(words, answer.json()["error"]["message"])
 
 
+def test_a_large_request_is_split_and_answered_as_by_one_server(
+    cluster: Server, models: Path, tmp_path: Path
+) -> None:
+    texts = [
+        TEXTS[i % 3] if i % 5 == 0 else f"{TEXTS[i % 3]} number {i} " + "word " * (i % 60) for i in range(64)
+    ]
+    body = {
+        "query": {"text": QUERY},
+        "items": [{"id": f"d{i}", "text": text} for i, text in enumerate(texts)],
+        "options": {"return_logits": True, "max_seq_length": 48, "top_n": 40},
+    }
+    with processes.running(
+        tmp_path, "--dtype=float32", "--models-dir", str(models), "--model=toy/bert"
+    ) as server:
+        whole = server.post("/v1/score/toy/bert", body).json()
+        body["items"][9] = {"id": "d9", "text": 3}
+        refused = server.post("/v1/score/toy/bert", body).json()
+    assert cluster.post("/v1/score/toy/bert", body).json()["error"] == refused["error"]
+    body["items"][9] = {"id": "d9", "text": texts[9]}
+    assert eventually(lambda: all(_tokens_of(cluster, lambda: cluster.post("/v1/score/toy/bert", body))))
+    found = cluster.post("/v1/score/toy/bert", body).json()
+    assert [e["item_id"] for e in found["scores"]] == [e["item_id"] for e in whole["scores"]]
+    logits = [[e["logit"] for e in answer["scores"]] for answer in (found, whole)]
+    np.testing.assert_allclose(*logits, atol=1e-5, rtol=0)
+    assert [e.get("truncated") for e in found["scores"]] == [e.get("truncated") for e in whole["scores"]]
+    for field in ("usage", "warnings", "score_type", "top_n"):
+        assert found[field] == whole[field]
+    by_text: dict[str, set[float]] = {}
+    for entry in found["scores"]:
+        by_text.setdefault(texts[int(entry["item_id"][1:])], set()).add(entry["score"])
+    assert all(len(scores) == 1 for scores in by_text.values())  # equal texts tie
+
+
+def _tokens_of(cluster: Server, call: Callable[[], object]) -> list[float]:
+    """Return the tokens that each model replica reads during a call."""
+
+    def read() -> dict[str, float]:
+        page = cluster.get("/metrics").text
+        return {
+            name: float(value)
+            for name, value in re.findall(r'sie_tokens_total\{model="toy/bert",replica="(\w+)"\} (\S+)', page)
+        }
+
+    before = read()
+    call()
+    after = read()
+    return [after[name] - before.get(name, 0) for name in after]
+
+
 def test_metrics_name_the_replicas(cluster: Server) -> None:
     cluster.scores("toy/bert", QUERY, TEXTS)
     page = cluster.get("/metrics").text
     assert len(set(re.findall(r'sie_model_loaded\{model="toy/bert",replica="(\w+)"\} 1', page))) == 2
     assert re.search(r'sie_requests_total\{model="toy/bert",replica="\w+",route="score",status="200"\}', page)
+
+
+def test_a_replica_that_hangs_hides_no_other(cluster: Server, expected: dict[str, list[float]]) -> None:
+    stopped = clusters.replicas(cluster, "small")[0]
+    stopped.suspend()
+    try:
+        assert (
+            len(
+                set(
+                    re.findall(
+                        r'sie_model_loaded\{model="toy/bert",replica="(\w+)"', cluster.get("/metrics").text
+                    )
+                )
+            )
+            == 1
+        )
+        assert "toy/bert" in [one["name"] for one in cluster.get("/v1/models").json()["models"]]
+    finally:
+        stopped.resume()
+    assert cluster.scores("toy/bert", QUERY, TEXTS) == expected["toy/bert"]
 
 
 def test_a_swap_reaches_every_replica(

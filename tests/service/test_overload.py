@@ -84,7 +84,8 @@ def test_a_deadline_in_the_options_is_refused_at_once_if_it_cannot_be_met(client
 @pytest.mark.parametrize("priority", ["interactive", "bulk", None])
 def test_both_lanes_give_the_same_scores(client: TestClient, priority: str | None) -> None:
     answer = client.post(SCORE, json=with_options(priority=priority)).json()
-    assert answer["scores"] == client.post(SCORE, json=BODIES[SCORE]).json()["scores"]
+    [found], [other] = answer["scores"], client.post(SCORE, json=BODIES[SCORE]).json()["scores"]
+    assert found == {**other, "score": pytest.approx(other["score"], abs=1e-6)}  # batches may differ
     assert "warnings" not in answer
 
 

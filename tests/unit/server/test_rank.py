@@ -9,7 +9,7 @@ import pytest
 
 from sie_server.errors import InferenceError
 from sie_server.serving.activation import activate
-from sie_server.serving.requests.ranking import DocumentScores, rank
+from sie_server.serving.finishing import DocumentScores, rank
 from sie_server.wire import Item, Options
 
 THREE = [Item(id="a"), Item(), Item(id="a")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,6 @@ from sie_server.cluster.scaling import QueuePolicy
 from sie_server.config import ConfigError, PoolConfig, ServerConfig, load_config, pool_problem
 from sie_server.keys import read_keys
 
-log = logging.getLogger("sie_server.cluster")
 ALL_AT_ONCE = 100_000  # requests; a replica bounds its own queue in tokens
 RETRIES = 3  # starts of a replica before its deployment has failed
 
@@ -47,8 +45,6 @@ def application(config: ServerConfig) -> serve.Application:
     """
     config = with_pools(config)
     check(config)
-    if config.cluster.split_documents:
-        log.warning("cluster.split_documents has no effect yet: every request is scored by one replica")
     pools = {
         name: _of_pool(name, pool, config).bind(_of_replica(config, pool))
         for name, pool in config.cluster.pools.items()
@@ -116,8 +112,8 @@ def _of_pool(name: str, pool: PoolConfig, config: ServerConfig) -> serve.Deploym
     if pool.accelerator:
         resources["accelerator_type"] = pool.accelerator
     router = RequestRouterConfig(
-        request_router_class="sie_server.cluster.routing:ModelRouter",
-        request_router_kwargs={"spread_s": cluster.spread_s},
+        request_router_class="sie_server.cluster.router:ModelRouter",
+        request_router_kwargs={"pool": name, "spread_s": cluster.spread_s},
         request_routing_stats_period_s=1,
         request_routing_stats_timeout_s=10,
     )

@@ -5,7 +5,7 @@ Ray wraps exceptions in its own, so an error of ours crosses as data.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -75,11 +75,7 @@ class Outcome:
 
     def charge(self, timing: RequestTiming) -> None:
         """Add the costs in the replica to those of the request. A key over its quota is charged, not refused."""
-        for name, value in self.stages.items():
-            setattr(timing, name, (getattr(timing, name) or 0) + value)
-        for step in self.steps:
-            started, ended = (moment - wall_offset() for moment in (step.started, step.ended))
-            timing.step(step.name, started, ended, **step.attributes, **{"sie.replica": self.replica})
+        charge_parts([self], timing)
 
     def result(self) -> Any:
         """Return the value.
@@ -92,7 +88,19 @@ class Outcome:
         return self.value
 
 
-SPENT = ("tokenization_ms", "queue_ms", "inference_ms", "items", "tokens")
+TIMES, COUNTS = ("tokenization_ms", "queue_ms", "inference_ms"), ("items", "tokens")
+
+
+def charge_parts(outcomes: Sequence[Outcome], timing: RequestTiming) -> None:
+    """Add the costs of calls that ran side by side: texts and tokens add up, and the longest times count."""
+    for names, total in ((TIMES, max), (COUNTS, sum)):
+        for name in names:
+            if spent := [one.stages[name] for one in outcomes if name in one.stages]:
+                setattr(timing, name, (getattr(timing, name) or 0) + total(spent))
+    for one in outcomes:
+        for step in one.steps:
+            started, ended = (moment - wall_offset() for moment in (step.started, step.ended))
+            timing.step(step.name, started, ended, **step.attributes, **{"sie.replica": one.replica})
 
 
 async def outcome_of(
@@ -104,7 +112,7 @@ async def outcome_of(
         value = await work
     except SIEError as error:
         failure = Failure.of(error)
-    stages = {name: spent for name in SPENT if (spent := getattr(timing, name))}
+    stages = {name: spent for name in TIMES + COUNTS if (spent := getattr(timing, name))}
     places = frozenset(sources()) if failure else frozenset()
     steps = tuple(
         step._replace(started=step.started + wall_offset(), ended=step.ended + wall_offset())

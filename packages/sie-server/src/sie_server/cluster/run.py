@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sie_server import install
+from sie_server.api.edge.connections.listening import bind
 from sie_server.config import ConfigError, ServerConfig
 
 log = logging.getLogger("sie_server.cluster")
@@ -34,12 +35,15 @@ def serve(config: ServerConfig) -> None:
 
     Raises:
         ConfigError: Ray is not installed or not reachable, or the configuration does not fit it.
+        ServerFailed: the port is in use.
     """
     address = config.ray_address or os.environ.get("RAY_ADDRESS")
     if address is None:
         _separate_proxy()
     app = _imported()
     app.check(config)
+    if address is None:
+        bind(config.host, config.port).close()  # the proxy would try for minutes
     _connect(config, address)
     try:
         _run(app, config, local=address is None)
@@ -97,7 +101,8 @@ def _connect(config: ServerConfig, address: str | None) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot connect to Ray at {address or 'this machine'}: {reason}") from None
+        hint = "; a cluster with tokens needs RAY_AUTH_MODE=token and the token here too" if address else ""
+        raise ConfigError(f"cannot connect to Ray at {address or 'this machine'}: {reason}{hint}") from None
 
 
 def _check_answers(address: str) -> None:

@@ -29,6 +29,7 @@ from sie_server.serving.backend import OnDeath, TokenWork
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.device.queue import Demand
 from sie_server.serving.device.worker import DeviceWorker
+from sie_server.serving.finishing import Part, finish_each
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
 from sie_server.serving.lifecycle.budget import MemoryBudget
 from sie_server.serving.lifecycle.registry import Leased, Registry
@@ -50,7 +51,7 @@ from sie_server.serving.requests.inspection import (
     with_token_scores,
 )
 from sie_server.serving.requests.options import ParsedOptions, Route, parse_options
-from sie_server.serving.requests.scoring import ScorePlan, merged
+from sie_server.serving.requests.scoring import ScorePlan
 from sie_server.serving.tokenizing import TokenizerPool
 from sie_server.serving.vendor import VendorOptions
 from sie_server.wire import (
@@ -133,12 +134,36 @@ class Service:
     ) -> ScoreResponse:
         """Score the candidates of several queries as one request, with the options of the first.
 
-        The response has the entries of all queries; every query's are in order of relevance. With `pairs`, no text
-        affects the score of another one, also if the model reads the texts of a request together.
+        The response has the entries of all queries, each query's in order of relevance. With `pairs`, no text affects
+        the score of another one, also if the model reads the texts of a request together.
 
         Raises:
             SIEError: any kind except those of HTTP.
         """
+        parts, requests = await self._scored(model, requests, timing, pairs=pairs)
+        started = perf_counter()
+        answer = finish_each(parts, requests)
+        timing.step("rank", started)
+        return answer
+
+    async def score_part(self, model: str, request: ScoreRequest, timing: RequestTiming) -> Part | None:
+        """Score some documents of a request, of which a cluster gives the others to other replicas.
+
+        Returns None if the model reads the texts of a request together.
+
+        Raises:
+            SIEError: any kind except those of HTTP.
+        """
+        async with self._lease(self.registry.resolve(model)[0], None, RequestTiming()) as (engine, _):
+            if isinstance(engine.spec.head, ListwiseSpec):
+                return None
+        [part], _ = await self._scored(model, [request], timing, pairs=False)
+        return part
+
+    async def _scored(
+        self, model: str, requests: Sequence[ScoreRequest], timing: RequestTiming, *, pairs: bool
+    ) -> tuple[list[Part], Sequence[ScoreRequest]]:
+        """Return the results of each request, and the requests: with `pairs` there may be one per text."""
         first = requests[0]
         name, options = self._options("score", model, first.options, first.instruction, "$")
         each = [candidates_of(request) for request in requests]
@@ -158,10 +183,8 @@ class Service:
                 )
                 timing.count_tokens(sum(job.input_tokens for job in jobs))
                 await self._run(name, leased.engine, jobs, timing, admitted)
-        started = perf_counter()
-        answer = merged(plans, [plan.response(job) for plan, job in zip(plans, jobs, strict=True)])
-        timing.step("rank", started)
-        return answer
+        parts = [plan.part(job) for plan, job in zip(plans, jobs, strict=True)]
+        return parts, [candidates.request for candidates in each]
 
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
         """Show the sequences that `score` would read for this request.

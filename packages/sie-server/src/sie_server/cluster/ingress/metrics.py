@@ -18,7 +18,7 @@ class ClusterMetrics:
             "sie_reruns", "Calls repeated because their replica died", ["pool"], registry=registry
         )
         self.stale = Counter(
-            "sie_stale_parts", "Parts of a request repeated because of a swap", registry=registry
+            "sie_stale_parts", "Requests scored in parts and repeated because of a swap", registry=registry
         )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from sie_server.cluster.ingress.metrics import ClusterMetrics
 from sie_server.cluster.outcomes import Context, Outcome
+from sie_server.cluster.routing import idle
 from sie_server.config import PoolConfig
 from sie_server.errors import InferenceError, ModelLoading, QueueFull
 from sie_server.serving.metrics import RequestTiming
@@ -36,30 +39,38 @@ class Pool:
     ) -> None:
         """`wait_s` is how long a call waits for the first replica, `start_s` how long one is expected to start."""
         self.name, self.config = name, config
-        self._handle, self._wait_s, self._metrics = handle, wait_s, metrics
+        self._handle, self._wait_s, self.metrics = handle, wait_s, metrics
         self._empty_since: float | None = None  # when a call found no replica
         self._start_s = start_s  # measured once a call has waited for a first replica
 
     async def call(
         self, model: str, method: str, timing: RequestTiming, *args: Any, **options: Any
     ) -> Outcome:
-        """Call a method of one replica, and of another one if that replica dies. Scoring is idempotent.
+        """Call a method of one replica, and of another one if that replica dies, and charge its costs.
 
         Raises:
             QueueFull: no replica takes the request, or the deadline is over.
             ModelLoading: the pool has no replica, or it lost every one that was tried.
             SIEError: the error of the replica.
         """
+        outcome = await self.ask(model, method, timing, *args, **options)
+        outcome.charge(timing)
+        return outcome
+
+    async def ask(
+        self, model: str, method: str, timing: RequestTiming, *args: Any, **options: Any
+    ) -> Outcome:
+        """As `call`, without its costs. A call is repeated, because scoring is idempotent."""
         avoid: list[str] = []
         for attempt in range(RERUNS + 1):
             if attempt:
-                self._metrics.reruns.labels(self.name).inc()
+                self.metrics.reruns.labels(self.name).inc()
                 await asyncio.sleep(min(PAUSE_S * 2 ** (attempt - 1), _left(timing)))
             handle = self._handle.options(method_name="call", multiplexed_model_id=model)
-            response = handle.remote(method, Context.of(timing), *args, avoid=tuple(avoid), **options)
+            response = _apart(handle.remote, method, Context.of(timing), *args, avoid=tuple(avoid), **options)
             try:
                 outcome = await self._result(response)
-            except (RayActorError, RequestCancelledError) as error:
+            except (RayActorError, RequestCancelledError, AioRpcError) as error:
                 avoid.append(getattr(error, "actor_id", None) or "")
                 continue
             except BackPressureError:
@@ -69,7 +80,6 @@ class Pool:
             except RayTaskError as error:
                 raise InferenceError("internal error; see the log of the replica") from error
             self._seen()
-            outcome.charge(timing)
             return outcome
         raise self._starting()
 
@@ -106,12 +116,40 @@ class Pool:
 
     async def broadcast(self, method: str, *args: Any, timeout_s: float = BROADCAST_S) -> list[Any]:
         """Return what all replicas return; those that die or do not answer in time are left out."""
-        response = self._handle.broadcast(method, *args)
-        try:
-            results = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
-        except (TimeoutError, DeploymentUnavailableError):
-            return []
-        return [one for one in results if not isinstance(one, BaseException)]
+        return await answers(self._handle, method, *args, timeout_s=timeout_s)
+
+    def idle(self, model: str) -> list[str]:
+        """Return the replicas that have the model and nothing to do."""
+        return idle(self.name, model)
+
+
+async def answers(
+    handle: DeploymentHandle[Any], method: str, *args: Any, timeout_s: float = BROADCAST_S
+) -> list[Any]:
+    """Return what all replicas of a deployment return; those that die or do not answer in time are left out."""
+    response = _apart(handle.broadcast, method, *args)
+    began = time.monotonic()
+    try:
+        # `results_async` would lose all results if one replica does not answer
+        results = await asyncio.wait_for(response._fetch_replica_results_async(), timeout_s)
+    except (TimeoutError, DeploymentUnavailableError):
+        return []
+    tasks = [asyncio.ensure_future(one.get_async()) for one in results]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=max(0.0, timeout_s - (time.monotonic() - began)))
+    finally:
+        for task in tasks:
+            task.cancel()
+    return [task.result() for task in tasks if task in done and not task.cancelled() and not task.exception()]
+
+
+def _apart(send: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Send a call that Serve does not take for a part of the running HTTP request.
+
+    Serve gives all calls of one HTTP request one id, and its router keeps only one call of an id, so of two calls at
+    the same time one would never be answered.
+    """
+    return contextvars.Context().run(send, *args, **options)
 
 
 async def _awaited(response: Awaitable[Outcome]) -> Outcome:

@@ -13,7 +13,8 @@ from sie_server.catalog import ModelConfig, known_models
 from sie_server.cluster.ingress.admin import ClusterAdmin
 from sie_server.cluster.ingress.metrics import ClusterMetrics, merged
 from sie_server.cluster.ingress.models import merged_infos, unloaded_info
-from sie_server.cluster.ingress.pool import Pool
+from sie_server.cluster.ingress.pool import Pool, answers
+from sie_server.cluster.ingress.splitting import score_in_parts
 from sie_server.cluster.outcomes import Outcome
 from sie_server.config import ServerConfig, suggest
 from sie_server.errors import InvalidInput, ModelNotFound, shown
@@ -78,7 +79,12 @@ class RemoteService:
     async def score_each(
         self, model: str, requests: Sequence[ScoreRequest], timing: RequestTiming, *, pairs: bool = False
     ) -> ScoreResponse:
-        """See `Service.score_each`."""
+        """See `Service.score_each`. A large request may be scored by several replicas."""
+        per_part = self.config.cluster.split_documents
+        if per_part and len(requests) == 1 and not pairs:
+            pool, (name, _) = self.pool_of(model, timing), self.resolve(model)
+            if found := await score_in_parts(pool, name, model, requests[0], timing, per_part):
+                return found
         done: ScoreResponse = await self._call(model, "score_each", timing, model, requests, pairs=pairs)
         return done
 
@@ -227,9 +233,7 @@ class RemoteService:
     async def metrics_text(self) -> bytes:
         """Return the metrics of all replicas, with the label `replica`."""
         pages = {one.replica: one.value for one in await self._outcomes("metrics_text") if one.value}
-        response = self._siblings.broadcast("own_metrics")
-        siblings = await response.results_async(timeout_s=5, return_exceptions=True)
-        pages |= dict(one for one in siblings if not isinstance(one, BaseException))
+        pages |= dict(await answers(self._siblings, "own_metrics"))
         return merged({**pages, self._name: self.metrics.text()})
 
     async def _outcomes(self, method: str, *args: Any) -> list[Outcome]:

@@ -20,8 +20,9 @@ from sie_server.serving.service import Service
 log = logging.getLogger("sie_server.cluster")
 SWITCH_S = 0.0005  # as in api.server
 POLL_S = 2.0
+SMOOTHING = 0.1  # weight of the newest request in the mean device time of a request
 # methods of the service that an ingress replica may call: with a request's timing, and without
-TIMED = frozenset({"score_each", "inspect", "encode", "with_tokenizer"})
+TIMED = frozenset({"score_each", "score_part", "inspect", "encode", "with_tokenizer"})
 UNTIMED = frozenset({"infos", "info", "first_with", "pooling", "metrics_text"})
 
 
@@ -33,6 +34,7 @@ class ModelReplica:
         log_to_ray(config)
         self._name: str = serve.get_replica_context().replica_id.unique_id
         self._service = Service(config)
+        self._open, self._request_s = 0, 0.0
         desired = DesiredState(config.models_dir) if config.models_dir else None
         self._operators = ReplicaOperators(self._service, desired, config.models_dir_poll_s or POLL_S)
         await self._operators.start()
@@ -48,17 +50,28 @@ class ModelReplica:
         return await outcome_of(self._name, RequestTiming(), _known(work), self._service.sources)
 
     async def call(
-        self, method: str, context: Context, *args: Any, avoid: tuple[str, ...] = (), **options: Any
+        self,
+        method: str,
+        context: Context,
+        *args: Any,
+        avoid: tuple[str, ...] = (),
+        prefer: str = "",
+        **options: Any,
     ) -> Outcome:
-        """Call a method of the service. `avoid` is for the router."""
-        timing = context.timing()
-        if method in TIMED:
-            work = getattr(self._service, method)(*args, timing, **options)
-        elif method in UNTIMED:
+        """Call a method of the service. `avoid` and `prefer` are for the router."""
+        if method in UNTIMED:
             work = getattr(self._service, method)(*args, **options)
-        else:
+            return await outcome_of(self._name, RequestTiming(), _known(work), self._service.sources)
+        if method not in TIMED:
             raise ValueError(f"a replica has no method {method!r}")
-        return await outcome_of(self._name, timing, _known(work), self._service.sources)
+        timing = context.timing()
+        work = getattr(self._service, method)(*args, timing, **options)
+        self._open += 1
+        try:
+            return await outcome_of(self._name, timing, _known(work), self._service.sources)
+        finally:
+            self._open -= 1
+            self._request_s += SMOOTHING * (timing.inference_ms / 1e3 - self._request_s)
 
     async def check_health(self) -> None:
         """Raise if only a restart helps. Serve calls this every few seconds."""
@@ -68,7 +81,12 @@ class ModelReplica:
     async def record_routing_stats(self) -> dict[str, Any]:
         """Return what the router has to know of this replica. Serve calls this every second."""
         loaded = [info.name for info in await self._service.infos() if info.loaded]
-        return {"loaded": loaded, "queued_s": self._service.queued_seconds()}
+        return {
+            "loaded": loaded,
+            "queued_s": self._service.queued_seconds(),
+            "open": self._open,
+            "request_s": self._request_s,
+        }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the seconds of queued work, which the number of replicas follows."""

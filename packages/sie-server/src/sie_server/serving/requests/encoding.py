@@ -13,6 +13,7 @@ from sie_server.engine.job import Job, Sparse, Vectors
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
+from sie_server.serving.finishing import text_warnings
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.requests import truncation, vectors
 from sie_server.serving.requests.candidates import characters_of
@@ -126,8 +127,9 @@ class EncodePlan:
             InferenceError: a vector is not finite.
         """
         items = [encoded(i, item, job, self) for i, item in enumerate(self.items)]
-        truncated = truncation.text_warnings(job, job.truncated, self.texts, self.engine, self.limit)
-        warnings = self.warnings + truncated
+        unread = truncation.unread(job, job.truncated, self.texts, self.limit)
+        side = "start" if self.engine.truncation_side == "left" else "end"
+        warnings = self.warnings + text_warnings(job.truncated, unread, self.limit, side)
         return EncodeResponse(self.model, items, timing.wire(), Usage(job.input_tokens), warnings or UNSET)
 
 

@@ -19,8 +19,8 @@ from sie_server.engine.lora.adapter import Adapter
 from sie_server.engine.text.slices import at_most
 from sie_server.errors import InferenceError, InvalidInput
 from sie_server.models.heads.late_interaction import TokenMatches
+from sie_server.serving.finishing import item_id
 from sie_server.serving.requests import truncation
-from sie_server.serving.requests.ranking import item_id
 from sie_server.serving.requests.scoring import ScorePlan
 from sie_server.wire import (
     ChunkSpan,

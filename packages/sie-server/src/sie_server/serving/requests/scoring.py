@@ -1,21 +1,19 @@
-"""The plan of one score request: built once when the model is leased, then used for the job and the response."""
+"""The plan of one score request: built once when the model is leased, then used for the job and its results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from msgspec import UNSET, structs
-
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Chunking, Job, M3Scoring, ScoreTexts
+from sie_server.engine.job import QUERY, Chunking, Job, M3Scoring, ScoreTexts
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import InvalidInput
 from sie_server.models.spec import ClassifierSpec
+from sie_server.serving.finishing import DocumentScores, Part, Reading
 from sie_server.serving.requests import truncation
 from sie_server.serving.requests.candidates import CHARS_PER_TOKEN, Candidates, characters_of
 from sie_server.serving.requests.options import ParsedOptions, refuse_instruction
-from sie_server.serving.requests.ranking import item_id, per_document, rank
+from sie_server.serving.requests.ranking import per_document
 from sie_server.serving.requests.score_options import (
     Scale,
     chunking_of,
@@ -23,7 +21,7 @@ from sie_server.serving.requests.score_options import (
     m3_scoring_of,
     scale_of,
 )
-from sie_server.wire import Options, ScoreResponse, Usage
+from sie_server.wire import Options
 
 
 @dataclass(frozen=True)
@@ -120,56 +118,40 @@ class ScorePlan:
         texts, most = self.candidates.texts or [], self.options.max_document_tokens
         return self.engine.shorten(texts, most) if most else (texts, [False] * len(texts))
 
-    def response(self, job: Job) -> ScoreResponse:
-        """Rank the results of the finished job.
-
-        Raises:
-            InferenceError: a score is not a finite number.
-        """
-        request = self.candidates.request
-        documents = per_document(job, self.options.aggregate)
-        top_n = self.options.top_n
-        return ScoreResponse(
-            self.model,
-            request.query.id,
-            rank(request.items, documents, self.scale.activation, self.options),
-            Usage(job.input_tokens),
-            self.scale.score_type,
-            job.query_truncated or UNSET,
-            self._warnings(job, documents.truncated) or UNSET,
-            top_n=top_n if top_n and top_n < len(request.items) else UNSET,
+    def part(self, job: Job) -> Part:
+        """Return the results of the finished job."""
+        documents, prefix = per_document(job, self.options.aggregate), len(job.prefix or ())
+        query_tokens = sum(len(work.tokens) + prefix for work in job.work if work.index == QUERY)
+        return Part(
+            self._reading(job),
+            documents,
+            self._unread(job, documents),
+            job.query_truncated,
+            truncation.is_full(job, self.limit),
+            job.input_tokens - query_tokens,
+            query_tokens,
         )
 
-    def _warnings(self, job: Job, truncated: Sequence[bool]) -> list[str]:
-        warnings = list(self.warnings)
-        if job.query_truncated:
-            paired, query = isinstance(self.engine.spec.head, ClassifierSpec), self.candidates.query or ""
-            warnings.append(truncation.query_warning(job, query, self.limit, paired=paired))
-        if self.chunking:
-            return warnings + truncation.chunk_warnings(truncated, self.chunking.most)
-        if self.candidates.texts is None:
-            return warnings
-        most, texts = self.options.max_document_tokens, self.candidates.texts
-        return warnings + truncation.text_warnings(job, truncated, texts, self.engine, self.limit, most)
+    def _unread(self, job: Job, documents: DocumentScores) -> list[bool]:
+        if self.candidates.texts is None or self.chunking:
+            return [False] * len(documents.raw)
+        wanted = min(self.limit, self.options.max_document_tokens or self.limit)
+        return truncation.unread(job, documents.truncated, self.candidates.texts, wanted)
 
-
-def merged(plans: Sequence[ScorePlan], responses: Sequence[ScoreResponse]) -> ScoreResponse:
-    """Return the responses to several queries as one; warnings about texts name the first item of their query."""
-    if len(responses) == 1:
-        return responses[0]
-    shared = plans[0].warnings
-    warnings = list(shared)
-    for plan, response in zip(plans, responses, strict=True):
-        first = item_id(plan.candidates.request.items, 0)
-        warnings += [f"item {first}: {text}" for text in (response.warnings or [])[len(shared) :]]
-    return structs.replace(
-        responses[0],
-        query_id=None,
-        scores=[entry for response in responses for entry in response.scores],
-        usage=Usage(sum(response.usage.input_tokens for response in responses)),
-        query_truncated=any(response.query_truncated is True for response in responses) or UNSET,
-        warnings=warnings or UNSET,
-    )
+    def _reading(self, job: Job) -> Reading:
+        return Reading(
+            model=self.model,
+            options=self.options,
+            activation=self.scale.activation,
+            score_type=self.scale.score_type,
+            limit=self.limit,
+            query_limit=job.query_limit,
+            paired=isinstance(self.engine.spec.head, ClassifierSpec),
+            side="start" if self.engine.truncation_side == "left" else "end",
+            windows=self.chunking.most if self.chunking else None,
+            texts=self.candidates.texts is not None,
+            warnings=tuple(self.warnings),
+        )
 
 
 def _require_score(model: str, engine: Engine) -> None:

@@ -1,10 +1,9 @@
-"""Texts that are longer than the limit: refused on request, else cut and reported."""
+"""Texts that are longer than the limit: refused on request, else cut and noted for the warnings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.text.slices import most_chars
 from sie_server.errors import InvalidInput
@@ -34,59 +33,19 @@ def mark_shortened(job: Job, shortened: list[bool]) -> None:
         job.truncated = [cut or short for cut, short in zip(job.truncated, shortened, strict=True)]
 
 
-def query_warning(job: Job, query: str, limit: int, *, paired: bool) -> str:
-    """Return the warning for a query that was truncated.
-
-    Some models have a limit of their own for queries; `paired`: query and document share the limit.
-    """
-    own = job.query_limit or limit
-    if len(query) > most_chars(own) and not (paired and _fills(job, limit)):
-        return f"the query was cut: only its first {most_chars(own):,} characters are read"
-    if job.query_limit:
-        return f"the query was cut: it is longer than the {own} tokens that this model reads of a query"
-    if not paired:
-        return f"the query was cut: it is longer than max_seq_length {limit}"
-    return (
-        f"the query was cut in one or more pairs: with the document, it is longer than max_seq_length {limit}"
-    )
+def is_full(job: Job, limit: int) -> bool:
+    """Return whether a sequence of the job was cut at the limit."""
+    return any(_is_full(length, limit) for length in _lengths(job).values())
 
 
-def text_warnings(
-    job: Job,
-    truncated: Sequence[bool],
-    texts: Sequence[str],
-    engine: Engine,
-    limit: int,
-    max_document_tokens: int | None = None,
-) -> list[str]:
-    """Return a warning for each reason why texts were truncated.
-
-    Most are longer than the limit of tokens. A text with few tokens per character ends where reading ends.
-    """
-    wanted, lengths = min(limit, max_document_tokens or limit), {} if job.blocks else _lengths(job)
+def unread(job: Job, truncated: Sequence[bool], texts: Sequence[str], wanted: int) -> list[bool]:
+    """Return which texts have more characters than are read for the `wanted` tokens, of which they gave fewer."""
+    lengths: dict[int, int] = {} if job.blocks else _lengths(job)
     most = most_chars(wanted)
-    unread = [
+    return [
         cut and len(text) > most and not _is_full(lengths.get(i, wanted), wanted)
         for i, (cut, text) in enumerate(zip(truncated, texts, strict=True))
     ]
-    limits = f"max_seq_length {limit}"
-    if max_document_tokens:
-        limits += f" or max_document_tokens {max_document_tokens}"
-    longer, side = sum(truncated) - sum(unread), "start" if engine.truncation_side == "left" else "end"
-    warnings = []
-    if longer:
-        warnings.append(f"{longer} of {len(texts)} texts are longer than {limits} and were cut at the {side}")
-    if any(unread):
-        warnings.append(
-            f"{sum(unread)} of {len(texts)} texts have more than {most:,} characters, of which the rest was not "
-            f"read for {wanted} tokens"
-        )
-    return warnings
-
-
-def _fills(job: Job, limit: int) -> bool:
-    """Return whether a sequence of the job was cut at the limit."""
-    return any(_is_full(length, limit) for length in _lengths(job).values())
 
 
 def _is_full(length: int, limit: int) -> bool:
@@ -102,14 +61,3 @@ def _lengths(job: Job) -> dict[int, int]:
         for work in job.work
         for index in (work.index, *job.copies.get(work.index, ()))
     }
-
-
-def chunk_warnings(truncated: Sequence[bool], most: int) -> list[str]:
-    """The warning for documents with more chunks than are read, if there are any."""
-    if not any(truncated):
-        return []
-    count = f"{sum(truncated)} of {len(truncated)}"
-    return [
-        f"{count} documents have more than {most} chunks (max_chunks), or more characters than are read for them; "
-        "the rest was not read"
-    ]

@@ -1,0 +1,41 @@
+"""The router of a pool, in every ingress replica. Serve's interface for it is alpha in Ray 2.60."""
+
+from __future__ import annotations
+
+from ray.serve._private.request_router.common import PendingRequest
+from ray.serve._private.request_router.replica_wrapper import RunningReplica
+from ray.serve.request_router import RequestRouter
+
+from sie_server.cluster.routing import Load, publish, ranked
+
+
+class ModelRouter(RequestRouter):  # type: ignore[misc]
+    """Orders the replicas for each request. A call may name a replica to `prefer` and actors to `avoid`."""
+
+    def initialize_state(self, pool: str, spread_s: float) -> None:
+        """Called by Serve with `request_router_kwargs`."""
+        self._spread_s = spread_s
+        publish(pool, lambda model: [self._load(model, one) for one in list(self.curr_replicas.values())])
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Return the candidates in order, each as a rank of its own."""
+        if pending_request is None:
+            return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True
+        avoid = set(pending_request.kwargs.get("avoid", ()))
+        candidates = [
+            one for one in candidate_replicas if one.actor_id.hex() not in avoid
+        ] or candidate_replicas
+        model, preferred = pending_request.metadata.multiplexed_model_id, pending_request.kwargs.get("prefer")
+        by_name = {one.replica_id.unique_id: one for one in candidates}
+        order = ranked(model, [self._load(model, one) for one in candidates], self._spread_s)
+        order.sort(key=lambda load: load.name != preferred)  # stable
+        return [[by_name[load.name]] for load in order]
+
+    def _load(self, model: str, replica: RunningReplica) -> Load:
+        waiting = self.replica_queue_len_cache.get(replica.replica_id)
+        return Load.of(replica.replica_id.unique_id, model, replica.routing_stats, waiting)
