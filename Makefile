@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors check format bench parity quality hostile soak overload simulate image-test clean
+.PHONY: help install demo test test-unit test-floors check format bench parity quality hostile soak overload simulate cluster-faults image-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,9 @@ overload: $(DEV) ## measure goodput and refusals at 0.5 to 20 times the capacity
 
 simulate: $(DEV) ## simulate 1 to 16 replicas: latency against load, splitting, bulk jobs, routing
 	$(BIN)/python -m bench.simulate $(ARGS)
+
+cluster-faults: $(DEV) ## kill parts of a cluster of three nodes under load (as root, Linux; about an hour)
+	$(BIN)/python -m bench.cluster_faults $(ARGS)
 
 image-test: ## build the image with buildah, run it with podman and check it (as root; ARGS=FOLDER keeps the layers)
 	deploy/docker/try_image $(ARGS)
