@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +25,38 @@ import httpx
 from bench.clusters import events
 from bench.clusters.clients import Crowd, Versions
 from bench.clusters.events import Events, Run
-from bench.clusters.nodes import Cluster, running
+from bench.clusters.nodes import Cluster, Shape, running
 from bench.clusters.report import console, store, table
-from bench.clusters.requests import VERSIONS, Expected, expected_scores, write_models
+from bench.clusters.requests import Expected, expected_scores, write_models
 from bench.clusters.reruns import Reruns
 
 WARM_S, COOL_S = 5.0, 3.0
+SMALL = Shape()
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A kind of fault, how often it is repeated by default, and the cluster that it needs."""
+    """A kind of fault, how often it is repeated by default, and the cluster that it needs.
+
+    Scenarios of one shape that follow each other share a cluster.
+    """
 
     name: str
     events: Events
     times: int
-    cpus: float = 1.0  # of a worker; 1 has room for one replica of each deployment
-    redis: bool = False
-    replicas: int = 2
+    shape: Shape = SMALL
 
 
 SCENARIOS = [
     Scenario("replica", events.replica, 10),
     Scenario("ingress", events.ingress, 10),
-    Scenario("node", events.node, 10),
-    Scenario("head", events.head, 3, redis=True),
-    Scenario("link", events.link, 3),
-    Scenario("hang", events.hang, 3),
-    Scenario("lone", events.replica, 3, replicas=1),
-    Scenario("redeploy", events.redeploy, 3, cpus=4.0),
     Scenario("swaps", events.swaps, 20),
+    Scenario("hang", events.hang, 3),
+    Scenario("node", events.node, 10),
+    Scenario("link", events.link, 3),
+    Scenario("redeploy", events.redeploy, 3, Shape(cpus=4.0)),
+    Scenario("lone", events.replica, 3, Shape(replicas=1)),
+    Scenario("head", events.head, 3, Shape(redis=True)),
 ]
 
 
@@ -67,7 +70,8 @@ SCENARIOS = [
 )
 @click.option("--times", type=click.IntRange(1, 100), help="Number of events of each scenario.")
 @click.option("--clients", type=click.IntRange(1, 64), default=16, show_default=True, help="Of each kind.")
-def main(names: tuple[str, ...], times: int | None, clients: int) -> None:
+@click.option("--minutes", type=click.FloatRange(0.1), default=15, show_default=True, help="Of a scenario.")
+def main(names: tuple[str, ...], times: int | None, clients: int, minutes: float) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the nodes are ended too
     chosen = [one for one in SCENARIOS if not names or one.name in names]
     results = []
@@ -75,46 +79,61 @@ def main(names: tuple[str, ...], times: int | None, clients: int) -> None:
         models_dir = Path(folder)
         write_models(models_dir)
         console.print("scores of one server …")
-        expected = expected_scores(models_dir)
-        for scenario in chosen:
-            results.append(measured(scenario, times or scenario.times, clients, models_dir, expected))
-            store(results[-1])
+        bench = Bench(expected_scores(models_dir), clients, times, minutes * 60)
+        for shape, group in groupby(chosen, lambda one: one.shape):
+            console.print("three nodes start …")
+            with running(models_dir, shape) as cluster:
+                for scenario in group:
+                    results.append(bench.measured(scenario, cluster))
+                    store(results[-1])
     console.print(table(results))
     if any(one["sdk"]["failed"] or one["sdk"]["wrong"] or one["plain"]["wrong"] for one in results):
         raise SystemExit(1)
 
 
-def measured(
-    scenario: Scenario, times: int, clients: int, models_dir: Path, expected: Expected
-) -> dict[str, Any]:
-    """Start a cluster, run the events of a scenario under load, and return the figures."""
-    console.print(f"[bold]{scenario.name}[/bold]: starting three nodes …")
-    with running(models_dir, cpus=scenario.cpus, redis=scenario.redis, replicas=scenario.replicas) as cluster:
-        crowd, reruns = Crowd(cluster.url, Versions(expected, VERSIONS[0]), clients, clients), Reruns()
-        run, lines = Run(cluster, crowd), []
+@dataclass(frozen=True)
+class Bench:
+    """Runs scenarios with the same clients and limits."""
+
+    expected: Expected
+    clients: int
+    times: int | None
+    seconds: float
+
+    def measured(self, scenario: Scenario, cluster: Cluster) -> dict[str, Any]:
+        """Run the events of a scenario under load, and return the figures."""
+        times = self.times or scenario.times
+        console.print(f"[bold]{scenario.name}[/bold]")
+        crowd = Crowd(
+            cluster.url, Versions(self.expected, events.desired(cluster)), self.clients, self.clients
+        )
+        reruns, lines = Reruns(), []  # type: Reruns, list[str]
         look(cluster, reruns)
+        before, end = reruns.total, time.monotonic() + self.seconds
         with crowd.calling():
             time.sleep(WARM_S)
-            for line in scenario.events(run, times):
+            for line in scenario.events(Run(cluster, crowd), times):
                 look(cluster, reruns)
                 lines.append(line)
-                progress(len(lines), times, line, crowd)
+                progress(len(lines), line, crowd)
+                if time.monotonic() > end:
+                    break
             time.sleep(COOL_S)
             look(cluster, reruns)
-    return {
-        "scenario": scenario.name,
-        "times": times,
-        "events": lines,
-        "reruns": reruns.total,
-        "sdk": crowd.sdk.figures(),
-        "plain": crowd.plain.figures(),
-    }
+        return {
+            "scenario": scenario.name,
+            "times": len(lines),
+            "events": lines,
+            "reruns": reruns.total - before,
+            "sdk": crowd.sdk.figures(),
+            "plain": crowd.plain.figures(),
+        }
 
 
-def progress(number: int, times: int, line: str, crowd: Crowd) -> None:
+def progress(number: int, line: str, crowd: Crowd) -> None:
     sdk, plain = crowd.sdk, crowd.plain
     console.print(
-        f"  {number}/{times} {line}; SDK {sdk.calls} calls, {sdk.failed.total()} failed, {sdk.wrong} wrong, slowest "
+        f"  {number}: {line}; SDK {sdk.calls} calls, {sdk.failed.total()} failed, {sdk.wrong} wrong, slowest "
         f"{sdk.slowest_s:.1f} s; plain {plain.calls} calls, {dict(plain.failed)}"
     )
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import click
 import httpx
@@ -24,12 +24,10 @@ OPERATION_S = 300.0
 
 @dataclass
 class Run:
-    """What the events of one scenario need, and their notes for the report."""
+    """What the events of one scenario need."""
 
     cluster: Cluster
     crowd: Crowd
-    notes: list[str] = field(default_factory=list)
-    version: str = VERSIONS[0]
 
 
 Events = Callable[[Run, int], Iterator[str]]  # yields a line after each event
@@ -59,7 +57,7 @@ def _kills(run: Run, deployment: str, times: int) -> Iterator[str]:
 
 def _back(cluster: Cluster, deployment: str, victim: psutil.Process) -> bool:
     pids = {one.pid for one in cluster.members(deployment)}
-    wanted = cluster.replicas if deployment == POOL else len(cluster.workers)
+    wanted = cluster.shape.replicas if deployment == POOL else len(cluster.workers)
     return victim.pid not in pids and len(pids) >= wanted
 
 
@@ -157,7 +155,8 @@ def swaps(run: Run, times: int) -> Iterator[str]:
     """Cluster-wide swaps between two versions; during every fourth one a model replica is killed."""
     for number in range(times):
         names = run.cluster.wait_whole()
-        old, new = run.version, VERSIONS[(VERSIONS.index(run.version) + 1) % len(VERSIONS)]
+        old = desired(run.cluster)
+        new = VERSIONS[1 - VERSIONS.index(old)]
         run.crowd.versions.allow(old, new)
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(_swap(run.cluster, new)))  # noqa: B023
@@ -174,8 +173,7 @@ def swaps(run: Run, times: int) -> Iterator[str]:
             wait_for(lambda: len(run.cluster.answering() - names) == 1, "the killed replica is back", 1.0)  # noqa: B023
         elif status != 200:
             raise click.ClickException(f"the swap failed: {answers[0].text if answers else 'no answer'}")
-        run.version = _desired(run.cluster)
-        run.crowd.versions.allow(run.version)
+        run.crowd.versions.allow(desired(run.cluster))
         time.sleep(1)  # both replicas answer calls of the version that must be in effect
         yield f"status {status} after {took:.2f} s{', with a replica killed' if kill else ''}"
 
@@ -189,7 +187,8 @@ def _swap(cluster: Cluster, version: str) -> httpx.Response:
     )
 
 
-def _desired(cluster: Cluster) -> str:
-    """Return the version that the desired state of the cluster names."""
-    source = DesiredState(str(cluster.models_dir)).read().models[MODEL].source or ""
+def desired(cluster: Cluster) -> str:
+    """Return the version that the desired state of the cluster names, at first the one that is served."""
+    wish = DesiredState(str(cluster.models_dir)).read().models.get(MODEL)
+    source = (wish.source if wish else None) or VERSIONS[0]
     return next(version for version in VERSIONS if source.endswith(version))

@@ -29,24 +29,31 @@ START_WITHIN = 240.0  # seconds; the machine may be shared
 STORE_BYTES = "80000000"  # the least that Ray accepts
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The size of a cluster."""
+
+    cpus: float = 1.0  # of a worker; 1 has room for one replica of each deployment
+    replicas: int = REPLICAS  # of the pool
+    redis: bool = False  # Ray's tables outlive the head
+
+
 @dataclass
 class Cluster:
-    """A running cluster. `cpus`: of a worker; 1 has room for one replica of each deployment."""
+    """A running cluster."""
 
     head: Host
     workers: list[Host]
     folder: Path
     models_dir: Path
-    cpus: float
-    redis: bool = False
-    replicas: int = REPLICAS  # of the pool
+    shape: Shape
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         """The address of the proxy that clients use: that of the head, if the head is not to be killed."""
-        return f"http://{(self.workers[0] if self.redis else self.head).address}:{HTTP_PORT}"
+        return f"http://{(self.workers[0] if self.shape.redis else self.head).address}:{HTTP_PORT}"
 
     @property
     def all(self) -> list[Host]:
@@ -57,12 +64,14 @@ class Cluster:
     def start_head(self) -> None:
         """Start the head, which runs the control of the cluster and no replica."""
         options = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false"]
-        more = {"RAY_REDIS_ADDRESS": f"{HERE}:{REDIS_PORT}"} if self.redis else {}
+        more = {"RAY_REDIS_ADDRESS": f"{HERE}:{REDIS_PORT}"} if self.shape.redis else {}
         self._start(self.head, options, more)
 
     def start_worker(self, host: Host) -> None:
         """Start a worker. Ray waits for the head."""
-        self._start(host, [f"--address={self.head.address}:{GCS_PORT}", f"--num-cpus={self.cpus:g}"], {})
+        self._start(
+            host, [f"--address={self.head.address}:{GCS_PORT}", f"--num-cpus={self.shape.cpus:g}"], {}
+        )
 
     def _start(self, host: Host, options: list[str], more: dict[str, str]) -> None:
         ray = str(Path(sys.executable).parent / "ray")
@@ -117,7 +126,7 @@ class Cluster:
         options = {"models_dir": str(self.models_dir), "batch_tokens": 1, "dtype": "float32", "device": "cpu"}
         options |= {"open_inference": True, "threads": 1, **changes}
         lines = [f"{name} = {_toml(value)}" for name, value in options.items()]
-        pool = [f"[cluster.pools.{POOL}]", "cpus = 0.6", f"min_replicas = {self.replicas}"]
+        pool = [f"[cluster.pools.{POOL}]", "cpus = 0.6", f"min_replicas = {self.shape.replicas}"]
         file.write_text("\n".join([*lines, 'model = ["toy/a"]', "[cluster]", "ingress_cpus = 0.4", *pool]))
         command = [sys.executable, "-m", "bench.clusters.deploy", f"{self.head.address}:{GCS_PORT}"]
         env = self._environment(self.head) | {"SIE_API_KEYS": f"ops:admin:{ADMIN_KEY}"}
@@ -150,7 +159,7 @@ class Cluster:
         def whole() -> bool:
             nonlocal names
             names = self.answering()
-            return len(names) == self.replicas + REPLICAS and not names & gone
+            return len(names) == self.shape.replicas + REPLICAS and not names & gone
 
         wait_for(whole, "all replicas answer", 1.0)
         return names
@@ -176,17 +185,15 @@ def _toml(value: str | float) -> str:
 
 
 @contextmanager
-def running(
-    models_dir: Path, *, cpus: float, redis: bool = False, replicas: int = REPLICAS
-) -> Iterator[Cluster]:
+def running(models_dir: Path, shape: Shape) -> Iterator[Cluster]:
     """Start a cluster with the application, and yield it when all replicas answer."""
     folder = Path(
         tempfile.mkdtemp(prefix="f", dir="/tmp")
     )  # short: the path of a socket has at most 107 bytes
     with hosts("head", "a", "b") as (head, *workers):
-        cluster = Cluster(head, workers, folder, models_dir, cpus, redis, replicas)
+        cluster = Cluster(head, workers, folder, models_dir, shape)
         try:
-            if redis:
+            if shape.redis:
                 cluster.started.append(_redis(folder))
             cluster.start_head()
             for worker in workers:

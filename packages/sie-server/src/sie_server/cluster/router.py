@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from ray.serve._private.common import RunningReplicaInfo
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve.request_router import RequestRouter
 
 from sie_server.cluster.routing import Load, publish, ranked
+from sie_server.cluster.watch import Watch, WatchedReplica
 
 
 class ModelRouter(RequestRouter):  # type: ignore[misc]
-    """Orders the replicas for each request. A call may name a replica to `prefer` and actors to `avoid`."""
+    """Orders the replicas for each request. A call may name a replica to `prefer` and actors to `avoid`.
+
+    A replica that has become silent gets no calls as long as there is another one.
+    """
 
     def initialize_state(self, pool: str, spread_s: float) -> None:
         """Called by Serve with `request_router_kwargs`."""
-        self._spread_s = spread_s
+        self._spread_s, self._watch = spread_s, Watch()
+        self._watching: asyncio.Task[None] | None = None
         publish(pool, lambda model: [self._load(model, one) for one in list(self.curr_replicas.values())])
+
+    def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
+        """Called by Serve, on the event loop of the router, for each new replica."""
+        replica = WatchedReplica(replica_info)
+        self._watch.add(replica)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch.run(lambda: set(self.curr_replicas)))
+        return replica
 
     async def choose_replicas(
         self,
@@ -27,9 +43,8 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True
         avoid = set(pending_request.kwargs.get("avoid", ()))
-        candidates = [
-            one for one in candidate_replicas if one.actor_id.hex() not in avoid
-        ] or candidate_replicas
+        present = [one for one in candidate_replicas if not one.calls.lost] or candidate_replicas
+        candidates = [one for one in present if one.actor_id.hex() not in avoid] or present
         model, preferred = pending_request.metadata.multiplexed_model_id, pending_request.kwargs.get("prefer")
         by_name = {one.replica_id.unique_id: one for one in candidates}
         order = ranked(model, [self._load(model, one) for one in candidates], self._spread_s)

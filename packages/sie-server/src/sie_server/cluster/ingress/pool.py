@@ -92,6 +92,11 @@ class Pool:
                 self._empty_since = self._empty_since or time.monotonic() - self._wait_s
                 raise self._starting()
             return await waiting
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # the caller has left
+                raise
+            raise RequestCancelledError from None  # by the watch of the router, see `cluster.watch`
         finally:
             if not waiting.done():
                 response.cancel()
