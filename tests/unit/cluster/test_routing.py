@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from sie_server.cluster import routing
-from sie_server.cluster.routing import Load, ranked
+from sie_server.cluster.routing import order as routing
+from sie_server.cluster.routing.order import Load, ranked
 
 pytestmark = pytest.mark.unit
 NAMES = [f"replica-{i}" for i in range(3)]

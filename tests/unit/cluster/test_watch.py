@@ -12,8 +12,8 @@ pytest.importorskip("ray")
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from sie_server.cluster import watch
-from sie_server.cluster.watch import OpenCalls
+from sie_server.cluster.routing import watch
+from sie_server.cluster.routing.watch import OpenCalls
 
 pytestmark = pytest.mark.unit
 

@@ -112,7 +112,7 @@ def _of_pool(name: str, pool: PoolConfig, config: ServerConfig) -> serve.Deploym
     if pool.accelerator:
         resources["accelerator_type"] = pool.accelerator
     router = RequestRouterConfig(
-        request_router_class="sie_server.cluster.router:ModelRouter",
+        request_router_class="sie_server.cluster.routing.router:ModelRouter",
         request_router_kwargs={"pool": name, "spread_s": cluster.spread_s},
         request_routing_stats_period_s=1,
         request_routing_stats_timeout_s=10,

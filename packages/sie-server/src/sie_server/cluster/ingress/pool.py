@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from sie_server.cluster.ingress.metrics import ClusterMetrics
 from sie_server.cluster.outcomes import Context, Outcome
-from sie_server.cluster.routing import idle
+from sie_server.cluster.routing.order import idle
 from sie_server.config import PoolConfig
 from sie_server.errors import InferenceError, ModelLoading, QueueFull
 from sie_server.serving.metrics import RequestTiming
@@ -96,7 +96,7 @@ class Pool:
             task = asyncio.current_task()
             if task is None or task.cancelling():  # the caller has left
                 raise
-            raise RequestCancelledError from None  # by the watch of the router, see `cluster.watch`
+            raise RequestCancelledError from None  # by the watch of the router, see `cluster.routing.watch`
         finally:
             if not waiting.done():
                 response.cancel()

@@ -9,8 +9,8 @@ from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve.request_router import RequestRouter
 
-from sie_server.cluster.routing import Load, publish, ranked
-from sie_server.cluster.watch import Watch, WatchedReplica
+from sie_server.cluster.routing.order import Load, publish, ranked
+from sie_server.cluster.routing.watch import Watch, WatchedReplica
 
 
 class ModelRouter(RequestRouter):  # type: ignore[misc]
