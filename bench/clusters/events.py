@@ -24,7 +24,7 @@ OPERATION_S = 300.0
 
 @dataclass
 class Run:
-    """What the events of one scenario need."""
+    """The cluster and its clients, as the events of one scenario use them."""
 
     cluster: Cluster
     crowd: Crowd

@@ -96,7 +96,7 @@ def hosts(*names: str) -> Iterator[list[Host]]:
     """
     check()
     made = [Host(name, number) for number, name in enumerate(names, start=2)]
-    _remove(made)  # what a killed run left
+    _remove(made)  # those of a run that was killed
     try:
         _ip("link", "add", BRIDGE, "type", "bridge")
         _ip("address", "add", f"{HERE}/24", "dev", BRIDGE)

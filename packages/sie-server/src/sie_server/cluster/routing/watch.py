@@ -1,7 +1,7 @@
 """Calls to replicas that have become silent: on a machine whose link is cut, or in a process that hangs.
 
 Serve replaces such a replica after a minute or two, and gRPC reports nothing, because a connection on which nothing is
-sent looks healthy. So each ingress asks every replica that owes it an answer whether it is still there. A replica that
+sent looks healthy. So each ingress asks every replica that owes it an answer whether it is alive. A replica that
 says nothing for `SILENT_S` gets no more calls, and its open calls are cancelled, so that the pool repeats them.
 """
 
