@@ -13,7 +13,8 @@ from sie_server.wire import AdminAnswer
 
 log = logging.getLogger("sie_server.cluster")
 HOLD_S = 120.0  # a prepared swap waits for its commit
-RETRY_S = 10.0  # after a generation that could not be applied
+RETRY_S = 10.0  # after an error
+BUSY = ("loading", "unloading")  # states of a model
 
 
 class ReplicaOperators:
@@ -25,10 +26,15 @@ class ReplicaOperators:
         self._prepared: dict[str, Prepared] = {}
 
     async def start(self) -> None:
-        """Apply the desired state, and follow it from now on. Models load with their first request."""
+        """Apply the desired state. Models load with their first request."""
         if self._desired:
-            await self._apply(await asyncio.to_thread(self._desired.read), load=False)
-            self._following = asyncio.create_task(self._follow())
+            await self._advance(await asyncio.to_thread(self._desired.read), load=False)
+
+    async def follow(self) -> None:
+        """Apply generations that were written while the models loaded, and follow the state from now on."""
+        if self._desired:
+            await self._advance(await asyncio.to_thread(self._desired.read), load=True)
+            self._following = asyncio.create_task(self._follow(self._desired))
 
     async def run(self, action: str, model: str, *args: object) -> AdminAnswer:
         """Run an operation of `ModelAdmin`.
@@ -50,9 +56,12 @@ class ReplicaOperators:
         if not (await self._service.info(model)).loaded:
             self._service.admin.check_source(source)
             return False
-        prepared = self._prepared[token] = Prepared()
+        prepared = self._prepared[token] = Prepared(model, source, revision)
         work = self._service.admin.swap(model, source, revision, prepared.hold)
         prepared.task = asyncio.create_task(work)
+        prepared.task.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # maybe nobody asks
         ready = asyncio.create_task(prepared.ready.wait())
         await asyncio.wait([prepared.task, ready], return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
@@ -83,25 +92,42 @@ class ReplicaOperators:
 
     # ── desired state ──
 
-    async def _follow(self) -> None:
-        assert self._desired
+    async def _follow(self, desired: DesiredState) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
             try:
-                state = await asyncio.to_thread(self._desired.read)
-                if state.generation > self._applied.generation and not self._prepared:
-                    await self._apply(state, load=True)
+                await self._advance(await asyncio.to_thread(desired.read), load=True)
+            except Conflict as error:
+                log.info("the desired state is applied later: %s", error.message)
             except Exception:
                 log.exception("cannot follow the desired state")
                 await asyncio.sleep(RETRY_S)
 
+    async def _advance(self, state: State, *, load: bool) -> None:
+        """Apply a generation, if it is newer and no prepared swap waits for its decision."""
+        self._prepared = {token: one for token, one in self._prepared.items() if not one.ended}
+        if state.generation <= self._applied.generation:
+            return
+        for one in self._prepared.values():
+            wish = state.models.get(one.model)
+            if wish and wish != self._applied.models.get(one.model) and one.is_of(wish):
+                one.decide(commit=True)  # the ingress that would have said so may have died
+        if not self._prepared:
+            await self._apply(state, load=load)
+
     async def _apply(self, state: State, *, load: bool) -> None:
-        """Bring all models to their wishes. A wish that fails is logged, and the model's `last_error` names it."""
+        """Bring all models to their wishes. A wish that fails is logged, and the model's `last_error` names it.
+
+        Raises:
+            Conflict: a model is busy with another load or swap. The generation is applied again later.
+        """
         for model, wish in state.models.items():
             if self._applied.models.get(model) == wish:
                 continue
             try:
                 await self._follow_wish(model, wish, load=load)
+            except Conflict:
+                raise
             except SIEError as error:
                 log.error("generation %d, model %s: %s", state.generation, model, error.message)
         self._applied = state
@@ -110,8 +136,11 @@ class ReplicaOperators:
         admin = self._service.admin
         if wish.source is not None:
             admin.move(model, wish.source, wish.revision)
-        loaded = (await self._service.info(model)).loaded
-        if wish.source is not None and loaded:
+        info = await self._service.info(model)
+        if info.state in BUSY:
+            raise Conflict(f"model {model!r} is {info.state}; its source cannot be changed now")
+        loaded = info.loaded
+        if wish.source is not None and loaded and not admin.serves(model, wish.source, wish.revision):
             await admin.swap(model, wish.source, wish.revision)
         if wish.loaded and not loaded and (load or wish.pinned):
             await admin.load(model, pin=wish.pinned)
@@ -123,10 +152,20 @@ class ReplicaOperators:
 class Prepared:
     """A swap between its two phases."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str, source: str, revision: str | None) -> None:
+        self.model, self._version = model, (source, revision)
         self.ready = asyncio.Event()
         self.task: asyncio.Task[AdminAnswer] | None = None
         self._commit: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def is_of(self, wish: ModelWish) -> bool:
+        """Return whether this is the swap that a wish names."""
+        return (wish.source, wish.revision) == self._version
+
+    @property
+    def ended(self) -> bool:
+        """Whether the swap has been carried out or given up."""
+        return self.task is not None and self.task.done()
 
     async def hold(self) -> None:
         """Wait for the decision.

@@ -39,6 +39,7 @@ class ModelReplica:
         self._operators = ReplicaOperators(self._service, desired, config.models_dir_poll_s or POLL_S)
         await self._operators.start()
         await self._service.preload()
+        await self._operators.follow()
 
     async def ping(self) -> str:
         """Return the name of this replica, which is ready."""

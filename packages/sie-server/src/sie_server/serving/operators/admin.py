@@ -14,7 +14,7 @@ from sie_server.errors import InvalidInput, shown
 from sie_server.files import expanded
 from sie_server.serving.lifecycle.registry import Registry
 from sie_server.serving.lifecycle.transitions import Hold
-from sie_server.serving.operators.operations import Operations
+from sie_server.serving.operators.operations import Operations, same_source
 from sie_server.wire import AdminAnswer
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -92,6 +92,17 @@ class ModelAdmin:
         config = self._moved(slot.config, source, revision)
         if slot.serving is None and slot.task is None:
             slot.config, slot.error, slot.swap_error = config, None, None
+
+    def serves(self, model: str, source: str, revision: str | None) -> bool:
+        """Return whether the model is loaded from there.
+
+        Raises:
+            InvalidInput, ModelNotFound
+        """
+        slot = self._registry.slot(model)
+        return slot.serving is not None and same_source(
+            slot.config, self._moved(slot.config, source, revision)
+        )
 
     def name_adapters(self, model: str, adapters: Mapping[str, str]) -> None:
         """Make exactly these adapters known in addition to the configured ones; each is loaded by its first request.
