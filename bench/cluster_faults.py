@@ -120,6 +120,8 @@ class Bench:
                     break
             time.sleep(COOL_S)
             look(cluster, reruns)
+        if not crowd.sdk.calls or not crowd.plain.calls:
+            raise click.ClickException("the clients do not call; see the tracebacks of their threads above")
         return {
             "scenario": scenario.name,
             "times": len(lines),

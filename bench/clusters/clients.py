@@ -126,7 +126,8 @@ class Crowd:
 
     def _ask_plain(self, seed: int) -> None:
         sent = bodies()
-        with httpx.Client(timeout=PLAIN_TIMEOUT_S, headers={"content-type": "application/json"}) as client:
+        media = {"content-type": "application/json", "accept": "application/json"}
+        with httpx.Client(timeout=PLAIN_TIMEOUT_S, headers=media) as client:
 
             def call(number: int) -> None:
                 began, start = self.versions.now(), time.monotonic()
