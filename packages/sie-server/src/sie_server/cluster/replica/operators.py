@@ -61,7 +61,7 @@ class ReplicaOperators:
         prepared.task = asyncio.create_task(work)
         prepared.task.add_done_callback(
             lambda task: task.cancelled() or task.exception()
-        )  # maybe nobody asks
+        )  # nothing may await it
         ready = asyncio.create_task(prepared.ready.wait())
         await asyncio.wait([prepared.task, ready], return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
