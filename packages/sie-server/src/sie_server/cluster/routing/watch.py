@@ -29,7 +29,7 @@ class Call(Protocol):
     def cancel(self) -> None:
         """Give it up."""
 
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
         """Call `callback` when it has ended."""
 
 
