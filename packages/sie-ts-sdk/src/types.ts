@@ -53,8 +53,8 @@ export interface ServerOptions {
   deadlineMs?: number | null;
   /** Encode: truncate vectors to their first dimensions (Matryoshka). */
   dimensions?: number | null;
-  /** Score: raw logits, or their sigmoid; the checkpoint's activation if absent. */
-  normalize?: "none" | "sigmoid" | null;
+  /** Score: raw values, the sigmoid of logits, or calibrated probabilities; the checkpoint's activation if absent. */
+  normalize?: "none" | "sigmoid" | "calibrated" | null;
   /** Score, bge-m3: the similarity. */
   scoreMode?: "dense" | "sparse" | "multivector" | "weighted" | null;
   /** Score, bge-m3: weights of dense, sparse, multivector. */

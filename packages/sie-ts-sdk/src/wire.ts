@@ -180,7 +180,7 @@ export interface Options {
   priority?: "bulk" | "interactive" | null;
   deadline_ms?: number | null;
   dimensions?: number | null;
-  normalize?: "none" | "sigmoid" | null;
+  normalize?: "calibrated" | "none" | "sigmoid" | null;
   score_mode?: "dense" | "multivector" | "sparse" | "weighted" | null;
   score_weights?: number[] | null;
   cutoff_layer?: number | null;

@@ -154,7 +154,11 @@ def test_a_fact_that_is_missing_is_named(line: str, problem: str) -> None:
         ("| `top_n` | integer ≥ 1 |", "| `top_n` | integer |", "field Options top_n is integer ≥ 1 / null"),
         ("| `query_id` | string or null |", "| `query_id` | string |", "field ScoreResponse query_id"),
         ("null | `base64`:", "`float` | `base64`:", "field EmbeddingsRequest encoding_format"),
-        ("`sigmoid` | null |", "`tanh` | null |", "field Options normalize is one of `none`, `sigmoid`"),
+        (
+            "`calibrated` | null |",
+            "`tanh` | null |",
+            "field Options normalize is one of `calibrated`, `none`",
+        ),
         ("`QUEUE_FULL` | 503 |", "`QUEUE_FULL` | 429 |", "error QUEUE_FULL 503 yes until the deadline"),
         ("yes | 3 times |", "yes | no |", "error RESOURCE_EXHAUSTED 503 yes 3 times"),
         ("`>f8`", "`>f7`", "dtype >f8 is missing"),

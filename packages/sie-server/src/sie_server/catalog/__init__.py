@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from sie_server.catalog.adapters import configured_adapters
+from sie_server.catalog.calibration import Calibration
 from sie_server.catalog.directory import ModelsDirectory, read_entry, stamp_of
 from sie_server.catalog.entries import (
     EMBEDDED,
@@ -27,6 +28,7 @@ from sie_server.config import ConfigError
 
 __all__ = [
     "EMBEDDED",
+    "Calibration",
     "CatalogEntry",
     "ModelConfig",
     "ModelsDirectory",

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from sie_server.catalog.calibration import Calibration
 from sie_server.catalog.revisions import split_revision
 from sie_server.config import NAME_LENGTH
 from sie_server.templates.pair_settings import Truncation
@@ -62,6 +63,9 @@ class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
         dict[AdapterName, str],
         Meta(description="Name → directory or hub id of the model's LoRA adapters"),
     ] = {}
+    calibration: Annotated[
+        Calibration | None, Meta(description="Raw scores → probabilities, for `normalize: calibrated`")
+    ] = None
     prompts: Annotated[
         dict[Literal["query", "document"], str],
         Meta(description="Prompts from the model card, for checkpoints whose files do not have them"),
@@ -89,6 +93,11 @@ class ModelConfig:
     def profiles(self) -> Mapping[str, Profile]:
         """The named sets of options from the catalog entry."""
         return self.entry.profiles if self.entry else {}
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration from the catalog entry."""
+        return self.entry.calibration if self.entry else None
 
     @property
     def weights(self) -> tuple[object, ...]:

@@ -1,8 +1,8 @@
 """The commands of `sie-server`.
 
-`serve` runs the server, `score` (cli/score.py) reranks without one, `eval` (cli/evaluate.py) measures how well models
-rerank, `verify` compares a model with its reference, `models` (cli/models.py) lists the models that can be served,
-`admin` (cli/admin.py) controls a running server, and `top` (cli/top) shows its figures.
+`serve` runs the server, `score` (cli/score.py) reranks without one, `eval` and `calibrate` (cli/judged) measure models
+on judged queries, `verify` compares a model with its reference, `models` (cli/models.py) lists the models that can be
+served, `admin` (cli/admin.py) controls a running server, and `top` (cli/top) shows its figures.
 
 Slow imports are deferred until a command needs them.
 """
@@ -22,7 +22,7 @@ from sie_server import __version__
 from sie_server.catalog import configured_adapters, known_models, named_model
 from sie_server.cli.admin import admin
 from sie_server.cli.console import errors, log_to_stderr, unwritable, write
-from sie_server.cli.evaluate import evaluate
+from sie_server.cli.judged import calibrate, evaluate
 from sie_server.cli.models import models
 from sie_server.cli.options import config_of, config_options
 from sie_server.cli.score import score
@@ -48,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (score, evaluate, models, admin, top):
+for command in (score, evaluate, calibrate, models, admin, top):
     cli.add_command(command)
 
 

@@ -69,20 +69,27 @@ def evaluate(
     """
     config = config or ServerConfig()
     needed("ir_measures")
-    given = [data] if isinstance(data, str | Path | Collection) else list(data)
-    collections = [each if isinstance(each, Collection) else load(each, qrels) for each in given]
-    names = [each.name for each in collections]
-    for name in names:
-        if names.count(name) > 1:
-            raise OfflineError(f"two sets have the name {name!r}; rename one of them")
     plan = Plan(
-        collections=[each.sample(queries, seed) for each in collections],
+        collections=[each.sample(queries, seed) for each in loaded(data, qrels)],
         systems=parse_systems(models, config.models_dir),
         seed=seed,
         out=Path(out) if out is not None else None,
         **settings,
     )
     return run(_with_scorer(plan, _maker(plan, config, endpoint, deadline_s)))
+
+
+def loaded(
+    data: str | Path | Collection | Sequence[str | Path | Collection], qrels: str | None
+) -> list[Collection]:
+    """Read the sets of `evaluate`. Raises OfflineError."""
+    given = [data] if isinstance(data, str | Path | Collection) else list(data)
+    collections = [each if isinstance(each, Collection) else load(each, qrels) for each in given]
+    names = [each.name for each in collections]
+    for name in names:
+        if names.count(name) > 1:
+            raise OfflineError(f"two sets have the name {name!r}; rename one of them")
+    return collections
 
 
 def _maker(
@@ -110,12 +117,12 @@ async def _with_scorer(plan: Plan, make: Callable[[], Scorer]) -> Report:
 
 async def measure(plan: Plan, scorer: Scorer) -> Report:
     """Carry out a plan. Raises OfflineError."""
-    found = {each.name: await _candidates(plan, each, scorer) for each in plan.collections}
+    found = {each.name: await candidates_of(plan, each, scorer) for each in plan.collections}
     scored: dict[str, list[Scored]] = {each.name: [] for each in plan.collections}
     for system in plan.systems:  # one model after the other, so that only one needs memory
         about = await scorer.identity(system.model, system.options)
         for each in plan.collections:
-            scored[each.name].append(await _scored(plan, system, each, found[each.name], scorer, about))
+            scored[each.name].append(await scored_by(plan, system, each, found[each.name], scorer, about))
     results = [
         set_result(each, found[each.name], scored[each.name], plan.metrics, plan.test, plan.seed)
         for each in plan.collections
@@ -139,7 +146,8 @@ def _journal(plan: Plan, kind: str, *names: str, **about: Any) -> Journal:
     return Journal(path, {"kind": kind, **about})
 
 
-async def _candidates(plan: Plan, collection: Collection, scorer: Scorer) -> Candidates:
+async def candidates_of(plan: Plan, collection: Collection, scorer: Scorer) -> Candidates:
+    """Return the candidates of the first stage. Raises OfflineError."""
     chosen = plan.first_stage
     if chosen == first_stage.BM25:
         plan.reporter.note(f"{collection.name}: BM25 over {len(collection.documents)} documents")
@@ -157,7 +165,7 @@ async def _candidates(plan: Plan, collection: Collection, scorer: Scorer) -> Can
     return first_stage.from_run(Path(chosen), collection, plan.depth)
 
 
-async def _scored(
+async def scored_by(
     plan: Plan,
     system: System,
     collection: Collection,
@@ -165,6 +173,7 @@ async def _scored(
     scorer: Scorer,
     about: Mapping[str, Any],
 ) -> Scored:
+    """Return the answers of a model for a set; those of an earlier run come from its journal. Raises OfflineError."""
     with _journal(plan, "scores", collection.name, system.name, model=system.name, **about) as journal:
         label = f"{collection.name}: {system.name}"
         queries = [query for query in collection.queries if candidates.ranked.get(query)]

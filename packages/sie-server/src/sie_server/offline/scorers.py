@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sie_server.config import ServerConfig
 from sie_server.errors import InvalidInput, SIEError
 from sie_server.offline.errors import OfflineError, Refused
-from sie_server.wire import EncodeParams, EncodeRequest, Item, ScoreRequest
+from sie_server.wire import EncodeParams, EncodeRequest, Item, ModelInfo, ScoreRequest
 
 Options = Mapping[str, Any]
 Vectors = NDArray[np.float32]
@@ -110,6 +110,13 @@ class LocalScorer:
         except SIEError as error:
             raise OfflineError(f"{model}: {error.message}") from None
         return unit([item.dense.values for item in response.items])  # type: ignore[union-attr]
+
+    async def info(self, model: str) -> ModelInfo:
+        """Describe a model. Raises OfflineError."""
+        try:
+            return await self._service.info(self._service.resolve(model)[0])
+        except SIEError as error:
+            raise OfflineError(f"{model}: {error.message}") from None
 
     async def close(self) -> None:
         """See `Scorer.close`."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import UNSET, UnsetType, structs
 
+from sie_server.catalog import Calibration
 from sie_server.engine.text.slices import most_chars
 from sie_server.errors import InferenceError
 from sie_server.serving.activation import activate
@@ -45,7 +46,7 @@ class Reading:
 
     model: str  # the name in the request
     options: Options
-    activation: str
+    activation: str | Calibration
     score_type: ScoreType
     limit: int  # tokens per sequence
     query_limit: int | None = None  # tokens; None: the documents' limit
@@ -140,7 +141,7 @@ def finish_each(parts: Sequence[Part], requests: Sequence[ScoreRequest]) -> Scor
 
 
 def rank(
-    items: Sequence[Item], documents: DocumentScores, activation: str, options: Options
+    items: Sequence[Item], documents: DocumentScores, activation: str | Calibration, options: Options
 ) -> list[ScoreEntry]:
     """Return entries in order of relevance, ties in input order.
 
@@ -156,7 +157,7 @@ def rank(
     return [
         ScoreEntry(
             item_id=item_id(items, i),
-            score=activate(raw[i], activation),
+            score=_score(raw[i], activation),
             rank=place,
             truncated=True if truncated[i] else UNSET,
             logit=raw[i] if options.return_logits else UNSET,
@@ -165,6 +166,12 @@ def rank(
         )
         for place, i in enumerate(order)
     ]
+
+
+def _score(raw: float, activation: str | Calibration) -> float:
+    if isinstance(activation, Calibration):
+        return activation.probability(raw)
+    return activate(raw, activation)
 
 
 def item_id(items: Sequence[Item], index: int) -> str:

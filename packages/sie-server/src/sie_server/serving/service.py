@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -267,7 +268,8 @@ class Service:
         """Return the model id without an adapter in it, and the checked options."""
         name, adapter = self.registry.resolve(model)
         profiles = self.registry.profiles(name)
-        return name, parse_options(raw, path, route, profiles, instruction=instruction, adapter_in_id=adapter)
+        parsed = parse_options(raw, path, route, profiles, instruction=instruction, adapter_in_id=adapter)
+        return name, replace(parsed, calibration=self.registry.calibration(name))
 
     def check_early(self, model: str | None, timing: RequestTiming) -> None:
         """Refuse a request before its body is read, if the device has too much to do for any request.

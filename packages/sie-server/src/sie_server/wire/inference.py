@@ -75,8 +75,11 @@ class Options(Struct, frozen=True):
         Meta(description="encode: truncate vectors to their first dimensions (Matryoshka)"),
     ] = None
     normalize: Annotated[
-        Literal["none", "sigmoid"] | None,
-        Meta(description="score: raw logits or their sigmoid; default: the checkpoint's activation"),
+        Literal["none", "sigmoid", "calibrated"] | None,
+        Meta(
+            description="score: raw values, the sigmoid of logits, or calibrated probabilities; default: the "
+            "checkpoint's activation"
+        ),
     ] = None
     score_mode: Annotated[
         ScoreMode | None,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from sie_server.catalog import ModelConfig
+from sie_server.catalog import Calibration, ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
@@ -91,6 +91,10 @@ class Registry:
             ModelNotFound
         """
         return self.slot(name).config.profiles
+
+    def calibration(self, name: str) -> Calibration | None:
+        """The function of `normalize: calibrated`. Raises as `profiles`."""
+        return self.slot(name).config.calibration
 
     def infos(self) -> list[ModelInfo]:
         """Describe all models: those named at start in their order, then those that are loaded, then all others by id.

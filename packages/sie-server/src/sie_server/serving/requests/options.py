@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sie_server.catalog import profile_names
+from sie_server.catalog import Calibration, profile_names
 from sie_server.errors import InvalidInput, reason_at, shown
 from sie_server.wire import Options, Profile
 
@@ -53,6 +53,7 @@ class ParsedOptions:
     instruction: Instruction
     adapter: str | None  # LoRA adapter, from the model's id or from an option
     warnings: list[str]  # options and instructions that have no effect
+    calibration: Calibration | None = None  # of the model
 
     def for_reading(self) -> ParsedOptions:
         """The same without the options about scores, which change nothing that a model reads."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from msgspec import structs
+
+from sie_server.catalog import Calibration
 from sie_server.engine.job import Chunking, M3Scoring
 from sie_server.errors import InvalidInput
 from sie_server.models.heads.sparse import M3Spec, ScoreMode
 from sie_server.models.spec import Activation, LayerwiseSpec, ListwiseSpec, ModelSpec
+from sie_server.serving.requests.options import ParsedOptions
 from sie_server.wire import Options, ScoreType
 
 # The weighted mean has the type of its late-interaction part, as the embedded model has.
@@ -20,20 +24,54 @@ M3_TYPES: dict[ScoreMode, ScoreType] = {
 }
 
 
+OTHER_SCORES = ("score_mode", "score_weights", "cutoff_layer")  # options that choose another raw score
+
+
 @dataclass(frozen=True)
 class Scale:
     """The type of the scores of a response, and the function from raw values to scores."""
 
     score_type: ScoreType
-    activation: Activation
+    activation: Activation | Calibration
 
 
-def scale_of(spec: ModelSpec, options: Options) -> Scale:
+def scale_of(spec: ModelSpec, parsed: ParsedOptions) -> Scale:
     """Return the scale of the checkpoint unless `normalize` says otherwise. The activation is applied only once.
 
     Raises:
-        InvalidInput: the request needs a probability or a logit, and the raw score of the model is neither.
+        InvalidInput: the request needs a probability or a logit, and the raw score of the model is neither, or the
+            model has no calibration for these options.
     """
+    options = parsed.known
+    if options.normalize == "calibrated":
+        calibration = _calibration_of(parsed)
+        _uncalibrated(spec, structs.replace(options, normalize=None))  # checks the other options
+        return Scale("probability", calibration)
+    return _uncalibrated(spec, options)
+
+
+def _calibration_of(parsed: ParsedOptions) -> Calibration:
+    calibration = parsed.calibration
+    if calibration is None:
+        raise InvalidInput(
+            "this model has no calibration; make one with `sie-server calibrate`, or omit normalize "
+            "- at `$.options.normalize`"
+        )
+    if parsed.adapter is not None:
+        raise InvalidInput(
+            "the calibration is that of the model without an adapter; omit normalize or the adapter "
+            "- at `$.options.normalize`"
+        )
+    for name in OTHER_SCORES:
+        if getattr(parsed.known, name) != calibration.options.get(name):
+            raise InvalidInput(
+                f"the calibration was made with other scores; use the profile it was made for, or omit normalize or "
+                f"{name} - at `$.options.{name}`"
+            )
+    return calibration
+
+
+def _uncalibrated(spec: ModelSpec, options: Options) -> Scale:
     # A head whose raw result is a logit has the activation that it was trained for.
     own: Activation | None = getattr(spec.head, "activation", None)
     if isinstance(spec.head, M3Spec):
@@ -45,7 +83,8 @@ def scale_of(spec: ModelSpec, options: Options) -> Scale:
     if own is None:
         _refuse_logit_options(options)
         return Scale("cosine" if isinstance(spec.head, ListwiseSpec) else "maxsim", "identity")
-    activation: Activation = {None: own, "none": "identity", "sigmoid": "sigmoid"}[options.normalize]
+    activations: dict[str | None, Activation] = {None: own, "none": "identity", "sigmoid": "sigmoid"}
+    activation = activations[options.normalize]
     return Scale("logit" if activation == "identity" else "probability", activation)
 
 

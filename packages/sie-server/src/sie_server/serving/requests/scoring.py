@@ -53,7 +53,7 @@ class ScorePlan:
         _require_score(model, engine)
         if not spec.takes_instruction:
             refuse_instruction(parsed.instruction)
-        scale, limit = scale_of(spec, options), engine.limit(options.max_seq_length)
+        scale, limit = scale_of(spec, parsed), engine.limit(options.max_seq_length)
         cutoff_layer, chunking = cutoff_layer_of(spec, options), chunking_of(options, max_chunks)
         if candidates.vectors and chunking:
             raise InvalidInput("only texts can be split - at `$.options.long_document`")
