@@ -64,7 +64,6 @@ async function accessible(page: Page): Promise<void> {
 
 test("a query is ranked with one request, and every view of a result is filled", async () => {
   const { page, requests, problems } = await open({ viewport: { width: 1360, height: 900 } });
-  await accessible(page);
   await rerank(page);
   const posts = requests.filter(({ method }) => method === "POST");
   assert.deepEqual(posts.map(({ url }) => new URL(url).pathname), ["/sie/v1/score/sie/mini-en"]);
@@ -105,7 +104,7 @@ test("a query is ranked with one request, and every view of a result is filled",
   assert.deepEqual(problems, []);
 });
 
-test("documents are read from lines, paragraphs, JSON, CSV and files", async () => {
+test("documents are read in all formats and ranked by BM25", async () => {
   const { page, problems } = await open();
   const read = (text: string, format = "auto") =>
     page.evaluate(
@@ -129,6 +128,20 @@ test("documents are read from lines, paragraphs, JSON, CSV and files", async () 
   assert.match((await read("[1", "json")).problem, /^This is not JSON/);
   assert.match((await read("x;a longer one\ny;text", "csv")).problem, /column 2 was taken/);
 
+  // the first stage
+  const found = await page.evaluate(async () => {
+    const { bm25, ranked, words } = await import(new URL("sie/playground/js/bm25.js", location.origin).href);
+    const scores = bm25("Stars burn", ["rain", "stars and rain and rain", "stars burn"]);
+    return { scores, order: ranked(scores), words: words("Ｚürich’s 東京 4x") };
+  });
+  // by hand: idf of stars ln(1 + 1.5/2.5), of burn ln(1 + 2.5/1.5); lengths 1, 5, 2; mean 8/3
+  const part = (idf: number, length: number) => (idf * 2.2) / (1 + 1.2 * (0.25 + (0.75 * length) / (8 / 3)));
+  const [stars, burn] = [Math.log(1.6), Math.log(1 + 2.5 / 1.5)];
+  const expected = [0, part(stars, 5), part(stars, 2) + part(burn, 2)];
+  expected.forEach((score, i) => assert.ok(Math.abs(score - found.scores[i]) < 1e-9, `${found.scores}`));
+  assert.deepEqual(found.order, [2, 1, 0]);
+  assert.deepEqual(found.words, ["zürich", "s", "東", "京", "4x"]);
+
   const rows = Array.from({ length: 30 }, (_, i) => `${i},"Row ${i} is about ${i % 7 ? "rain" : "stars"}"`);
   await page.getByLabel("Open a file").setInputFiles({ name: "rows.csv", mimeType: "text/csv", buffer: Buffer.from(["id,text", ...rows].join("\n")) });
   await page.getByText("30 documents, read as CSV or TSV").waitFor();
@@ -142,22 +155,6 @@ test("documents are read from lines, paragraphs, JSON, CSV and files", async () 
   assert.deepEqual((await texts(page, ".after .name")).slice(0, 3).sort(), ["0", "14", "7"]);
   assert.equal(await page.locator(".before .number").count(), 0);
   assert.deepEqual(problems, []);
-});
-
-test("the first stage is BM25", async () => {
-  const { page } = await open();
-  const found = await page.evaluate(async () => {
-    const { bm25, ranked, words } = await import(new URL("sie/playground/js/bm25.js", location.origin).href);
-    const scores = bm25("Stars burn", ["rain", "stars and rain and rain", "stars burn"]);
-    return { scores, order: ranked(scores), words: words("Ｚürich’s 東京 4x") };
-  });
-  // by hand: idf of stars ln(1 + 1.5/2.5), of burn ln(1 + 2.5/1.5); lengths 1, 5, 2; mean 8/3
-  const part = (idf: number, length: number) => (idf * 2.2) / (1 + 1.2 * (0.25 + (0.75 * length) / (8 / 3)));
-  const [stars, burn] = [Math.log(1.6), Math.log(1 + 2.5 / 1.5)];
-  const expected = [0, part(stars, 5), part(stars, 2) + part(burn, 2)];
-  expected.forEach((score, i) => assert.ok(Math.abs(score - found.scores[i]) < 1e-9, `${found.scores}`));
-  assert.deepEqual(found.order, [2, 1, 0]);
-  assert.deepEqual(found.words, ["zürich", "s", "東", "京", "4x"]);
 });
 
 test("a phone in the dark needs no sideways scrolling", async () => {

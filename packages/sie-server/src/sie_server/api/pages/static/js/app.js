@@ -39,14 +39,18 @@ let running = null;
 
 // ── models and the key ──
 
-async function refreshModels() {
+async function openModels() {
   try {
-    fillModels(model, await listModels());
+    await refreshModels();
     showProblem(null);
-    await refreshModel();
   } catch (error) {
     showProblem(error);
   }
+}
+
+async function refreshModels() {
+  fillModels(model, await listModels());
+  await refreshModel();
 }
 
 async function refreshModel() {
@@ -144,7 +148,7 @@ async function rerank() {
     running = null;
     form.classList.remove("busy");
     run.textContent = "Rerank";
-    refreshModel();
+    refreshModels().catch(() => null); // the request may have loaded the model, and unloaded others
   }
 }
 
@@ -301,7 +305,7 @@ query.addEventListener("keydown", (event) => {
 });
 byId("key", HTMLInputElement).addEventListener("change", (event) => {
   key.set(/** @type {HTMLInputElement} */ (event.target).value.trim());
-  refreshModels();
+  openModels();
 });
 model.addEventListener("change", refreshModel);
 documents.addEventListener("input", debounced(showDocuments, 150));
@@ -327,4 +331,4 @@ fill(format, [...format.options], Object.entries(NAMES).map(([value, name]) => e
 byId("key", HTMLInputElement).value = key.get();
 byId("key-field", HTMLElement).hidden = !key.get();
 showDocuments();
-refreshModels();
+openModels();

@@ -87,7 +87,7 @@ function showText(panel, { text }, entry, read) {
   later(panel, read, (shown) => {
     const end = shown.items[0]?.read_to;
     if (end === undefined) return [el("p", { class: "quiet" }, "The model did not read all of it."), el("p", { class: "text", tabindex: "0" }, text)];
-    const note = `The model read the first ${end} of ${[...text].length} characters. Long documents: “best window” reads all of it.`;
+    const note = `The model read the first ${end} of ${[...text].length} characters. The option “Score windows” reads all of it.`;
     return [
       el("p", { class: "quiet" }, note),
       el("p", { class: "text", tabindex: "0" }, cut(text, 0, end), el("span", { class: "unread" }, cut(text, end))),

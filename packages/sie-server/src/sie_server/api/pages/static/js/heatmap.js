@@ -79,7 +79,9 @@ function added(rows, count) {
 
 /** @param {Row[]} rows @param {string[]} columns */
 function matrix(rows, columns) {
-  const low = Math.min(...rows.flatMap(({ row }) => row), 0);
+  const values = rows.flatMap(({ row }) => row);
+  const low = values.reduce((a, b) => Math.min(a, b), 1);
+  const span = values.reduce((a, b) => Math.max(a, b), -1) - low || 1;
   const head = el(
     "tr",
     {},
@@ -97,7 +99,7 @@ function matrix(rows, columns) {
       el("td", { class: "match" }, columns[best], " ", el("span", { class: "quiet" }, digits(row[best] ?? 0))),
       row.map((value, i) => {
         const title = `${token} – ${columns[i]}: ${value.toFixed(3)}`;
-        return el("td", { class: i === best ? "heat best" : "heat", vars: { heat: shade((value - low) / (1 - low)) }, title }, digits(value));
+        return el("td", { class: i === best ? "heat best" : "heat", vars: { heat: shade((value - low) / span) }, title }, digits(value));
       }),
     ),
   );

@@ -49,7 +49,7 @@ export function showModel(state, facts, info) {
   const rows = [
     ["Reads", `${info.max_sequence_length ?? "an unknown number of"} tokens per text or pair`],
     ["Outputs", info.outputs.join(", ") || "unknown until it is loaded"],
-    ["Memory", info.memory_bytes ? `${(info.memory_bytes / 2 ** 20).toFixed(0)} MiB of weights` : ""],
+    ["Memory", info.memory_bytes ? `${(info.memory_bytes / 2 ** 20).toFixed(1)} MiB of weights` : ""],
     ["Weights", [info.source, info.revision].filter(Boolean).join(" @ ")],
     ["Adapters", (info.adapters ?? []).map((each) => `${each.name}${each.loaded ? "" : " (not loaded)"}`).join(", ")],
     ["Profiles", info.profiles.filter((name) => name !== "default").join(", ")],

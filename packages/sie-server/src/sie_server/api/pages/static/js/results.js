@@ -132,7 +132,8 @@ function shortened(text, most) {
 /** @param {string} text @param {ScoreEntry["chunk"]} chunk the best window, if the text was split */
 function snippet(text, chunk) {
   const inner = chunk && chunk.index > 0;
-  const from = inner ? cut(text, chunk.start, chunk.end).replace(/^[^\p{L}\p{N}]+/u, "") : text;
+  // a window may start inside a word, with the rest of a sentence's punctuation
+  const from = inner ? cut(text, chunk.start - 1, chunk.end).replace(/^[\p{L}\p{N}]*[^\p{L}\p{N}]+/u, "") : text;
   return (inner ? "… " : "") + shortened(from, 220);
 }
 
