@@ -10,8 +10,10 @@ import signal
 import socket
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from sie_server import install
@@ -27,6 +29,7 @@ FOLDER_SETTINGS = {  # of the proxy, whose files would otherwise collide with th
     "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
 }
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PORT_SETTINGS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 
 
@@ -44,9 +47,14 @@ def serve(config: ServerConfig) -> None:
     app.check(config)
     if address is None:
         bind(config.host, config.port).close()  # the proxy would try for minutes
-    _connect(config, address)
+    stop = Stop()
     try:
-        _run(app, config, local=address is None)
+        with stop.expected():
+            _connect(config, address)
+            stop.watch()
+            _run(app, config, local=address is None)
+            stop.wait()
+        log.info("stopping: accepted requests are finished first")
     finally:
         _stop(local=address is None)
 
@@ -139,8 +147,6 @@ def _run(app: Any, config: ServerConfig, *, local: bool) -> None:
         raise ConfigError(_reason(str(error))) from None
     log.info("listening on http://%s:%d", config.host, port)
     log.info("ready; models: %s", ", ".join(config.model) or "none at start")
-    _wait_for_signal()
-    log.info("stopping: accepted requests are finished first")
 
 
 def _check_resources(app: Any, config: ServerConfig, *, local: bool) -> None:
@@ -186,18 +192,53 @@ def _reason(message: str) -> str:
     return f"the replicas do not start: {lines[-1] if lines else 'see the log'}"
 
 
-def _wait_for_signal() -> None:
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    while not stopped.wait(1.0):
-        pass
+class Stop:
+    """The first SIGTERM or SIGINT raises KeyboardInterrupt in the main thread; later ones change nothing."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """Run a block, which a signal ends without an error."""
+        self.watch()
+        try:
+            yield
+        except KeyboardInterrupt:
+            return
+        except SystemExit as error:  # of Ray's handler, while it connects
+            if error.code != signal.SIGTERM:
+                raise
+
+    def watch(self) -> None:
+        """Handle the signals. Ray has handlers of its own, so call this again after it has connected.
+
+        Its handler of SIGTERM aborts the process after three seconds, in which replicas cannot drain.
+        """
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def wait(self) -> None:
+        """Wait for the first signal; return at once after it.
+
+        Raises:
+            KeyboardInterrupt: it came just now.
+        """
+        while not self._asked.wait(1.0):
+            pass
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._asked.is_set():
+            self._asked.set()
+            raise KeyboardInterrupt  # the only exception, besides SystemExit, with which Ray's calls end at once
 
 
 def _stop(*, local: bool) -> None:
     import ray
     from ray import serve as ray_serve
 
+    if not ray.is_initialized():  # or Serve would start Ray
+        return
     with suppress(Exception):
         ray_serve.delete(APPLICATION)
         if local:
