@@ -106,7 +106,7 @@ def link(run: Run, times: int) -> Iterator[str]:
         yield f"cut for {CUT_SHORT_S:.0f} s; {kept} of {len(names)} replicas kept"
         began = time.monotonic()
         host.cut()
-        wait_for(lambda: _given_up(run.cluster, host), "Ray has given the cut node up", 1.0)  # noqa: B023
+        wait_for(lambda: _given_up(run.cluster, host), "Ray has given the cut node up", 3.0)  # noqa: B023
         given_up = time.monotonic() - began
         time.sleep(5)
         host.mend()
