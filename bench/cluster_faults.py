@@ -1,7 +1,7 @@
 """A cluster of three Ray nodes under load while its parts are killed: do calls fail, and which ones?
 
     python -m bench.cluster_faults                            # all scenarios, about an hour
-    python -m bench.cluster_faults --scenario node --times 3
+    python -m bench.cluster_faults --scenario node=3 --scenario swaps
 
 16 clients of sie_sdk and 16 plain HTTP clients, which repeat nothing, send bodies of 60 kB. Every answer is compared
 with the scores of one server. The nodes are network namespaces of this machine, so the command needs Linux and root.
@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -61,25 +61,18 @@ SCENARIOS = [
 
 
 @click.command(help=__doc__)
-@click.option(
-    "--scenario",
-    "names",
-    multiple=True,
-    type=click.Choice([one.name for one in SCENARIOS]),
-    help="Default: all.",
-)
-@click.option("--times", type=click.IntRange(1, 100), help="Number of events of each scenario.")
+@click.option("--scenario", "names", multiple=True, metavar="NAME[=TIMES]", help="Default: all.")
 @click.option("--clients", type=click.IntRange(1, 64), default=16, show_default=True, help="Of each kind.")
 @click.option("--minutes", type=click.FloatRange(0.1), default=15, show_default=True, help="Of a scenario.")
-def main(names: tuple[str, ...], times: int | None, clients: int, minutes: float) -> None:
+def main(names: tuple[str, ...], clients: int, minutes: float) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the nodes are ended too
-    chosen = [one for one in SCENARIOS if not names or one.name in names]
+    chosen = chosen_of(names)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         models_dir = Path(folder)
         write_models(models_dir)
         console.print("scores of one server …")
-        bench = Bench(expected_scores(models_dir), clients, times, minutes * 60)
+        bench = Bench(expected_scores(models_dir), clients, minutes * 60)
         for shape, group in groupby(chosen, lambda one: one.shape):
             console.print("three nodes start …")
             with running(models_dir, shape) as cluster:
@@ -91,18 +84,33 @@ def main(names: tuple[str, ...], times: int | None, clients: int, minutes: float
         raise SystemExit(1)
 
 
+def chosen_of(names: tuple[str, ...]) -> list[Scenario]:
+    """Return the scenarios of the command line, in the order of the table.
+
+    Raises:
+        click.BadParameter
+    """
+    known, wanted = {one.name: one for one in SCENARIOS}, {}
+    for name, _, times in (word.partition("=") for word in names):
+        if name not in known or not (times == "" or times.isdigit() and int(times)):
+            raise click.BadParameter(
+                f"{name}{'=' if times else ''}{times}: expected NAME or NAME=TIMES, with one of {', '.join(known)}",
+                param_hint="--scenario",
+            )
+        wanted[name] = replace(known[name], times=int(times)) if times else known[name]
+    return [wanted[one.name] for one in SCENARIOS if one.name in wanted] if names else SCENARIOS
+
+
 @dataclass(frozen=True)
 class Bench:
     """Runs scenarios with the same clients and limits."""
 
     expected: Expected
     clients: int
-    times: int | None
     seconds: float
 
     def measured(self, scenario: Scenario, cluster: Cluster) -> dict[str, Any]:
         """Run the events of a scenario under load, and return the figures."""
-        times = self.times or scenario.times
         console.print(f"[bold]{scenario.name}[/bold]")
         crowd = Crowd(
             cluster.url, Versions(self.expected, events.desired(cluster)), self.clients, self.clients
@@ -112,7 +120,7 @@ class Bench:
         before, end = reruns.total, time.monotonic() + self.seconds
         with crowd.calling():
             time.sleep(WARM_S)
-            for line in scenario.events(Run(cluster, crowd), times):
+            for line in scenario.events(Run(cluster, crowd), scenario.times):
                 look(cluster, reruns)
                 lines.append(line)
                 progress(len(lines), line, crowd)

@@ -70,7 +70,7 @@ def node(run: Run, times: int) -> Iterator[str]:
             raise click.ClickException(f"node {host.name} does not carry a replica of each kind")
         began = time.monotonic()
         host.kill()
-        time.sleep(5)  # the rest serves alone
+        time.sleep(3)  # the rest serves alone
         yield from _return(run, host, began)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import click
 import httpx
 import pytest
+from bench.cluster_faults import SCENARIOS, chosen_of
 from bench.clusters.clients import Tally, Versions, kind_of
 from bench.clusters.report import table
 from bench.clusters.requests import ITEM_BYTES, ITEMS, by_item, texts
@@ -68,3 +70,11 @@ def test_failures_are_counted_by_kind() -> None:
 def test_a_request_has_60_kb() -> None:
     assert ITEMS * ITEM_BYTES == 60_000 and {len(text) for text in texts()} == {ITEM_BYTES}
     assert by_item([{"item_id": "10", "score": 0.1}, {"item_id": "9", "score": 0.2}]) == [0.2, 0.1]
+
+
+def test_scenarios_are_chosen_by_name_and_number() -> None:
+    assert chosen_of(()) == SCENARIOS
+    assert [(one.name, one.times) for one in chosen_of(("swaps", "node=2"))] == [("swaps", 20), ("node", 2)]
+    for wrong in ("nodes", "node=0", "node=many"):
+        with pytest.raises(click.BadParameter, match="expected NAME"):
+            chosen_of((wrong,))
