@@ -92,7 +92,7 @@ def chosen_of(names: tuple[str, ...]) -> list[Scenario]:
     """
     known, wanted = {one.name: one for one in SCENARIOS}, {}
     for name, _, times in (word.partition("=") for word in names):
-        if name not in known or not (times == "" or times.isdigit() and int(times)):
+        if name not in known or not (times == "" or (times.isdigit() and int(times))):
             raise click.BadParameter(
                 f"{name}{'=' if times else ''}{times}: expected NAME or NAME=TIMES, with one of {', '.join(known)}",
                 param_hint="--scenario",

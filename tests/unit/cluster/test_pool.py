@@ -1,0 +1,105 @@
+"""Calls of a pool that are repeated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+pytest.importorskip("ray")
+
+from ray.exceptions import ActorUnavailableError
+
+from sie_server.cluster.ingress.metrics import ClusterMetrics
+from sie_server.cluster.ingress.pool import RERUNS, Pool
+from sie_server.cluster.outcomes import Outcome
+from sie_server.config import PoolConfig
+from sie_server.errors import ModelLoading
+from sie_server.serving.metrics import RequestTiming
+
+pytestmark = pytest.mark.unit
+ACTOR = bytes(16)
+
+
+class Response:
+    """The return value of a handle: a result, an error, or None for a call that has no answer."""
+
+    def __init__(self, result: Outcome | Exception | None) -> None:
+        self.result, self.cancelled = result, False
+
+    def __await__(self) -> Generator[Any, None, Outcome]:
+        if isinstance(self.result, asyncio.CancelledError | Exception):
+            raise self.result
+        if self.result is None:
+            yield from asyncio.Event().wait().__await__()
+        assert isinstance(self.result, Outcome)
+        return self.result
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """A handle of Serve that returns the responses one after the other, and notes the actors that the calls avoid."""
+
+    def __init__(self, *results: Any) -> None:
+        self.responses = [Response(result) for result in results]
+        self._left, self.avoided = iter(self.responses), []  # type: Any, list[tuple[str, ...]]
+
+    def options(self, **_: Any) -> Handle:
+        return self
+
+    def remote(self, *_: Any, avoid: tuple[str, ...], **__: Any) -> Response:
+        self.avoided.append(avoid)
+        response: Response = next(self._left)
+        return response
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+def pool(handle: Handle, registry: CollectorRegistry) -> Pool:
+    return Pool("p", PoolConfig(), handle, 5.0, 5.0, ClusterMetrics(registry))  # type: ignore[arg-type]
+
+
+def reruns(registry: CollectorRegistry) -> float:
+    return registry.get_sample_value("sie_reruns_total", {"pool": "p"}) or 0.0
+
+
+@pytest.mark.parametrize("given_up", [asyncio.CancelledError(), ActorUnavailableError("gone", ACTOR)])
+def test_a_call_is_repeated_if_its_replica_is_gone(
+    given_up: BaseException, registry: CollectorRegistry
+) -> None:
+    handle = Handle(given_up, Outcome("second", 7))
+    found = asyncio.run(pool(handle, registry).call("m", "infos", RequestTiming()))
+    assert (found.replica, found.value, reruns(registry)) == ("second", 7, 1)
+    assert handle.avoided[0] == () and len(handle.avoided[1]) == 1
+
+
+def test_a_call_is_repeated_three_times_at_most(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sie_server.cluster.ingress.pool.PAUSE_S", 0.001)
+    handle = Handle(*[ActorUnavailableError("gone", ACTOR)] * 9)
+    with pytest.raises(ModelLoading):
+        asyncio.run(pool(handle, registry).call("m", "infos", RequestTiming()))
+    assert len(handle.avoided) == 1 + RERUNS and reruns(registry) == RERUNS
+
+
+def test_a_caller_that_leaves_ends_its_call(registry: CollectorRegistry) -> None:
+    handle = Handle(None)
+
+    async def leave() -> None:
+        call = asyncio.create_task(pool(handle, registry).call("m", "infos", RequestTiming()))
+        await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    asyncio.run(leave())
+    assert handle.responses[0].cancelled and reruns(registry) == 0
