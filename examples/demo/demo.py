@@ -1,6 +1,6 @@
 """Keyword search and reranking side by side.
 
-    make demo                                 # or: .venv/bin/python examples/demo/demo.py --top 8
+    make demo                                 # or: .venv/bin/python examples/demo/demo.py --all --top 8
 
 The passages were written to mislead keyword search. The demo starts a server with the embedded reranker, sends requests
 through the client, and stops the server.
@@ -31,6 +31,7 @@ from sie_sdk import Item, SIEClient
 HERE = Path(__file__).parent
 MODEL = "sie/mini-en"
 CANDIDATES = 20  # of the first stage, for the reranker
+IN_FULL = 3  # queries whose results are shown; --all shows those of every query
 P = ParamSpec("P")
 
 
@@ -147,37 +148,61 @@ def summary(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def show(console: Console, client: SIEClient, top: int) -> None:
+def show(console: Console, client: SIEClient, top: int, in_full: int = IN_FULL) -> None:
+    """Rank all queries, show the results of the first `in_full` of them, and a summary of all."""
     passages, queries = load("corpus.jsonl"), load("queries.jsonl")
     titles = {passage["id"]: passage["title"] for passage in passages}
     texts = {passage["id"]: document(passage) for passage in passages}
     first_stage = FirstStage(passages)
     _, warm_up = timed(rerank, client, "first request", first_stage.search("first request"), texts)
-    console.print(f"{len(passages)} passages. BM25 finds {CANDIDATES} candidates, {MODEL} reorders them.")
     console.print(f"First request: {warm_up * 1000:.0f} ms. ★ marks the passage that answers the query.\n")
     keyword, reranked = Outcome("keyword search"), Outcome("reranked")
-    for query in queries:
+    for number, query in enumerate(queries):
         text, relevant = query["text"], query["relevant"]
         before, search_time = timed(first_stage.search, text)
         after, rerank_time = timed(rerank, client, text, before, texts)
         keyword.add(before, relevant, search_time)
         reranked.add(after, relevant, rerank_time)
-        console.print(comparison(query, before, after, titles, top))
-        console.print(f"keyword search {search_time * 1000:.1f} ms, reranking {rerank_time * 1000:.1f} ms\n")
+        if number < in_full:
+            console.print(comparison(query, before, after, titles, top))
+            console.print(
+                f"keyword search {search_time * 1000:.1f} ms, reranking {rerank_time * 1000:.1f} ms\n"
+            )
     console.print(summary([keyword, reranked]))
     console.print("These passages were written to mislead keyword search. On real collections: make quality")
+
+
+def introduction() -> str:
+    """Return one line that says what the demo does."""
+    passages, queries = len(load("corpus.jsonl")), len(load("queries.jsonl"))
+    found = f"{CANDIDATES} results of keyword search"
+    return f"Reranks {found} for {queries} queries over {passages} passages with {MODEL}."
+
+
+def next_steps() -> str:
+    """Return what to try next, as commands."""
+    command = Path(sys.executable).with_name("sie-server")
+    shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    return (
+        f"Now open the playground: {shown} serve    then http://localhost:8080 in a browser\n"
+        f'Try your own file:       {shown} score --query "YOUR QUERY" FILE    (JSON lines, CSV or text)\n'
+        "All queries in full:     make demo ARGS=--all"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Keyword search and reranking, side by side.")
     parser.add_argument("--top", type=int, default=5, choices=range(1, CANDIDATES + 1), metavar="N")
-    top = parser.parse_args().top
+    parser.add_argument("--all", action="store_true", help="show the results of every query")
+    options = parser.parse_args()
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # ★ without Unicode
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)  # a pipe or a file has no width
+    console.print(introduction())
     with running_server(console) as url, SIEClient(url) as client:
-        show(console, client, top)
+        show(console, client, options.top, sys.maxsize if options.all else IN_FULL)
+    console.print(next_steps())
 
 
 if __name__ == "__main__":

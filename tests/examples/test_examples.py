@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import two_stage
 from nbclient import NotebookClient
+from rich.console import Console
 
+import demo
 from sie_sdk import Item, SIEClient
 from support.servers import programs
 from support.servers.processes import Server
@@ -38,6 +41,19 @@ def stored(server: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
     with SIEClient(server.base_url) as client:
         two_stage.add(two_stage.open_database(path), client, PASSAGES)
     return path
+
+
+@pytest.mark.parametrize("in_full", [3, 100])
+def test_the_demo_shows_some_queries_and_a_summary_of_all(server: Server, in_full: int) -> None:
+    printed = io.StringIO()
+    with SIEClient(server.base_url) as client:
+        demo.show(Console(file=printed, width=120), client, top=2, in_full=in_full)
+    text = printed.getvalue()
+    shown = [f"“{query['text']}”" in text for query in DEMO]
+    assert shown == [number < in_full for number in range(len(DEMO))]
+    assert re.search(rf"Over these {len(DEMO)} queries.*reranked\s+6 of {len(DEMO)}", text, re.S)
+    assert len(demo.introduction()) < 120 and "\n" not in demo.introduction()
+    assert "sie-server serve" in demo.next_steps() and "score --query" in demo.next_steps()
 
 
 def test_two_stages_find_relevant_passages_and_rank_them_first(server: Server, stored: str) -> None:
