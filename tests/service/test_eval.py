@@ -126,11 +126,14 @@ def test_killed_three_times_and_resumed_the_table_is_the_same(
     out = tmp_path / "out"
     args = [f"--endpoint={server.base_url}", f"--out={out}"]
     finished = 0
-    for _ in range(3):
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         process = start(command, *args)
         wait_for(finished + 4, out, process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.send_signal(number)
+        _, said = process.communicate()
+        if number == signal.SIGINT:
+            assert process.returncode == 130
+            assert "interrupted; start the same command again, and it resumes" in said
         assert finished < len(scored(out)) < QUERIES  # it was killed in the middle
         finished = len(scored(out))
     done = evaluated(*command, *args)

@@ -194,6 +194,28 @@ async def test_requests_that_wait_when_the_worker_closes_fail(worker: DeviceWork
     assert [type(error) for error in told] == [QueueFull, QueueFull]
 
 
+def test_a_batch_that_outlasts_the_program_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "JOIN_S", 0.01)
+    engine = LengthEngine()
+    engine.gate.clear()
+
+    async def interrupted() -> DeviceWorker:
+        worker = DeviceWorker(max_queue_tokens=1000, cpu_threads=1, metrics=Metrics())
+        running = asyncio.create_task(run(worker, engine, job_of(3)))
+        await until(engine.entered.is_set)
+        running.cancel()
+        await asyncio.to_thread(worker.close)
+        return worker
+
+    worker = asyncio.run(interrupted())
+    engine.gate.set()
+    worker._thread.join(10)
+    assert engine.batches == [[3]] and not worker._thread.is_alive()
+    assert "device thread has failed" not in caplog.text
+
+
 class SpoilingEngine(LengthEngine):
     """A pass that does not fit spoils its thread, as oneDNN does: no later pass in the same thread succeeds."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sie_server.cli.console import errors, log_to_stderr, print_rows, write_json
+from sie_server.cli.judged.endings import resumable
 from sie_server.cli.judged.evaluate import FIELDS
 from sie_server.cli.options import config_of, config_options
 
@@ -90,7 +91,6 @@ def calibrate(
     queries that were held out. With --models-dir, the calibration and a profile that uses it are written there, and
     requests with this profile get probabilities in the same order as before.
     """
-    from sie_server.eval import OfflineError
     from sie_server.eval.calibration.entry import store
     from sie_server.eval.calibration.run import Goals
     from sie_server.eval.calibration.run import calibrate as run
@@ -101,13 +101,11 @@ def calibrate(
     goal = ("precision", precision) if precision is not None else ("recall", recall)
     config = config_of(config_file, {field: options.pop(field) for field in FIELDS})
     log_to_stderr("error")
-    try:
+    with resumable():
         goals = Goals(method, folds, unjudged, goal if goal[1] is not None else None, name)  # type: ignore[arg-type]
         report = run(list(data), model, goals, config=config, out=out, reporter=Reporter(errors), **options)
         _write(report, out)
         stored = store(report.entry, config.models_dir) if config.models_dir else None
-    except OfflineError as error:
-        raise click.ClickException(str(error)) from None
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:

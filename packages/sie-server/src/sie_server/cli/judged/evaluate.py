@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sie_server.cli.console import errors, log_to_stderr, print_rows, write_json
+from sie_server.cli.judged.endings import resumable
 from sie_server.cli.options import ENGINE_FIELDS, config_of, config_options
 from sie_server.config import DEFAULT_MODEL
 
@@ -113,14 +114,13 @@ def evaluate(
     them, and the report compares the rankings before and after. The report, a plot and TREC runs are written to --out.
     Interrupted? Start the same command again: finished queries are not scored twice.
     """
-    from sie_server.eval import OfflineError
     from sie_server.eval import evaluate as run
     from sie_server.eval.metrics import parse_metrics
     from sie_server.offline.progress import Reporter
 
     config = config_of(config_file, {name: options.pop(name) for name in FIELDS})
     log_to_stderr("error")
-    try:
+    with resumable():
         report = run(
             list(data),
             models,
@@ -132,8 +132,6 @@ def evaluate(
             **options,
         )
         report.write(out)
-    except OfflineError as error:
-        raise click.ClickException(str(error)) from None
     for each in report.sets:
         for note in each.notes:
             click.echo(f"note: {each.name}: {note}", err=True)

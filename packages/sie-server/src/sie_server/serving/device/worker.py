@@ -231,6 +231,10 @@ class DeviceWorker:
 
     def _die(self, error: BaseException) -> None:
         """Fail all requests: without this thread they would wait indefinitely."""
+        if (
+            self._closed and self._loop.is_closed()
+        ):  # a batch ended after the program: its result has no reader
+            return
         log.critical("the device thread has failed", exc_info=error)
         self._give_up(_thread_failed(error))
 
