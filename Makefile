@@ -11,10 +11,13 @@ ARGS ?=
 # Processes that run tests; service tests wait for servers, so three keep two cores busy.
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
+# The tests of one server against clusters: those in CI take one cluster of each folder.
+ONE_SERVER := tests/service tests/integrations tests/examples
+ONE_SERVER_SHORT := tests/service/test_contract.py tests/service/test_sdk_end_to_end.py tests/integrations/test_same_scores.py
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors check format bench parity quality hostile soak overload simulate cluster-faults image-test clean
+.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench parity quality hostile soak overload simulate cluster-faults image-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -30,6 +33,12 @@ test: $(DEV) $(TYPESCRIPT_DEV) ## run all tests (ARGS="-k name" picks some, WORK
 
 test-unit: $(DEV) ## run the unit tests, which need no server
 	$(PYTEST) $(PARALLEL) tests/unit $(ARGS)
+
+test-cluster: $(DEV) $(TYPESCRIPT_DEV) ## run the tests of one server against clusters, about 25 minutes
+	SIE_TEST_CLUSTER=1 $(PYTEST) $(ONE_SERVER) $(ARGS)
+
+test-cluster-short: $(DEV) ## run some of these tests, two minutes
+	SIE_TEST_CLUSTER=1 $(PYTEST) $(ONE_SERVER_SHORT) $(ARGS)
 
 test-floors: ## run the tests with the lowest promised versions of the requirements
 	PYTHON="$(PYTHON)" scripts/test_floors $(ARGS)

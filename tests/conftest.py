@@ -14,6 +14,8 @@ import certifi
 import pytest
 
 from support.checkpoints import cache
+from support.conformance import selection
+from support.conformance.switch import clustered
 
 # The modules of a group alternate, because tests of servers often wait and those of parity never do. Short modules run
 # last, so that all workers end at about the same time.
@@ -59,6 +61,8 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if clustered():
+        selection.select(config, items)
     for item in items:
         item.add_marker(getattr(pytest.mark, folder(item.nodeid)))
     modules: dict[str, list[str]] = {}
@@ -84,6 +88,8 @@ def module(nodeid: str) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the measurements of tests/hostile, and tests and seconds of each folder, summed over all workers."""
     show_attacks(terminalreporter)
+    if clustered():
+        selection.summarize(terminalreporter)
     seconds: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     reports: Iterable[object] = (r for rs in terminalreporter.stats.values() for r in rs)

@@ -51,7 +51,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[
 def expected(tmp_path_factory: pytest.TempPathFactory, models: Path) -> dict[str, list[float]]:
     """Return the scores of one server."""
     folder = tmp_path_factory.mktemp("single")
-    with processes.running(
+    with processes.single(
         folder, "--dtype=float32", "--models-dir", str(models), "--model=toy/bert"
     ) as server:
         return {name: server.scores(name, QUERY, TEXTS) for name in ("toy/bert", "other/bert")}

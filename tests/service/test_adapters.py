@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -700,7 +701,8 @@ def test_invalid_requests_of_an_operator(server: Server, body: dict[str, Any], w
 def test_the_shell_does_the_same(server: Server, made: Path) -> None:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sie_server", "admin", *args, "--url", server.base_url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        env = {**os.environ, **server.admin_env}
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
 
     done = run("load-adapter", MODEL, "b-1", str(made / "lora/stars"), "--json")
     assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ import transformers
 
 from support.checkpoints import cross_encoders
 from support.checkpoints.colbert import make_stanford
+from support.conformance.switch import clustered
 from support.docs.pages import DOCS, Block, blocks, code, rows, section
 from support.families.adapters import make_adapter
 from support.servers import processes, programs
@@ -34,7 +35,11 @@ FREE = {"memory_bytes", "seconds", "timing", "created"}
 FREE_IF_RANDOM = {"score", "input_tokens"}
 FREE_HEADERS = {"date", "content-length", "x-sie-request-id", "x-sie-server-version"}
 HEADERS = {code(row[0]).lower() for row in rows(section(PAGE, "Response headers"))}
-BY_THE_HTTP_LIBRARY = {"date", "content-length"}
+BY_THE_HTTP_LIBRARY = {
+    "date",
+    "content-length",
+    *(["server"] if clustered() else []),
+}  # Serve's uvicorn sends all
 
 
 @dataclass

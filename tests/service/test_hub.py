@@ -20,6 +20,7 @@ from support.families.adapters import make_adapter
 from support.servers import hub, processes
 from support.servers.hub import Hub
 from support.servers.processes import Server
+from support.waiting import eventually
 
 MODEL, LARGE, LORA = "org/model", "org/large", "org/lora"
 QUERY, TEXTS = "how do stars burn", ["stars burn hydrogen", "rain falls tomorrow"]
@@ -74,7 +75,8 @@ def test_only_needed_files_are_downloaded_and_only_once(tmp_path: Path, theirs: 
         with processes.running(tmp_path, *flags, *more, env=env) as server:
             assert server.scores(MODEL, QUERY, TEXTS) == scores
             assert server.scores(f"{MODEL}:laws", QUERY, TEXTS) == under
-            assert ("from the hub's cache" in server.log) == (not more and not env)
+            cached = not more and not env
+            assert eventually(lambda: ("from the hub's cache" in server.log) == cached)  # noqa: B023
     assert theirs.sent == []
 
 
@@ -86,7 +88,7 @@ def test_progress_of_a_download_is_shown(tmp_path: Path, theirs: Hub, stored: Pa
     with processes.running(tmp_path, "--batch-tokens", "512", env={"HF_ENDPOINT": theirs.url}) as server:
         process = subprocess.Popen(
             [sys.executable, "-m", "sie_server", "admin", "load", LARGE, "--source", LARGE, "--url", server.base_url],
-            env=processes.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100"}),
+            env=processes.environment(tmp_path, {"TERM": "xterm", "COLUMNS": "100", **server.admin_env}),
             stderr=terminal,
         )  # fmt: skip
         while process.poll() is None:

@@ -135,7 +135,7 @@ def test_an_update_that_is_killed_leaves_the_version_before_it(place: Place) -> 
     scores, warning = load(place.offline)
     assert scores == place.old
     assert re.search(r"the update to commit [0-9a-f]{40} is incomplete .* is missing", warning)
-    assert warning in place.offline.log
+    assert eventually(lambda: warning in place.offline.log)
     # a revision that was requested is not replaced
     old, new = place.cache.commits
     assert load(place.offline, revision=old)[0] == place.old
@@ -171,5 +171,6 @@ def test_a_hub_that_sends_another_content_than_it_names_is_not_believed(place: P
         place.theirs.spoiled = None
     old, new = place.cache.commits
     assert (scores, warning) == (place.old, f"the update to commit {new} failed; commit {old} is served")
-    assert "the hub sent model.safetensors again, and it has another content" in place.online.log
+    again = "the hub sent model.safetensors again, and it has another content"
+    assert eventually(lambda: again in place.online.log)
     assert load(place.online) == (place.new, "")

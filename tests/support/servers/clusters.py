@@ -38,7 +38,7 @@ def running(
     }
     command = ["--ray", "--config", str(file), "--models-dir", str(models_dir), *args]
     try:
-        with processes.running(folder, *command, env=settings) as server:
+        with processes.single(folder, *command, env=settings) as server:
             yield server
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

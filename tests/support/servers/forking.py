@@ -15,7 +15,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-LATE = ("SIE_", "HF_", "TRANSFORMERS_")  # settings that are read after the imports, so that a fork sees them
+# settings that are read after the imports, so that a fork sees them
+LATE = ("SIE_", "HF_", "TRANSFORMERS_", "RAY_")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["sie_server.api.server", "sie_server.cli"])
 

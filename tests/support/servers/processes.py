@@ -30,6 +30,7 @@ from tokenizers import Tokenizer
 
 from support.checkpoints import cross_encoders
 from support.checkpoints.cache import cached
+from support.conformance.switch import clustered
 from support.device import DEVICE
 from support.servers.forking import Forked, started
 
@@ -46,10 +47,16 @@ class Server:
     process: subprocess.Popen[bytes] | Forked
     port: int
     log_path: Path
+    admin_key: str = ""  # sent to admin routes, if this machine alone does not make a caller an admin
 
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin_env(self) -> dict[str, str]:
+        """The settings of a command that calls admin routes."""
+        return {"SIE_ADMIN_KEY": self.admin_key} if self.admin_key else {}
 
     @property
     def log(self) -> str:
@@ -67,6 +74,8 @@ class Server:
     ) -> httpx.Response:
         """POST `body`: bytes unchanged, anything else encoded according to `content_type`."""
         sent = {"content-type": content_type, "accept": accept, **(headers or {})}
+        if self.admin_key and path.startswith("/v1/admin/"):
+            sent.setdefault("authorization", f"Bearer {self.admin_key}")
         if not isinstance(body, bytes):
             body = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
         with httpx.Client(timeout=120, verify=PLAIN) as client:
@@ -95,12 +104,14 @@ class Server:
         return [by_id[f"item-{i}"] for i in range(len(texts))]
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return a sample of /metrics, or 0 if it does not exist yet."""
+        """Return a sample of /metrics, or 0 if it does not exist yet; of a cluster, the sum over its replicas."""
+        found = 0.0
         for line in self.get("/metrics").text.splitlines():
             match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
-            if match and dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")) == labels:
-                return float(match[2])
-        return 0.0
+            of = dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")) if match else {}
+            if match and (of == labels or {k: v for k, v in of.items() if k != "replica"} == labels):
+                found += float(match[2])
+        return found
 
     def raw(self) -> socket.socket:
         """Return a bare connection, for bytes that no HTTP client would send."""
@@ -112,8 +123,19 @@ class Server:
         return self.process.wait(within)
 
 
+def running(
+    folder: Path, *args: str, env: dict[str, str] | None = None
+) -> contextlib.AbstractContextManager[Server]:
+    """Start `sie-server serve` as `single` does; with SIE_TEST_CLUSTER=1 a cluster takes its place."""
+    if clustered():
+        from support.conformance import cluster  # it uses this module
+
+        return cluster.running(folder, *args, env=env)
+    return single(folder, *args, env=env)
+
+
 @contextlib.contextmanager
-def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+def single(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
     """Start `sie-server serve` with `args` and yield it once ready; at the end it must stop on SIGTERM with status 0.
 
     A test may stop the process itself and look at the status.

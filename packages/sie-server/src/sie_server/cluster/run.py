@@ -18,6 +18,7 @@ from typing import Any
 
 from sie_server import install
 from sie_server.api.edge.connections.listening import bind
+from sie_server.cluster.environment import separate_ingress
 from sie_server.config import ConfigError, ServerConfig
 
 log = logging.getLogger("sie_server.cluster")
@@ -70,7 +71,7 @@ def _imported() -> Any:
 
 
 def _separate_proxy() -> None:
-    """Give the proxy a folder and ports of its own."""
+    """Give the proxy a folder and ports of its own, and the ingress replicas ports of their own."""
     # not below TMPDIR, because the path of a socket has at most 107 bytes, of which Ray needs 70
     folder = Path(tempfile.mkdtemp(prefix="sie-", dir="/tmp"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -78,6 +79,7 @@ def _separate_proxy() -> None:
         os.environ.setdefault(name, str(folder / file))
     for name in PORT_SETTINGS:
         os.environ.setdefault(name, str(_free_port()))
+    separate_ingress()
 
 
 def _free_port() -> int:

@@ -42,6 +42,7 @@ RESPONSE_HEADERS = [
     "Retry-After",
     "X-Inference-Time",
     "X-Queue-Time",
+    "X-Request-ID",
     "X-SIE-Error-Code",
     "X-SIE-Request-ID",
     "X-SIE-Server-Version",
