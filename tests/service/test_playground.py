@@ -41,7 +41,7 @@ def test_the_page_works_in_a_browser(guarded: Server, tmp_path: Path) -> None:
     browser = programs.found("Chromium", *programs.CHROMIUM)
     env = {"PAGE": f"{guarded.base_url}/sie", "SIE_API_KEY": KEY, "CHROMIUM": browser, "OUT": str(tmp_path)}
     printed = programs.run("npm", "run", "test:playground", env=env)
-    assert re.search("^# pass 4$", printed, re.M), printed
+    assert re.search("^# pass 5$", printed, re.M), printed
     shown = json.loads((tmp_path / "shown.json").read_text())
     assert scores_of_curl(tmp_path / "request.curl") == shown
     assert scores_of_python(tmp_path / "request.Python", guarded) == shown
@@ -105,6 +105,7 @@ def test_only_browsers_get_the_page(client: TestClient) -> None:
             known = {**accept, "authorization": f"Bearer {KEY}"}
             assert client.request(method, "/", headers=known).status_code == 405
     assert client.post("/", headers=BROWSER, json={"inputs": "a"}).status_code == 401
+    assert 'route="/",status="200"' not in client.get("/metrics").text  # a page is no inference
     tei = client.post("/", headers={**BROWSER, "authorization": f"Bearer {KEY}"}, json={"inputs": "a"})
     assert tei.json().keys() >= {"error", "error_type"}  # the dialect's own error: no model is served
 

@@ -157,6 +157,42 @@ test("documents are read in all formats and ranked by BM25", async () => {
   assert.deepEqual(problems, []);
 });
 
+test("a loading model is waited for, a request can be cancelled, and large files are not shown", async () => {
+  const { page, requests, problems } = await open();
+  const posts = () => requests.filter(({ method }) => method === "POST").length;
+  let looked = 0;
+  await page.route("**/v1/score/**", (route) =>
+    posts() === 1
+      ? route.fulfill({ status: 503, json: { error: { code: "MODEL_LOADING", message: "still loading" } } })
+      : posts() === 2
+        ? route.continue()
+        : undefined, // never answered
+  );
+  await page.route("**/v1/models/**", async (route) => {
+    const response = await route.fetch();
+    const loading = posts() === 1 && looked++ < 1;
+    await route.fulfill({ json: { ...(await response.json()), ...(loading && { state: "loading" }) } });
+  });
+  const buffer = Buffer.from(`<b>bold</b> & "quoted"\n${"rain ".repeat(100_000)}\n`);
+  const transfer = await page.evaluateHandle((text) => {
+    const files = new DataTransfer();
+    files.items.add(new File([text], "large.txt"));
+    return files;
+  }, buffer.toString());
+  await page.dispatchEvent("body", "drop", { dataTransfer: transfer });
+  await page.getByText("large.txt, 0.5 MiB").waitFor();
+  await page.getByText("2 documents, read as one per line").waitFor();
+  assert.equal(await page.getByLabel("Documents", { exact: true }).isVisible(), false);
+  await page.getByLabel("Query").fill("bold");
+  await rerank(page);
+  assert.equal(posts(), 2);
+  assert.equal((await texts(page, ".after .name"))[0], '<b>bold</b> & "quoted"');
+  await page.getByRole("button", { name: "Rerank" }).click();
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await page.getByRole("status").getByText("Cancelled.").waitFor();
+  assert.deepEqual(problems.filter((text) => !text.includes("503")), []);
+});
+
 test("a phone in the dark needs no sideways scrolling", async () => {
   const { page, problems } = await open({ ...PHONE, colorScheme: "dark" });
   await rerank(page);

@@ -32,7 +32,7 @@ from sie_server.api.edge.limits.account import Accounts
 from sie_server.api.edge.limits.metrics import KeyCollector
 from sie_server.api.edge.limits.middleware import LimitedKeys
 from sie_server.api.edge.limits.pacing import delay_refusal
-from sie_server.api.edge.paths import CleanPath, check_prefix, route_meant
+from sie_server.api.edge.paths import CleanPath, check_prefix, is_browsing, route_meant
 from sie_server.api.embeddings.routes import ROUTES as EMBEDDINGS
 from sie_server.api.pages import playground
 from sie_server.api.reading import BodyThreads
@@ -231,7 +231,7 @@ class RequestFrame:
             size += len(message.get("body", b""))
             await send(message)
 
-        route = _route(scope["path"])
+        route = None if is_browsing(scope) else _route(scope["path"])
         in_flight = self._service.metrics.in_flight
         try:
             with in_flight.track_inprogress() if route else nullcontext():
