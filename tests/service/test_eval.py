@@ -192,7 +192,8 @@ def test_adapters_profiles_and_vectors_of_models_in_this_process(
         first_stage=f"encode:a/encoder={models / 'toy/encoder'}",
         queries=4,
         depth=6,
-        config=ServerConfig(dtype="float32", offline=True, adapter=(f"a/x:law={adapter}",)),
+        # a load may take longer than requests wait for one
+        config=ServerConfig(dtype="float32", offline=True, load_wait_s=0, adapter=(f"a/x:law={adapter}",)),
     )
     assert report.sets[0].first_stage == "a/encoder"
     _, scored = report.runs["words"]

@@ -120,6 +120,7 @@ async def measure(plan: Plan, scorer: Scorer) -> Report:
     found = {each.name: await candidates_of(plan, each, scorer) for each in plan.collections}
     scored: dict[str, list[Scored]] = {each.name: [] for each in plan.collections}
     for system in plan.systems:  # one model after the other, so that only one needs memory
+        plan.reporter.note(f"loading {system.name}")
         about = await scorer.identity(system.model, system.options)
         for each in plan.collections:
             scored[each.name].append(await scored_by(plan, system, each, found[each.name], scorer, about))

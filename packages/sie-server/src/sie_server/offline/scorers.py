@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sie_server.config import ServerConfig
+from sie_server.config.options import LONGEST_S
 from sie_server.errors import InvalidInput, SIEError
 from sie_server.offline.errors import OfflineError, Refused
 from sie_server.wire import EncodeParams, EncodeRequest, Item, ModelInfo, ScoreRequest
@@ -61,7 +62,8 @@ class LocalScorer:
         """Create it on the event loop that uses it. A model is loaded by its first request."""
         from sie_server.serving.service import Service
 
-        self._service = Service(config)
+        # no caller waits: a download may take long, and so may other requests of this process
+        self._service = Service(msgspec.structs.replace(config, load_wait_s=LONGEST_S, max_wait_s=LONGEST_S))
         self._config = config
 
     async def identity(self, model: str, options: Options) -> dict[str, Any]:

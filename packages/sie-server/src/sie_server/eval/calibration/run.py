@@ -100,6 +100,7 @@ async def _calibrate(plan: Plan, system: System, goals: Goals, config: ServerCon
     scorer = LocalScorer(config)
     try:
         raw_system = plan.systems[0]
+        plan.reporter.note(f"loading {system.name}")
         about = await scorer.identity(raw_system.model, raw_system.options)
         scored = []
         for each in plan.collections:
