@@ -191,6 +191,7 @@ def test_adapters_profiles_and_vectors_of_models_in_this_process(
         ],
         first_stage=f"encode:a/encoder={models / 'toy/encoder'}",
         queries=4,
+        compare_dtype="bfloat16",
         depth=6,
         # a load may take longer than requests wait for one
         config=ServerConfig(dtype="float32", offline=True, load_wait_s=0, adapter=(f"a/x:law={adapter}",)),
@@ -201,4 +202,5 @@ def test_adapters_profiles_and_vectors_of_models_in_this_process(
     plain, law, mixed, dense = ([answer.scores for answer in each.answers.values()] for each in scored)
     assert plain != law and mixed != dense
     kinds = [model.score_type for model in report.sets[0].models]
+    assert all(model.other_format is not None for model in report.sets[0].models)
     assert kinds == ["probability", "probability", "maxsim", "cosine"]

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from sie_server.cli.commands import cli
-from sie_server.eval import OfflineError, Report, load
-from sie_server.eval.evaluation import Plan, measure
+from sie_server.config import ServerConfig
+from sie_server.eval import OfflineError, Report, evaluate, load
+from sie_server.eval.evaluation import Plan, measure, with_scorers
 from sie_server.eval.results import MOST_CHANGED
 from sie_server.eval.systems import configured, parse_system, parse_systems
 from sie_server.offline.errors import Refused
@@ -103,6 +104,51 @@ async def test_windows_show_the_quality_that_truncation_costs(plan: Plan) -> Non
     assert found.queries == truncation.queries and found.windows is not None
     assert found.windows.wins + found.windows.losses + found.windows.ties == found.queries
     assert report.sets[0].models[0].changes == plain.sets[0].models[0].changes
+
+
+async def test_another_number_format_is_a_second_run_after_the_first(plan: Plan) -> None:
+    log: list[str] = []
+
+    class Logged(WordScorer):
+        def __init__(self, name: str) -> None:
+            super().__init__(version=name)
+            log.append(f"make {name}")
+            self._name = name
+
+        async def score(self, model: str, query: str, texts: Any, options: Any) -> Any:
+            return await super().score(model + self._name, query, texts, options)
+
+        async def close(self) -> None:
+            log.append(f"close {self._name}")
+
+    given = replace(plan, compare_dtype="float32")
+    report = await with_scorers(given, lambda: Logged("one"), lambda: Logged("two"))
+    assert log == ["make one", "close one", "make two", "close two"]
+    plain = await measure(replace(plan, out=None), Logged("one"))
+    other = await measure(replace(plan, out=None), Logged("two"))
+    for place, each in enumerate(report.sets):
+        for model, one, two in zip(
+            each.models, plain.sets[place].models, other.sets[place].models, strict=True
+        ):
+            assert model.changes == one.changes and one.other_format is None
+            assert model.other_format is not None
+            assert (model.other_format.before, model.other_format.after) == (
+                pytest.approx(one.changes[0].after),
+                pytest.approx(two.changes[0].after),
+            )
+    assert "| in float32 |" in report.markdown()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"endpoint": "http://127.0.0.1:9"}, "omit --endpoint"), ({}, "is that of --dtype")],
+)
+def test_number_formats_that_cannot_be_compared_are_refused(
+    plan: Plan, settings: dict[str, str], said: str
+) -> None:
+    config = ServerConfig(dtype="float32")
+    with pytest.raises(OfflineError, match=said):
+        evaluate(plan.collections, ["a/x"], config=config, compare_dtype="float32", **settings)
 
 
 async def test_a_model_without_windows_keeps_its_figures(plan: Plan) -> None:

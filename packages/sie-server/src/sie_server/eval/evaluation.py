@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,6 +41,7 @@ class Plan:
     test: Test = "randomisation"
     seed: int = 0
     windows: bool = False
+    compare_dtype: str | None = None
     concurrency: int = 1
     out: Path | None = None  # journals; None: nothing is kept
     reporter: Reporter = field(default_factory=Reporter)
@@ -76,7 +77,8 @@ def evaluate(
         out=Path(out) if out is not None else None,
         **settings,
     )
-    return run(_with_scorer(plan, _maker(plan, config, endpoint, deadline_s)))
+    make = _maker(plan, config, endpoint, deadline_s)
+    return run(with_scorers(plan, make, _other_maker(plan, config, endpoint, plan.compare_dtype)))
 
 
 def loaded(
@@ -107,28 +109,76 @@ def _maker(
     return lambda: LocalScorer(own)
 
 
-async def _with_scorer(plan: Plan, make: Callable[[], Scorer]) -> Report:
+def _other_maker(
+    plan: Plan, config: ServerConfig, endpoint: str | None, dtype: str | None
+) -> Callable[[], Scorer] | None:
+    """Return what makes the scorer with the other number format, if one is compared."""
+    if dtype is None:
+        return None
+    if endpoint is not None:
+        raise OfflineError("--compare-dtype runs the models in this process; omit --endpoint")
+    if dtype == config.dtype:
+        raise OfflineError(f"--compare-dtype {dtype} is that of --dtype; choose another one")
+    return _maker(plan, msgspec.structs.replace(config, dtype=dtype), None, None)
+
+
+Found = dict[str, Candidates]
+Answers = dict[str, list[Scored]]
+
+
+async def with_scorers(
+    plan: Plan, make: Callable[[], Scorer], make_other: Callable[[], Scorer] | None
+) -> Report:
+    """Carry out a plan; the second scorer is made when the first has freed its memory."""
     scorer = make()
     try:
-        return await measure(plan, scorer)
+        found, scored = await _score(plan, scorer)
     finally:
         await scorer.close()
+    if make_other is None:
+        return _report(plan, found, scored)
+    other = make_other()
+    try:
+        return _report(plan, found, await _with_other_format(plan, found, scored, other))
+    finally:
+        await other.close()
 
 
 async def measure(plan: Plan, scorer: Scorer) -> Report:
     """Carry out a plan. Raises OfflineError."""
+    return _report(plan, *await _score(plan, scorer))
+
+
+async def _score(plan: Plan, scorer: Scorer) -> tuple[Found, Answers]:
     found = {each.name: await candidates_of(plan, each, scorer) for each in plan.collections}
-    scored: dict[str, list[Scored]] = {each.name: [] for each in plan.collections}
+    return found, await _score_all(plan, found, scorer)
+
+
+async def _score_all(plan: Plan, found: Found, scorer: Scorer) -> Answers:
+    scored: Answers = {each.name: [] for each in plan.collections}
     for system in plan.systems:  # one model after the other, so that only one needs memory
         plan.reporter.note(f"loading {system.name}")
         about = await scorer.identity(system.model, system.options)
         for each in plan.collections:
             scored[each.name].append(await scored_by(plan, system, each, found[each.name], scorer, about))
+    return scored
+
+
+async def _with_other_format(plan: Plan, found: Found, scored: Answers, other: Scorer) -> Answers:
+    """Return the answers together with those in the other number format, which have journals of their own."""
+    systems = [replace(each, name=f"{each.name}+{plan.compare_dtype}") for each in plan.systems]
+    second = await _score_all(replace(plan, systems=systems, windows=False), found, other)
+    return {
+        name: [replace(one, other_format=two.answers) for one, two in zip(each, second[name], strict=True)]
+        for name, each in scored.items()
+    }
+
+
+def _report(plan: Plan, found: Found, scored: Answers) -> Report:
     results = [
         set_result(each, found[each.name], scored[each.name], plan.metrics, plan.test, plan.seed)
         for each in plan.collections
     ]
-    runs = {each.name: (found[each.name], scored[each.name]) for each in plan.collections}
     return Report(
         first_stage=plan.first_stage,
         depth=plan.depth,
@@ -136,8 +186,9 @@ async def measure(plan: Plan, scorer: Scorer) -> Report:
         test=plan.test,
         seed=plan.seed,
         concurrency=plan.concurrency,
+        compare_dtype=plan.compare_dtype,
         sets=results,
-        runs=runs,
+        runs={name: (found[name], scored[name]) for name in found},
     )
 
 

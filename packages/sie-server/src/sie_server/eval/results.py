@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -49,6 +50,7 @@ class ModelResult(msgspec.Struct, frozen=True):
     pairs: int
     pairs_per_s: float
     truncation: Truncation
+    other_format: Change | None  # this number format against another one; None: not measured
     gained: list[QueryChange]
     lost: list[QueryChange]
     per_query: dict[str, dict[str, float]]  # metric → query → value
@@ -74,6 +76,7 @@ class Scored:
     name: str
     answers: Mapping[str, Answer]
     windows: Mapping[str, Answer] | None = None  # of queries with truncated documents
+    other_format: Mapping[str, Answer] | None = None  # in another number format
 
 
 def ranking_of(candidates: Candidates, query: str, answer: Answer | None) -> list[str]:
@@ -123,6 +126,10 @@ def _model_result(
     latencies = [answer.seconds * 1e3 for answer in answers] or [0.0]
     pairs = sum(len(answer.scores) for answer in answers)
     first = next(iter(before))
+    compare = partial(
+        _compared, collection, candidates, after=after[first], metric=first, test=test, seed=seed
+    )
+    cut = [len(answer.truncated) for answer in answers if answer.truncated]
     gained, lost = _most_changed(collection, candidates, rankings, before[first], after[first])
     return ModelResult(
         model=scored.name,
@@ -132,7 +139,8 @@ def _model_result(
         latency_p95_ms=float(np.percentile(latencies, 95)),
         pairs=pairs,
         pairs_per_s=pairs / max(busy_seconds(answers), 1e-9),
-        truncation=_truncation(collection, candidates, scored, after[first], first, test, seed),
+        truncation=Truncation(sum(cut), len(cut), compare(scored.windows)),
+        other_format=compare(scored.other_format),
         gained=gained,
         lost=lost,
         per_query=after,
@@ -149,23 +157,23 @@ def busy_seconds(answers: Sequence[Answer]) -> float:
     return busy
 
 
-def _truncation(
+def _compared(
     collection: Collection,
     candidates: Candidates,
-    scored: Scored,
+    answers: Mapping[str, Answer] | None,
     after: Mapping[str, float],
     metric: str,
     test: Test,
     seed: int,
-) -> Truncation:
-    truncated = {query: answer for query, answer in scored.answers.items() if answer.truncated}
-    windows = None
-    if scored.windows:
-        grades = {query: collection.grades[query] for query in scored.windows}
-        rankings = {query: ranking_of(candidates, query, answer) for query, answer in scored.windows.items()}
-        whole = per_query([metric], grades, rankings)
-        (windows,) = changes({metric: {query: after[query] for query in whole[metric]}}, whole, test, seed)
-    return Truncation(sum(len(answer.truncated) for answer in truncated.values()), len(truncated), windows)
+) -> Change | None:
+    """Compare the model's values with those of other answers for some of the queries."""
+    if not answers:
+        return None
+    grades = {query: collection.grades[query] for query in answers}
+    rankings = {query: ranking_of(candidates, query, answer) for query, answer in answers.items()}
+    other = per_query([metric], grades, rankings)
+    (change,) = changes({metric: {query: after[query] for query in grades}}, other, test, seed)
+    return change
 
 
 def _most_changed(

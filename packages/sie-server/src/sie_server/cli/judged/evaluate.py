@@ -87,6 +87,11 @@ def _endpoint(_context: click.Context, _option: click.Parameter, url: str | None
     help="Score queries with truncated documents also in windows, which shows the quality that truncation costs",
 )
 @click.option(
+    "--compare-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Score also in this number format, which shows the quality that the one of --dtype costs",
+)
+@click.option(
     "--concurrency", type=click.IntRange(1, 64), default=1, show_default=True, help="Requests at a time"
 )
 @click.option(

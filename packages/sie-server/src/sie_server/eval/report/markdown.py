@@ -11,7 +11,12 @@ SHORT = 90  # characters of a text in a table
 
 
 def markdown(
-    sets: Sequence[SetResult], metrics: Sequence[str], test: str, depth: int, concurrency: int
+    sets: Sequence[SetResult],
+    metrics: Sequence[str],
+    test: str,
+    depth: int,
+    concurrency: int,
+    compare_dtype: str | None = None,
 ) -> str:
     """Return tables of all sets, and the queries that changed most."""
     names = {"randomisation": "paired randomisation test", "t": "paired t test"}
@@ -24,11 +29,11 @@ def markdown(
     if len(sets) > 1:
         parts.append(_table(_mean_header(sets, metrics), _mean_rows(sets, metrics)))
     for each in sets:
-        parts += _set(each)
+        parts += _set(each, compare_dtype)
     return "\n".join(parts)
 
 
-def _set(each: SetResult) -> Iterator[str]:
+def _set(each: SetResult, compare_dtype: str | None) -> Iterator[str]:
     yield f"## {each.name}\n"
     yield f"{each.queries:,} queries, {each.documents:,} documents, first stage {each.first_stage}.\n"
     for note in each.notes:
@@ -46,8 +51,18 @@ def _set(each: SetResult) -> Iterator[str]:
     yield _table(
         header, [(model.model, *_figures(change)) for model in each.models for change in model.changes]
     )
-    costs = ("model", "p50", "p95", "pairs/s", "truncated pairs", "queries with them", "in windows")
-    yield _table(costs, [_costs(model) for model in each.models])
+    costs: tuple[str, ...] = (
+        "model",
+        "p50",
+        "p95",
+        "pairs/s",
+        "truncated pairs",
+        "queries with them",
+        "in windows",
+    )
+    if compare_dtype:
+        costs = (*costs, f"in {compare_dtype}")
+    yield _table(costs, [_costs(model, compare_dtype) for model in each.models])
     for model in each.models:
         yield from _queries(model)
 
@@ -74,10 +89,15 @@ def windows(model: ModelResult) -> str:
     found = model.truncation.windows
     if found is None:
         return "not measured" if model.truncation.documents else "–"
-    return f"{found.difference:+.4f} ({interval(found)}) of {found.metric} on these queries"
+    return f"{_gain(found)} on these queries"
 
 
-def _costs(model: ModelResult) -> tuple[str, ...]:
+def _gain(found: Change) -> str:
+    return f"{found.difference:+.4f} ({interval(found)}) of {found.metric}"
+
+
+def _costs(model: ModelResult, compare_dtype: str | None) -> tuple[str, ...]:
+    other = (_gain(model.other_format) if model.other_format else "–",) if compare_dtype else ()
     share = model.truncation.documents / max(model.pairs, 1)
     return (
         model.model,
@@ -87,6 +107,7 @@ def _costs(model: ModelResult) -> tuple[str, ...]:
         f"{share:.1%}",
         str(model.truncation.queries),
         windows(model),
+        *other,
     )
 
 

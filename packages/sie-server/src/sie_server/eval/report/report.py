@@ -30,6 +30,7 @@ class Report:
     test: str
     seed: int
     concurrency: int
+    compare_dtype: str | None
     sets: list[SetResult]
     runs: Runs = field(repr=False)
 
@@ -51,13 +52,13 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything except the rankings, as JSON holds it."""
-        names = ("first_stage", "depth", "metrics", "test", "seed", "concurrency")
+        names = ("first_stage", "depth", "metrics", "test", "seed", "concurrency", "compare_dtype")
         settings = {name: getattr(self, name) for name in names}
         return {"version": __version__, **settings, "sets": msgspec.to_builtins(self.sets)}
 
     def markdown(self) -> str:
         """Return the report as text."""
-        return markdown(self.sets, self.metrics, self.test, self.depth, self.concurrency)
+        return markdown(self.sets, self.metrics, self.test, self.depth, self.concurrency, self.compare_dtype)
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
