@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sie_server.eval import DataError, load
+from sie_server.eval import Collection, DataError, load
 from sie_server.eval.data.texts import read_texts
 from sie_server.eval.data.trec import read_qrels, read_run
-from sie_server.eval.first_stage import from_run, judged
+from sie_server.eval.first_stage import bm25, from_run, judged
 from support.judged import write_beir
 
 CORPUS = '{"_id": "a", "title": "Red", "text": "apple"}\n{"_id": "b", "text": "blue sky"}\n'
@@ -159,6 +159,14 @@ def test_unusable_runs_are_named(folder: Path, line: str, said: str) -> None:
     (folder / "x.trec").write_text(line)
     with pytest.raises(DataError, match=said):
         from_run(folder / "x.trec", load(folder), depth=10)
+
+
+def test_queries_and_documents_without_words() -> None:
+    grades = {"q": {"a": 1}}
+    found = bm25(Collection("s", {"a": "zebra", "b": ""}, {"q": "the of"}, grades), depth=5)
+    assert sorted(found.ranked["q"]) == ["a", "b"]
+    with pytest.raises(DataError, match=r"no document has a word that BM25 indexes.*encode:MODEL"):
+        bm25(Collection("s", {"a": "", "b": "the"}, {"q": "zebra"}, grades), depth=5)
 
 
 def test_samples_are_seeded_and_nested(tmp_path: Path) -> None:

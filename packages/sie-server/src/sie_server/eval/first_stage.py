@@ -39,6 +39,7 @@ def bm25(collection: Collection, depth: int) -> Candidates:
     Every query gets `depth` documents, if there are that many, also documents that share no word with it.
 
     Raises:
+        DataError: no document has a word that is indexed.
         OfflineError: bm25s is not installed.
     """
     library: Any = needed("bm25s")
@@ -47,8 +48,14 @@ def bm25(collection: Collection, depth: int) -> Candidates:
     def tokenize(texts: Sequence[str]) -> Any:
         return library.tokenize(list(texts), stopwords="en", stemmer=stemmer, show_progress=False)
 
+    words = tokenize(list(collection.documents.values()))
+    if not any(words.ids):
+        raise DataError(
+            f"{collection.name}: no document has a word that BM25 indexes (stop words and single letters are left "
+            "out); use another first stage, for example encode:MODEL"
+        )
     index = library.BM25()
-    index.index(tokenize(list(collection.documents.values())), show_progress=False)
+    index.index(words, show_progress=False)
     found, scores = index.retrieve(
         tokenize(list(collection.queries.values())),
         corpus=np.asarray(list(collection.documents)),
