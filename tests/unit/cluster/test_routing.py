@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from sie_server.cluster.routing import order as routing
-from sie_server.cluster.routing.order import Load, ranked
+from sie_server.cluster.routing.order import Load, need_of, ranked
 
 pytestmark = pytest.mark.unit
 NAMES = [f"replica-{i}" for i in range(3)]
@@ -75,6 +75,42 @@ def test_a_replicas_figures_follow_the_requests_since(
 ) -> None:
     load = Load.of("r", "m", {**stats, "loaded": ["m"]}, open_now)
     assert (load.queued_s, load.open, load.loaded) == (pytest.approx(queued_s), open_then, True)
+
+
+def test_a_model_is_loaded_where_it_is_loading_or_where_there_is_room() -> None:
+    model = "org/model"
+    order = [one.name for one in ranked(model, IDLE, 0.5)]
+
+    def loads(rooms: dict[str, int], loading: str = "", need: int = 2) -> list[Load]:
+        stats = {
+            name: {"room": room, "loading": [model] if name == loading else []}
+            for name, room in rooms.items()
+        }
+        return [Load.of(name, model, one, 0, need) for name, one in stats.items()]
+
+    everywhere, last = dict.fromkeys(NAMES, 5), {order[0]: 1, order[1]: 0, order[2]: 2}
+    assert first(model, *loads(everywhere)) == order[0]
+    assert first(model, *loads(last)) == order[2]
+    assert first(model, *loads(last, loading=order[1])) == order[1]
+    assert first(model, *loads(dict.fromkeys(NAMES, 0))) == order[0]  # a model has to go anyway
+
+
+def test_models_of_equal_size_fill_the_memory_of_all_replicas() -> None:
+    """Each of six models is loaded once, however the hash would place them."""
+    for number in range(50):
+        held: dict[str, dict[str, int]] = {name: {} for name in NAMES}
+        for model in (f"org/model-{number}-{i}" for i in range(6)):
+            stats = {name: {"loaded": own, "room": 25 - sum(own.values())} for name, own in held.items()}
+            need = need_of(model, stats.values())
+            chosen = first(model, *(Load.of(name, model, one, 0, need) for name, one in stats.items()))
+            held[chosen][model] = 10
+        assert [len(own) for own in held.values()] == [2, 2, 2]
+
+
+def test_the_need_of_a_model_is_its_size_elsewhere_or_that_of_the_largest() -> None:
+    reports = [{"loaded": {"a": 5, "b": 9}}, {"loaded": {"a": 6}}, {}]
+    assert [need_of(model, reports) for model in ("a", "b", "c")] == [6, 9, 9]
+    assert need_of("a", [{}]) == 0
 
 
 def test_idle_replicas_have_the_model_and_nothing_to_do() -> None:

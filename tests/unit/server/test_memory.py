@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sie_server.serving.lifecycle.eviction import Allocation, Plan, idle_for, make_room
+from sie_server.serving.lifecycle.eviction import Allocation, Plan, idle_for, make_room, room
 
 
 def allocation(name: str, nbytes: int, last_use: float = 0.0, **more: Any) -> Allocation:
@@ -95,3 +95,14 @@ def test_idle_for_a_while() -> None:
     ]
     assert idle_for(holding, 100, 60) == ["old"]
     assert idle_for(holding, 69, 60) == []
+
+
+def test_room_is_what_is_free_or_unused_for_a_while() -> None:
+    held = [
+        allocation("old", 30, 1),
+        allocation("new", 20, 9),
+        allocation("old but pinned", 10, 1, pinned=True),
+    ]
+    assert room(held, 100, now=12.0, seconds=10.0) == 70
+    assert room(held, 100, now=12.0, seconds=30.0) == 40
+    assert room(held, 50, now=12.0, seconds=30.0) == 0

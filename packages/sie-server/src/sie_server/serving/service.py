@@ -388,6 +388,14 @@ class Service:
         """Estimate the device time of all admitted work, in seconds; 0: the device is idle."""
         return self.worker.queued_seconds()
 
+    def room(self, unused_s: float) -> int:
+        """Return the bytes for models that are free or held by models that no request has used for `unused_s`."""
+        return self.registry.budget.room(unused_s)
+
+    def busy_seconds(self) -> float:
+        """Return the time for which the device has run batches since the start."""
+        return self.worker.busy_s
+
     def death(self) -> str | None:
         """Return why the device thread can no longer answer requests; None: it can."""
         health = self.worker.health

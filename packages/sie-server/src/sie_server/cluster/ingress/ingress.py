@@ -34,6 +34,10 @@ class Ingress:
         self._service = RemoteService(config, self._name, self._pools, siblings)
         return self._service
 
+    async def note_start(self, pool: str, seconds: float) -> None:
+        """Note how long the first replica of a pool took to start."""
+        self._service.pools[pool].note_start(seconds)
+
     async def own_metrics(self) -> tuple[str, bytes]:
         """Return the name of this replica and its metrics."""
         return self._name, self._service.metrics.text()

@@ -50,15 +50,30 @@ class RemoteService:
         counters = ClusterMetrics(self.metrics.registry)
         cluster = config.cluster
         self.pools = {
-            pool: Pool(pool, cluster.pools[pool], handle, config.load_wait_s, cluster.start_s, counters)
+            pool: Pool(
+                pool,
+                cluster.pools[pool],
+                handle,
+                config.load_wait_s,
+                cluster.start_s,
+                counters,
+                self._tell_start,
+            )
             for pool, handle in handles.items()
         }
         self._known: dict[str, ModelConfig | None] = dict(known_models(config.model, config.models_dir))
         self._aliases = {alias: one.id for one in self._known.values() if one for alias in one.aliases}
         self.metrics.knows = self._known.__contains__
+        self._telling: set[asyncio.Future[Any]] = set()
         self._sources: set[str] = set()
         self._first: dict[str | None, str] = {}
         self.admin = ClusterAdmin(config, self._pools_of, self.note_model)
+
+    def _tell_start(self, pool: str, seconds: float) -> None:
+        """Tell the other ingress replicas how long a first replica took to start."""
+        telling = asyncio.ensure_future(answers(self._siblings, "note_start", pool, seconds))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     async def preload(self) -> None:
         """Wait until every pool that starts with replicas has one."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from ray import serve
@@ -20,6 +22,7 @@ from sie_server.serving.service import Service
 log = logging.getLogger("sie_server.cluster")
 SWITCH_S = 0.0005  # as in api.server
 POLL_S = 2.0
+UNUSED_S = 30.0  # after which the memory of a model counts as room for another one
 SMOOTHING = 0.1  # weight of the newest request in the mean device time of a request
 # methods of the service that an ingress replica may call: with a request's timing, and without
 TIMED = frozenset({"score_each", "score_part", "inspect", "encode", "with_tokenizer"})
@@ -35,6 +38,7 @@ class ModelReplica:
         self._name: str = serve.get_replica_context().replica_id.unique_id
         self._service = Service(config)
         self._open, self._request_s = 0, 0.0
+        self._busy = BusyShare(self._service.busy_seconds)
         desired = DesiredState(config.models_dir) if config.models_dir else None
         self._operators = ReplicaOperators(self._service, desired, config.models_dir_poll_s or POLL_S)
         await self._operators.start()
@@ -81,17 +85,35 @@ class ModelReplica:
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Return what the router has to know of this replica. Serve calls this every second."""
-        loaded = [info.name for info in await self._service.infos() if info.loaded]
+        infos = await self._service.infos()
         return {
-            "loaded": loaded,
+            "loaded": {info.name: info.memory_bytes for info in infos if info.loaded},
+            "loading": [info.name for info in infos if info.state == "loading"],
+            "room": self._service.room(UNUSED_S),
             "queued_s": self._service.queued_seconds(),
             "open": self._open,
             "request_s": self._request_s,
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the seconds of queued work, which the number of replicas follows."""
-        return {"queued_s": self._service.queued_seconds()}
+        """Return what the number of replicas follows (`cluster.scaling`). Serve calls this every few seconds."""
+        return {"queued_s": self._service.queued_seconds(), "busy": self._busy.since_last()}
+
+
+class BusyShare:
+    """The share of time in which the device has run batches."""
+
+    def __init__(
+        self, busy_seconds: Callable[[], float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._busy_seconds, self._clock = busy_seconds, clock
+        self._last = clock(), busy_seconds()
+
+    def since_last(self) -> float:
+        """Return the share since the last call."""
+        now, busy = self._clock(), self._busy_seconds()
+        (then, before), self._last = self._last, (now, busy)
+        return min(1.0, (busy - before) / (now - then)) if now > then else 0.0
 
 
 async def _known(work: Any) -> Any:

@@ -8,7 +8,7 @@ Ravishankar, "Using name-based mappings to increase hit rates" (1998).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,21 @@ class Load:
     loaded: bool  # the model
     queued_s: float
     open: int  # requests that the replica has not answered
+    loading: bool = False  # the model
+    room: bool = True  # for the model, without unloading one that is in use
 
     @classmethod
-    def of(cls, name: str, model: str, stats: Mapping[str, Any], open_now: int | None) -> Load:
-        """Return a replica's own figures, which are up to a second old, corrected by the requests since then."""
+    def of(cls, name: str, model: str, stats: Mapping[str, Any], open_now: int | None, need: int = 0) -> Load:
+        """Return a replica's own figures, which are up to a second old, corrected by the requests since then.
+
+        `need` is the memory that the model takes.
+        """
         reported: int = stats.get("open", 0)
         now = reported if open_now is None else open_now
         left = min(1.0, now / reported) if reported else 1.0
         queued_s = stats.get("queued_s", 0.0) * left + max(0, now - reported) * stats.get("request_s", 0.0)
-        return cls(name, model in stats.get("loaded", ()), queued_s, now)
+        room, loading = stats.get("room", need) >= need, model in stats.get("loading", ())
+        return cls(name, model in stats.get("loaded", ()), queued_s, now, loading, room)
 
     @property
     def idle(self) -> bool:
@@ -45,8 +51,8 @@ def ranked(model: str, loads: Sequence[Load], spread_s: float) -> list[Load]:
     """Return the replicas, the best one first.
 
     First those that have the model and no request, in the order of the hash; then others that have the model and a
-    short queue, by their requests; then others with a short queue, in the order of the hash; then all others by their
-    queues.
+    short queue, by their requests; then others with a short queue: where the model is loading, where there is room for
+    it, and then in the order of the hash; then all others by their queues.
     """
 
     def place(load: Load) -> tuple[int, float, int]:
@@ -54,10 +60,17 @@ def ranked(model: str, loads: Sequence[Load], spread_s: float) -> list[Load]:
         if load.queued_s >= spread_s:
             return 3, load.queued_s, by_hash
         if not load.loaded:
-            return 2, 0, by_hash
+            return 2, 0 if load.loading else 1 if load.room else 2, by_hash
         return (1, load.open, by_hash) if load.open else (0, 0, by_hash)
 
     return sorted(loads, key=place)
+
+
+def need_of(model: str, reports: Iterable[Mapping[str, Any]]) -> int:
+    """Return the memory that a model takes: as on another replica, else as the largest model that is loaded."""
+    sizes = [report.get("loaded", {}) for report in reports]
+    own = [each[model] for each in sizes if model in each]
+    return max(own or [size for each in sizes for size in each.values()], default=0)
 
 
 # ── what the routers of this process know ──

@@ -9,7 +9,7 @@ from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve.request_router import RequestRouter
 
-from sie_server.cluster.routing.order import Load, publish, ranked
+from sie_server.cluster.routing.order import Load, need_of, publish, ranked
 from sie_server.cluster.routing.watch import Watch, WatchedReplica
 
 
@@ -23,7 +23,7 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
         """Called by Serve with `request_router_kwargs`."""
         self._spread_s, self._watch = spread_s, Watch()
         self._watching: asyncio.Task[None] | None = None
-        publish(pool, lambda model: [self._load(model, one) for one in list(self.curr_replicas.values())])
+        publish(pool, lambda model: self._loads(model, list(self.curr_replicas.values())))
 
     def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
         """Called by Serve, on the event loop of the router, for each new replica."""
@@ -47,10 +47,13 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
         candidates = [one for one in present if one.actor_id.hex() not in avoid] or present
         model, preferred = pending_request.metadata.multiplexed_model_id, pending_request.kwargs.get("prefer")
         by_name = {one.replica_id.unique_id: one for one in candidates}
-        order = ranked(model, [self._load(model, one) for one in candidates], self._spread_s)
+        order = ranked(model, self._loads(model, candidates), self._spread_s)
         order.sort(key=lambda load: load.name != preferred)  # stable
         return [[by_name[load.name]] for load in order]
 
-    def _load(self, model: str, replica: RunningReplica) -> Load:
-        waiting = self.replica_queue_len_cache.get(replica.replica_id)
-        return Load.of(replica.replica_id.unique_id, model, replica.routing_stats, waiting)
+    def _loads(self, model: str, replicas: list[RunningReplica]) -> list[Load]:
+        need, open_now = need_of(model, [one.routing_stats for one in replicas]), self.replica_queue_len_cache
+        return [
+            Load.of(one.replica_id.unique_id, model, one.routing_stats, open_now.get(one.replica_id), need)
+            for one in replicas
+        ]

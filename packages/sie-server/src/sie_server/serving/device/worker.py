@@ -58,6 +58,7 @@ class DeviceWorker:
         self._metrics, self._on_death, self._self_test = metrics, on_death, self_test
         self.health = DeviceHealth()
         self._running_until, self._is_running = 0.0, False  # estimated end of the running batch
+        self.busy_s = 0.0  # time of all batches
         self._cpu_threads = cpu_threads
         self._spoiled = False  # this thread can no longer run a pass
         self._apart: deque[Batch[PendingTicket]] = deque()  # of a batch that spoiled its thread
@@ -295,6 +296,7 @@ class DeviceWorker:
             self._is_running = False
             return
         end, self._is_running = time.perf_counter(), False
+        self.busy_s += end - start
         self._metrics.batch(tokens, engine.batch_tokens, end - start)
         if len(batch.works) > 1:  # a small batch says little about the rate of a full queue
             engine.tokens_per_second += 0.2 * (tokens / (end - start) - engine.tokens_per_second)

@@ -85,6 +85,10 @@ class MemoryBudget:
         adapter.nbytes, adapter.timeout_error = need, None
         await self._apply(plan)
 
+    def room(self, unused_s: float) -> int:
+        """Return the bytes that are free or held by models that no request has used for `unused_s`."""
+        return eviction.room(self._table.allocations(), self.total_bytes, time.monotonic(), unused_s)
+
     async def settle(self, slot: Slot) -> None:
         """Evict idle models if a loaded version takes more bytes than it reserved."""
         plan = eviction.make_room(self._table.allocations(slot), self.total_bytes, 0)

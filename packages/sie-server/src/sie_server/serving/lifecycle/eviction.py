@@ -86,3 +86,9 @@ def idle_for(allocations: Sequence[Allocation], now: float, seconds: float) -> l
         for a in allocations
         if not (a.in_use or a.pinned or a.in_transition) and now - max(a.last_use, a.serving_since) >= seconds
     ]
+
+
+def room(allocations: Sequence[Allocation], budget: int, now: float, seconds: float) -> int:
+    """Return the bytes that are free or held by evictable versions that no request has used for `seconds`."""
+    unused = set(idle_for(allocations, now, seconds))
+    return max(0, budget - _total(a for a in allocations if a.name not in unused))

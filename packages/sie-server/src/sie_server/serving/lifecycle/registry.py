@@ -56,7 +56,7 @@ class Registry:
         wait_s: float,
     ) -> None:
         """`wait_s` is how long a request waits for its model and adapter."""
-        self.table, self._loader, self._budget = table, loader, budget
+        self.table, self._loader, self.budget = table, loader, budget
         self.adapters, self.transitions, self._wait_s = adapters, transitions, wait_s
 
     def __contains__(self, name: str) -> bool:
@@ -206,7 +206,7 @@ class Registry:
                 f"model {slot.name!r} is unloading and will be loaded again", retry_after_s=self._wait_s
             )
         if progress.phase == "room":
-            return self._budget.exhausted(f"model {slot.name!r}", progress.tally.total or 0, self._wait_s)
+            return self.budget.exhausted(f"model {slot.name!r}", progress.tally.total or 0, self._wait_s)
         now = time.monotonic()
         remaining = max(1.0, progress.remaining_s(self._loader.bytes_per_second, now))
         return ModelLoading(
