@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import pickle
 import time
+from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("ray")
 
-from sie_server.cluster.outcomes import Context, Failure, outcome_of
+from sie_server.api.dialects.fields import Fields
+from sie_server.api.embeddings.tokens import decode, tokenize
+from sie_server.cluster.outcomes import Context, Failure, Outcome, outcome_of
 from sie_server.errors import InvalidInput, ModelLoadFailed, QueueFull, SIEError
 from sie_server.serving.metrics import RequestTiming
+from sie_server.wire import ChunkSpan, Document, ScoreEntry, ScoreResponse, Usage
 
 pytestmark = pytest.mark.unit
 
@@ -87,3 +92,34 @@ async def test_a_replica_refuses_a_request_that_its_key_may_never_send() -> None
         outcome.result()
     outcome.charge(timing)
     assert timing.tokens == 601  # so the ingress sees why it was refused
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        ScoreResponse("m", None, [], Usage(0), "probability"),
+        ScoreResponse(
+            "m",
+            "q",
+            [
+                ScoreEntry("a", 0.1 + 0.2, 0, True, -1.5, ChunkSpan(0, 3, 1, 2), document=Document("\u2603")),
+                ScoreEntry("b", 5e-324, 1),
+            ],
+            Usage(7),
+            "logit",
+            True,
+            ["cut"],
+            top_n=1,
+        ),
+    ],
+)
+def test_a_response_arrives_whole(response: ScoreResponse) -> None:
+    found = pickle.loads(pickle.dumps(Outcome("r", response)))  # noqa: S301 -- as Ray does
+    assert found.result() == response
+
+
+@pytest.mark.parametrize(("read", "body"), [(tokenize, {"inputs": "a"}), (decode, {"ids": [1]})])
+def test_the_work_on_tokens_can_be_pickled(read: Any, body: dict[str, Any]) -> None:
+    work = read(Fields({name: msgspec.Raw(msgspec.json.encode(value)) for name, value in body.items()})).work
+    found = pickle.loads(pickle.dumps(work))  # noqa: S301 -- as Ray does
+    assert (found.func, found.keywords) == (work.func, work.keywords)

@@ -17,6 +17,8 @@ from sie_server.config import ConfigError, PoolConfig, ServerConfig, load_config
 from sie_server.keys import read_keys
 
 ALL_AT_ONCE = 100_000  # requests; a replica bounds its own queue in tokens
+QUIET = {"enable_access_log": False}  # the log of the ingress has each request once
+LOOK_BACK_S = 15  # of the figures that the number of replicas follows; each replica sends them every 10 s
 RETRIES = 3  # starts of a replica before its deployment has failed
 
 
@@ -57,6 +59,7 @@ def application(config: ServerConfig) -> serve.Application:
         graceful_shutdown_timeout_s=config.drain_s,
         max_surge_percent=100,  # 0 stops old replicas first
         max_constructor_retry_count=RETRIES,
+        logging_config=QUIET,
     )
     return ingress.bind(config, pools)
 
@@ -124,6 +127,7 @@ def _of_pool(name: str, pool: PoolConfig, config: ServerConfig) -> serve.Deploym
         request_router_config=router,
         max_ongoing_requests=ALL_AT_ONCE,
         max_constructor_retry_count=RETRIES,
+        logging_config=QUIET,
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=config.drain_s,
@@ -143,6 +147,6 @@ def _scaling(pool: PoolConfig, config: ServerConfig) -> AutoscalingConfig:
         max_replicas=pool.most,
         upscale_delay_s=cluster.upscale_delay_s,
         downscale_delay_s=cluster.downscale_delay_s,
-        look_back_period_s=10,
+        look_back_period_s=LOOK_BACK_S,
         policy=policy,
     )

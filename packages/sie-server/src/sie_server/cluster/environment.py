@@ -19,6 +19,9 @@ SETTINGS = {
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "262144",  # bytes of a request that can be sent again
     # a reloaded proxy finishes its requests; the SDK waits for 150 s
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "180",
+    # our code and Serve's share an event loop, as in one server; changing threads costs more than a millisecond
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_DEDUP_LOGS": "0",
 }

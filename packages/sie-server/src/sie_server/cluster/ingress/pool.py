@@ -23,6 +23,8 @@ from sie_server.serving.metrics import RequestTiming
 RERUNS = 3  # of one call
 PAUSE_S = 0.1  # before the first rerun; doubled for each further one
 BROADCAST_S = 5.0
+# Serve would search functions and classes of __main__ in all arguments, for the same bytes in four times the time
+PICKLE = {"request_serialization": "pickle", "response_serialization": "pickle"}
 
 
 class Pool:
@@ -36,12 +38,16 @@ class Pool:
         wait_s: float,
         start_s: float,
         metrics: ClusterMetrics,
+        on_start: Callable[[str, float], None] = lambda pool, seconds: None,
     ) -> None:
-        """`wait_s` is how long a call waits for the first replica, `start_s` how long one is expected to start."""
+        """`wait_s` is how long a call waits for the first replica, `start_s` how long one is expected to start.
+
+        `on_start` is called with the name and the measured seconds of a start.
+        """
         self.name, self.config = name, config
         self._handle, self._wait_s, self.metrics = handle, wait_s, metrics
         self._empty_since: float | None = None  # when a call found no replica
-        self._start_s = start_s  # measured once a call has waited for a first replica
+        self._start_s, self._on_start = start_s, on_start
 
     async def call(
         self, model: str, method: str, timing: RequestTiming, *args: Any, **options: Any
@@ -66,7 +72,7 @@ class Pool:
             if attempt:
                 self.metrics.reruns.labels(self.name).inc()
                 await asyncio.sleep(min(PAUSE_S * 2 ** (attempt - 1), _left(timing)))
-            handle = self._handle.options(method_name="call", multiplexed_model_id=model)
+            handle = self._handle.options(method_name="call", multiplexed_model_id=model, **PICKLE)
             response = _apart(handle.remote, method, Context.of(timing), *args, avoid=tuple(avoid), **options)
             try:
                 outcome = await self._result(response)
@@ -105,7 +111,12 @@ class Pool:
     def _seen(self) -> None:
         """Note that the pool has a replica, and how long the first one took to start."""
         if self._empty_since is not None:
-            self._start_s, self._empty_since = time.monotonic() - self._empty_since, None
+            self.note_start(time.monotonic() - self._empty_since)
+            self._on_start(self.name, self._start_s)
+
+    def note_start(self, seconds: float) -> None:
+        """Note how long a first replica took to start, as this ingress replica or another one has measured."""
+        self._start_s, self._empty_since = seconds, None
 
     def _starting(self) -> ModelLoading:
         elapsed = time.monotonic() - self._empty_since if self._empty_since else 0.0
