@@ -17,7 +17,7 @@ ONE_SERVER_SHORT := tests/service/test_contract.py tests/service/test_sdk_end_to
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench parity quality hostile soak overload simulate cluster-faults image-test clean
+.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench parity quality hostile soak overload simulate bench-cluster cluster-faults image-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -82,6 +82,9 @@ simulate: $(DEV) ## simulate 1 to 16 replicas: latency against load, splitting, 
 
 cluster-faults: $(DEV) ## kill parts of a cluster of three nodes under load (as root, Linux; about an hour)
 	$(BIN)/python -m bench.cluster_faults $(ARGS)
+
+bench-cluster: $(DEV) ## measure a cluster: cost of the ingress, replicas, bulk jobs, loads, scaling (20 minutes)
+	$(BIN)/python -m bench.cluster $(ARGS)
 
 image-test: ## build the image with buildah, run it with podman and check it (as root; ARGS=FOLDER keeps the layers)
 	deploy/docker/try_image $(ARGS)

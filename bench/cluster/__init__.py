@@ -1,0 +1,1 @@
+"""The speed and the scaling of a cluster on this machine: `python -m bench.cluster`."""
