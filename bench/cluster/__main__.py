@@ -11,6 +11,8 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ console = Console(width=None if Console().is_terminal else 120)
 @click.option("--scenario", "chosen", type=click.Choice(SCENARIOS), multiple=True, help="Default: all.")
 @click.option("--seconds", type=click.FloatRange(0.5, 600), help="Per phase; default: that of the scenario.")
 def main(chosen: tuple[str, ...], seconds: float | None) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all clusters end
     for name in chosen or SCENARIOS:
         scenario = importlib.import_module(f"bench.cluster.{name}")
         found = scenario.measure(console, seconds or scenario.SECONDS)
