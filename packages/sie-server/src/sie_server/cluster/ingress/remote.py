@@ -70,7 +70,7 @@ class RemoteService:
         self.admin = ClusterAdmin(config, self._pools_of, self.note_model)
 
     def _tell_start(self, pool: str, seconds: float) -> None:
-        """Tell the other ingress replicas how long a first replica took to start."""
+        """Send the measured start of a first replica to all ingress replicas."""
         telling = asyncio.ensure_future(answers(self._siblings, "note_start", pool, seconds))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
