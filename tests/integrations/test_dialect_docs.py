@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.requests.questions import KEY
 from support.servers import processes
 from support.servers.processes import Server
 
@@ -27,6 +28,7 @@ def test_a_block_finds_the_best_document(embedded: Server, block: str) -> None:
     for call in calls:
         names: dict[str, object] = {}
         code = (SETUP + prelude + call).replace("http://localhost:8080", embedded.base_url)
+        code = code.replace('"KEY"', repr(KEY))
         exec(code, names)  # noqa: S102 - our own documentation
         assert names["best"] == 1, call
 

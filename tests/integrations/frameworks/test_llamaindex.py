@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from sie_llamaindex import SIEEmbedding, SIENodePostprocessor
 from sie_sdk import AuthError, Item, ModelNotFoundError, ProtocolError, SIEClient
+from support.requests.questions import KEY
 from support.requests.rankings import BERT, ENCODER, INSTRUCTED, MINI, QUERY, TEXTS, ranking
 from support.servers.processes import Server
 
@@ -185,11 +186,11 @@ def test_saved_and_loaded_without_the_key(server: Server) -> None:
 
 
 def test_it_can_be_pickled_for_workers(server: Server) -> None:
-    embedding = SIEEmbedding(model=ENCODER, base_url=server.base_url, api_key="hush")
+    embedding = SIEEmbedding(model=ENCODER, base_url=server.base_url, api_key=KEY)
     vector = embedding.get_text_embedding("rain")
     copy = pickle.loads(pickle.dumps(embedding))  # noqa: S301  what was pickled just now
     assert copy.get_text_embedding("rain") == vector
-    assert copy.api_key.get_secret_value() == "hush"
+    assert copy.api_key.get_secret_value() == KEY
 
 
 def test_the_key_is_sent(doorman: tuple[str, list[str | None]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from support.conformance.switch import replicas
+from support.requests.questions import KEY
 from support.servers import processes
 from support.servers.clusters import ADMIN_KEY
 from support.servers.processes import Server
@@ -74,7 +75,8 @@ def _admin_key(args: tuple[str, ...], settings: dict[str, str]) -> str:
     given = settings.get("SIE_API_KEYS", "")
     if ":admin:" in given or _sets(args, settings, "api-keys-file"):
         return ""
-    settings["SIE_API_KEYS"] = ",".join(filter(None, [given, f"ops:admin:{ADMIN_KEY}"]))
+    # a server without keys ignores the one that clients send; a cluster has keys, so it must know theirs
+    settings["SIE_API_KEYS"] = f"{given or f'clients:infer:{KEY}'},ops:admin:{ADMIN_KEY}"
     if given:
         return ""
     settings["SIE_OPEN_INFERENCE"] = "1"

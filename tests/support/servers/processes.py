@@ -54,6 +54,14 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def admin_headers(self) -> dict[str, str]:
+        """The headers of a caller that may see and do everything."""
+        return {"authorization": f"Bearer {self.admin_key}"} if self.admin_key else {}
+
+    def _admin(self, path: str) -> dict[str, str]:
+        return self.admin_headers if path.startswith("/v1/admin/") else {}
+
+    @property
     def admin_env(self) -> dict[str, str]:
         """The settings of a command that calls admin routes."""
         return {"SIE_ADMIN_KEY": self.admin_key} if self.admin_key else {}
@@ -74,8 +82,7 @@ class Server:
     ) -> httpx.Response:
         """POST `body`: bytes unchanged, anything else encoded according to `content_type`."""
         sent = {"content-type": content_type, "accept": accept, **(headers or {})}
-        if self.admin_key and path.startswith("/v1/admin/"):
-            sent.setdefault("authorization", f"Bearer {self.admin_key}")
+        sent = {**self._admin(path), **sent}
         if not isinstance(body, bytes):
             body = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
         with httpx.Client(timeout=120, verify=PLAIN) as client:
@@ -87,7 +94,8 @@ class Server:
             return client.send(request)
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
-        return httpx.get(self.base_url + path, headers=headers, timeout=60, verify=PLAIN)
+        sent = {**self._admin(path), **(headers or {})}
+        return httpx.get(self.base_url + path, headers=sent, timeout=60, verify=PLAIN)
 
     def score(self, model: str, query: str, texts: list[str], **body: Any) -> dict[str, Any]:
         """Return the answer to a plain JSON request, which must be a 200."""

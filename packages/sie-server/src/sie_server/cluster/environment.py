@@ -45,8 +45,8 @@ def prepare() -> None:
 def separate_ingress() -> None:
     """Let the ingress replicas of this machine use ports that no other cluster on it uses.
 
-    The proxy learns the port of a replica before the replica listens. If another cluster had the port, it would get
-    requests of this one, because Serve gives all clusters the same ports.
+    Serve gives all clusters the same ports. When a replica ends, another cluster could take its port before the proxy
+    has removed it, and would get requests of this one.
 
     Raises:
         ConfigError: there are not enough ports.

@@ -31,7 +31,14 @@ FOLDER_SETTINGS = {  # of the proxy, whose files would otherwise collide with th
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
 }
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PORT_SETTINGS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
+PORT_SETTINGS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    # of Serve's own proxy, to which HAProxy sends requests while no ingress replica answers; several clusters can use
+    # one port, and would get each other's requests
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
 
 
 def serve(config: ServerConfig) -> None:

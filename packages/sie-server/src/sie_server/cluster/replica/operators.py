@@ -24,6 +24,7 @@ class ReplicaOperators:
         self._service, self._desired, self._poll_s = service, desired, poll_s
         self._applied = State()
         self._prepared: dict[str, Prepared] = {}
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Apply the desired state. Models load with their first request."""
@@ -35,6 +36,11 @@ class ReplicaOperators:
         if self._desired:
             await self._advance(await asyncio.to_thread(self._desired.read), load=True)
             self._following = asyncio.create_task(self._follow(self._desired))
+
+    def stop(self) -> None:
+        """Follow the state no longer."""
+        if self._following:
+            self._following.cancel()
 
     async def run(self, action: str, model: str, *args: object) -> AdminAnswer:
         """Run an operation of `ModelAdmin`.

@@ -45,6 +45,11 @@ class ModelReplica:
         await self._service.preload()
         await self._operators.follow()
 
+    def __del__(self) -> None:
+        """Called by Serve when the replica ends."""
+        if operators := getattr(self, "_operators", None):
+            operators.stop()
+
     async def ping(self) -> str:
         """Return the name of this replica, which is ready."""
         return self._name
