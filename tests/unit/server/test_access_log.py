@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from sie_server.config import Secret
 from sie_server.logs import FIELDS, PLAIN, JsonLines, OneLine
@@ -64,6 +66,41 @@ def test_a_request_is_one_line(client: TestClient, lines: Lines) -> None:
         "request_id": "r-1",
         "key": "search",
     }
+
+
+def test_a_request_that_is_cancelled_was_left_by_its_caller(client: TestClient, lines: Lines) -> None:
+    """Ray Serve cancels the request of a caller that disconnects."""
+
+    async def cancel() -> None:
+        reading = asyncio.Event()
+
+        async def receive() -> Message:
+            reading.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            raise AssertionError(message)
+
+        headers = [(b"authorization", f"Bearer {KEY}".encode()), (b"content-type", b"application/json")]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/rerank",
+            "headers": headers,
+            "query_string": b"",
+        }
+        task = asyncio.create_task(client.app(scope, receive, send))  # type: ignore[arg-type]
+        await reading.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    assert client.portal
+    client.portal.call(cancel)
+    [line] = lines[:]
+    assert (line["route"], line["status"], line["bytes_out"]) == ("/v1/rerank", 499, 0)
+    assert "sie_cancelled_total 1.0" in client.get("/metrics").text
 
 
 @pytest.mark.parametrize(

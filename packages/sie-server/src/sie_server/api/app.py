@@ -238,7 +238,10 @@ class RequestFrame:
                 await self._refuse_or_run(scope, receive, send_framed)
         except (Exception, asyncio.CancelledError) as error:
             over = isinstance(error, asyncio.CancelledError)  # a shutdown has waited for `drain_s`
-            if started or (over and not self._state.draining):  # type: ignore[attr-defined]
+            gone = over and not self._state.draining  # type: ignore[attr-defined]
+            if gone and not started:  # Ray Serve cancels the request of a caller that disconnects
+                status = ClientGone.status
+            if started or gone:
                 raise  # the response has started, so the connection is closed instead
             answer = await on_error(request, SHUTTING_DOWN if over else error)  # type: ignore[arg-type]
             await answer(scope, receive, send_framed)

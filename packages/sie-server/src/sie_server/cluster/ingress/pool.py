@@ -92,6 +92,7 @@ class Pool:
     async def _result(self, response: DeploymentResponse[Outcome]) -> Outcome:
         """Await a response. If the caller leaves, the replica stops the work."""
         waiting = asyncio.ensure_future(_awaited(response))
+        waiting.add_done_callback(_look)
         try:
             done, _ = await asyncio.wait([waiting], timeout=self._wait_s)
             if not done and not await self.broadcast("ping"):
@@ -170,6 +171,12 @@ def _apart(send: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 async def _awaited(response: Awaitable[Outcome]) -> Outcome:
     return await response
+
+
+def _look(done: asyncio.Future[Outcome]) -> None:
+    """Look at the error of a call that nothing awaits now, or asyncio would log it."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _left(timing: RequestTiming) -> float:
