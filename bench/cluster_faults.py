@@ -22,13 +22,13 @@ from typing import Any
 
 import click
 import httpx
-from bench.clusters import events
-from bench.clusters.clients import Crowd, Versions
-from bench.clusters.events import Events, Run
-from bench.clusters.nodes import Cluster, Shape, running
-from bench.clusters.report import console, store, table
-from bench.clusters.requests import Expected, expected_scores, write_models
-from bench.clusters.reruns import Reruns
+from bench.faults import events
+from bench.faults.clients import Crowd, Versions
+from bench.faults.events import Events, Run
+from bench.faults.nodes import Cluster, Shape, running
+from bench.faults.report import console, store, table
+from bench.faults.requests import Expected, expected_scores, write_models
+from bench.faults.reruns import Reruns
 
 WARM_S, COOL_S = 5.0, 3.0
 SMALL = Shape()

@@ -6,10 +6,10 @@ import click
 import httpx
 import pytest
 from bench.cluster_faults import SCENARIOS, chosen_of
-from bench.clusters.clients import Tally, Versions, kind_of
-from bench.clusters.report import table
-from bench.clusters.requests import ITEM_BYTES, ITEMS, by_item, texts
-from bench.clusters.reruns import Reruns
+from bench.faults.clients import Tally, Versions, kind_of
+from bench.faults.report import table
+from bench.faults.requests import ITEM_BYTES, ITEMS, by_item, texts
+from bench.faults.reruns import Reruns
 
 EXPECTED = {"a": [[0.1, 0.2]], "b": [[0.3, 0.4]]}
 

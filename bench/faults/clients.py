@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from bench.clusters.requests import MODEL, QUERIES, Expected, bodies, by_item, items, query
+from bench.faults.requests import MODEL, QUERIES, Expected, bodies, by_item, items, query
 
 from sie_sdk import Item, SIEClient, SIEError
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import click
 import httpx
 import psutil
-from bench.clusters.clients import Crowd
-from bench.clusters.network import Host
-from bench.clusters.nodes import ADMIN_KEY, INGRESS, POOL, Cluster, wait_for
-from bench.clusters.requests import MODEL, VERSIONS
+from bench.faults.clients import Crowd
+from bench.faults.network import Host
+from bench.faults.nodes import ADMIN_KEY, INGRESS, POOL, Cluster, wait_for
+from bench.faults.requests import MODEL, VERSIONS
 
 from sie_server.cluster.state import DesiredState
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import httpx
 import psutil
-from bench.clusters.network import HERE, STOP_WITHIN, Host, hosts
+from bench.faults.network import HERE, STOP_WITHIN, Host, hosts
 
 from sie_server.cluster.environment import SETTINGS
 
@@ -128,7 +128,7 @@ class Cluster:
         lines = [f"{name} = {_toml(value)}" for name, value in options.items()]
         pool = [f"[cluster.pools.{POOL}]", "cpus = 0.6", f"min_replicas = {self.shape.replicas}"]
         file.write_text("\n".join([*lines, 'model = ["toy/a"]', "[cluster]", "ingress_cpus = 0.4", *pool]))
-        command = [sys.executable, "-m", "bench.clusters.deploy", f"{self.head.address}:{GCS_PORT}"]
+        command = [sys.executable, "-m", "bench.faults.deploy", f"{self.head.address}:{GCS_PORT}"]
         env = self._environment(self.head) | {"SIE_API_KEYS": f"ops:admin:{ADMIN_KEY}"}
         log = self.folder / "deploy.log"
         process = self.head.start([*command, str(file), str(HTTP_PORT)], env, log)

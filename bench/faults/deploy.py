@@ -1,6 +1,6 @@
 """Deploy the application to a running Ray cluster and end; the cluster keeps it. Deployed again, it is replaced.
 
-python -m bench.clusters.deploy ADDRESS CONFIGURATION_FILE PORT
+python -m bench.faults.deploy ADDRESS CONFIGURATION_FILE PORT
 """
 
 from __future__ import annotations
