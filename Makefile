@@ -34,10 +34,10 @@ test: $(DEV) $(TYPESCRIPT_DEV) ## run all tests (ARGS="-k name" picks some, WORK
 test-unit: $(DEV) ## run the unit tests, which need no server
 	$(PYTEST) $(PARALLEL) tests/unit $(ARGS)
 
-test-cluster: $(DEV) $(TYPESCRIPT_DEV) ## run the tests of one server against clusters, about 25 minutes
+test-cluster: $(DEV) $(TYPESCRIPT_DEV) ## run the tests of one server against clusters, about half an hour
 	SIE_TEST_CLUSTER=1 $(PYTEST) $(ONE_SERVER) $(ARGS)
 
-test-cluster-short: $(DEV) ## run some of these tests, two minutes
+test-cluster-short: $(DEV) ## run some of these tests, about two minutes
 	SIE_TEST_CLUSTER=1 $(PYTEST) $(ONE_SERVER_SHORT) $(ARGS)
 
 test-floors: ## run the tests with the lowest promised versions of the requirements
