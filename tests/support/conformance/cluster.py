@@ -14,7 +14,7 @@ from pathlib import Path
 from support.conformance.switch import replicas
 from support.requests.questions import KEY
 from support.servers import processes
-from support.servers.clusters import ADMIN_KEY
+from support.servers.clusters import ADMIN_KEY, end_all
 from support.servers.processes import Server
 
 # Less than a CPU each, because Ray starts no replica that does not fit the machine.
@@ -40,9 +40,12 @@ def running(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iter
             options += ["--models-dir", str(temporary / "models")]
         key = _admin_key(args, settings)
         settings["RAY_TMPDIR"] = name
-        with processes.single(folder, *_without(args, "--config"), *options, env=settings) as server:
-            server.admin_key = key
-            yield server
+        try:
+            with processes.single(folder, *_without(args, "--config"), *options, env=settings) as server:
+                server.admin_key = key
+                yield server
+        finally:
+            end_all(name)
 
 
 def _configuration(temporary: Path, args: list[str], settings: dict[str, str]) -> Path:

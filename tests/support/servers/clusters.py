@@ -41,7 +41,16 @@ def running(
         with processes.single(folder, *command, env=settings) as server:
             yield server
     finally:
+        end_all(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def end_all(temporary: str) -> None:
+    """End the processes that a killed cluster has left: those whose RAY_TMPDIR is `temporary`."""
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if one.environ().get("RAY_TMPDIR") == temporary:
+                one.kill()
 
 
 def replicas(server: Server, kind: str) -> list[psutil.Process]:
