@@ -80,7 +80,10 @@ def main(names: tuple[str, ...], clients: int, minutes: float) -> None:
                     results.append(bench.measured(scenario, cluster))
                     store(results[-1])
     console.print(table(results))
-    if any(one["sdk"]["failed"] or one["sdk"]["wrong"] or one["plain"]["wrong"] for one in results):
+    if any(
+        one["problem"] or one["sdk"]["failed"] or one["sdk"]["wrong"] or one["plain"]["wrong"]
+        for one in results
+    ):
         raise SystemExit(1)
 
 
@@ -117,15 +120,19 @@ class Bench:
         )
         reruns, lines = Reruns(), []  # type: Reruns, list[str]
         look(cluster, reruns)
-        before, end = reruns.total, time.monotonic() + self.seconds
+        before, end, problem = reruns.total, time.monotonic() + self.seconds, ""
         with crowd.calling():
             time.sleep(WARM_S)
-            for line in scenario.events(Run(cluster, crowd), scenario.times):
-                look(cluster, reruns)
-                lines.append(line)
-                progress(len(lines), line, crowd)
-                if time.monotonic() > end:
-                    break
+            try:
+                for line in scenario.events(Run(cluster, crowd), scenario.times):
+                    look(cluster, reruns)
+                    lines.append(line)
+                    progress(len(lines), line, crowd)
+                    if time.monotonic() > end:
+                        break
+            except click.ClickException as error:  # the figures until then count
+                problem = error.message
+                console.print(f"  ended: {problem}")
             time.sleep(COOL_S)
             look(cluster, reruns)
         if not crowd.sdk.calls or not crowd.plain.calls:
@@ -134,6 +141,7 @@ class Bench:
             "scenario": scenario.name,
             "times": len(lines),
             "events": lines,
+            "problem": problem,
             "reruns": reruns.total - before,
             "sdk": crowd.sdk.figures(),
             "plain": crowd.plain.figures(),

@@ -66,12 +66,15 @@ def node(run: Run, times: int) -> Iterator[str]:
     for number in range(times):
         run.cluster.wait_whole()
         host = run.cluster.workers[number % len(run.cluster.workers)]
-        if not host.replicas(POOL) or not host.replicas(INGRESS):
-            raise click.ClickException(f"node {host.name} does not carry a replica of each kind")
+        wait_for(lambda: _carries_both(host), "the node carries a replica of each kind")  # noqa: B023
         began = time.monotonic()
         host.kill()
         time.sleep(3)  # the rest serves alone
         yield from _return(run, host, began)
+
+
+def _carries_both(host: Host) -> bool:
+    return bool(host.replicas(POOL) and host.replicas(INGRESS))
 
 
 def head(run: Run, times: int) -> Iterator[str]:
@@ -123,7 +126,7 @@ def _given_up(cluster: Cluster, host: Host) -> bool:
 def _return(run: Run, host: Host, began: float) -> Iterator[str]:
     """Start a node, and wait until replicas of both kinds are on it again."""
     run.cluster.start_worker(host)
-    wait_for(lambda: bool(host.replicas(POOL) and host.replicas(INGRESS)), "the node has its replicas")
+    wait_for(lambda: _carries_both(host), "the node carries a replica of each kind")
     run.cluster.wait_whole()
     yield f"whole again after {time.monotonic() - began:.0f} s"
 
