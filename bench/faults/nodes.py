@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,13 @@ class Cluster:
         options = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false"]
         more = {"RAY_REDIS_ADDRESS": f"{HERE}:{REDIS_PORT}"} if self.shape.redis else {}
         self._start(self.head, options, more)
+
+    def has_head(self) -> bool:
+        """Whether the head accepts connections."""
+        with suppress(OSError):
+            socket.create_connection((self.head.address, GCS_PORT), 1.0).close()
+            return True
+        return False
 
     def start_worker(self, host: Host) -> None:
         """Start a worker. Ray waits for the head."""
@@ -196,6 +204,7 @@ def running(models_dir: Path, shape: Shape) -> Iterator[Cluster]:
             if shape.redis:
                 cluster.started.append(_redis(folder))
             cluster.start_head()
+            wait_for(cluster.has_head, "the head listens")  # a worker waits for it only for a short time
             for worker in workers:
                 cluster.start_worker(worker)
             cluster.deploy()
