@@ -2,7 +2,7 @@
 
 The models do nothing, so that only the way costs time. A request has 100 documents of 600 bytes (60 kB). The plain
 server answers it in one process (`sie-server serve`); the clusters have two ingress replicas and one model replica.
-Rounds of the plain server alternate with those of each cluster.
+All of them run at the same time, and each round measures them in turn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from statistics import median
 from typing import Any
@@ -31,7 +32,7 @@ SECONDS = 2.5
 IDLE_S = 10.0  # before the memory is measured
 MODULE = "bench.cluster.nothing"
 TABLE = "ingress_replicas = 2\ningress_cpus = 0.1\n[cluster.pools.nothing]\ncpus = 0.1\n"
-OURS, PROXY, DEFAULTS = "HAProxy", "Serve's Python proxy", "Serve's defaults"
+PLAIN, OURS, PROXY, DEFAULTS = "one server", "HAProxy", "Serve's Python proxy", "Serve's defaults"
 SIDES = {
     OURS: {},
     PROXY: {"RAY_SERVE_ENABLE_HA_PROXY": "0"},
@@ -45,18 +46,26 @@ SIDES = {
 
 
 def measure(console: Console, seconds: float) -> dict[str, Any]:
-    """Measure the clusters, each next to the plain server, for `seconds` per phase."""
+    """Measure the plain server and the clusters in turn, for `seconds` per phase."""
     sent = request("POST", f"/v1/score/{nothing.MODEL}", body(), media=MSGPACK)
-    found: dict[str, Any] = {"body_bytes": len(sent)}
-    for name, settings in SIDES.items():
-        console.print(f"starting the cluster with {name}")
-        with running(TABLE, module=MODULE, settings=settings) as cluster, plain_server() as plain:
-            found[name] = asyncio.run(_compare(console, name, cluster, plain, sent, seconds))
-    for name in (PROXY, DEFAULTS):
-        # the share of the plain server's throughput, because other programs slow both of a round down
-        ratio = found[OURS]["of_plain"] / found[name]["of_plain"]
-        found[f"times the throughput of {name}"] = round(ratio, 2)
-    return found
+    with contextlib.ExitStack() as stack:
+        clusters: dict[str, Cluster] = {}
+        for name, settings in SIDES.items():
+            console.print(f"starting the cluster with {name}")
+            clusters[name] = stack.enter_context(running(TABLE, module=MODULE, settings=settings))
+            if name == OURS:  # alone, because clusters share pages
+                asyncio.run(closed_loop(clusters[name].port, sent, 4, 2.0))
+                time.sleep(IDLE_S)
+                memory = memory_of(clusters[name])
+        ports = {PLAIN: stack.enter_context(plain_server()), **{n: c.port for n, c in clusters.items()}}
+        found = asyncio.run(_rounds(console, ports, sent, seconds))
+    return {
+        "body_bytes": len(sent),
+        "start_s": clusters[OURS].started_s,
+        "memory_mib": memory.by_kind,
+        "memory_without_model_replicas_mib": round(memory.of_the_rest),
+        **found,
+    }
 
 
 @contextlib.contextmanager
@@ -73,39 +82,35 @@ def plain_server() -> Iterator[int]:
         process.wait(30)
 
 
-async def _compare(
-    console: Console, name: str, cluster: Cluster, plain: int, sent: bytes, seconds: float
-) -> dict[str, Any]:
-    for port in (plain, cluster.port):
-        await closed_loop(port, sent, 4, 2.0)  # warm
-    await asyncio.sleep(IDLE_S)
-    memory = memory_of(cluster)
-    sides = {"plain": (plain, Turn(), Turn()), "cluster": (cluster.port, Turn(), Turn())}
-    added = []
+async def _rounds(console: Console, ports: dict[str, int], sent: bytes, seconds: float) -> dict[str, Any]:
+    for port in ports.values():
+        await closed_loop(port, sent, 8, 2.0)  # warm
+    one, many = {name: Turn() for name in ports}, {name: Turn() for name in ports}
+    added: dict[str, list[float]] = {name: [] for name in SIDES}
     for number in range(ROUNDS):
         p50 = {}
-        for side, (port, one, many) in sides.items():
+        for name, port in ports.items():
             alone = await closed_loop(port, sent, 1, seconds)
-            p50[side] = alone.ms(50)
-            one.add(alone)
-            many.add(await closed_loop(port, sent, CALLERS, seconds))
-        added.append(round(p50["cluster"] - p50["plain"], 2))
-        console.print(f"{name}, round {number + 1} of {ROUNDS}: adds {added[-1]} ms at p50")
-    _, one, many = sides["cluster"]
-    _, plain_one, plain_many = sides["plain"]
+            p50[name] = alone.ms(50)
+            one[name].add(alone)
+            many[name].add(await closed_loop(port, sent, CALLERS, seconds))
+        for name, values in added.items():
+            values.append(round(p50[name] - p50[PLAIN], 2))
+        console.print(f"round {number + 1} of {ROUNDS}: ms that are added at p50: {added}")
+    rates = {name: many[name].per_second for name in ports}
     return {
-        "start_s": cluster.started_s,
-        "one_caller_ms": _latencies(one),
-        "plain_one_caller_ms": _latencies(plain_one),
-        "adds_ms": median(added),
+        "adds_ms": {name: median(values) for name, values in added.items()},
         "adds_ms_by_round": added,
-        "per_second": round(many.per_second, 1),
-        "callers_ms": _latencies(many),
-        "plain_per_second": round(plain_many.per_second, 1),
-        "of_plain": many.per_second / plain_many.per_second,
-        "not_200": {**one.refused, **many.refused},
-        "memory_mib": memory.by_kind,
-        "memory_without_model_replicas_mib": round(memory.of_the_rest),
+        "times_the_throughput": {name: round(rates[OURS] / rates[name], 2) for name in (PROXY, DEFAULTS)},
+        "sides": {
+            name: {
+                "one_caller_ms": _latencies(one[name]),
+                "callers_ms": _latencies(many[name]),
+                "per_second": round(rates[name], 1),
+                "not_200": {**one[name].refused, **many[name].refused},
+            }
+            for name in ports
+        },
     }
 
 
