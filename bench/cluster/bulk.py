@@ -1,7 +1,7 @@
 """A client with 2,000 documents per request and interactive ones at the same time: a cluster, and one server.
 
-The cluster has two replicas of one thread each and splits large requests; the server has two threads. Phases of both
-alternate. Then the responses to the same requests, split and not split, are compared.
+The cluster has two replicas of one thread each and splits large requests; the server is like one of its replicas. Phases
+of both alternate. Then the responses to the same requests, split and not split, are compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def measure(console: Console, seconds: float) -> dict[str, Any]:
     """Measure interactive clients together with a bulk client, for `seconds` per phase."""
     with (
         running(TABLE, "--model", MODEL, *COMMON, cpus=3) as cluster,
-        running_server(MODEL, flags=("--threads", "2", *COMMON)) as server,
+        running_server(MODEL, flags=("--threads", "1", *COMMON)) as server,
     ):
         sides = {"cluster": Server(cluster.url, None), "server": server}
         rounds = [asyncio.run(_round(console, sides, seconds, n)) for n in range(ROUNDS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -22,8 +23,14 @@ from sie_server.cluster.environment import SETTINGS
 from sie_server.cluster.run import FOLDER_SETTINGS, PORT_SETTINGS, _free_port
 
 ADMIN_KEY = "an-admin-key-of-the-benchmark"
+# clusters of one machine that share these ports answer for each other
+FALLBACK_SETTINGS = ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT")
+INGRESS_SETTINGS = {
+    "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": 0,
+    "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": 99,
+}
 STOP_S = 90.0
-HEAD_S = 60.0
+HEAD_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,9 @@ def running(
 def _environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIE_", "RAY_"))}
     proxy = {name: str(folder / file) for name, file in FOLDER_SETTINGS.items()}
-    ports = {name: str(_free_port()) for name in PORT_SETTINGS}
+    ports = {name: str(_free_port()) for name in (*PORT_SETTINGS, *FALLBACK_SETTINGS)}
+    first = random.randrange(20_000, 31_900, 100)  # of the ingress replicas; other clusters have others
+    ports |= {name: str(first + more) for name, more in INGRESS_SETTINGS.items()}
     keys = {"SIE_API_KEYS": f"ops:admin:{ADMIN_KEY}", "SIE_OPEN_INFERENCE": "1", "RAY_TMPDIR": str(folder)}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return {**kept, **SETTINGS, **proxy, **ports, **keys, **token, **settings}

@@ -47,7 +47,7 @@ def measure(console: Console, seconds: float) -> dict[str, Any]:
         weights = (Path(folder) / MODELS[0] / "model.safetensors").stat().st_size
         budget = int(weights * (EACH + 0.6) / 2**20)
         flags = ("--memory-budget-mb", str(budget), *FLAGS)
-        with running(TABLE, *flags, models_dir=Path(folder)) as cluster:
+        with running(TABLE, *flags, models_dir=Path(folder), top="model = []") as cluster:
             return asyncio.run(_phases(console, cluster, seconds))
 
 

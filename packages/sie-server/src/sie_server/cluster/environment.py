@@ -24,6 +24,7 @@ SETTINGS = {
     # our code and Serve's share an event loop, as in one server; changing threads costs more than a millisecond
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_worker_niceness": "0",  # 15 lets every other program of a machine come before the replicas
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_DEDUP_LOGS": "0",
 }
