@@ -24,7 +24,6 @@ from sie_server.cluster.run import FOLDER_SETTINGS, PORT_SETTINGS, _free_port
 
 ADMIN_KEY = "an-admin-key-of-the-benchmark"
 # clusters of one machine that share these ports answer for each other
-FALLBACK_SETTINGS = ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT")
 INGRESS_SETTINGS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": 0,
     "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": 99,
@@ -158,7 +157,7 @@ def running(
 def _environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIE_", "RAY_"))}
     proxy = {name: str(folder / file) for name, file in FOLDER_SETTINGS.items()}
-    ports = {name: str(_free_port()) for name in (*PORT_SETTINGS, *FALLBACK_SETTINGS)}
+    ports = {name: str(_free_port()) for name in PORT_SETTINGS}
     first = random.randrange(20_000, 31_900, 100)  # of the ingress replicas; other clusters have others
     ports |= {name: str(first + more) for name, more in INGRESS_SETTINGS.items()}
     keys = {"SIE_API_KEYS": f"ops:admin:{ADMIN_KEY}", "SIE_OPEN_INFERENCE": "1", "RAY_TMPDIR": str(folder)}
