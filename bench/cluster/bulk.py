@@ -1,6 +1,6 @@
 """A client with 2,000 documents per request and interactive ones at the same time: a cluster, and one server.
 
-The cluster has two replicas of one thread each and splits large requests; the server is like one of its replicas. Phases
+The cluster has two replicas of one thread each and splits large requests; the server is like one of them. Phases
 of both alternate. Then the responses to the same requests, split and not split, are compared.
 """
 
