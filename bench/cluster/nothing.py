@@ -77,6 +77,10 @@ class NothingService:
         """Return the memory for models, which need none."""
         return 0
 
+    def longest_unused_s(self) -> float:
+        """Return the time since the last use of a model, of which there is none."""
+        return 0.0
+
     def busy_seconds(self) -> float:
         """Return the busy time, which is none."""
         return 0.0

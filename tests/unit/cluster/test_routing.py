@@ -95,6 +95,20 @@ def test_a_model_is_loaded_where_it_is_loading_or_where_there_is_room() -> None:
     assert first(model, *loads(dict.fromkeys(NAMES, 0))) == order[0]  # a model has to go anyway
 
 
+def test_a_model_takes_the_place_of_the_one_that_was_not_used_for_longest() -> None:
+    model = "org/model"
+    order = [one.name for one in ranked(model, IDLE, 0.5)]
+
+    def loads(*unused: float) -> list[Load]:
+        return [
+            Load.of(name, model, {"room": 0, "unused_s": seconds}, 0, 1)
+            for name, seconds in zip(order, unused, strict=True)
+        ]
+
+    assert first(model, *loads(3.0, 20.0, 9.0)) == order[1]
+    assert first(model, *loads(5.0, 5.0, 5.0)) == order[0]
+
+
 def test_models_of_equal_size_fill_the_memory_of_all_replicas() -> None:
     """Each of six models is loaded once, however the hash would place them."""
     for number in range(50):

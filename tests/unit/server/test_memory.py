@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sie_server.serving.lifecycle.eviction import Allocation, Plan, idle_for, make_room, room
+from sie_server.serving.lifecycle.eviction import Allocation, Plan, idle_for, longest_unused, make_room, room
 
 
 def allocation(name: str, nbytes: int, last_use: float = 0.0, **more: Any) -> Allocation:
@@ -106,3 +106,9 @@ def test_room_is_what_is_free_or_unused_for_a_while() -> None:
     assert room(held, 100, now=12.0, seconds=10.0) == 70
     assert room(held, 100, now=12.0, seconds=30.0) == 40
     assert room(held, 50, now=12.0, seconds=30.0) == 0
+
+
+def test_the_model_that_goes_first_is_the_one_unused_for_longest() -> None:
+    held = [allocation("a", 30, 5), allocation("b", 20, 3, in_use=True), allocation("c", 10, 1, pinned=True)]
+    assert longest_unused(held, now=12.0) == 7.0
+    assert longest_unused(held[1:], now=12.0) == 0.0

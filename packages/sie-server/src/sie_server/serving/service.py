@@ -392,6 +392,10 @@ class Service:
         """Return the bytes for models that are free or held by models that no request has used for `unused_s`."""
         return self.registry.budget.room(unused_s)
 
+    def longest_unused_s(self) -> float:
+        """Return for how long the model that would have to go for another one has not been used."""
+        return self.registry.budget.longest_unused_s()
+
     def busy_seconds(self) -> float:
         """Return the time for which the device has run batches since the start."""
         return self.worker.busy_s

@@ -95,6 +95,7 @@ class ModelReplica:
             "loaded": {info.name: info.memory_bytes for info in infos if info.loaded},
             "loading": [info.name for info in infos if info.state == "loading"],
             "room": self._service.room(UNUSED_S),
+            "unused_s": self._service.longest_unused_s(),
             "queued_s": self._service.queued_seconds(),
             "open": self._open,
             "request_s": self._request_s,

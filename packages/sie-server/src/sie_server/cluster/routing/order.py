@@ -23,6 +23,7 @@ class Load:
     open: int  # requests that the replica has not answered
     loading: bool = False  # the model
     room: bool = True  # for the model, without unloading one that is in use
+    unused_s: float = 0.0  # since the last use of the model that would have to go
 
     @classmethod
     def of(cls, name: str, model: str, stats: Mapping[str, Any], open_now: int | None, need: int = 0) -> Load:
@@ -35,7 +36,9 @@ class Load:
         left = min(1.0, now / reported) if reported else 1.0
         queued_s = stats.get("queued_s", 0.0) * left + max(0, now - reported) * stats.get("request_s", 0.0)
         room, loading = stats.get("room", need) >= need, model in stats.get("loading", ())
-        return cls(name, model in stats.get("loaded", ()), queued_s, now, loading, room)
+        return cls(
+            name, model in stats.get("loaded", ()), queued_s, now, loading, room, stats.get("unused_s", 0.0)
+        )
 
     @property
     def idle(self) -> bool:
@@ -52,7 +55,7 @@ def ranked(model: str, loads: Sequence[Load], spread_s: float) -> list[Load]:
 
     First those that have the model and no request, in the order of the hash; then others that have the model and a
     short queue, by their requests; then others with a short queue: where the model is loading, where there is room for
-    it, and then in the order of the hash; then all others by their queues.
+    it, and then where the model that has to go has not been used for longest; then all others by their queues.
     """
 
     def place(load: Load) -> tuple[int, float, int]:
@@ -60,7 +63,7 @@ def ranked(model: str, loads: Sequence[Load], spread_s: float) -> list[Load]:
         if load.queued_s >= spread_s:
             return 3, load.queued_s, by_hash
         if not load.loaded:
-            return 2, 0 if load.loading else 1 if load.room else 2, by_hash
+            return 2, 0 if load.loading else 1 if load.room else 2 + 1 / (1 + load.unused_s), by_hash
         return (1, load.open, by_hash) if load.open else (0, 0, by_hash)
 
     return sorted(loads, key=place)

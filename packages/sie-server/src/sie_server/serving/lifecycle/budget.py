@@ -89,6 +89,10 @@ class MemoryBudget:
         """Return the bytes that are free or held by models that no request has used for `unused_s`."""
         return eviction.room(self._table.allocations(), self.total_bytes, time.monotonic(), unused_s)
 
+    def longest_unused_s(self) -> float:
+        """Return for how long the model that is evicted first has not been used."""
+        return eviction.longest_unused(self._table.allocations(), time.monotonic())
+
     async def settle(self, slot: Slot) -> None:
         """Evict idle models if a loaded version takes more bytes than it reserved."""
         plan = eviction.make_room(self._table.allocations(slot), self.total_bytes, 0)

@@ -88,6 +88,12 @@ def idle_for(allocations: Sequence[Allocation], now: float, seconds: float) -> l
     ]
 
 
+def longest_unused(allocations: Sequence[Allocation], now: float) -> float:
+    """Return for how many seconds the evictable version that is evicted first has not been used; 0: there is none."""
+    uses = [a.last_use for a in allocations if not (a.in_use or a.pinned or a.in_transition)]
+    return max(0.0, now - min(uses)) if uses else 0.0
+
+
 def room(allocations: Sequence[Allocation], budget: int, now: float, seconds: float) -> int:
     """Return the bytes that are free or held by evictable versions that no request has used for `seconds`."""
     unused = set(idle_for(allocations, now, seconds))
