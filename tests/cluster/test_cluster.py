@@ -147,6 +147,22 @@ def _tokens_of(cluster: Server, call: Callable[[], object]) -> list[float]:
     return [after[name] - before.get(name, 0) for name in after]
 
 
+def test_the_playground_is_served_and_its_requests_are_answered(cluster: Server) -> None:
+    """By the ingress, which has no torch."""
+    page = cluster.get("/", {"accept": "text/html"})
+    assert page.status_code == 200 and "playground/js/app.js" in page.text
+    assert "import " in cluster.get("/playground/js/app.js").text
+    body = {
+        "query": {"text": "stars"},
+        "items": [{"text": "rain and stars"}],
+        "options": {"token_scores": True},
+    }
+    shown = cluster.post("/v1/inspect/sie/mini-en", body).json()
+    [similar] = shown["items"][0]["token_scores"]["similarities"]
+    matched = shown["items"][0]["token_scores"]["positions"][similar.index(max(similar))]
+    assert shown["items"][0]["tokens"][matched] == "stars"
+
+
 def test_metrics_name_the_replicas(cluster: Server) -> None:
     cluster.scores("toy/bert", QUERY, TEXTS)
     page = cluster.get("/metrics").text
