@@ -81,7 +81,7 @@ def check(config: ServerConfig) -> None:
 
 
 def with_pools(config: ServerConfig) -> ServerConfig:
-    """Return the configuration with its pools. Without any it gets one: a replica per GPU, or one for the CPU."""
+    """Return the configuration with its pools. Without any it gets one: a replica per GPU, or one for all cores."""
     if config.cluster.pools:
         return config
     gpus = (
@@ -89,7 +89,7 @@ def with_pools(config: ServerConfig) -> ServerConfig:
         if config.device == "cpu" or not ray.is_initialized()
         else int(ray.cluster_resources().get("GPU", 0))
     )
-    pool = PoolConfig(min_replicas=gpus, max_replicas=gpus, gpus=1) if gpus else PoolConfig(cpus=1)
+    pool = PoolConfig(min_replicas=gpus, max_replicas=gpus, gpus=1) if gpus else PoolConfig()
     cluster = msgspec.structs.replace(config.cluster, pools={"default": pool})
     return msgspec.structs.replace(config, cluster=cluster)
 
