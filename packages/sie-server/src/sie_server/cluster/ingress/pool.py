@@ -110,13 +110,16 @@ class Pool:
                 waiting.cancel()
 
     def _seen(self) -> None:
-        """Note that the pool has a replica, and how long the first one took to start."""
+        """Note that the pool has a replica, and how long the first one took to start.
+
+        Starts vary, because Ray may have a process ready, so an estimate is the mean of the start and the one before.
+        """
         if self._empty_since is not None:
-            self.note_start(time.monotonic() - self._empty_since)
+            self.note_start((self._start_s + time.monotonic() - self._empty_since) / 2)
             self._on_start(self.name, self._start_s)
 
     def note_start(self, seconds: float) -> None:
-        """Note how long a first replica took to start, as this ingress replica or another one has measured."""
+        """Expect a first replica to start in `seconds`, as this ingress replica or another one has measured."""
         self._start_s, self._empty_since = seconds, None
 
     def _starting(self) -> ModelLoading:
