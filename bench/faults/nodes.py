@@ -207,6 +207,8 @@ def running(models_dir: Path, shape: Shape) -> Iterator[Cluster]:
             wait_for(cluster.has_head, "the head listens")  # a worker waits for it only for a short time
             for worker in workers:
                 cluster.start_worker(worker)
+                # workers that start at once would give their sockets the same names, because they share this machine
+                wait_for(lambda: worker.address in cluster.alive(), f"worker {worker.name} has joined")  # noqa: B023
             cluster.deploy()
             cluster.wait_whole()
             yield cluster
