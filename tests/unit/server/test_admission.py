@@ -222,8 +222,8 @@ def test_tokens_are_estimated_from_the_requests_before() -> None:
 def test_the_limit_comes_back_after_the_overload() -> None:
     patience = Patience(20.0)
     for number in range(FEWEST):
-        patience.left(100, 0.9, 0.01, 0.01, 50.0 + number / 100)
-    assert patience.limit_s(50.1) == pytest.approx(0.225)
+        patience.left(100, 0.9, 0.01, 0.01, 50.0 + number / 10)
+    assert patience.limit_s(50.5) == pytest.approx(0.225)
     patience.refused(51.0)
     assert patience.limit_s(51.0) == pytest.approx(0.225)
     assert patience.limit_s(60.0) == 20.0
@@ -233,3 +233,24 @@ def test_a_ticket_keeps_its_lane_while_it_shrinks() -> None:
     model = Model()
     ticket = Ticket(model, build_job(("score",), [], []), priority="bulk")
     assert ticket.demand.bulk and not Ticket(model, build_job(("score",), [], [])).demand.bulk
+
+
+@pytest.mark.parametrize("spread_s", [0.0, 0.02])
+def test_connections_that_end_with_their_process_say_nothing_about_patience(spread_s: float) -> None:
+    """A proxy or a client with 16 open requests is killed, three times, while other callers are answered."""
+    patience, rng = Patience(20.0), random.Random(0)
+    for second in range(3):
+        now = 50.0 + second
+        for _ in range(16):
+            patience.answered(100, now - 0.5)
+        for number in range(16):
+            patience.left(100, rng.uniform(0.1, 2.0), 0.01, 0.01, now + spread_s * number / 16)
+        assert patience.limit_s(now + 0.1) == 20.0
+
+
+def test_callers_that_began_together_and_have_one_timeout_have_lost_their_patience() -> None:
+    patience = Patience(20.0)
+    for burst in range(2):
+        for number in range(FEWEST):
+            patience.left(100, 1.0 + 0.02 * number, 0.01, 0.01, 50.0 + burst)
+    assert patience.limit_s(51.1) < 1

@@ -5,17 +5,23 @@ callers hang up while they wait, the server shortens the wait that it accepts, a
 
 Few callers must not shorten the wait of all others. The limit follows only if a considerable share of the recent work
 belonged to callers that left, and a caller counts only if it waited for much longer than its own request takes.
+Callers that leave at one moment after different waits did not lose their patience: a proxy or a process with many
+connections has ended. They count as one.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 WINDOW_S = 3.0  # of outcomes that count
 MOST = 1024  # outcomes that are kept
 FEWEST = 5  # callers that have left, before the limit changes
 SHARE = 1 / 3  # of the work in the window
+MOMENT_S = 0.05  # in which the connections of a process that ends are lost
+SIMILAR = 1.25  # ratio of waits that may come from one timeout
 SERVICE_TIMES = (
     2.0  # a caller that leaves earlier, in device times of its own request, says nothing about waiting
 )
@@ -34,6 +40,21 @@ class Outcome(NamedTuple):
     at: float
     tokens: int
     waited_s: float | None  # None: answered
+
+
+def decisions(gone: Sequence[tuple[float, float]]) -> int:
+    """Count the decisions to leave among departures (time, wait), which are in order of time.
+
+    Departures at the last moment count as one, because more may follow.
+    """
+    moments: list[list[float]] = []
+    start = -math.inf
+    for at, waited_s in gone:
+        if at - start > MOMENT_S:
+            moments.append([])
+            start = at
+        moments[-1].append(waited_s)
+    return sum(len(waits) if max(waits) <= SIMILAR * min(waits) else 1 for waits in moments[:-1]) + 1
 
 
 class Patience:
@@ -63,9 +84,10 @@ class Patience:
         self._outcomes.append(Outcome(now, tokens, waited_s))
         while self._outcomes[0].at < now - WINDOW_S:
             self._outcomes.popleft()
-        waits = sorted(outcome.waited_s for outcome in self._outcomes if outcome.waited_s is not None)
+        gone = [(outcome.at, outcome.waited_s) for outcome in self._outcomes if outcome.waited_s is not None]
+        waits = sorted(waited for _, waited in gone)
         lost = sum(outcome.tokens for outcome in self._outcomes if outcome.waited_s is not None)
-        if len(waits) >= FEWEST and lost > SHARE * sum(outcome.tokens for outcome in self._outcomes):
+        if decisions(gone) >= FEWEST and lost > SHARE * sum(outcome.tokens for outcome in self._outcomes):
             limit = min(MARGIN * waits[len(waits) // 4], DECREASE * self.limit_s(now))
             self._limit_s, self._changed, self._refused = max(least_s, limit), now, now
             self._outcomes.clear()
