@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 
+# Tests that run a command of sie-server in this process must not see the switch, because an unknown SIE_ variable is an
+# error. Processes that run tests inherit the other name.
+KEPT = "CLUSTERS_IN_TESTS"
+if given := os.environ.pop("SIE_TEST_CLUSTER", ""):
+    os.environ[KEPT] = given
+
 
 def clustered() -> bool:
     """Whether SIE_TEST_CLUSTER is set."""
@@ -12,4 +18,4 @@ def clustered() -> bool:
 
 def replicas() -> int:
     """Return the number of model replicas in each of these clusters, which is the value of the switch."""
-    return int(os.environ.get("SIE_TEST_CLUSTER") or 0)
+    return int(os.environ.get(KEPT) or 0)

@@ -24,6 +24,7 @@ from sie_server.config import ConfigError, ServerConfig
 log = logging.getLogger("sie_server.cluster")
 APPLICATION = "sie"
 CONNECT_S = 10.0
+DRAIN_SPARE_S = 5.0  # for the way to the replicas
 FOLDER_SETTINGS = {  # of the proxy, whose files would otherwise collide with those of another cluster
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -63,6 +64,7 @@ def serve(config: ServerConfig) -> None:
             _run(app, config, local=address is None)
             stop.wait()
         log.info("stopping: accepted requests are finished first")
+        _drain(config.drain_s)
     finally:
         _stop(local=address is None)
 
@@ -240,6 +242,20 @@ class Stop:
         if not self._asked.is_set():
             self._asked.set()
             raise KeyboardInterrupt  # the only exception, besides SystemExit, with which Ray's calls end at once
+
+
+def _drain(seconds: float) -> None:
+    """Let the ingress refuse new requests and finish the others. Without the application Serve would answer 404."""
+    from ray import serve as ray_serve
+
+    from sie_server.cluster.ingress.ingress import NAME
+
+    try:
+        ingress = ray_serve.get_deployment_handle(NAME, APPLICATION)
+        ingress._init(_run_router_in_separate_loop=True)  # this thread has no event loop
+        ingress.broadcast("drain", seconds).results(timeout_s=seconds + DRAIN_SPARE_S)
+    except Exception as error:  # Serve's and Ray's have no common base, and the stop goes on
+        log.warning("the ingress cannot finish its requests: %s", " ".join(str(error).split()))
 
 
 def _stop(*, local: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 from ray import serve
@@ -15,6 +17,7 @@ from sie_server.config import ServerConfig
 from sie_server.serving.backend import Backend
 
 NAME = "ingress"  # of the deployment
+DRAIN_POLL_S = 0.05
 
 
 class Ingress:
@@ -27,7 +30,8 @@ class Ingress:
         self._name, self._application = context.replica_id.unique_id, context.app_name
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return create_app(self._config, self._open)
+        self._app = create_app(self._config, self._open)
+        return self._app
 
     def _open(self, config: ServerConfig, on_death: object) -> Backend:
         siblings = serve.get_deployment_handle(NAME, self._application)
@@ -37,6 +41,14 @@ class Ingress:
     async def note_start(self, pool: str, seconds: float) -> None:
         """Note how long the first replica of a pool took to start."""
         self._service.pools[pool].note_start(seconds)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, and return when the others are finished, at the latest after `seconds`."""
+        self._app.state.draining = True
+        end = time.monotonic() + seconds
+        requests = self._service.metrics.in_flight._value
+        while requests.get() and time.monotonic() < end:  # noqa: ASYNC110  the gauge has no event
+            await asyncio.sleep(DRAIN_POLL_S)
 
     async def own_metrics(self) -> tuple[str, bytes]:
         """Return the name of this replica and its metrics."""
