@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -24,6 +26,9 @@ log = logging.getLogger("sie_server.cluster")
 FOLDER = ".sie-cluster"
 NAME = re.compile(r"state-(\d{12})\.json")
 KEPT = 5  # generations
+# A writer that stops between reading and writing could otherwise write a generation again that has been deleted.
+KEPT_S = 3600.0
+SLOWEST_S = 600.0  # of a change; a slower one begins again
 ATTEMPTS = 20  # against other writers
 
 
@@ -70,7 +75,7 @@ class DesiredState:
             Conflict: the newest generation cannot be read, or other writers were faster each time.
         """
         for _ in range(ATTEMPTS):
-            paths = self._paths()
+            began, paths = time.monotonic(), self._paths()
             try:
                 current = _decoded(paths[0]) if paths else State()
             except (OSError, ValueError) as error:
@@ -78,9 +83,8 @@ class DesiredState:
                     f"the state of the cluster cannot be read: {error}; repair or delete {paths[0]}"
                 ) from None
             changed = edit(current)
-            if self._create(changed):
-                for old in paths[KEPT - 1 :]:
-                    old.unlink(missing_ok=True)
+            if time.monotonic() - began < SLOWEST_S and self._create(changed):
+                self._delete_old(changed)
                 return changed
         raise Conflict("other admin requests are changing the state of the cluster; try again")
 
@@ -90,14 +94,23 @@ class DesiredState:
         draft = self._folder / f".draft-{uuid.uuid4().hex}"
         try:
             draft.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
-            os.link(
-                draft, self._folder / f"state-{state.generation:012}.json"
-            )  # fails if it exists, also on NFS
+            os.link(draft, self._path(state))  # fails if it exists, also on NFS
         except FileExistsError:
             return False
         finally:
             draft.unlink(missing_ok=True)
         return True
+
+    def _delete_old(self, newest: State) -> None:
+        """Delete generations that are old by the clock of the volume, except the last ones."""
+        with suppress(OSError):
+            now = self._path(newest).stat().st_mtime
+            for old in self._paths()[KEPT:]:
+                if now - old.stat().st_mtime > KEPT_S:
+                    old.unlink(missing_ok=True)
+
+    def _path(self, state: State) -> Path:
+        return self._folder / f"state-{state.generation:012}.json"
 
     def _paths(self) -> list[Path]:
         """Return the generations, the newest first."""
