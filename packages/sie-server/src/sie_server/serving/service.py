@@ -1,7 +1,7 @@
 """The life of a request between decoding and encoding: lease, tokenise, queue, forward, read out, rank.
 
-`score` shows the steps. `DeviceWorker.run` waits for steps ④ to ⑦ (queue, pack, forward, head), which happen on the
-device thread.
+`score_each` and `_scored` show the steps. `DeviceWorker.run` waits for steps ④ to ⑦ (queue, pack, forward, head), which
+happen on the device thread.
 """
 
 from __future__ import annotations

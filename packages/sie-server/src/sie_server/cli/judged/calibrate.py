@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sie_server.cli.console import errors, log_to_stderr, print_rows, write_json
+from sie_server.cli.judged import options as shared
 from sie_server.cli.judged.endings import resumable
 from sie_server.cli.judged.evaluate import FIELDS
 from sie_server.cli.options import config_of, config_options
@@ -29,7 +30,7 @@ SHARE = click.FloatRange(0, 1, min_open=True)
     metavar="DIR|FILE",
     help="Judged queries as for `eval`; may be repeated",
 )
-@click.option("--qrels", help="Other judgments: a file, or a name in the folder, such as `dev`")
+@shared.qrels
 @click.option(
     "--method",
     type=click.Choice(["platt", "isotonic"]),
@@ -53,11 +54,11 @@ SHARE = click.FloatRange(0, 1, min_open=True)
     metavar="bm25|RUN|judged",
     help="The candidates, as for `eval`",
 )
-@click.option("--depth", type=click.IntRange(1), default=100, show_default=True, help="Candidates per query")
+@shared.depth
 @click.option(
     "--folds", type=click.IntRange(2, 100), default=5, show_default=True, help="Parts that are held out"
 )
-@click.option("--queries", type=click.IntRange(1), metavar="N", help="Use N random queries of each set")
+@shared.queries
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the sample, folds and bootstrap"
 )

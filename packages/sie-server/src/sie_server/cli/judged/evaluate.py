@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sie_server.cli.console import errors, log_to_stderr, print_rows, write_json
+from sie_server.cli.judged import options as shared
 from sie_server.cli.judged.endings import resumable
 from sie_server.cli.options import ENGINE_FIELDS, config_of, config_options
 from sie_server.config import DEFAULT_MODEL
@@ -44,7 +45,7 @@ def _endpoint(_context: click.Context, _option: click.Parameter, url: str | None
     metavar="ID[:ADAPTER][@PROFILE][=SOURCE]",
     help=f"A model to compare; may be repeated; default: `{DEFAULT_MODEL}`",
 )
-@click.option("--qrels", help="Other judgments: a file, or a name in the folder, such as `dev`")
+@shared.qrels
 @click.option(
     "--first-stage",
     default="bm25",
@@ -53,7 +54,7 @@ def _endpoint(_context: click.Context, _option: click.Parameter, url: str | None
     help="The candidates: BM25, a TREC run (or a folder of SET.trec), the nearest vectors of a model, or the "
     "judged texts in their order",
 )
-@click.option("--depth", type=click.IntRange(1), default=100, show_default=True, help="Candidates per query")
+@shared.depth
 @click.option(
     "--metrics",
     default="ndcg@10,mrr@10,recall@100,map,p@1",
@@ -70,7 +71,7 @@ def _endpoint(_context: click.Context, _option: click.Parameter, url: str | None
     show_default=True,
     help="Seconds for one request to the endpoint, its restarts included",
 )
-@click.option("--queries", type=click.IntRange(1), metavar="N", help="Use N random queries of each set")
+@shared.queries
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the sample, the test and the bootstrap"
 )
