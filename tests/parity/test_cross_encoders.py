@@ -157,7 +157,7 @@ def test_activation_comes_from_the_checkpoint(tmp_path: Path, name: str, place: 
 
 def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
     """Computing the last layer for the read-out token only gives the values of computing it for all tokens."""
-    from sie_server.models.batch import pack
+    from sie_server.models.packing import pack
 
     job = case.engine.tokenize_score(ScoreTexts(case.query, case.documents[:30], MAX_LENGTH))
     batch = pack(

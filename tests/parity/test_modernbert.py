@@ -16,9 +16,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
-from sie_server.models.batch import PackedBatch, Tokens, pack
+from sie_server.models.batch import PackedBatch, Tokens
 from sie_server.models.layers import local_attention
 from sie_server.models.layers.local_attention import LocalAttention
+from sie_server.models.packing import pack
 from support.checkpoints.cross_encoders import make_cross_encoder, random_text
 from support.device import DEVICE
 from support.requests.jobs import read_pairs, run_job

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sie_server.models.batch import PackedBatch, Tokens, pack
+from sie_server.models.batch import PackedBatch, Tokens
 from sie_server.models.heads.classifier import unit
 from sie_server.models.heads.late_interaction import QueryVectors, weighted_maxsim
 from sie_server.models.heads.pooling import pool
 from sie_server.models.layers.attention import attention
+from sie_server.models.packing import pack
 from sie_server.models.spec import Pooling
 
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def test_attention_equals_one_sequence_at_a_time(align: int, one_query: bool) ->
     qkv = torch.randn(batch.rows, 3, 4, 8)
     q, k, v = qkv.unbind(1)
     asked = q[batch.first_rows] if one_query else q
-    ours = attention(asked, k, v, batch)
+    ours = attention(asked, k, v, batch, one_row=one_query)
     assert ours.shape == (asked.shape[0], 32)
     for place, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
         rows = slice(start, start + length)

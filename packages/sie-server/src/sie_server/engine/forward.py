@@ -11,10 +11,11 @@ import torch
 from sie_server.engine.job import Work
 from sie_server.engine.kinds.base import Reader
 from sie_server.engine.steps import is_recording, step
-from sie_server.models.batch import PackedBatch, Prefix, Tokens, pack
+from sie_server.models.batch import PackedBatch, Prefix, Tokens
 from sie_server.models.families.decoders.decoder import Decoder
 from sie_server.models.layers.adapted import applied
 from sie_server.models.lora import Changes
+from sie_server.models.packing import pack
 from sie_server.models.registry import Backbone
 from sie_server.models.spec import BackboneSpec
 

@@ -26,6 +26,7 @@ from sie_server.models.heads.late_interaction import (
 )
 from sie_server.models.heads.modular import ModuleStack
 from sie_server.models.heads.pooling import pool, pooled_states, pooling_readout
+from sie_server.models.layers.adapted import one_row_each
 from sie_server.models.spec import EmbeddingSpec, ModelSpec
 
 
@@ -75,7 +76,8 @@ class VectorReader:
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
         """See `Reader.read`."""
         states = pool if self.readout == "all" else pooled_states
-        pooled = self._modules(states(hidden, batch, self._spec.pooling))
+        with one_row_each():
+            pooled = self._modules(states(hidden, batch, self._spec.pooling))
         pooled = unit(pooled) if self._spec.normalize else pooled
         tokens = unit(hidden.float()) if self._spec.token_vectors else hidden
         self._keep_queries(pooled, tokens, batch, works)

@@ -14,6 +14,7 @@ from sie_server.engine.text.pair_tokenizer import PairTokenizer
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.building import build_classifier
 from sie_server.models.heads.classifier import Classifier
+from sie_server.models.layers.adapted import one_row_each
 from sie_server.models.spec import ClassifierSpec, ModelSpec
 
 
@@ -50,7 +51,9 @@ class LogitReader:
     def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
         """See `Reader.read`."""
         results: list[Any] = [None] * len(works)
-        for place, logit in zip(batch.order, self._head.logits(hidden, batch).tolist(), strict=True):
+        with one_row_each():
+            logits = self._head.logits(hidden, batch)
+        for place, logit in zip(batch.order, logits.tolist(), strict=True):
             results[place] = logit
         return results
 

@@ -9,19 +9,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from sie_server.models.batch import PackedBatch
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch) -> Tensor:
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, *, one_row: bool = False
+) -> Tensor:
     """Return the bidirectional attention of each sequence over its own tokens, [query rows, heads * dim].
 
-    `key` and `value` are [rows, key heads, dim]. `query` is [rows, heads, dim], or [sequences, heads, dim] with one row
-    per sequence: the last layer of a model that is read out at one token. The number of heads is a multiple of the
-    key heads (grouped queries). Tensors may have any strides: the groups of the batch are viewed, not copied.
+    `key` and `value` are [rows, key heads, dim]. `query` is [rows, heads, dim], or with `one_row` [sequences, heads,
+    dim]: the last layer of a model that is read out at one token. The number of heads is a multiple of the key heads
+    (grouped queries). Tensors may have any strides: the groups of the batch are viewed, not copied.
     """
     grouped = query.shape[1] != key.shape[1]
-    one_query = query.shape[0] == batch.count
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for group in batch.groups:
-        query_rows = group.sequences if one_query else group.rows
-        shape = (group.count, 1 if one_query else group.slot)
+        query_rows = group.sequences if one_row else group.rows
+        shape = (group.count, 1 if one_row else group.slot)
         q = query[query_rows].unflatten(0, shape).transpose(1, 2)  # [count, heads, 1 or slot, dim]
         k = key[group.rows].unflatten(0, (group.count, group.slot)).transpose(1, 2)
         v = value[group.rows].unflatten(0, (group.count, group.slot)).transpose(1, 2)

@@ -78,22 +78,22 @@ class BiasedAttention:
         ]
         self._band = self._distances() if self._longest > KEPT else None
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, one_row: bool = False) -> Tensor:
         """Return [query rows, heads * dim].
 
-        `key` and `value` are [rows, heads, dim]. `query` is the same, or [sequences, heads, dim] of the output rows.
+        `key` and `value` are [rows, heads, dim]. `query` is the same, or with `one_row` [sequences, heads, dim] of the
+        output rows.
         """
-        one_query = self._output_rows is not None and query.shape[0] == self._batch.count
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for group, bias in zip(self._batch.groups, self._kept, strict=True):
-            query_rows = group.sequences if one_query else group.rows
-            shape = (group.count, 1 if one_query else group.slot)
+            query_rows = group.sequences if one_row else group.rows
+            shape = (group.count, 1 if one_row else group.slot)
             q = query[query_rows].unflatten(0, shape).transpose(1, 2)  # [count, heads, 1 or slot, dim]
             k, v = (
                 x[group.rows].unflatten(0, (group.count, group.slot)).transpose(1, 2) for x in (key, value)
             )
             into = out[query_rows].unflatten(0, shape).transpose(1, 2)
-            if one_query:
+            if one_row:
                 bias = self._bias(group, self._output_places(group))
             if bias is None:
                 self._attend_in_blocks(group, q, k, v, into)

@@ -71,15 +71,16 @@ def causal_attention(
     blocks: list[CausalBlock],
     layer: int,
     product: Product = scaled_dot_product_attention,
+    *,
+    one_row: bool = False,
 ) -> Tensor:
     """Return the attention of each row over its prefix, itself and earlier rows of its sequence, within the window.
 
-    `states` are keys and values of the batch's rows, [rows, key heads, dim]. `query` is [rows, heads, dim], or
-    [sequences, heads, dim] for the read-out tokens alone. The number of heads is a multiple of the key heads (grouped
-    queries). `product` replaces `scaled_dot_product_attention` where a family's attention differs. The result is
-    [query rows, heads * dim].
+    `states` are keys and values of the batch's rows, [rows, key heads, dim]. `query` is [rows, heads, dim], or with
+    `one_row` [sequences, heads, dim] of the read-out tokens. The number of heads is a multiple of the key heads
+    (grouped queries). `product` replaces `scaled_dot_product_attention` where a family's attention differs. The result
+    is [query rows, heads * dim].
     """
-    one_row = query.shape[0] == sum(block.group.count for block in blocks)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for block in blocks:
         group = block.group

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sie_server.models.batch import PackedBatch, Readout, States
 from sie_server.models.layers.activations import ACTIVATIONS
+from sie_server.models.layers.adapted import one_row_each
 from sie_server.models.layers.attention import attention
 from sie_server.models.layers.causal_attention import Product, causal_attention, causal_blocks
 from sie_server.models.layers.linear import Linear, Residual, Weights, capped
@@ -51,8 +52,9 @@ class DecoderSpec(BackboneSpec):
     causal: bool = True  # tokens attend to themselves and earlier tokens; False: to all of their sequence
 
 
-# queries, keys and values, layer, the layer's attention product → [query rows, heads * dim]
-Attend = Callable[[Tensor, States, int, Product], Tensor]
+# queries, keys and values, layer, the layer's attention product, whether there is one query per sequence
+# → [query rows, heads * dim]
+Attend = Callable[[Tensor, States, int, Product, bool], Tensor]
 
 
 def read_llama(config: dict[str, Any]) -> DecoderSpec:
@@ -184,9 +186,11 @@ class Decoder:
 
     def _attend(self, batch: PackedBatch, dtype: torch.dtype) -> Attend:
         if not self.spec.causal:
-            return lambda query, states, _, __: attention(query, *states, batch)
+            return lambda query, states, _, __, one_row: attention(query, *states, batch, one_row=one_row)
         blocks = causal_blocks(batch, dtype, self.spec.windows)
-        return lambda query, states, layer, product: causal_attention(query, states, blocks, layer, product)
+        return lambda query, states, layer, product, one_row: causal_attention(
+            query, states, blocks, layer, product, one_row=one_row
+        )
 
 
 class DecoderLayer:
@@ -227,11 +231,13 @@ class DecoderLayer:
         """Return the layer's output for `output_rows`, one per sequence; None: for all rows."""
         if output_rows is not None:
             x, rotary = x[output_rows], rotary.at(output_rows)
-        q = self.query(self.attention_norm(x)).unflatten(1, (self.spec.num_heads, -1))
-        q = rotary(self.query_norm(q) if self.query_norm else q)
-        x = self.out(attend(q, states, self.index, self.product), residual=x)
-        gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up, residual=x)
+        one_row = output_rows is not None
+        with one_row_each(one_row):
+            q = self.query(self.attention_norm(x)).unflatten(1, (self.spec.num_heads, -1))
+            q = rotary(self.query_norm(q) if self.query_norm else q)
+            x = self.out(attend(q, states, self.index, self.product, one_row), residual=x)
+            gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
+            return self.down(self.activation(gate) * up, residual=x)
 
 
 Decoder.layer = DecoderLayer

@@ -6,10 +6,9 @@ the names of the weights. `bert_siblings` and `bert_relatives` read the configur
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.layers.activations import ACTIVATIONS
+from sie_server.models.layers.adapted import one_row_each
 from sie_server.models.layers.attention import attention
 from sie_server.models.layers.biased_attention import (
     Bias,
@@ -198,7 +198,10 @@ def _bias(spec: BertSpec, weights: Weights, device: torch.device) -> Bias | None
     return None
 
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values → [query rows, hidden]
+class Attend(Protocol):
+    """Queries, keys and values → [query rows, hidden]; with `one_row` there is one query per sequence."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, one_row: bool = False) -> Tensor: ...
 
 
 class BertLayer:
@@ -227,8 +230,11 @@ class BertLayer:
             x, q = x[output_rows], q[output_rows]
         if rotary is not None:
             q, k = rotary.at(output_rows)(q), rotary(k)
-        x = self.attention_norm(self.out(attend(q, k, v), residual=x))
-        return self.norm(self.down(self._inner(x), residual=x))
+        one_row = output_rows is not None
+        mixed = attend(q, k, v, one_row=one_row)
+        with one_row_each(one_row):
+            x = self.attention_norm(self.out(mixed, residual=x))
+            return self.norm(self.down(self._inner(x), residual=x))
 
     def _inner(self, x: Tensor) -> Tensor:
         if not self.gated:

@@ -20,6 +20,7 @@ from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.heads.classifier import Classifier
 from sie_server.models.heads.pooling import pooled_states, pooling_readout
 from sie_server.models.layers.activations import ACTIVATIONS
+from sie_server.models.layers.adapted import one_row_each
 from sie_server.models.layers.attention import attention
 from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.layers.local_attention import LocalAttention
@@ -144,10 +145,11 @@ class ModernBertEncoder:
             attend = (
                 partial(local, output_rows=rows)
                 if local and kind == LOCAL
-                else partial(attention, batch=batch)
+                else partial(attention, batch=batch, one_row=rows is not None)
             )
             x = layer(x, rotaries[kind], attend, rows)
-        return self.final_norm(x)
+        with one_row_each(output_rows is not None):
+            return self.final_norm(x)
 
 
 class ModernBertLayer:
@@ -178,9 +180,11 @@ class ModernBertLayer:
         else:
             x, k = x[output_rows], rotary(qkv[:, 1])
             q = rotary.at(output_rows)(qkv[output_rows, 0])
-        x = self.out(attend(q, k, qkv[:, 2]), residual=x)
-        up, gate = self.up_gate(self.norm(x)).chunk(2, dim=-1)
-        return self.down(self.activation(up) * gate, residual=x)
+        mixed = attend(q, k, qkv[:, 2])
+        with one_row_each(output_rows is not None):
+            x = self.out(mixed, residual=x)
+            up, gate = self.up_gate(self.norm(x)).chunk(2, dim=-1)
+            return self.down(self.activation(up) * gate, residual=x)
 
 
 class ModernBertClassifier:

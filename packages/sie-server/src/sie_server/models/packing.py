@@ -1,0 +1,117 @@
+"""Sequences → a batch: all integers are computed on the host at once, and copied to the device in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sie_server.models.batch import Ids, PackedBatch, Prefix, Tokens
+from sie_server.models.lora import Changes, Span
+
+Places = npt.NDArray[np.int64]
+
+
+def pack(
+    sequences: Sequence[Tokens],
+    *,
+    pad_id: int,
+    align: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    skip_id: int | None = None,
+    prefixes: Sequence[Prefix | None] = (),
+    depth: int | None = None,
+    adapters: Sequence[Changes | None] = (),
+) -> PackedBatch:
+    """Pack `sequences`, the longest first; `dtype` is that of the attention masks.
+
+    Tokens `skip_id` are not counted as positions and have position -1. `prefixes` and `adapters`, if given, have one
+    entry per sequence. Sequences with the same adapter are neighbours, and among these the ones with the same prefix.
+    """
+    prefix_of = list(prefixes) or [None] * len(sequences)
+    changes = list(adapters) or [None] * len(sequences)
+    order = _order(sequences, prefix_of, changes)
+    tokens = [sequences[i] for i in order]
+    lengths = np.array([len(one) for one in tokens])
+    slots = -(-lengths // align) * align
+    ends = np.cumsum(slots)
+    starts, rows = ends - slots, int(ends[-1])
+    before = np.array([len(prefix_of[i] or ()) for i in order])
+    own = _own_rows(tokens, lengths, before, skip_id)
+    place = own["place"] + np.repeat(starts, lengths)  # the row of every token
+    table = {
+        name: np.full(rows, pad_id if name == "ids" else 0, np.int32)
+        for name in ("ids", "positions", "types")
+    }
+    for name, column in table.items():
+        column[place] = own[name]
+    seen = [one.keys for one in tokens]
+    ints = {"first_rows": starts, "last_rows": starts + lengths - 1, "sizes": lengths, "keys": np.array(seen)}
+    return PackedBatch(
+        **on_device(table | ints, device),
+        starts=tuple(starts.tolist()),
+        lengths=tuple(lengths.tolist()),
+        seen=tuple(seen),
+        slots=tuple(slots.tolist()),
+        prefixes=tuple(prefix_of[i] for i in order),
+        order=tuple(order),
+        spans=_spans([changes[i] for i in order], [*starts.tolist(), rows]),
+        dtype=dtype,
+        depth=depth,
+    )
+
+
+def on_device(columns: Mapping[str, npt.NDArray[np.integer]], device: torch.device) -> dict[str, Tensor]:
+    """Copy arrays of integers to the device at once; return them as int32 views of one tensor."""
+    whole = np.concatenate(list(columns.values()), dtype=np.int32, casting="same_kind")
+    parts = torch.from_numpy(whole).to(device).split([len(column) for column in columns.values()])
+    return dict(zip(columns, parts, strict=True))
+
+
+def _order(
+    sequences: Sequence[Tokens], prefixes: Sequence[Prefix | None], changes: Sequence[Changes | None]
+) -> list[int]:
+    places = {id(thing): place for place, thing in enumerate((*prefixes, *changes))}
+
+    def key(i: int) -> tuple[int, int, int]:
+        return places[id(changes[i])], places[id(prefixes[i])], -len(sequences[i])
+
+    return sorted(range(len(sequences)), key=key)
+
+
+def _own_rows(
+    tokens: list[Tokens], lengths: Places, before: Places, skipped: int | None
+) -> dict[str, npt.NDArray[np.integer]]:
+    """Return id, place in its sequence, position and type of every token, each [tokens of all sequences]."""
+    ids: Ids = np.concatenate([one.ids for one in tokens])
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(ids)) - np.repeat(starts, lengths)
+    boundaries = np.array([one.type_boundary for one in tokens])
+    positions = place
+    if skipped is not None:
+        counted = ids != skipped
+        total = np.cumsum(counted)
+        earlier = np.where(starts > 0, total[starts - 1], 0)  # counted tokens of all sequences before
+        positions = np.where(counted, total - 1 - np.repeat(earlier, lengths), -1)
+    return {
+        "ids": ids,
+        "place": place,
+        "positions": positions + np.repeat(before, lengths),
+        "types": (place >= np.repeat(boundaries, lengths)).astype(np.int32),
+    }
+
+
+def _spans(adapters: list[Changes | None], starts: list[int]) -> tuple[Span, ...]:
+    """Return the spans of a batch; the last entry of `starts` is the end of the last sequence."""
+    spans = []
+    for _, members in groupby(range(len(adapters)), key=lambda i: id(adapters[i])):
+        indices = list(members)
+        first, end, changes = indices[0], indices[-1] + 1, adapters[indices[0]]
+        if changes is not None:
+            spans.append(Span(changes, slice(starts[first], starts[end]), slice(first, end)))
+    return tuple(spans)
