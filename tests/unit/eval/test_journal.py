@@ -35,7 +35,7 @@ def test_a_torn_first_line_is_written_anew(tmp_path: Path) -> None:
 
 def test_the_journal_of_another_work_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path / "a", {"version": "1"}).close()
-    with pytest.raises(OfflineError, match=r"version was '1' and is '2'; choose another directory"):
+    with pytest.raises(OfflineError, match=r"version was '1' and is '2'; choose another --out"):
         Journal(tmp_path / "a", {"version": "2"})
     (tmp_path / "a").write_text("text\n")
     with pytest.raises(OfflineError, match="line 1: not a line of a journal"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,6 @@ HEADER = (
     *("set", "model", "metric", "before", "after", "difference", "low", "high", "p", "wins/ties/losses"),
     *("p50 ms", "p95 ms", "pairs/s", "truncated"),
 )
-
-
-def _endpoint(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
-    if url is not None and not re.match(r"https?://[^/]", url):
-        raise click.BadParameter("expected the form http://HOST:PORT")
-    return url
 
 
 @click.command("eval")
@@ -61,16 +54,8 @@ def _endpoint(_context: click.Context, _option: click.Parameter, url: str | None
     show_default=True,
     help="Names with commas; the first one decides which queries gained and lost",
 )
-@click.option(
-    "--endpoint", callback=_endpoint, help="URL of a running server; default: run the models in this process"
-)
-@click.option(
-    "--deadline",
-    type=click.FloatRange(1),
-    default=900.0,
-    show_default=True,
-    help="Seconds for one request to the endpoint, its restarts included",
-)
+@shared.endpoint
+@shared.deadline
 @shared.queries
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the sample, the test and the bootstrap"
@@ -92,9 +77,7 @@ def _endpoint(_context: click.Context, _option: click.Parameter, url: str | None
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Score also in this number format, which shows the quality that the one of --dtype costs",
 )
-@click.option(
-    "--concurrency", type=click.IntRange(1, 64), default=1, show_default=True, help="Requests at a time"
-)
+@shared.concurrency
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

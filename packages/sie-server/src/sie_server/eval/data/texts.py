@@ -13,8 +13,8 @@ IDS = ("_id", "id", "docid", "doc_id", "docno", "qid", "query_id")
 TEXTS = ("text", "contents", "query")
 
 
-def read_texts(path: Path) -> dict[str, str]:
-    """Return title and text by id.
+def read_texts(path: Path, *, once: bool = False) -> dict[str, str]:
+    """Return title and text by id. With `once`, an id may not be repeated, not even with the same text.
 
     JSON lines have the keys `_id`, `text` and perhaps `title`; CSV has a header with these names; TSV has an id and a
     text per line, and perhaps the header.
@@ -26,6 +26,8 @@ def read_texts(path: Path) -> dict[str, str]:
     for place, name, text in _entries(path):
         if not name:
             raise DataError(f"{place}: the id is empty")
+        if once and name in found:
+            raise DataError(f"{place}: the id {shown(name)} is on an earlier line too; ids must be unique")
         if found.setdefault(name, text) != text:
             raise DataError(f"{place}: the id {shown(name)} has another text before; ids must be unique")
     if not found:
