@@ -41,13 +41,29 @@ export function readScore(reply: Reply, asked: Asked): ScoreResult {
   const limits = [asked.topN, body["top_n"]].filter((value) => typeof value === "number");
   // the server refuses such a request
   if (limits.some((limit) => limit < 1)) throw reader.broken(`\`top_n\` is ${Math.min(...limits)}`);
-  const expected = Math.min(asked.ids.length, ...limits);
+  const expected = Math.min(asked.ids.length - countPruned(reader, body, unseen), ...limits);
   if (entries.length !== expected)
     throw reader.broken(`${entries.length} scores for ${expected} of ${asked.ids.length} items`);
   const queryId = body["query_id"];
   if (asked.queryId !== undefined && isPresent(queryId) && queryId !== asked.queryId)
     throw reader.broken(`\`query_id\` is ${JSON.stringify(queryId)}, not ${JSON.stringify(asked.queryId)}`);
   return { ...(camelKeys(body) as ScoreResult), ...reader.requestId };
+}
+
+/** Return how many items the stages of a cascade have pruned; each must be unranked. */
+function countPruned(reader: Reader, body: Record<string, unknown>, unseen: Map<unknown, number>): number {
+  if (!isPresent(body["stages"])) return 0;
+  let count = 0;
+  (reader.get(body, "stages", "list") as unknown[]).forEach((stage, place) => {
+    for (const itemId of reader.get(stage, "pruned", "list", `stages[${place}].`) as unknown[]) {
+      const left = unseen.get(itemId) ?? 0;
+      if (left === 0)
+        throw reader.broken(`\`stages[${place}].pruned\` has ${JSON.stringify(itemId)}, which was not sent or is ranked`);
+      unseen.set(itemId, left - 1);
+      count++;
+    }
+  });
+  return count;
 }
 
 /** Read the answer of /v1/encode: one result for each of the items with these ids. */

@@ -136,6 +136,15 @@ export interface ScoreEntry {
   document?: { text: string };
 }
 
+/** A stage of a cascade. */
+export interface StageReport {
+  model: string;
+  /** 0 if the stage had nothing to prune. */
+  inputTokens: number;
+  /** `itemId` of the documents that the next stage did not read, by descending relevance for this stage. */
+  pruned: string[];
+}
+
 /** `scores` is sorted by relevance; ties keep the order in which the items were passed. */
 export interface ScoreResult {
   model: string;
@@ -149,6 +158,8 @@ export interface ScoreResult {
   warnings?: string[];
   /** The `topN` of the request or its profile, if it left documents out. */
   topN?: number;
+  /** Of a cascade; `scores` has the documents of the last stage only. */
+  stages?: StageReport[];
   /** X-SIE-Request-ID, which identifies the request in the server's logs. */
   requestId?: string;
 }
@@ -216,6 +227,8 @@ export interface ModelInfo {
   adapters?: AdapterInfo[];
   /** Other names of the same model. */
   aliases?: string[];
+  /** Of a cascade: its models, and how many documents each keeps for the next one. */
+  stages?: { model: string; keep?: number | null }[];
   /** The fields from here on are those of OpenAI's model objects and of servers like vLLM. */
   id: string;
   object?: "model";

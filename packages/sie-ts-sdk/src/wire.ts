@@ -146,6 +146,7 @@ export interface ModelInfo {
   progress?: LoadProgress | null;
   adapters?: AdapterInfo[];
   aliases?: string[];
+  stages?: StageInfo[];
   id: string;
   object?: "model";
   created: number;
@@ -225,6 +226,7 @@ export interface ScoreResponse {
   query_truncated?: boolean;
   warnings?: string[];
   top_n?: number;
+  stages?: StageReport[];
 }
 
 export interface SparseVector {
@@ -232,6 +234,17 @@ export interface SparseVector {
   dtype: string;
   indices: unknown;
   values: unknown;
+}
+
+export interface StageInfo {
+  model: string;
+  keep?: number | null;
+}
+
+export interface StageReport {
+  model: string;
+  input_tokens: number;
+  pruned: string[];
 }
 
 export interface Timing {

@@ -208,12 +208,29 @@ def _read_score(reply: Reply, asked: Asked) -> ScoreResult:
     limits = [one for one in (asked.top_n, body.get("top_n")) if type(one) is int]
     if any(limit < 1 for limit in limits):  # the server refuses such a request
         raise _broken(reply, f"`top_n` is {min(limits)}")
-    expected = min([len(asked.ids), *limits])
+    expected = min([len(asked.ids) - _count_pruned(reply, body, unseen), *limits])
     if len(entries) != expected:
         raise _broken(reply, f"{len(entries)} scores for {expected} of {len(asked.ids)} items")
     if None not in (asked.query_id, body.get("query_id")) and body["query_id"] != asked.query_id:
         raise _broken(reply, f"`query_id` is {body['query_id']!r}, not {asked.query_id!r}")
     return cast(ScoreResult, body | _present(request_id=reply.request_id))
+
+
+def _count_pruned(reply: Reply, body: Mapping[str, Any], unseen: Counter[Any]) -> int:
+    """Return how many items the stages of a cascade have pruned; each must be unranked."""
+    if body.get("stages") is None:
+        return 0
+    count = 0
+    for place, stage in enumerate(_get(reply, body, "stages", (list,))):
+        for item_id in _get(reply, stage, "pruned", (list,), f"stages[{place}]."):
+            if not isinstance(item_id, str) or not unseen[item_id]:
+                raise _broken(
+                    reply,
+                    f"`stages[{place}].pruned` has {item_id!r}, which was not sent or is ranked",
+                )
+            unseen[item_id] -= 1
+            count += 1
+    return count
 
 
 def _read_encode(reply: Reply, ids: Sequence[Any]) -> list[EncodeResult]:

@@ -51,6 +51,8 @@ class TextClient:
     ) -> list[Ranked]:
         """Return all `texts`, the most relevant first. An empty list sends no request.
 
+        Texts that a cascade has pruned are left out.
+
         Raises SIEError, also for a missing score.
         """
         if not texts:
@@ -137,7 +139,7 @@ def numbered(texts: Sequence[str]) -> list[Item]:
 def in_order(result: ScoreResult, count: int) -> list[Ranked]:
     """Return the entries of an answer to `numbered` texts, the best first, and log the server's warnings.
 
-    Raises ProtocolError unless each of the `count` texts has exactly one finite score.
+    Raises ProtocolError unless each of the `count` texts has exactly one finite score, or was pruned by a cascade.
     """
     for warning in result.get("warnings", ()):
         log.warning("score: %s", warning)
@@ -151,6 +153,7 @@ def in_order(result: ScoreResult, count: int) -> list[Ranked]:
             raise _broken(result, f"the score of item {place!r} is {entry['score']}")
         missing.remove(place)
         ranked.append(Ranked(int(place), entry["score"], entry.get("chunk")))
+    missing.difference_update(*(stage["pruned"] for stage in result.get("stages", ())))
     if missing:
         hint = "check whether an option or a profile sets top_n"
         raise _broken(result, f"{len(missing)} of {count} texts have no score; {hint}")

@@ -66,6 +66,14 @@ class ScoreEntry(TypedDict):
     document: NotRequired[Document]  # with options return_documents
 
 
+class StageReport(TypedDict):
+    """A stage of a cascade: `pruned` has the `item_id` of the documents that the next stage did not read."""
+
+    model: str
+    input_tokens: int  # 0 if the stage had nothing to prune
+    pruned: list[str]  # by descending relevance for this stage
+
+
 class ScoreResult(TypedDict):
     """`scores` is sorted by relevance; ties keep the order in which the items were passed."""
 
@@ -77,6 +85,7 @@ class ScoreResult(TypedDict):
     query_truncated: NotRequired[bool]  # True when the query was truncated, in any pair of a cross-encoder
     warnings: NotRequired[list[str]]  # unknown options, truncated texts
     top_n: NotRequired[int]  # of the request or its profile, if it left documents out
+    stages: NotRequired[list[StageReport]]  # of a cascade; `scores` has the documents of the last stage only
     request_id: NotRequired[str]  # X-SIE-Request-ID, which identifies the request in the server's logs
 
 
@@ -108,5 +117,6 @@ class ModelInfo(TypedDict):
     state: NotRequired[str]  # available, loading, loaded, unloading or failed
     last_error: NotRequired[Any]
     max_sequence_length: NotRequired[int | None]  # tokens
+    stages: NotRequired[Any]  # of a cascade: its models, and how many documents each keeps
     profiles: NotRequired[Any]
     revision: NotRequired[str | None]

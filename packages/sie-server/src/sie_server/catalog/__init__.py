@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sie_server.catalog.adapters import configured_adapters
 from sie_server.catalog.calibration import Calibration
+from sie_server.catalog.cascades import checked
 from sie_server.catalog.directory import ModelsDirectory, read_entry, stamp_of
 from sie_server.catalog.entries import (
     EMBEDDED,
@@ -24,14 +25,17 @@ from sie_server.catalog.entries import (
     profile_names,
 )
 from sie_server.catalog.revisions import is_path, split_revision
+from sie_server.catalog.stages import CascadeEntry, Stage
 from sie_server.config import ConfigError
 
 __all__ = [
     "EMBEDDED",
     "Calibration",
+    "CascadeEntry",
     "CatalogEntry",
     "ModelConfig",
     "ModelsDirectory",
+    "Stage",
     "catalog",
     "configured_adapters",
     "id_of",
@@ -53,13 +57,18 @@ def known_models(
     Files in the models directory that are ignored are logged, unless `report` is False.
 
     Raises:
-        ConfigError: an id that is neither in the catalog nor has a source, or an unreadable models directory.
+        ConfigError: an id that is neither in the catalog nor has a source, a named cascade that cannot work, or an
+            unreadable models directory.
     """
     try:
         found = ModelsDirectory(models_dir, report=report).scan() if models_dir else {}
     except OSError as error:
         raise ConfigError(f"--models-dir {models_dir}: {error.strerror or error}") from None
-    return with_configured(configured, found)
+    models = with_configured(configured, found)
+    for model in models.values():
+        if model.preload and model.problem:
+            raise ConfigError(f"--model {model.id!r}: {model.problem}")
+    return models
 
 
 def named_model(value: str) -> ModelConfig:
@@ -97,6 +106,11 @@ def with_configured(
             given, revision = split_revision(given)
         # a directory that has left keeps its id reserved, even where the catalog has the id as an alias
         name = given if given in gone else id_of(given, models)
+        if (separator or revision) and name in models and models[name].cascade:
+            raise ConfigError(
+                f"--model {value!r}: {name!r} is a cascade, which has no source and no revision; give only its id, "
+                "and name the sources of its stages with a --model each"
+            )
         if (other := seen.setdefault(name, value)) != value:
             raise ConfigError(
                 f"--model {value!r}: --model {other!r} names the same model; remove one of them"
@@ -114,7 +128,7 @@ def with_configured(
                     f"@{revision}, or name the hub id: --model {name}=HUB_ID@{revision}"
                 )
             models[name] = replace(model, revision=revision or model.revision, preload=True)
-    return {name: models[name] for name in seen if name in models} | models
+    return checked({name: models[name] for name in seen if name in models} | models)
 
 
 def _as_known(model: ModelConfig, packaged: Mapping[str, ModelConfig]) -> ModelConfig:

@@ -35,5 +35,9 @@ def configured_adapters(
         known = id_of(model, models)
         if known not in models:
             raise ConfigError(f"--adapter {value!r}: unknown model {model!r}{suggest(model, list(models))}")
+        if stages := models[known].stages:
+            raise ConfigError(
+                f"--adapter {value!r}: {model!r} is a cascade; give the adapter to its last stage, {stages[-1].model}"
+            )
         found.setdefault(known, {})[name] = source
     return found

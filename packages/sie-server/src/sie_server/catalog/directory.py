@@ -12,6 +12,7 @@ import yaml
 
 from sie_server.catalog.contents import instead_of_config
 from sie_server.catalog.entries import CatalogEntry, ModelConfig, id_problem, model_of
+from sie_server.catalog.stages import CascadeEntry
 from sie_server.config import ConfigError
 from sie_server.files import ENTRIES, JSON_BYTES, check_regular, entries, expanded, read_yaml
 
@@ -61,7 +62,9 @@ class ModelsDirectory:
         paths = [self._root / name for name in found if name.endswith(".yaml")]
         self._files = {path: self._files.get(path, CatalogFile()) for path in paths}
         problems |= {path.name: problem for path in paths if (problem := self._read(path, models))}
-        folders = {name: config for name, config in self._known.items() if not config.entry}
+        folders = {
+            name: config for name, config in self._known.items() if not config.entry and not config.cascade
+        }
         kept = {name: config for name, config in folders.items() if _within(name, self._lost)}
         models = kept | models
         self._log(problems, kept)
@@ -101,7 +104,8 @@ class ModelsDirectory:
             if file.entry is None:
                 return problem
             model = model_of(file.entry, self._root)
-            model = replace(model, stamp=stamp_of(Path(model.source)))
+            if not model.cascade:
+                model = replace(model, stamp=stamp_of(Path(model.source)))
             known = self._known.get(model.id)
             if model.stamp is None and known and known.stamp and known.source == model.source:
                 raise OSError(f"its source {model.source} does not exist")
@@ -109,7 +113,8 @@ class ModelsDirectory:
             if file.entry and file.entry.id in self._known:
                 models[file.entry.id] = self._known[file.entry.id]
             return str(error)
-        others = {name for other in models.values() if other.entry for name in (other.id, *other.aliases)}
+        filed = [other for other in models.values() if other.entry or other.cascade]
+        others = {name for other in filed for name in (other.id, *other.aliases)}
         if taken := others.intersection((model.id, *model.aliases)):
             return f"another file has the id {min(taken)!r}"
         models[model.id] = model
@@ -155,7 +160,7 @@ class CatalogFile:
     """A YAML file: its last valid entry, and its problem. It is read again only if the file has changed."""
 
     def __init__(self) -> None:
-        self.entry: CatalogEntry | None = None
+        self.entry: CatalogEntry | CascadeEntry | None = None
         self.problem: str | None = None
         self._seen: tuple[int, ...] = ()
 
@@ -177,13 +182,18 @@ class CatalogFile:
             self.problem = f"the file cannot be read: {type(error).__name__}: {reason}"
 
 
-def read_entry(path: Path) -> CatalogEntry:
-    """Read one catalog file.
+def read_entry(path: Path) -> CatalogEntry | CascadeEntry:
+    """Read one catalog file. With `stages` it is that of a cascade.
 
     Raises:
         OSError, ValueError, yaml.YAMLError: with the problem.
     """
-    entry = msgspec.convert(read_yaml(path), CatalogEntry)
+    content = read_yaml(path)
+    entry: CatalogEntry | CascadeEntry
+    if isinstance(content, dict) and "stages" in content:
+        entry = msgspec.convert(content, CascadeEntry)
+    else:
+        entry = msgspec.convert(content, CatalogEntry)
     for name in (entry.id, *entry.aliases):
         if problem := id_problem(name):
             raise ValueError(f"the id {name!r} {problem}")

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from sie_server.catalog.calibration import Calibration
 from sie_server.catalog.revisions import split_revision
+from sie_server.catalog.stages import CascadeEntry, Stage
 from sie_server.config import NAME_LENGTH
 from sie_server.templates.pair_settings import Truncation
 from sie_server.wire import AdapterName, Profile
@@ -88,11 +89,19 @@ class ModelConfig:
     truncation: Truncation | None = None
     stamp: str | None = None  # changes with the files of a watched directory
     aliases: tuple[str, ...] = ()  # other names of the same model, unless a model has the name as its id
+    cascade: CascadeEntry | None = None  # it has no source and no weights, only stages
+    problem: str | None = None  # why the cascade cannot work
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a cascade; a model has none."""
+        return self.cascade.stages if self.cascade else ()
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
         """The named sets of options from the catalog entry."""
-        return self.entry.profiles if self.entry else {}
+        entry = self.cascade or self.entry
+        return entry.profiles if entry else {}
 
     @property
     def calibration(self) -> Calibration | None:
@@ -128,8 +137,10 @@ def profile_names(profiles: Mapping[str, Profile]) -> list[str]:
     return ["default", *sorted(set(profiles) - {"default"})]
 
 
-def model_of(entry: CatalogEntry, root: Path | None = None) -> ModelConfig:
+def model_of(entry: CatalogEntry | CascadeEntry, root: Path | None = None) -> ModelConfig:
     """Return the model of an entry. Directories may be relative to `root`."""
+    if isinstance(entry, CascadeEntry):
+        return ModelConfig(entry.id, source="", aliases=_others(entry), cascade=entry)
     source = _installed(entry.package) or entry.source
     if source.startswith("embedded:"):
         source = str(EMBEDDED / source.removeprefix("embedded:"))
@@ -152,8 +163,12 @@ def model_of(entry: CatalogEntry, root: Path | None = None) -> ModelConfig:
         label=entry.label,
         prompts=dict[str, str](entry.prompts.items()),
         truncation=entry.truncation,
-        aliases=tuple(dict.fromkeys(name for name in entry.aliases if name != entry.id)),
+        aliases=_others(entry),
     )
+
+
+def _others(entry: CatalogEntry | CascadeEntry) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in entry.aliases if name != entry.id))
 
 
 def id_of(name: str, models: Mapping[str, ModelConfig]) -> str:

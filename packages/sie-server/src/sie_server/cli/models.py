@@ -52,6 +52,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _model_row(name: str, model: ModelConfig) -> dict[str, Any]:
+    if model.cascade:
+        return _cascade_row(name, model)
     entry = model.entry
     embedded = entry is not None and entry.source.startswith("embedded:")
     return {
@@ -62,4 +64,19 @@ def _model_row(name: str, model: ModelConfig) -> dict[str, Any]:
         "max_seq_length": entry.max_seq_length if entry else None,
         "license": entry.license if entry else None,
         "description": entry.description if entry else None,
+    }
+
+
+def _cascade_row(name: str, model: ModelConfig) -> dict[str, Any]:
+    stages = " → ".join(stage.model for stage in model.stages)
+    about = f"not served: {model.problem}" if model.problem else f"cascade: {stages}"
+    cascade = model.cascade
+    return {
+        "id": name,
+        "aliases": list(model.aliases),
+        "source": None,
+        "outputs": ["score"],
+        "max_seq_length": None,
+        "license": cascade.license if cascade else None,
+        "description": f"{cascade.description} ({about})" if cascade and cascade.description else about,
     }

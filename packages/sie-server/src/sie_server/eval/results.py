@@ -39,6 +39,14 @@ class Truncation(msgspec.Struct, frozen=True):
     windows: Change | None  # these queries: truncated against read in windows; None: not measured
 
 
+class StageFigures(msgspec.Struct, frozen=True):
+    """The reading of one stage of a cascade per query, on average."""
+
+    model: str
+    documents: float
+    tokens: float
+
+
 class ModelResult(msgspec.Struct, frozen=True):
     """One model on one set."""
 
@@ -54,6 +62,8 @@ class ModelResult(msgspec.Struct, frozen=True):
     gained: list[QueryChange]
     lost: list[QueryChange]
     per_query: dict[str, dict[str, float]]  # metric → query → value
+    tokens: float = 0.0  # per query, on average
+    stages: list[StageFigures] = []  # of a cascade
 
 
 class SetResult(msgspec.Struct, frozen=True):
@@ -144,7 +154,23 @@ def _model_result(
         gained=gained,
         lost=lost,
         per_query=after,
+        tokens=_average([answer.tokens for answer in answers]),
+        stages=_stage_figures(answers),
     )
+
+
+def _average(values: Sequence[int]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _stage_figures(answers: Sequence[Answer]) -> list[StageFigures]:
+    if not answers:
+        return []
+    each = zip(*(answer.stages for answer in answers), strict=True)
+    return [
+        StageFigures(costs[0].model, _average([c.texts for c in costs]), _average([c.tokens for c in costs]))
+        for costs in each
+    ]
 
 
 def busy_seconds(answers: Sequence[Answer]) -> float:

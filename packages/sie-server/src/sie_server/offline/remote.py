@@ -9,8 +9,11 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from sie_server.offline.errors import OfflineError, Refused, needed
 from sie_server.offline.scorers import PROBE, Answer, Options, Vectors, answer_of, unit
+from sie_server.wire import ScoreResponse
 
 if TYPE_CHECKING:
     from sie_sdk import SIEAsyncClient
@@ -38,8 +41,17 @@ class RemoteScorer:
     async def identity(self, model: str, options: Options) -> dict[str, Any]:
         """See `Scorer.identity`."""
         answer = await self.score(model, *PROBE, options)
-        info = await self._answered(model, self._client.get_model(model.partition(":")[0]))
-        return {"place": "endpoint", "version": info.get("revision"), "score_type": answer.score_type}
+        info = await self._info(model.partition(":")[0])
+        version = info.get("revision")
+        if stages := info.get("stages"):
+            version = [
+                (each["model"], each.get("keep"), (await self._info(each["model"])).get("revision"))
+                for each in stages
+            ]
+        return {"place": "endpoint", "version": version, "score_type": answer.score_type}
+
+    async def _info(self, model: str) -> Any:
+        return await self._answered(model, self._client.get_model(model))
 
     async def score(self, model: str, query: str, texts: Sequence[str], options: Options) -> Answer:
         """See `Scorer.score`."""
@@ -50,12 +62,13 @@ class RemoteScorer:
         )
         result = await self._answered(model, call)
         seconds = time.perf_counter() - clock
-        entries = [
-            (str(each["item_id"]), float(each["score"]), bool(each.get("truncated")))
-            for each in result["scores"]
-        ]
-        cut = bool(result.get("query_truncated"))
-        return answer_of(entries, result.get("score_type", ""), cut, started, seconds)
+        try:
+            response = msgspec.convert(result, ScoreResponse)
+        except msgspec.ValidationError as error:
+            raise OfflineError(
+                f"{model}: the endpoint's answer is not one of this version: {error}"
+            ) from None
+        return answer_of(response, started, seconds)
 
     async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Vectors:
         """See `Scorer.encode`."""

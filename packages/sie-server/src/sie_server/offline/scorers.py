@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -14,14 +14,33 @@ from sie_server.config import ServerConfig
 from sie_server.config.options import LONGEST_S
 from sie_server.errors import InvalidInput, SIEError
 from sie_server.offline.errors import OfflineError, Refused
-from sie_server.wire import EncodeParams, EncodeRequest, Item, ModelInfo, ScoreRequest
+from sie_server.wire import (
+    EncodeParams,
+    EncodeRequest,
+    Item,
+    ModelInfo,
+    ScoreRequest,
+    ScoreResponse,
+    StageReport,
+)
 
 Options = Mapping[str, Any]
 Vectors = NDArray[np.float32]
 
 
+class StageCost(msgspec.Struct, frozen=True):
+    """The texts and tokens that a stage of a cascade has read."""
+
+    model: str
+    texts: int
+    tokens: int
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """The scores of the texts of one request."""
+    """The scores of the texts of one request.
+
+    Texts that a cascade has pruned follow those of its last stage, and have the lowest score of these.
+    """
 
     order: list[int]  # places of the texts, the most relevant first
     scores: list[float]  # in the order of the texts
@@ -30,6 +49,8 @@ class Answer(msgspec.Struct, frozen=True):
     score_type: str
     started: float  # seconds since the epoch
     seconds: float  # until the answer
+    tokens: int = 0  # of all sequences
+    stages: list[StageCost] = []  # of a cascade
 
 
 class Scorer(Protocol):
@@ -97,9 +118,7 @@ class LocalScorer:
         except SIEError as error:
             raise OfflineError(f"{model}: {error.message}") from None
         seconds = time.perf_counter() - clock
-        entries = [(entry.item_id, entry.score, entry.truncated is True) for entry in response.scores]
-        cut = response.query_truncated is True
-        return answer_of(entries, response.score_type, cut, started, seconds), timing.version
+        return answer_of(response, started, seconds), timing.version
 
     async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Vectors:
         """See `Scorer.encode`."""
@@ -125,16 +144,31 @@ class LocalScorer:
         await self._service.close()
 
 
-def answer_of(
-    entries: Sequence[tuple[str, float, bool]], score_type: str, cut: bool, started: float, seconds: float
-) -> Answer:
-    """Return the answer of entries (place of the text, score, truncated), the most relevant first."""
-    order = [int(place) for place, _, _ in entries]
-    scores = [0.0] * len(entries)
-    for place, score, _ in entries:
-        scores[int(place)] = score
-    truncated = sorted(int(place) for place, _, is_cut in entries if is_cut)
-    return Answer(order, scores, truncated, cut, score_type, started, seconds)
+def answer_of(response: ScoreResponse, started: float, seconds: float) -> Answer:
+    """Return the answer of a response whose item ids are the places of the texts."""
+    stages = response.stages or []
+    order = [int(entry.item_id) for entry in response.scores]
+    by_place = {int(entry.item_id): entry.score for entry in response.scores}
+    for stage in reversed(stages):  # the last stage that read a text knows best
+        order += [int(place) for place in stage.pruned]
+    lowest = min(by_place.values())
+    return Answer(
+        order,
+        [by_place.get(place, lowest) for place in range(len(order))],
+        sorted(int(entry.item_id) for entry in response.scores if entry.truncated is True),
+        response.query_truncated is True,
+        response.score_type,
+        started,
+        seconds,
+        response.usage.input_tokens,
+        list(_costs(stages, len(order))),
+    )
+
+
+def _costs(stages: Sequence[StageReport], texts: int) -> Iterator[StageCost]:
+    for stage in stages:
+        yield StageCost(stage.model, texts if stage.input_tokens else 0, stage.input_tokens)
+        texts -= len(stage.pruned)
 
 
 def unit(vectors: Sequence[Any]) -> Vectors:

@@ -111,7 +111,7 @@ def finish(part: Part, request: ScoreRequest) -> ScoreResponse:
         Usage(part.document_tokens + part.query_tokens),
         reading.score_type,
         part.query_truncated or UNSET,
-        _warnings(part, request) or UNSET,
+        warnings_of(part, request) or UNSET,
         top_n=top_n if top_n and top_n < len(request.items) else UNSET,
     )
 
@@ -149,11 +149,6 @@ def rank(
         InferenceError: a score is not a finite number; names the item.
     """
     raw, truncated, chunks = documents.raw, documents.truncated, documents.chunks
-    for i, value in enumerate(raw):
-        if not math.isfinite(value):
-            raise InferenceError(f"the model returned the score {value} for $.items[{i}]; check its weights")
-    # Sorted by the raw value, because a sigmoid rounds large logits to the same number.
-    order = sorted(range(len(raw)), key=lambda i: -raw[i])[: options.top_n]
     return [
         ScoreEntry(
             item_id=item_id(items, i),
@@ -164,8 +159,21 @@ def rank(
             chunk=chunks[i] if chunks else UNSET,
             document=_document(items[i]) if options.return_documents else UNSET,
         )
-        for place, i in enumerate(order)
+        for place, i in enumerate(order_of(raw)[: options.top_n])
     ]
+
+
+def order_of(raw: Sequence[float]) -> list[int]:
+    """Return the indices of documents in order of relevance, ties in input order.
+
+    Raises:
+        InferenceError: a score is not a finite number; names the item.
+    """
+    for i, value in enumerate(raw):
+        if not math.isfinite(value):
+            raise InferenceError(f"the model returned the score {value} for $.items[{i}]; check its weights")
+    # Sorted by the raw value, because a sigmoid rounds large logits to the same number.
+    return sorted(range(len(raw)), key=lambda i: -raw[i])
 
 
 def _score(raw: float, activation: str | Calibration) -> float:
@@ -188,7 +196,8 @@ def _document(item: Item) -> Document | UnsetType:
 # ── warnings ──
 
 
-def _warnings(part: Part, request: ScoreRequest) -> list[str]:
+def warnings_of(part: Part, request: ScoreRequest) -> list[str]:
+    """Return the warnings about options and truncated texts."""
     reading, truncated = part.reading, part.documents.truncated
     warnings = list(reading.warnings)
     if part.query_truncated:

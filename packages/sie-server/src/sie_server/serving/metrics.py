@@ -49,19 +49,23 @@ class RequestTiming:
         self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
 
     def count_tokens(self, tokens: int) -> None:
-        """Note the tokens of the request before the model reads them.
+        """Note tokens of the request before the model reads them. A cascade has several models.
+
+        The quota is checked for the first of them. The tokens of the others are charged at the end, so that work is
+        not thrown away.
 
         Raises:
             InvalidInput: they can never be served. It is no 429, which clients would send again.
             RateLimited: the caller's key has used up its tokens.
         """
+        first, tokens = self.tokens is None, tokens + (self.tokens or 0)
         if self.most_tokens is not None and tokens > self.most_tokens:
             self.tokens = tokens
             raise InvalidInput(
                 f"the request has {tokens} tokens, and its API key has tokens_per_minute = {self.most_tokens}, so it "
                 "can never be served; send fewer or shorter texts per request, or raise the limit"
             )
-        if self.on_tokens:
+        if self.on_tokens and first:
             self.on_tokens(tokens)
         self.tokens = tokens
 
@@ -158,6 +162,9 @@ class Metrics:
             self.errors.labels(code)
         Info("sie_build", "The server's version", registry=self.registry).info({"version": __version__})
         self.tokens = self._counted("tokens", "Tokens put through a model")
+        self.stage_documents = self._counted(
+            "stage_documents", "Documents that a stage of a cascade read", ("model", "stage")
+        )
         self.batch_tokens = self._histogram("batch_tokens", "Tokens per forward pass", TOKENS)
         self.batch_fill = self._histogram(
             "batch_fill_ratio", "Tokens of a forward pass, as a share of the model's batch_tokens", SHARES

@@ -7,6 +7,8 @@ happen on the device thread.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -15,18 +17,25 @@ from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
-from sie_server.catalog import ModelConfig, ModelsDirectory, configured_adapters, with_configured
+from sie_server.catalog import (
+    CascadeEntry,
+    ModelConfig,
+    ModelsDirectory,
+    configured_adapters,
+    with_configured,
+)
 from sie_server.config import ServerConfig
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.storage.footprint import automatic_budget
-from sie_server.errors import InferenceError
+from sie_server.errors import InferenceError, InvalidInput, shown
 from sie_server.models.spec import EmbeddingSpec, ListwiseSpec
 from sie_server.panics import NativePanic, catching_panics
 from sie_server.serving.admission.admission import Admission, Admitted, Arrival
 from sie_server.serving.admission.deadline import in_time
 from sie_server.serving.backend import OnDeath, TokenWork
+from sie_server.serving.cascades import CascadeRun, options_of
 from sie_server.serving.collectors import CacheCollector, ModelCollector
 from sie_server.serving.device.queue import Demand
 from sie_server.serving.device.worker import DeviceWorker
@@ -67,6 +76,7 @@ from sie_server.wire import (
 )
 
 Result = TypeVar("Result")
+log = logging.getLogger("sie_server.service")
 
 
 class Service:
@@ -99,6 +109,9 @@ class Service:
         first_scan = directory.scan() if directory else {}
         models = with_configured(config.model, first_scan)
         budget_bytes = config.memory_budget_mb * 2**20 or automatic_budget(config.device)
+        for model in models.values():
+            if model.problem:
+                log.warning("the cascade %s is not served: %s", model.id, model.problem)
         table = SlotTable(models, loader)
         budget = MemoryBudget(table, budget_bytes, config.load_wait_s, metrics)
         limits = Limits(config.max_adapters, config.load_wait_s, config.models_dir_poll_s)
@@ -141,6 +154,13 @@ class Service:
         Raises:
             SIEError: any kind except those of HTTP.
         """
+        if cascade := self.registry.cascade(self.registry.resolve(model)[0]):
+            if pairs or len(requests) > 1:
+                raise InvalidInput(
+                    f"model {shown(model)} is a cascade, which ranks the documents of one query; send one query per "
+                    "request, or name one of its stages - at `$.model`"
+                )
+            return await self._score_stages(model, cascade, requests[0], timing)
         parts, requests = await self._scored(model, requests, timing, pairs=pairs)
         started = perf_counter()
         answer = finish_each(parts, requests)
@@ -150,12 +170,15 @@ class Service:
     async def score_part(self, model: str, request: ScoreRequest, timing: RequestTiming) -> Part | None:
         """Score some documents of a request, of which a cluster gives the others to other replicas.
 
-        Returns None if the model reads the texts of a request together.
+        Returns None if the model reads the texts of a request together, or is a cascade.
 
         Raises:
             SIEError: any kind except those of HTTP.
         """
-        async with self._lease(self.registry.resolve(model)[0], None, RequestTiming()) as (engine, _):
+        name, _ = self.registry.resolve(model)
+        if self.registry.cascade(name):
+            return None
+        async with self._lease(name, None, RequestTiming()) as (engine, _):
             if isinstance(engine.spec.head, ListwiseSpec):
                 return None
         [part], _ = await self._scored(model, [request], timing, pairs=False)
@@ -167,9 +190,22 @@ class Service:
         """Return the results of each request, and the requests: with `pairs` there may be one per text."""
         first = requests[0]
         name, options = self._options("score", model, first.options, first.instruction, "$")
+        timing.items = sum(len(request.items) for request in requests)
+        return await self._read(model, name, options, requests, timing, pairs=pairs)
+
+    async def _read(
+        self,
+        model: str,
+        name: str,
+        options: ParsedOptions,
+        requests: Sequence[ScoreRequest],
+        timing: RequestTiming,
+        *,
+        pairs: bool = False,
+    ) -> tuple[list[Part], Sequence[ScoreRequest]]:
+        """Let the model with the id `name` read requests, whose options have been checked."""
         each = [candidates_of(request) for request in requests]
         texts = [text for candidates in each for text in candidates.texts or ()]
-        timing.items = sum(len(request.items) for request in requests)
         async with in_time(options.known, timing), self._lease(name, options.adapter, timing) as leased:
             if pairs and isinstance(leased.engine.spec.head, ListwiseSpec):
                 each = [one for candidates in each for one in candidates.alone()]
@@ -187,6 +223,51 @@ class Service:
         parts = [plan.part(job) for plan, job in zip(plans, jobs, strict=True)]
         return parts, [candidates.request for candidates in each]
 
+    async def _score_stages(
+        self, model: str, cascade: CascadeEntry, request: ScoreRequest, timing: RequestTiming
+    ) -> ScoreResponse:
+        """Score a request with one stage after the other. Each stage has one version from its start to its end."""
+        parsed = self._cascade_options("score", model, cascade, request)
+        timing.items, versions = len(request.items), [repr(cascade.stages)]
+
+        async def read(name: str, options: ParsedOptions, left: ScoreRequest) -> Part:
+            [part], _ = await self._read(name, name, options, [left], timing)
+            self.metrics.stage_documents.labels(self.registry.resolve(model)[0], name).inc(len(left.items))
+            versions.append(timing.version)
+            return part
+
+        async with in_time(parsed.known, timing):
+            run = CascadeRun(cascade, parsed, request, partial(self._stage_options, "score"), read)
+            answer = await run.response(model)
+        timing.version = hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
+        return answer
+
+    def _cascade_options(
+        self, route: Route, model: str, cascade: CascadeEntry, request: ScoreRequest
+    ) -> ParsedOptions:
+        _, adapter = self.registry.resolve(model)
+        return parse_options(
+            request.options,
+            "$",
+            route,
+            cascade.profiles,
+            instruction=request.instruction,
+            adapter_in_id=adapter,
+        )
+
+    def _stage_options(self, route: Route, model: str, raw: dict[str, Any]) -> tuple[str, ParsedOptions]:
+        return self._options(route, model, raw, None, "$")
+
+    def _inspected(self, model: str, request: ScoreRequest) -> tuple[str, ParsedOptions]:
+        """Return the id of the model that a request inspects, and its options: of a cascade, the last stage."""
+        cascade = self.registry.cascade(self.registry.resolve(model)[0])
+        if cascade is None:
+            return self._options("inspect", model, request.options, request.instruction, "$")
+        parsed = self._cascade_options("inspect", model, cascade, request)
+        parse = partial(self._stage_options, "inspect")
+        name, options = options_of(cascade, len(cascade.stages) - 1, parsed, parse)
+        return name, replace(options, warnings=parsed.warnings)
+
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
         """Show the sequences that `score` would read for this request.
 
@@ -195,7 +276,7 @@ class Service:
         Raises:
             SIEError: any kind except those of HTTP.
         """
-        name, options = self._options("inspect", model, request.options, request.instruction, "$")
+        name, options = self._inspected(model, request)
         candidates, options = texts_only(request), options.for_reading()
         timing.items = len(request.items)
         async with in_time(options.known, timing), self._lease(name, options.adapter, timing) as leased:
@@ -277,8 +358,9 @@ class Service:
         Raises:
             QueueFull
         """
-        slots = self.registry.table.by_id
-        slot = slots.get(self.registry.resolve(model)[0]) if model else self._any_serving()
+        slot = self.registry.table.find(self.registry.resolve(model)[0]) if model else self._any_serving()
+        if slot and slot.config.stages:
+            slot = self.registry.table.find(slot.config.stages[0].model)
         if slot and slot.serving and slot.serving.engine:
             self.admission.check_early(slot.serving.engine, timing.deadline)
 
@@ -362,6 +444,8 @@ class Service:
 
     async def pooling(self, name: str) -> tuple[str, ...] | None:
         """Return how an embedding model pools; None for other models."""
+        if self.registry.cascade(self.registry.resolve(name)[0]):
+            return None
         async with self.registry.lease(name) as leased:
             head = leased.engine.spec.head
         return tuple(head.pooling) if isinstance(head, EmbeddingSpec) else None
@@ -371,7 +455,7 @@ class Service:
         found: set[str] = set()
         for slot in self.registry.table.all():
             configs = [slot.config, slot.pending, *(version.config for version in slot.versions)]
-            found.update(config.source for config in configs if config)
+            found.update(config.source for config in configs if config and config.source)
             found.update(self.registry.adapters.names.sources(slot).values())
         return found
 

@@ -32,6 +32,7 @@ from sie_server.wire.inference import (
     ScoreResponse,
     ScoreType,
     SparseVector,
+    StageReport,
     Timing,
     TokenScores,
     Usage,
@@ -56,6 +57,7 @@ from sie_server.wire.models import (
     ReplicaReport,
     Revision,
     Source,
+    StageInfo,
 )
 
 __all__ = [
@@ -105,6 +107,8 @@ __all__ = [
     "ScoreType",
     "Source",
     "SparseVector",
+    "StageInfo",
+    "StageReport",
     "Timing",
     "TokenScores",
     "Usage",

@@ -184,6 +184,16 @@ class Usage(Struct, frozen=True):
     input_tokens: int
 
 
+class StageReport(Struct, frozen=True):
+    """One stage of a cascade in a response: its tokens, and the documents that the next stage did not read."""
+
+    model: str
+    input_tokens: Annotated[int, Meta(description="0 if the stage had nothing to prune and did not run")]
+    pruned: Annotated[
+        list[str], Meta(description="`item_id` of the documents, by descending relevance for this stage")
+    ]
+
+
 class ScoreResponse(Struct, frozen=True):
     """Documents ordered by descending relevance."""
 
@@ -200,6 +210,10 @@ class ScoreResponse(Struct, frozen=True):
     top_n: Annotated[
         int | UnsetType,
         Meta(description="The `top_n` of the request or its profile, if it left documents out"),
+    ] = UNSET
+    stages: Annotated[
+        list[StageReport] | UnsetType,
+        Meta(description="Of a cascade: `scores` has the documents of the last stage only"),
     ] = UNSET
 
 

@@ -35,6 +35,15 @@ class AdapterInfo(Struct, frozen=True):
     )
 
 
+class StageInfo(Struct, frozen=True):
+    """A stage of a cascade."""
+
+    model: str
+    keep: Annotated[
+        int | None, Meta(description="Documents that the next stage reads; null for the last stage")
+    ] = None
+
+
 class ModelEntry(Struct, frozen=True, kw_only=True):
     """A model in OpenAI's format, with the fields that vLLM, NVIDIA NIM and Xinference add.
 
@@ -82,6 +91,7 @@ class ModelInfo(ModelEntry, frozen=True):
     progress: Annotated[LoadProgress | None, Meta(description="Progress of a running load or swap")] = None
     adapters: list[AdapterInfo] = []
     aliases: Annotated[list[str], Meta(description="Other names that requests may use for this model")] = []
+    stages: Annotated[list[StageInfo], Meta(description="Of a cascade: its models, the first one first")] = []
 
 
 class ModelList(Struct, frozen=True):

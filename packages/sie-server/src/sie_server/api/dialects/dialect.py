@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sie_server.api.dialects.fields import Fields
-from sie_server.errors import SIEError
+from sie_server.errors import InvalidInput, SIEError, shown
 from sie_server.serving.activation import activate
 from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import Item, ScoreRequest, ScoreResponse
@@ -122,6 +122,11 @@ def answer_of(
         document = request.documents[index] if request.return_documents else None
         hits.append(Hit(index, activate(entry.score, activation), document))
     warnings = [*request.warnings, *(request.in_callers_terms(warning) for warning in answer.warnings or [])]
+    pruned = sum(len(stage.pruned) for stage in answer.stages or [])
+    if pruned:
+        warnings.append(
+            f"{pruned} of {len(request.documents)} documents were pruned by the cascade and are not in the response"
+        )
     return Answer(request_id, answer.model, hits, answer.usage.input_tokens, request, timing, warnings)
 
 
@@ -130,7 +135,8 @@ class Dialect:
     """One vendor's API.
 
     `claims` returns True if a body's fields occur only in this dialect. A `strict` dialect rejects unknown fields; the
-    others report them in the header X-SIE-Warnings.
+    others report them in the header X-SIE-Warnings. The clients of a `complete` dialect match scores to documents by
+    their position.
     """
 
     name: str
@@ -140,6 +146,17 @@ class Dialect:
     example: Json  # a request body, for the OpenAPI document
     claims: Callable[[Mapping[str, Any]], bool] = lambda body: True
     strict: bool = False
+    complete: bool = False
+
+    def check_complete(self, answer: ScoreResponse) -> None:
+        """Raise InvalidInput if documents have no score and the dialect's clients would not notice."""
+        pruned = sum(len(stage.pruned) for stage in answer.stages or [])
+        if self.complete and pruned:
+            raise InvalidInput(
+                f"model {shown(answer.model)} is a cascade, which has no scores of the {pruned} documents that it "
+                "pruned, and this API needs a score for each one; send fewer documents, name one of the stages, or use "
+                "/v2/rerank or /v1/score/{model} - at `$.model`"
+            )
 
 
 def marked_by(*fields: str) -> Callable[[Mapping[str, Any]], bool]:

@@ -46,6 +46,7 @@ async def answer(request: Request, what: Parsed) -> Response:
     model = await model_of(request, request.path_params.get("model") or parsed.model, "score")
     try:
         scores = await unless_gone(request, service.score_each(model, requests, timing, pairs=parsed.pairs))
+        dialect.check_complete(scores)
     except InvalidInput as error:
         raise InvalidInput(parsed.in_callers_terms(error.message)) from None
     written = answer_of(parsed, scores, request.state.request_id, timing)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from msgspec import structs
 
-from sie_server.catalog import ModelConfig, profile_names
+from sie_server.catalog import ModelConfig, id_of, profile_names
+from sie_server.serving.lifecycle.cascades import cascade_info
 from sie_server.wire import ModelInfo
 
 STARTED = int(time.time())
@@ -34,8 +35,13 @@ def _further(one: ModelInfo, other: ModelInfo) -> ModelInfo:
     )
 
 
-def unloaded_info(model: ModelConfig) -> ModelInfo:
-    """Describe a model that no running replica knows, from the catalog."""
+def unloaded_info(model: ModelConfig, known: Mapping[str, ModelConfig | None]) -> ModelInfo:
+    """Describe a model that no running replica knows, from the catalog. `known` has the stages of a cascade."""
+    if model.cascade:
+        models = {name: one for name, one in known.items() if one}
+        stages = [models.get(id_of(stage.model, models)) for stage in model.stages]
+        infos = [unloaded_info(one, {}) for one in stages if one and not one.cascade]
+        return cascade_info(model, infos if len(infos) == len(stages) else [])
     entry = model.entry
     outputs = entry.outputs if entry else []
     return ModelInfo(

@@ -96,12 +96,16 @@ class RemoteService:
     ) -> ScoreResponse:
         """See `Service.score_each`. A large request may be scored by several replicas."""
         per_part = self.config.cluster.split_documents
-        if per_part and len(requests) == 1 and not pairs:
+        if per_part and len(requests) == 1 and not pairs and not self._is_cascade(model):
             pool, (name, _) = self.pool_of(model, timing), self.resolve(model)
             if found := await score_in_parts(pool, name, model, requests[0], timing, per_part):
                 return found
         done: ScoreResponse = await self._call(model, "score_each", timing, model, requests, pairs=pairs)
         return done
+
+    def _is_cascade(self, model: str) -> bool:
+        known = self._known.get(self.resolve(model)[0])
+        return known is not None and known.cascade is not None
 
     async def inspect(self, model: str, request: ScoreRequest, timing: RequestTiming) -> InspectResponse:
         """See `Service.inspect`."""
@@ -198,7 +202,7 @@ class RemoteService:
         found = merged_infos(await self._of_all("infos"))
         for name, model in self._known.items():
             if name not in found and model:
-                found[name] = unloaded_info(model)
+                found[name] = unloaded_info(model, self._known)
         named = self.configured()
         others = sorted(
             (i for i in found.values() if i.name not in named), key=lambda i: (not i.loaded, i.name)
@@ -218,7 +222,7 @@ class RemoteService:
         for outcome in outcomes:
             self._result(outcome)
         if model := self._known.get(self._aliases.get(name, name)):
-            return unloaded_info(model)
+            return unloaded_info(model, self._known)
         raise ModelNotFound(f"model {shown(name)} is not known here{suggest(name, list(self._known))}")
 
     async def first_with(self, output: str | None) -> str | None:

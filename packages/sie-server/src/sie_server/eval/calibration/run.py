@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sie_server.catalog import CatalogEntry, known_models
+from sie_server.catalog import CatalogEntry, id_of, known_models
 from sie_server.config import ServerConfig
 from sie_server.eval.calibration.entry import as_yaml, described, entry_of
 from sie_server.eval.calibration.fit import Method, Quality, fit, held_out, probabilities, quality
@@ -85,6 +85,7 @@ def calibrate(
     (system,) = parse_systems([model], config.models_dir)
     if system.model != system.configured.partition("=")[0]:
         raise OfflineError("a calibration is that of a model without an adapter; omit the adapter")
+    _refuse_cascade(system.model, config.models_dir)
     plan = Plan(
         collections=[each.sample(queries, seed) for each in loaded(data, qrels)],
         systems=[replace(system, options={**system.options, **RAW})],
@@ -94,6 +95,14 @@ def calibrate(
     )
     config = msgspec.structs.replace(config, model=configured([system.configured]))
     return run(_calibrate(plan, system, goals, config))
+
+
+def _refuse_cascade(name: str, models_dir: str | None) -> None:
+    known = known_models((), models_dir, report=False)
+    if (found := known.get(id_of(name, known))) and found.stages:
+        raise OfflineError(
+            f"{name} is a cascade, whose scores are those of its last stage; calibrate {found.stages[-1].model}"
+        )
 
 
 async def _calibrate(plan: Plan, system: System, goals: Goals, config: ServerConfig) -> CalibrationReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from sie_server.eval.report.stages import stage_rows, stages_of
 from sie_server.eval.results import ModelResult, QueryChange, SetResult
 from sie_server.eval.statistics import Change
 
@@ -63,6 +64,11 @@ def _set(each: SetResult, compare_dtype: str | None) -> Iterator[str]:
     if compare_dtype:
         costs = (*costs, f"in {compare_dtype}")
     yield _table(costs, [_costs(model, compare_dtype) for model in each.models])
+    for model in each.models:
+        if model.stages:
+            yield f"### {model.model}: stages\n"
+            yield _table(*stages_of(model))
+            yield _table(*stage_rows(model, each.models))
     for model in each.models:
         yield from _queries(model)
 

@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from sie_server.catalog import Calibration, ModelConfig
+from sie_server.catalog import Calibration, CascadeEntry, ModelConfig
 from sie_server.config import suggest
 from sie_server.engine.engine import Engine
 from sie_server.engine.lora.adapter import Adapter
-from sie_server.errors import ModelLoading, ModelNotFound, SIEError, shown
+from sie_server.errors import InvalidInput, ModelLoadFailed, ModelLoading, ModelNotFound, SIEError, shown
 from sie_server.serving.lifecycle.adapters import Adapters
 from sie_server.serving.lifecycle.budget import MemoryBudget
+from sie_server.serving.lifecycle.cascades import cascade_info
 from sie_server.serving.lifecycle.slots import Slot, Version
 from sie_server.serving.lifecycle.table import SlotTable
 from sie_server.serving.lifecycle.transitions import Transitions
@@ -71,9 +72,20 @@ class Registry:
         model, adapter = self.resolve(name)
         slot = self.slot(model)
         if adapter is not None:
-            self.adapters.names.check(slot, adapter)
-        info = slot.info(self.adapters.names.infos(slot))
+            self.adapters.names.check(self._scored_last(slot), adapter)
+        info = self._cascade_info(slot) if slot.config.cascade else slot.info(self.adapters.names.infos(slot))
         return structs.replace(info, name=name, id=name, parent=model if adapter is not None else None)
+
+    def _cascade_info(self, slot: Slot) -> ModelInfo:
+        found = [self.table.find(stage.model) for stage in slot.config.stages]
+        known = [one for one in found if one and not one.config.cascade]
+        stages = [one.info(self.adapters.names.infos(one)) for one in known]
+        return cascade_info(slot.config, stages if len(stages) == len(found) else [])
+
+    def _scored_last(self, slot: Slot) -> Slot:
+        """Return the slot of the last stage of a cascade; a model is its own."""
+        stages = slot.config.stages
+        return (stages and self.table.find(stages[-1].model)) or slot
 
     def resolve(self, name: str) -> tuple[str, str | None]:
         """Split MODEL:ADAPTER of a known model, and replace an alias by the model's id. Other names are unchanged."""
@@ -124,6 +136,36 @@ class Registry:
             )
         return slot
 
+    def model_slot(self, name: str) -> Slot:
+        """Return the slot of a model that has weights.
+
+        Raises:
+            ModelNotFound: as `slot`.
+            InvalidInput: it is a cascade.
+        """
+        slot = self.slot(name)
+        if stages := slot.config.stages:
+            names = ", ".join(dict.fromkeys(stage.model for stage in stages))
+            raise InvalidInput(
+                f"model {slot.name!r} is a cascade, which has no weights and only scores; name one of its stages "
+                f"({names}) - at `$.model`"
+            )
+        return slot
+
+    def cascade(self, name: str) -> CascadeEntry | None:
+        """Return the stages of a cascade; None for a model.
+
+        Raises:
+            ModelNotFound: as `slot`.
+            ModelLoadFailed: the cascade cannot work.
+        """
+        slot = self.slot(name)
+        if slot.config.problem:
+            raise ModelLoadFailed(
+                f"the cascade {slot.name!r} cannot be served: {slot.config.problem}", permanent=True
+            )
+        return slot.config.cascade
+
     def add(self, config: ModelConfig) -> None:
         """Make a model known, unless its id is."""
         self.table.by_id.setdefault(config.id, Slot(config))
@@ -144,8 +186,9 @@ class Registry:
         Raises:
             ModelNotFound, AdapterNotFound, ModelLoadFailed, ModelLoading, ResourceExhausted
         """
+        slot = self.model_slot(name)
         if adapter is not None:  # an unknown name must not cost a load
-            self.adapters.names.check(self.slot(name), adapter)
+            self.adapters.names.check(slot, adapter)
         deadline = time.monotonic() + self._wait_s  # for the model and its adapter together
         async with self.lease_version(name) as version:
             if version.engine is None:
@@ -160,7 +203,7 @@ class Registry:
     @asynccontextmanager
     async def lease_version(self, name: str) -> AsyncIterator[Version]:
         """Keep the serving version, without an adapter, while the block runs."""
-        version = self.slot(name).serving or await self._wait_for_version(name)
+        version = self.model_slot(name).serving or await self._wait_for_version(name)
         version.leases += 1
         version.last_use = time.monotonic()
         try:

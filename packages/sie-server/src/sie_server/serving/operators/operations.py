@@ -37,6 +37,10 @@ class Operations:
             Conflict, ModelLoadFailed, ResourceExhausted
         """
         for slot in list(self._table.by_id.values()):
+            if slot.config.preload and (cascade := self._registry.cascade(slot.name)):
+                for stage in cascade.stages:
+                    await self.load(stage.model, pin=True)
+                continue
             while slot.config.preload and slot.serving is None and not slot.removed:
                 if slot.task:  # of an admin caller or a request; the loop looks at its outcome
                     await asyncio.wait([slot.task])
@@ -87,7 +91,7 @@ class Operations:
 
     def _slot_to_load(self, name: str, config: ModelConfig | None) -> Slot:
         if config is None or self._table.find(name):
-            return self._registry.slot(name)
+            return self._registry.model_slot(name)
         return self._table.by_id.setdefault(config.id, Slot(config, pinned=config.preload, provisional=True))
 
     async def swap(self, config: ModelConfig, hold: Hold | None = None) -> None:
@@ -99,7 +103,7 @@ class Operations:
             ModelNotFound, Conflict
             ModelLoadFailed, ResourceExhausted: the old version keeps serving.
         """
-        slot = self._registry.slot(config.id)
+        slot = self._registry.model_slot(config.id)
         if slot.task:
             await self._end_stuck(slot)
         if slot.serving is None:
@@ -114,7 +118,7 @@ class Operations:
             ModelNotFound
             Conflict: a load or swap is running and makes progress.
         """
-        slot = self._registry.slot(name)
+        slot = self._registry.model_slot(name)
         if slot.task and not slot.unloading:
             await self._end_stuck(slot)
         slot.pinned = False
@@ -141,15 +145,15 @@ class Operations:
         The files are fetched before the model is leased. Otherwise an unload, and every request that waits for it,
         would wait for the download.
         """
-        stamp = await self._registry.adapters.fetch(self._registry.slot(model), name, source)
-        while (slot := self._registry.slot(model)).serving is None:
+        stamp = await self._registry.adapters.fetch(self._registry.model_slot(model), name, source)
+        while (slot := self._registry.model_slot(model)).serving is None:
             await self.load(model)
         async with self._registry.lease_version(model) as version:
             await self._registry.adapters.add(slot, version, name, source, stamp)
 
     def unload_adapter(self, model: str, name: str) -> None:
         """See `Adapters.remove`."""
-        self._registry.adapters.remove(self._registry.slot(model), name)
+        self._registry.adapters.remove(self._registry.model_slot(model), name)
 
     async def update(self, config: ModelConfig) -> None:
         """Apply a new or changed configuration: swap a loaded model if its weights change.
@@ -165,7 +169,11 @@ class Operations:
         while slot.task:
             await asyncio.wait([slot.task])
         before, slot.configured = slot.configured, config
-        if before and before.weights == config.weights and not slot.pending:
+        if config.problem:
+            log.warning("the cascade %s is not served: %s", config.id, config.problem)
+        if (config.cascade or slot.config.cascade) and slot.serving:  # the id meant a model before
+            await asyncio.wait([self._table.unload(slot)])
+        if before and before.weights == config.weights and not slot.pending and not config.cascade:
             current = slot.config
             config = replace(config, source=current.source, revision=current.revision, stamp=current.stamp)
         if slot.serving is None:

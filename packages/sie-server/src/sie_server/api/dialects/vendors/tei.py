@@ -99,5 +99,7 @@ EXAMPLE = {"query": "what do stars burn?", "texts": ["Stars burn hydrogen.", "Ra
 TEI = Dialect("TEI", _read, _write, _write_error, EXAMPLE, claims=marked_by("texts"))
 PAIR_EXAMPLE = {"inputs": ["what do stars burn?", "Stars burn hydrogen."]}
 PAIRS_EXAMPLE = {"inputs": [["what do stars burn?", "Stars burn hydrogen."], ["rain?", "Rain falls."]]}
-PREDICT_PAIR = Dialect("TEI", _read_predict, _write_pair, _write_error, PAIR_EXAMPLE, claims=_claims_pair)
-PREDICT = Dialect("TEI", _read_predict, _write_batch, _write_error, PAIRS_EXAMPLE)
+PREDICT_PAIR = Dialect(
+    "TEI", _read_predict, _write_pair, _write_error, PAIR_EXAMPLE, claims=_claims_pair, complete=True
+)
+PREDICT = Dialect("TEI", _read_predict, _write_batch, _write_error, PAIRS_EXAMPLE, complete=True)

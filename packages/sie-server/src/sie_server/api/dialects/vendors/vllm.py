@@ -128,4 +128,4 @@ OWN = (
 )
 VLLM_RERANK = Dialect("vLLM", _read_rerank, _write_rerank, _write_error, EXAMPLE)
 VLLM_MARKED = replace(VLLM_RERANK, claims=marked_by(*OWN))  # on a path of several dialects
-VLLM_SCORE = Dialect("vLLM score", _read_score, _write_score, _write_error, SCORE_EXAMPLE)
+VLLM_SCORE = Dialect("vLLM score", _read_score, _write_score, _write_error, SCORE_EXAMPLE, complete=True)

@@ -43,7 +43,15 @@ def _is_bare(body: Mapping[str, Any]) -> bool:
     return body.keys() == {"query", "documents"}
 
 
-WEAVIATE = Dialect("Weaviate", _read, _write, _write_error, EXAMPLE, claims=marked_by("property"))
+WEAVIATE = Dialect(
+    "Weaviate", _read, _write, _write_error, EXAMPLE, claims=marked_by("property"), complete=True
+)
 VLLM_OR_WEAVIATE = Dialect(
-    "vLLM or Weaviate", VLLM_RERANK.read, _write_both, VLLM_RERANK.write_error, EXAMPLE, claims=_is_bare
+    "vLLM or Weaviate",
+    VLLM_RERANK.read,
+    _write_both,
+    VLLM_RERANK.write_error,
+    EXAMPLE,
+    claims=_is_bare,
+    complete=True,
 )
