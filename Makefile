@@ -62,7 +62,7 @@ format: $(DEV) ## format the code and fix what can be fixed
 bench: $(DEV) ## measure latency and throughput
 	$(BIN)/python -m bench $(ARGS)
 
-parity: $(DEV) ## compare scores with the reference implementations (SIE_TEST_DEVICE=cuda: on a GPU)
+parity: $(DEV) ## compare scores with the reference implementations (SIE_TEST_DEVICE=cuda: on a GPU, SIE_TEST_ATTENTION=varlen: in its layout)
 	$(PYTEST) $(PARALLEL) tests/parity $(ARGS)
 
 quality: $(DEV) ## measure ranking quality on the evaluation sets

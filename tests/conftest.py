@@ -13,6 +13,7 @@ from pathlib import Path
 import certifi
 import pytest
 
+from support import layout
 from support.checkpoints import cache
 from support.conformance import selection
 from support.conformance.switch import clustered
@@ -31,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with SIGINT ignored, and the programs that tests interrupt would inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if layout.ALL:
+        layout.install()
     kept = getattr(config, "cache", None)  # shared by the workers, kept between runs and ignored by git
     if kept:
         cache.use(kept.mkdir("checkpoints"))

@@ -153,9 +153,11 @@ def test_last_layer_short_cut_changes_nothing(case: Case) -> None:
     case.engine.run(job.work)  # computes the prefix
     batch = case.engine._forward._pack([work.tokens for work in job.work], [None] * len(job.work))
     with torch.inference_mode():
+        whole = case.engine._forward.backbone.forward(batch, "all")
         short = case.engine._forward.backbone.forward(batch, "last")
-        whole = case.engine._forward.backbone.forward(batch, "all")[batch.last_rows]
-    torch.testing.assert_close(short, whole, atol=1e-4, rtol=0)
+        first = case.engine._forward.backbone.forward(batch, "first")
+    torch.testing.assert_close(short, whole[batch.last_rows], atol=1e-4, rtol=0)
+    torch.testing.assert_close(first, whole[batch.first_rows], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("one_row", [False, True])

@@ -7,7 +7,8 @@ attention window to the truncation limit. Other files in this folder test the pe
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,28 @@ import torch
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, ScoreTexts, Sparse
+from sie_server.models.layers.attention.choice import choose
 from sie_server.verify.references import Answers
 from support.checkpoints.cross_encoders import random_text
 from support.device import DEVICE
+from support.docs.attention import attention_by_architecture
 from support.families.every import EVERY, Family
+from support.layout import gpu_layout
 
 QUERY_TEXT = "how do stars burn hydrogen"
+ON_A_GPU = ", layout of a GPU"
+# one family of each kind of attention and of each reader; SIE_TEST_ATTENTION=varlen runs all in the layout of a GPU
+VARLEN = (
+    "ColBERT, LFM2",
+    "ColBERT, ModernBERT",
+    "ColBERT, Stanford",
+    "SPLADE",
+    "bge-m3, dense",
+    "decoder qwen3",
+    "embedder",
+    "ettin",
+    "xlm-roberta",
+)
 
 
 @dataclass
@@ -44,13 +61,17 @@ def lengths(family: Family) -> list[int]:
     return [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 48, 49, *range(50, most, max(11, most // 16))]
 
 
-@pytest.fixture(scope="module", params=sorted(EVERY))
+@pytest.fixture(scope="module", params=[*sorted(EVERY), *(f"{name}{ON_A_GPU}" for name in VARLEN)])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    family = EVERY[request.param]
+    name = request.param.removesuffix(ON_A_GPU)
+    family = EVERY[name]
     made = family.make(tmp_path_factory.mktemp("family"))
-    engine = Engine(
-        made.served, device=DEVICE, dtype="float32", template=made.template, max_seq_length=family.limit
-    )
+    with gpu_layout() if name != request.param else nullcontext():
+        engine = Engine(
+            made.served, device=DEVICE, dtype="float32", template=made.template, max_seq_length=family.limit
+        )
+    if name != request.param:
+        assert engine._forward.attention.kind == "varlen"
     rng = random.Random(5)
     documents = [random_text(rng, n) for n in lengths(family)]
     with torch.inference_mode():
@@ -104,6 +125,17 @@ def ids_of(job: Job) -> list[list[int]]:
         for index in (work.index, *job.copies.get(work.index, ()))
     }
     return [found[i] for i in range(len(job.results))]
+
+
+def test_the_page_names_the_attention(case: Case) -> None:
+    """docs/attention.md has a row for the architecture, with the attention that a GPU and a CPU are given."""
+    architecture, needs = case.engine.spec.architecture, case.engine.spec.backbone.attention
+    wide = replace(needs, head_dim=64)  # the tests' heads are narrower than those of published models
+    found = [
+        choose(wide, torch.device(kind), torch.bfloat16, capability=(9, 0)).kind for kind in ("cuda", "cpu")
+    ]
+    page = attention_by_architecture()
+    assert page.get(architecture, page["all others"]) == tuple(found)
 
 
 def test_token_ids_equal_the_reference(case: Case) -> None:

@@ -20,7 +20,7 @@ import torch
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
-from sie_server.models.layers.biased_attention import KEPT, head_slopes
+from sie_server.models.layers.attention.biased import KEPT, head_slopes
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.encoders import write_json
 from support.device import DEVICE

@@ -17,8 +17,8 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.batch import PackedBatch, Tokens
-from sie_server.models.layers import local_attention
-from sie_server.models.layers.local_attention import LocalAttention
+from sie_server.models.layers.attention import local
+from sie_server.models.layers.attention.local import LocalAttention
 from sie_server.models.packing import pack
 from support.checkpoints.cross_encoders import make_cross_encoder, random_text
 from support.device import DEVICE
@@ -135,7 +135,7 @@ def test_the_window_equals_one_sequence_at_a_time(align: int, reach: int, readou
     q, k, v = torch.randn(3, batch.rows, 2, 8).unbind(0)
     asking = batch.rows_of(readout)
     attend = LocalAttention(batch, reach, torch.float32)
-    ours = attend(q if asking is None else q[asking], k, v, asking)
+    ours = attend(q if asking is None else q[asking], k, v, readout)
     assert not ours.isnan().any()  # also in unused rows: NaN times a weight of 0 is still NaN
     for place, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
         rows = slice(start, start + length)
@@ -155,7 +155,7 @@ def test_the_window_is_linear_in_length(monkeypatch: pytest.MonkeyPatch) -> None
         products.append(q.shape[0] * q.shape[2] * k.shape[2])
         return scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
 
-    monkeypatch.setattr(local_attention, "scaled_dot_product_attention", counting)
+    monkeypatch.setattr(local, "scaled_dot_product_attention", counting)
     for length in (2048, 4096):
         batch = packed(16, [length])
         q = torch.zeros(batch.rows, 1, 4)

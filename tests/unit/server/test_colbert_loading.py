@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from sie_server.engine.engine import Engine
 from sie_server.errors import ModelLoadFailed
 from sie_server.models.batch import Tokens
-from sie_server.models.layers.attention import attention
+from sie_server.models.layers.attention.full import attention
 from sie_server.models.packing import pack
 from sie_server.models.spec import LateInteractionSpec
 from support.checkpoints.colbert import make_pylate, make_stanford

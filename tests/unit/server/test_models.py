@@ -14,7 +14,7 @@ from sie_server.models.batch import PackedBatch, Tokens
 from sie_server.models.heads.classifier import unit
 from sie_server.models.heads.late_interaction import QueryVectors, weighted_maxsim
 from sie_server.models.heads.pooling import pool
-from sie_server.models.layers.attention import attention
+from sie_server.models.layers.attention.full import attention
 from sie_server.models.packing import pack
 from sie_server.models.spec import Pooling
 

@@ -24,6 +24,7 @@ OTHER_PROGRAMS = frozenset(
         "SIE_ADMIN_KEY",
         "SIE_TIMEOUT",
         "SIE_CONFIG",
+        "SIE_TEST_ATTENTION",
         "SIE_TEST_DEVICE",
         "SIE_HOSTILE",
         "SIE_HOSTILE_SLACK",

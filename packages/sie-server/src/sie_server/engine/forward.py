@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,12 +15,13 @@ from sie_server.engine.steps import is_recording, step
 from sie_server.models.batch import PackedBatch, Prefix, Tokens
 from sie_server.models.families.decoders.decoder import Decoder
 from sie_server.models.layers.adapted import applied
+from sie_server.models.layers.attention.choice import choose
 from sie_server.models.lora import Changes
 from sie_server.models.packing import pack
 from sie_server.models.registry import Backbone
 from sie_server.models.spec import BackboneSpec
 
-CPU_ALIGN = 16  # rows; see models.batch
+log = logging.getLogger("sie_server.forward")
 
 
 class Forward:
@@ -35,6 +37,8 @@ class Forward:
     ) -> None:
         self.backbone, self.reader = backbone, reader
         self._spec, self._device, self._dtype = spec, device, dtype
+        self.attention = choose(spec.attention, device, dtype)
+        log.info("attention: %s; %s", self.attention.kind, self.attention.why)
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
@@ -87,7 +91,8 @@ class Forward:
             sequences,
             pad_id=pad,
             skip_id=pad if self._spec.skip_padding_positions else None,
-            align=CPU_ALIGN,
+            align=self.attention.align,
+            varlen=self.attention.kind == "varlen",
             device=self._device,
             dtype=self._dtype,
             prefixes=prefixes,

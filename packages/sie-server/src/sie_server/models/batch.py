@@ -70,7 +70,25 @@ class Group:
     # [count, 1, 1, slot], 0 or -inf, added to the attention logits; None: all keys are attended to
     mask: Tensor | None
     valid: Tensor | None  # [count, slot] bool; None: all rows are tokens
+    unseen: bool  # tokens of a sequence are not attended to
     prefix: Prefix | None = None  # precedes each sequence
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The sequences of a batch without slots: sequence i has the query rows from `rows[i]` to `rows[i + 1]`.
+
+    Its keys are the key rows from `keys[i]` to `keys[i + 1]`: its own rows, after those of its prefix.
+    """
+
+    rows: Tensor  # [sequences + 1] int32
+    keys: Tensor  # [sequences + 1] int32
+    one_row: Tensor  # [sequences + 1] int32, 0, 1, 2 …: `rows` where each sequence has one query
+    most_rows: int  # of a sequence
+    most_keys: int
+    # [key rows] int32: the row of the batch, or of a prefix in `prefixes` after it, of each key; None: the same rows
+    sources: Tensor | None
+    prefixes: tuple[Prefix, ...]  # whose states are appended to the keys and values of the batch
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,7 @@ class PackedBatch:
     order: tuple[int, ...]
     spans: tuple[Span, ...]  # the parts of the batch with an adapter
     dtype: torch.dtype  # of the attention masks
+    segments: Segments | None  # for varlen attention; None: attention is computed over `groups`
     depth: int | None = None  # layers to run; None: all
 
     @property
@@ -105,13 +124,31 @@ class PackedBatch:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The groups of the batch, in packed order. Their masks are built on the device at the first use."""
-        alike = groupby(range(self.count), key=lambda i: (self.slots[i], id(self.prefixes[i])))
+        alike = groupby(range(self.count), key=self._group_of)
         runs = [list(members) for _, members in alike]
         return tuple(self._group(slice(run[0], run[-1] + 1)) for run in runs)
+
+    @cached_property
+    def masked(self) -> tuple[Group, ...]:
+        """The groups to which `segments` do not apply: all without segments, else those with unseen tokens.
+
+        Varlen attention counts causality and windows from the last key that is attended to. It is the last token only
+        where all tokens are.
+        """
+        if self.segments is None:
+            return self.groups
+        if self.seen == self.lengths:
+            return ()
+        return tuple(group for group in self.groups if group.unseen)
 
     def rows_of(self, readout: Readout) -> Tensor | None:
         """Return the rows of the read-out tokens, [sequences] int32; None when all rows are read."""
         return {"first": self.first_rows, "last": self.last_rows, "all": None}[readout]
+
+    def _group_of(self, i: int) -> tuple[int, int, bool]:
+        # without slots, sequences of one length are a group only if they are masked or not masked together
+        apart = self.segments is not None and self.seen[i] != self.lengths[i]
+        return self.slots[i], id(self.prefixes[i]), apart
 
     def _group(self, sequences: slice) -> Group:
         slot, seen = self.slots[sequences.start], self.seen[sequences]
@@ -131,5 +168,6 @@ class PackedBatch:
             seen=seen,
             mask=mask,
             valid=valid,
+            unseen=seen != self.lengths[sequences],
             prefix=self.prefixes[sequences.start],
         )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sie_server.models.batch import Ids, PackedBatch, Prefix, Tokens
+from sie_server.models.batch import Ids, PackedBatch, Prefix, Segments, Tokens
 from sie_server.models.lora import Changes, Span
 
 Places = npt.NDArray[np.int64]
@@ -21,6 +21,7 @@ def pack(
     *,
     pad_id: int,
     align: int,
+    varlen: bool = False,
     device: torch.device,
     dtype: torch.dtype,
     skip_id: int | None = None,
@@ -28,7 +29,9 @@ def pack(
     depth: int | None = None,
     adapters: Sequence[Changes | None] = (),
 ) -> PackedBatch:
-    """Pack `sequences`, the longest first; `dtype` is that of the attention masks.
+    """Pack `sequences`, the longest first, in slots of a multiple of `align` rows; `dtype` is that of attention masks.
+
+    `varlen` adds the boundaries of the sequences for varlen attention, with `align` 1.
 
     Tokens `skip_id` are not counted as positions and have position -1. `prefixes` and `adapters`, if given, have one
     entry per sequence. Sequences with the same adapter are neighbours, and among these the ones with the same prefix.
@@ -51,14 +54,18 @@ def pack(
     for name, column in table.items():
         column[place] = own[name]
     seen = [one.keys for one in tokens]
+    packed_prefixes = tuple(prefix_of[i] for i in order)
+    plan = _Plan(starts, lengths, packed_prefixes) if varlen else None
     ints = {"first_rows": starts, "last_rows": starts + lengths - 1, "sizes": lengths, "keys": np.array(seen)}
+    views = on_device(table | ints | (plan.ints if plan else {}), device)
     return PackedBatch(
-        **on_device(table | ints, device),
+        **{name: views[name] for name in (*table, *ints)},
+        segments=plan.segments(views) if plan else None,
         starts=tuple(starts.tolist()),
         lengths=tuple(lengths.tolist()),
         seen=tuple(seen),
         slots=tuple(slots.tolist()),
-        prefixes=tuple(prefix_of[i] for i in order),
+        prefixes=packed_prefixes,
         order=tuple(order),
         spans=_spans([changes[i] for i in order], [*starts.tolist(), rows]),
         dtype=dtype,
@@ -71,6 +78,54 @@ def on_device(columns: Mapping[str, npt.NDArray[np.integer]], device: torch.devi
     whole = np.concatenate(list(columns.values()), dtype=np.int32, casting="same_kind")
     parts = torch.from_numpy(whole).to(device).split([len(column) for column in columns.values()])
     return dict(zip(columns, parts, strict=True))
+
+
+class _Plan:
+    """The integers of `Segments`."""
+
+    def __init__(self, starts: Places, lengths: Places, prefixes: tuple[Prefix | None, ...]) -> None:
+        self._most_rows = int(lengths.max())
+        self._prefixes = tuple({id(p): p for p in prefixes if p}.values())
+        before = np.array([len(prefix or ()) for prefix in prefixes])
+        counts = lengths + before
+        self._most_keys = int(counts.max())
+        self.ints = {
+            "segment_rows": _boundaries(lengths),
+            "segment_keys": _boundaries(counts),
+            "segment_one_row": np.arange(len(lengths) + 1),
+        }
+        if self._prefixes:
+            self.ints["sources"] = self._sources(starts, lengths, before, prefixes)
+
+    def _sources(
+        self, starts: Places, lengths: Places, before: Places, prefixes: tuple[Prefix | None, ...]
+    ) -> Places:
+        """Return the row of every key: of its prefix, whose rows follow those of the batch, or of the sequence."""
+        end, place = int(lengths.sum()), {id(None): 0}
+        for prefix in self._prefixes:
+            place[id(prefix)] = end
+            end += len(prefix)
+        counts = lengths + before
+        own = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # place in its keys
+        first = np.repeat(np.array([place.get(id(prefix), 0) for prefix in prefixes]), counts)
+        rest = np.repeat(starts - before, counts)
+        rows: Places = np.where(own < np.repeat(before, counts), first, rest) + own
+        return rows
+
+    def segments(self, views: Mapping[str, Tensor]) -> Segments:
+        return Segments(
+            rows=views["segment_rows"],
+            keys=views["segment_keys"],
+            one_row=views["segment_one_row"],
+            most_rows=self._most_rows,
+            most_keys=self._most_keys,
+            sources=views.get("sources"),
+            prefixes=self._prefixes,
+        )
+
+
+def _boundaries(counts: Places) -> Places:
+    return np.concatenate(([0], np.cumsum(counts)))
 
 
 def _order(

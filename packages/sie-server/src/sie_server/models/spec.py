@@ -20,6 +20,14 @@ class UnsupportedCheckpoint(Exception):
     """The checkpoint cannot be read or served; the message says why."""
 
 
+@dataclass(frozen=True)
+class AttentionNeeds:
+    """The properties of a model's attention that decide how it is computed (`layers.attention.choice`)."""
+
+    head_dim: int
+    dense: str | None = None  # the part of it that only dense blocks can compute, for messages; None: none
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
     """The fields that every transformer has; each family adds its own."""
@@ -30,6 +38,11 @@ class BackboneSpec:
     pad_token_id: int
     token_types: bool = False  # the second text of a pair has token type 1
     skip_padding_positions: bool = False  # a padding token inside a text is not counted as a position
+
+    @property
+    def attention(self) -> AttentionNeeds:
+        """What decides how attention is computed."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its attention needs")
 
 
 @dataclass(frozen=True)

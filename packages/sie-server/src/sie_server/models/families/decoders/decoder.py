@@ -19,12 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from sie_server.models.batch import PackedBatch, Readout, States
 from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.adapted import one_row_each
-from sie_server.models.layers.attention import attention
-from sie_server.models.layers.causal_attention import Product, causal_attention, causal_blocks
+from sie_server.models.layers.attention.causal import CausalAttention, Product
+from sie_server.models.layers.attention.full import attention
 from sie_server.models.layers.linear import Linear, Residual, Weights, capped
 from sie_server.models.layers.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
 from sie_server.models.lora import Target
-from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
+from sie_server.models.spec import AttentionNeeds, BackboneSpec, UnsupportedCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,13 @@ class DecoderSpec(BackboneSpec):
     logit_cap: float | None = None  # logits are limited to ±cap by a tanh
     causal: bool = True  # tokens attend to themselves and earlier tokens; False: to all of their sequence
 
+    @property
+    def attention(self) -> AttentionNeeds:
+        return AttentionNeeds(self.head_dim)
 
-# queries, keys and values, layer, the layer's attention product, whether there is one query per sequence
-# → [query rows, heads * dim]
-Attend = Callable[[Tensor, States, int, Product, bool], Tensor]
+
+# queries, keys and values, layer, whether there is one query per sequence → [query rows, heads * dim]
+Attend = Callable[[Tensor, States, "DecoderLayer", bool], Tensor]
 
 
 def read_llama(config: dict[str, Any]) -> DecoderSpec:
@@ -159,7 +162,11 @@ class Decoder:
         *before, last = self.layers[: batch.depth]
         for layer in before:
             x = layer(x, rotary, attend, layer.states(x, rotary))
-        return self.norm(last(x, rotary, attend, last.states(x, rotary), output_rows=batch.rows_of(readout)))
+        rows = batch.rows_of(readout)
+        if readout == "first" and self.spec.causal:
+            # the only row of a sequence attends to all its keys, as its last token does, and its first one does not
+            return self.norm(last(x, rotary, attend, last.states(x, rotary))[rows])
+        return self.norm(last(x, rotary, attend, last.states(x, rotary), output_rows=rows))
 
     def prefix_states(self, batch: PackedBatch) -> list[list[States]]:
         """Return copies of the keys and values per layer of every sequence in the batch, in packed order."""
@@ -186,10 +193,10 @@ class Decoder:
 
     def _attend(self, batch: PackedBatch, dtype: torch.dtype) -> Attend:
         if not self.spec.causal:
-            return lambda query, states, _, __, one_row: attention(query, *states, batch, one_row=one_row)
-        blocks = causal_blocks(batch, dtype, self.spec.windows)
-        return lambda query, states, layer, product, one_row: causal_attention(
-            query, states, blocks, layer, product, one_row=one_row
+            return lambda query, states, _, one_row: attention(query, *states, batch, one_row=one_row)
+        causal = CausalAttention(batch, dtype, self.spec.windows)
+        return lambda query, states, layer, one_row: causal(
+            query, states, layer.index, layer.product, scale=layer.scale, one_row=one_row
         )
 
 
@@ -197,6 +204,7 @@ class DecoderLayer:
     """Norm → attention → residual, norm → gated feed-forward → residual."""
 
     product: Product = staticmethod(scaled_dot_product_attention)
+    scale: float | None = None  # of the attention logits, as in `product`; None: 1 / √dim
 
     def __init__(self, spec: DecoderSpec, index: int, weights: Weights) -> None:
         self.spec, self.index = spec, index
@@ -235,7 +243,7 @@ class DecoderLayer:
         with one_row_each(one_row):
             q = self.query(self.attention_norm(x)).unflatten(1, (self.spec.num_heads, -1))
             q = rotary(self.query_norm(q) if self.query_norm else q)
-            x = self.out(attend(q, states, self.index, self.product, one_row), residual=x)
+            x = self.out(attend(q, states, self, one_row), residual=x)
             gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
             return self.down(self.activation(gate) * up, residual=x)
 

@@ -23,7 +23,7 @@ from sie_server.models.families.decoders.decoder import (
     read_gemmas,
 )
 from sie_server.models.layers.linear import Residual, Weights, capped
-from sie_server.models.spec import UnsupportedCheckpoint
+from sie_server.models.spec import AttentionNeeds, UnsupportedCheckpoint
 
 LOGITS = 2**26  # attention logits computed at a time, 256 MiB in fp32
 
@@ -34,6 +34,10 @@ class Gemma2Spec(DecoderSpec):
 
     attention_cap: float | None
     attention_scale: float  # of the attention logits
+
+    @property
+    def attention(self) -> AttentionNeeds:
+        return AttentionNeeds(self.head_dim, "a cap on attention logits" if self.attention_cap else None)
 
 
 def read_gemma2(config: dict[str, Any]) -> Gemma2Spec:
@@ -67,6 +71,7 @@ class Gemma2Layer(DecoderLayer):
         after = RMSNorm.load(weights, "post_feedforward_layernorm", size, spec)
         self.down = NormedResidual(self.down, after)
         scale, cap = spec.attention_scale, spec.attention_cap
+        self.scale = scale
         self.product = (
             CappedAttention(scale, cap) if cap else partial(scaled_dot_product_attention, scale=scale)
         )

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.functional import scaled_dot_product_attention
 
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.families.decoders.decoder import RMSNorm
+from sie_server.models.layers.attention.causal import CausalAttention
 from sie_server.models.layers.linear import Linear, Weights
 from sie_server.models.layers.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
-from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
+from sie_server.models.spec import AttentionNeeds, BackboneSpec, UnsupportedCheckpoint
 
 ATTENTION, CONVOLUTION = "full_attention", "conv"  # the names in `layer_types`
 
@@ -36,6 +36,10 @@ class Lfm2Spec(BackboneSpec):
     rope: RopeSpec
     taps: int  # tokens that a convolution reads, the current one included
     conv_bias: bool
+
+    @property
+    def attention(self) -> AttentionNeeds:
+        return AttentionNeeds(self.head_dim)
 
 
 def read_lfm2(config: dict[str, Any]) -> Lfm2Spec:
@@ -106,19 +110,15 @@ class Lfm2Encoder:
 
 
 class _View:
-    """The masks and rotation angles of one batch, shared by all layers."""
+    """The attention and rotation angles of one batch, shared by all layers."""
 
     def __init__(self, batch: PackedBatch, rotary: Rotary, dtype: torch.dtype) -> None:
         self.batch, self.rotary = batch, rotary
+        self.causal = CausalAttention(batch, dtype)
         self.seen = torch.ones(batch.rows, 1, dtype=dtype, device=batch.ids.device)
-        self.masks: list[Tensor | None] = []  # [count, 1, slot, slot] 0 or -inf; None: plain causal
-        for group in batch.groups:
-            if group.mask is None:
-                self.masks.append(None)
-                continue
-            self.seen[group.rows] = (group.mask[:, 0, 0] == 0).to(dtype).view(-1, 1)
-            later = torch.full((group.slot, group.slot), float("-inf"), dtype=dtype, device=batch.ids.device)
-            self.masks.append(group.mask + later.triu(1))
+        for group in batch.masked:
+            if group.mask is not None:
+                self.seen[group.rows] = (group.mask[:, 0, 0] == 0).to(dtype).view(-1, 1)
 
     def before(self, x: Tensor, back: int) -> Tensor:
         """Return the row `back` rows before each row of x in its sequence, [rows, hidden]; 0 before the first row."""
@@ -127,15 +127,7 @@ class _View:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return causal attention, [rows, heads * dim]; q is [rows, heads, dim], k and v [rows, key heads, dim]."""
-        out = torch.empty_like(q)
-        for group, mask in zip(self.batch.groups, self.masks, strict=True):
-            shape = (group.count, group.slot)
-            queries, keys, values = (x[group.rows].unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
-            mixed = scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-            )
-            out[group.rows].unflatten(0, shape).copy_(mixed.transpose(1, 2))
-        return out.flatten(1)
+        return self.causal(q, (k, v), 0)
 
 
 class Lfm2Layer:

@@ -17,17 +17,17 @@ from torch.nn import functional as F
 from sie_server.models.batch import PackedBatch, Readout
 from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.adapted import one_row_each
-from sie_server.models.layers.attention import attention
-from sie_server.models.layers.biased_attention import (
+from sie_server.models.layers.attention.biased import (
     Bias,
     BiasedAttention,
     alibi,
     head_slopes,
     relative,
 )
+from sie_server.models.layers.attention.full import attention
 from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.layers.rotary import Rotary
-from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
+from sie_server.models.spec import AttentionNeeds, BackboneSpec, UnsupportedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class BertSpec(BackboneSpec):
     embedding_size: int = 0  # width of the embeddings, which are then projected to `hidden_size`; 0: the same
     # the names of the layers where several have the same weights; empty: each has its own, `layout.layers` and a number
     shared_layers: tuple[str, ...] = ()
+
+    @property
+    def attention(self) -> AttentionNeeds:
+        bias = "ALiBi" if self.alibi else "relative positions" if self.relative_ranges else None
+        return AttentionNeeds(self.hidden_size // self.num_heads, bias)
 
 
 def read_bert(config: dict[str, Any]) -> BertSpec:

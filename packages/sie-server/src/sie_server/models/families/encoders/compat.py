@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from sie_server.errors import cut
 from sie_server.models.batch import Group, PackedBatch, Readout
 from sie_server.models.heads.classifier import Classifier
 from sie_server.models.layers.linear import Weights
-from sie_server.models.spec import BackboneSpec, UnsupportedCheckpoint
+from sie_server.models.spec import AttentionNeeds, BackboneSpec, UnsupportedCheckpoint
 
 MOST_LAYERS = 1000
 SUFFIX = "ForSequenceClassification"
@@ -71,6 +72,10 @@ class CompatSpec(BackboneSpec):
     """The fields of every transformer, and the library's configuration object."""
 
     config: Any
+
+    @property
+    def attention(self) -> AttentionNeeds:
+        return AttentionNeeds(0, "attention inside transformers")
 
 
 def serves(architecture: str) -> bool:
@@ -165,12 +170,21 @@ class _Padded:
         self._alone = spec.config.model_type in UNPADDED
 
     def outputs(self, batch: PackedBatch) -> Iterator[tuple[Group, slice, Any]]:
-        """Yield the library's output for the sequences of each group: all of them, or one after the other."""
+        """Yield the library's output for the sequences of each group: all of them, or some after the others."""
         for group in batch.groups:
-            step = 1 if self._alone else group.count
-            for first in range(0, group.count, step):
-                part = slice(first, first + step)
+            for part in self._parts(batch.lengths[group.sequences], group):
                 yield group, part, self._call(batch, group, part)
+
+    def _parts(self, lengths: tuple[int, ...], group: Group) -> Iterator[slice]:
+        if self._alone:
+            yield from (slice(i, i + 1) for i in range(group.count))
+        elif group.unseen:
+            # a token that is not attended to may attend to nothing, and then to every key alike, also to padding
+            for _, members in groupby(range(group.count), key=lengths.__getitem__):
+                alike = list(members)
+                yield slice(alike[0], alike[-1] + 1)
+        else:
+            yield slice(0, group.count)
 
     def _call(self, batch: PackedBatch, group: Group, part: slice) -> Any:
         # a slot may be longer than the model's position table
@@ -179,7 +193,7 @@ class _Padded:
             rows[group.rows].unflatten(0, (group.count, group.slot))[part, :longest].long()
             for rows in (batch.ids, batch.types)
         )
-        counts = torch.tensor(group.seen[part], device=ids.device)
+        counts = batch.keys[group.sequences][part]
         seen = (torch.arange(longest, device=ids.device) < counts[:, None]).long()
         more = {"token_type_ids": types} if self._types else {}
         return self._model(input_ids=ids, attention_mask=seen, **more)

@@ -21,11 +21,11 @@ from sie_server.models.heads.classifier import Classifier
 from sie_server.models.heads.pooling import pooled_states, pooling_readout
 from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.adapted import one_row_each
-from sie_server.models.layers.attention import attention
+from sie_server.models.layers.attention.full import attention
+from sie_server.models.layers.attention.local import LocalAttention
 from sie_server.models.layers.linear import LayerNorm, Linear, Weights
-from sie_server.models.layers.local_attention import LocalAttention
 from sie_server.models.layers.rotary import Rotary, inverse_frequencies
-from sie_server.models.spec import BackboneSpec, Pooling, UnsupportedCheckpoint
+from sie_server.models.spec import AttentionNeeds, BackboneSpec, Pooling, UnsupportedCheckpoint
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # the names in `layer_types`
 THETAS = {GLOBAL: 160_000.0, LOCAL: 10_000.0}  # used where the configuration names none
@@ -48,6 +48,10 @@ class ModernBertSpec(BackboneSpec):
     pooling: Pooling  # of the classifier, like the fields below
     classifier_act: str
     classifier_bias: bool
+
+    @property
+    def attention(self) -> AttentionNeeds:
+        return AttentionNeeds(self.hidden_size // self.num_heads)
 
 
 def read_modernbert(config: dict[str, Any]) -> ModernBertSpec:
@@ -143,7 +147,7 @@ class ModernBertEncoder:
         for i, (layer, kind) in enumerate(zip(self.layers, self.spec.layer_types, strict=True)):
             rows = output_rows if i == len(self.layers) - 1 else None
             attend = (
-                partial(local, output_rows=rows)
+                partial(local, readout=readout if rows is not None else "all")
                 if local and kind == LOCAL
                 else partial(attention, batch=batch, one_row=rows is not None)
             )

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
-from sie_server.models.batch import Group, PackedBatch
+from sie_server.models.batch import Group, PackedBatch, Readout
+from sie_server.models.layers.attention.varlen import FULL, over
 
 
 class LocalAttention:
@@ -22,18 +23,22 @@ class LocalAttention:
         """Build the masks; `reach` is in tokens to either side, `dtype` that of queries and keys."""
         self._batch, self._reach, self._dtype = batch, reach, dtype
         self._block = max(32, 2 * reach)  # queries; a block has at most twice the necessary keys
-        self._masks = [self._mask(group) for group in batch.groups]
+        self._masks = [self._mask(group) for group in batch.masked]
+        # the keys within reach of each sequence's first token
+        self._near = None if batch.segments is None else batch.sizes.clamp(max=reach + 1)
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, output_rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, readout: Readout = "all") -> Tensor:
         """Return [query rows, heads * dim].
 
-        `query`, `key` and `value` are [rows, heads, dim]. With `output_rows`, one per sequence, `query` is
-        [sequences, heads, dim] of these rows.
+        `query`, `key` and `value` are [rows, heads, dim]. With a readout of one token, `query` is [sequences, heads,
+        dim] of these tokens.
         """
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        for group, mask in zip(self._batch.groups, self._masks, strict=True):
+        output_rows = self._batch.rows_of(readout)
+        if self._batch.segments is None:
+            out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        else:
+            out = self._varlen(query, key, value, readout)
+        for group, mask in zip(self._batch.masked, self._masks, strict=True):
             query_rows = group.rows if output_rows is None else group.sequences
             shape = (group.count, group.slot)
             q = query[query_rows].unflatten(0, shape if output_rows is None else (group.count, 1))
@@ -46,6 +51,13 @@ class LocalAttention:
                 mixed = _attend(q, k, v, mask)
             out[query_rows] = mixed.flatten(0, 1)
         return out.flatten(1)
+
+    def _varlen(self, query: Tensor, key: Tensor, value: Tensor, readout: Readout) -> Tensor:
+        # one query counts as the last token of its sequence; the first token sees the first keys instead of a window
+        first = readout == "first"
+        window = FULL if first else (self._reach, self._reach)
+        used = self._near if first else None
+        return over(self._batch, query, key, value, one_row=readout != "all", window=window, used=used)
 
     def _blocked(self, group: Group) -> bool:
         # blocks copy keys and values; with a reach of 64 they are faster from 400 (fp32) or 700 (bf16) rows on a CPU

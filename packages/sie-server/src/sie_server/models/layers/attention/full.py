@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sie_server.models.batch import PackedBatch
+from sie_server.models.layers.attention.varlen import over
 
 
 def attention(
@@ -18,6 +19,9 @@ def attention(
     dim]: the last layer of a model that is read out at one token. The number of heads is a multiple of the key heads
     (grouped queries). Tensors may have any strides: the groups of the batch are viewed, not copied.
     """
+    if batch.segments is not None:
+        used = None if batch.seen == batch.lengths else batch.keys
+        return over(batch, query, key, value, one_row=one_row, used=used).flatten(1)
     grouped = query.shape[1] != key.shape[1]
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for group in batch.groups:
