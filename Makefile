@@ -17,7 +17,7 @@ ONE_SERVER_SHORT := tests/service/test_contract.py tests/service/test_sdk_end_to
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench parity quality hostile soak overload simulate bench-cluster cluster-faults image-test clean
+.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench parity quality hostile soak overload simulate bench-cluster cluster-faults image-test release-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,7 @@ check: $(DEV) $(TYPESCRIPT_DEV) ## formatting, lint, types, import rules, genera
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
 	$(BIN)/python scripts/generate_ts_types.py --check
+	$(BIN)/python scripts/set_version.py --check
 	$(BIN)/codespell
 	$(BIN)/proselint check $$(git ls-files '*.md')
 	$(BIN)/python scripts/check_prose.py
@@ -86,6 +87,9 @@ cluster-faults: $(DEV) ## kill parts of a cluster of three nodes under load (as 
 bench-cluster: $(DEV) ## measure a cluster: cost of the ingress, replicas, bulk jobs, loads, scaling (20 minutes)
 	$(BIN)/python -m bench.cluster $(ARGS)
 
+release-test: $(DEV) $(TYPESCRIPT_DEV) ## build a release and install it in clean environments (about ten minutes)
+	SIE_RELEASE=long $(PYTEST) tests/release $(ARGS)
+
 image-test: ## build the image with buildah, run it with podman and check it (as root; ARGS=FOLDER keeps the layers)
 	deploy/docker/try_image $(ARGS)
 
@@ -93,7 +97,7 @@ clean: ## remove caches and build outputs; .venv stays
 	rm -rf .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache bench/out packages/*/dist packages/*/build
 	find packages examples tests bench training scripts -type d -name __pycache__ -prune -exec rm -rf {} +
 
-$(RUN): packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examples/demo/requirements.txt scripts/install scripts/install_torch.py
+$(RUN): requirements-lock.txt packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examples/demo/requirements.txt scripts/install scripts/install_torch.py
 	@PYTHON="$(PYTHON)" scripts/install run
 	@touch $@
 

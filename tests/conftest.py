@@ -20,7 +20,11 @@ from support.conformance.switch import clustered
 
 # The modules of a group alternate, because tests of servers often wait and those of parity never do. Short modules run
 # last, so that all workers end at about the same time.
-ORDER = (("cluster", "hostile"), ("service", "integrations", "examples", "parity"), ("deploy", "unit"))
+ORDER = (
+    ("cluster", "hostile"),
+    ("service", "integrations", "examples", "parity"),
+    ("deploy", "release", "unit"),
+)
 
 # Set before torch is imported, and inherited by every process that a test starts. With several workers, more threads
 # per process would only wait for cores.
