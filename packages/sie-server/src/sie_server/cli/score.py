@@ -21,7 +21,8 @@ from sie_server.wire import Item, ScoreRequest, ScoreResponse
 
 # parameters of one query, and of many
 ONE = ("query", "file", "form", "text_column", "id_column", "as_json")
-MANY = ("queries", "docs", "candidates", "out", "depth", "endpoint", "deadline", "concurrency", *JOB_FIELDS)
+LOCAL = (*JOB_FIELDS, "reuse_vectors")  # of many queries in this process
+MANY = ("queries", "docs", "candidates", "out", "depth", "endpoint", "deadline", "concurrency", *LOCAL)
 FILE = click.Path(path_type=Path)
 
 
@@ -68,6 +69,12 @@ def _query(_context: click.Context, _option: click.Parameter, query: str | None)
 @shared.deadline
 @shared.concurrency
 @click.option(
+    "--reuse-vectors/--no-reuse-vectors",
+    default=False,
+    help="Late interaction: keep the vectors of documents for later queries. Faster where documents repeat, but the "
+    "last digits of scores then depend on the queries before",
+)
+@click.option(
     "--model",
     default=DEFAULT_MODEL,
     show_default=True,
@@ -102,12 +109,12 @@ def _check_mode(context: click.Context, options: dict[str, Any]) -> None:
         raise click.UsageError("name a query with --query, or a file of queries with --queries")
     unused = list(ONE if many else MANY)
     if many and options["endpoint"] is not None:
-        unused += [*ENGINE_FIELDS, *JOB_FIELDS]
+        unused += [*ENGINE_FIELDS, *LOCAL]
     for parameter in context.command.params:
         name = parameter.name or ""
         if name in unused and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             flag = parameter.opts[0] if isinstance(parameter, click.Option) else "FILE"
-            if name in (*ENGINE_FIELDS, *JOB_FIELDS) and many:
+            if name in (*ENGINE_FIELDS, *LOCAL) and many:
                 raise click.UsageError(f"{flag} is for models in this process; omit it, or omit --endpoint")
             other = "--queries" if many else "--query"
             step = "name the files with --docs or --candidates" if name == "file" else "omit one of them"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from sie_server.cli.console import errors, log_to_stderr
 from sie_server.cli.judged.endings import resumable
@@ -25,6 +26,7 @@ def score_files(
     endpoint: str | None,
     deadline: float,
     concurrency: int,
+    reuse_vectors: bool,
     model: str,
     config_file: str | None,
     **flags: Any,
@@ -45,6 +47,8 @@ def score_files(
         raise click.UsageError("--depth needs --candidates: without them every query ranks all documents")
     fields = (*ENGINE_FIELDS, *JOB_FIELDS)
     config = config_of(config_file, {name: flags[name] for name in fields})
+    if not reuse_vectors:  # a job that was interrupted has read other documents before a query
+        config = msgspec.structs.replace(config, document_cache_mb=0)
     log_to_stderr("error")
     with resumable():
         job = Job(queries, out, docs, candidates, depth, top_n, concurrency, Reporter(errors))
