@@ -89,8 +89,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         "auto"
     )
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        Meta(description="Number format of the encoder; auto: bfloat16 if the hardware multiplies it fast"),
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        Meta(
+            description="Number format of the encoder; auto: bfloat16 if the hardware multiplies it fast, never int8"
+        ),
     ] = "auto"
     offline: Annotated[
         bool, Meta(description="Never contact the model hub; use only directories and the hub's cache")

@@ -10,6 +10,7 @@ import torch
 from sie_server.engine.cgroups import cpu_quota
 from sie_server.errors import ONEDNN_FAILED
 
+INT8 = "int8"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,8 +28,11 @@ def pick_device(requested: str) -> torch.device:
 
 
 def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
-    """Return the requested dtype; `auto` is bf16 if the hardware multiplies it fast, else fp32."""
-    if requested != "auto":
+    """Return the requested dtype; `auto` is bf16 if the hardware multiplies it fast, else fp32.
+
+    With `int8` it is the dtype of everything but the products of the layers, which is that of `auto`.
+    """
+    if requested not in ("auto", INT8):
         return DTYPES[requested]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32

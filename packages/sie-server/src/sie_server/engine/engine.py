@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sie_server.engine.device import pick_device, pick_dtype
+from sie_server.engine.device import INT8, pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.forward import Forward
 from sie_server.engine.job import Floats, Job, ScoreTexts, Work
@@ -27,8 +27,9 @@ from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.tokenizer import Place
 from sie_server.errors import InvalidInput
 from sie_server.models.batch import Readout
-from sie_server.models.building import build_backbone
+from sie_server.models.building import build_backbone, check_format
 from sie_server.models.checkpoints.reader import read_spec
+from sie_server.models.layers.int8.machine import problem as int8_problem
 from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec, UnsupportedCheckpoint
 from sie_server.templates.pair_settings import Truncation
 
@@ -70,6 +71,9 @@ class Engine:
         except ValueError as error:
             raise failed(str(error), "ValueError") from error
         self.dtype = pick_dtype(dtype, self.device)
+        self.int8 = dtype == INT8
+        if self.int8 and (reason := int8_problem(self.device)):
+            raise failed(reason, "ValueError")
         self._share_prefix = share_prefix
         self.documents = documents
         self._tally = tally or Tally()
@@ -84,6 +88,8 @@ class Engine:
 
     def _load(self, directory: Path, spec: ModelSpec) -> None:
         self.spec = spec
+        if self.int8:
+            check_format(spec)
         kind = KINDS[type(self.spec.head)]
         self._tokenizer = kind.tokenizer(directory, self.spec)
         self._check_vocabulary()
@@ -93,7 +99,9 @@ class Engine:
         self._input = kind.input(parts)
         self._plain_input = kind.input(replace(parts, documents=None, share_prefix=False))
         self._kind, self._parts = kind, parts
-        weights = CheckpointWeights(directory, device=self.device, dtype=self.dtype, tally=self._tally)
+        weights = CheckpointWeights(
+            directory, device=self.device, dtype=self.dtype, int8=self.int8, tally=self._tally
+        )
         backbone = build_backbone(self.spec, weights)
         reader = kind.reader(parts, weights)
         self._forward = Forward(self.spec.backbone, backbone, reader, self.device, self.dtype)

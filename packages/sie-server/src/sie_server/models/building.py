@@ -9,7 +9,22 @@ from sie_server.models.heads.labels import LabelledClassifier
 from sie_server.models.heads.modular import ModularClassifier
 from sie_server.models.layers.linear import Weights
 from sie_server.models.registry import Backbone, family_of
-from sie_server.models.spec import ClassifierSpec, LayerwiseSpec, ModelSpec
+from sie_server.models.spec import ClassifierSpec, LayerwiseSpec, ModelSpec, UnsupportedCheckpoint
+
+
+def check_format(spec: ModelSpec) -> None:
+    """Check that the family has the int8 format.
+
+    Raises:
+        UnsupportedCheckpoint: it has not.
+    """
+    if spec.backbone.products is not None:
+        return
+    kind = "runs through transformers" if spec.compat else "is a decoder or a hybrid"
+    raise UnsupportedCheckpoint(
+        f"dtype 'int8' is supported for encoders of the families of BERT and ModernBERT; {spec.architecture} {kind}. "
+        "Use --dtype auto for this model"
+    )
 
 
 def build_backbone(spec: ModelSpec, weights: Weights) -> Backbone:

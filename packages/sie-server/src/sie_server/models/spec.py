@@ -44,6 +44,11 @@ class BackboneSpec:
         """What decides how attention is computed."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its attention needs")
 
+    @property
+    def products(self) -> tuple[tuple[int, int], ...] | None:
+        """The shapes [outputs, inputs] of the weights that the int8 format rounds; None: the family has no such one."""
+        return None
+
 
 @dataclass(frozen=True)
 class DenseSpec:

@@ -74,7 +74,7 @@ HEADER = (
 )
 @click.option(
     "--compare-dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(["float32", "bfloat16", "float16", "int8"]),
     help="Score also in this number format, which shows the quality that the one of --dtype costs",
 )
 @shared.concurrency

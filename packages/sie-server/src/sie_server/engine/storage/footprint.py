@@ -6,14 +6,14 @@ import ctypes
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from sie_server.engine.cgroups import memory_limits
-from sie_server.engine.device import pick_device, pick_dtype
+from sie_server.engine.device import INT8, pick_device, pick_dtype
 from sie_server.engine.storage.source import unsupported
 from sie_server.engine.storage.weights import stored_elements
 from sie_server.models.checkpoints.reader import read_spec
@@ -64,9 +64,15 @@ def needed_bytes(
         raise unsupported(directory, error) from error
     try:
         served = torch.float32 if spec.compat else pick_dtype(dtype, pick_device(device))
-        return stored_elements(directory) * served.itemsize
+        saved = _saved(spec.backbone.products or (), served) if dtype == INT8 else 0
+        return stored_elements(directory) * served.itemsize - saved
     except (UnsupportedCheckpoint, ValueError, OSError):
         return 0
+
+
+def _saved(products: Iterable[tuple[int, int]], served: torch.dtype) -> int:
+    """Return the bytes by which weights of these shapes are smaller in int8, with a scale per output in fp32."""
+    return sum(outputs * ((served.itemsize - 1) * inputs - 4) for outputs, inputs in products)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from sie_server.engine.storage.tally import Tally
 from sie_server.errors import out_of_memory
 from sie_server.files import UnusableFile, entries, open_regular, read_json
 from sie_server.models.heads.sparse import M3_FILES
+from sie_server.models.layers.int8.rows import MOST_INPUTS, quantise_weight
 from sie_server.models.lora import Target
 from sie_server.models.settings.quantised import ADVICE, quantised
 from sie_server.models.spec import UnsupportedCheckpoint
@@ -72,16 +73,19 @@ class CheckpointWeights:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        int8: bool = False,
         file: str | None = None,
         tally: Tally | None = None,
     ) -> None:
         """Open the checkpoint; `file` names a table in the directory to read instead of the checkpoint's weights.
 
+        With `int8` the products of the layers have weights of 8 bits.
+
         Raises:
             UnsupportedCheckpoint: there are no weights, or they are not readable.
         """
         self._read = _read_bin(directory / file) if file else _open_checkpoint(directory)
-        self._device, self._dtype = device, dtype
+        self._device, self.dtype, self.int8 = device, dtype, int8
         self._tally = tally or Tally()
         self._directory = directory
         self._taken: set[str] = set()
@@ -117,7 +121,7 @@ class CheckpointWeights:
 
     def _part(self, directory: Path, file: str | None = None) -> CheckpointWeights:
         weights = CheckpointWeights(
-            directory, device=self._device, dtype=self._dtype, file=file, tally=self._tally
+            directory, device=self._device, dtype=self.dtype, file=file, tally=self._tally
         )
         self._parts.append(weights)
         return weights
@@ -129,7 +133,26 @@ class CheckpointWeights:
             UnsupportedCheckpoint: it is missing, has another shape, or is not of a floating-point dtype.
         """
         stored = self._stored(name, shape)
-        return self._tally.add(stored.to(device=self._device, dtype=dtype or self._dtype))
+        return self._tally.add(stored.to(device=self._device, dtype=dtype or self.dtype))
+
+    def take_int8(self, name: str, *shape: int) -> tuple[Tensor, Tensor]:
+        """Return the matrix `name` of exactly `shape` rounded to int8, and the scale of each of its rows in fp32.
+
+        Raises:
+            UnsupportedCheckpoint: as `take`, or it has values that are not finite or more inputs than can be summed.
+        """
+        stored = self._stored(name, shape)
+        if shape[1] > MOST_INPUTS:
+            raise UnsupportedCheckpoint(
+                f"the weight {self._prefix + name!r} has {shape[1]} inputs; dtype 'int8' can sum {MOST_INPUTS}, "
+                "use --dtype auto"
+            )
+        if not torch.isfinite(stored.float()).all():
+            raise UnsupportedCheckpoint(
+                f"the weight {self._prefix + name!r} holds values that are not finite, which dtype 'int8' cannot round"
+            )
+        numbers, scales = quantise_weight(stored)
+        return self._tally.add(numbers), self._tally.add(scales)
 
     def take_rows(self, name: str, rows: list[int], *shape: int) -> Tensor:
         """Return `rows` of the tensor `name` of exactly `shape`, on the device in fp32."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sie_server.models.layers import onednn
 from sie_server.models.layers.activations import ACTIVATIONS, IN_PLACE
 from sie_server.models.layers.adapted import changes_of
+from sie_server.models.layers.int8.weight import Int8Weight
 from sie_server.models.lora import Target
 from sie_server.room import check_room
 
@@ -18,8 +19,22 @@ from sie_server.room import check_room
 class Weights(Protocol):
     """The source of a model's tensors; each is taken by name, with the shape it must have."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's dtype."""
+        ...
+
+    @property
+    def int8(self) -> bool:
+        """Whether the products of the layers are computed with 8-bit integers."""
+        ...
+
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return the tensor `name` on the model's device, in `dtype` or else the model's dtype."""
+        ...
+
+    def take_int8(self, name: str, *shape: int) -> tuple[Tensor, Tensor]:
+        """Return the matrix `name` rounded to int8, and the scale of each of its rows in fp32."""
         ...
 
     def has(self, name: str) -> bool:
@@ -71,9 +86,10 @@ class Residual(Protocol):
 class Linear:
     """x · Wᵀ + b, with W [outputs, inputs]; one pass with the following operation where the CPU has a kernel for it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
-        self.outputs = weight.shape[0]
+    def __init__(self, weight: Tensor, bias: Tensor | None, integers: Int8Weight | None = None) -> None:
+        """With `integers` the weight is these, and `weight` is an empty tensor of the dtype of the results."""
+        self.weight, self.bias, self.integers = weight, bias, integers
+        self.outputs = weight.shape[0] if integers is None else len(integers.scales)
         self._packed: Tensor | None = None  # set at the first product: the weights are not split after it
         self._tried_to_pack = False
 
@@ -100,11 +116,20 @@ class Linear:
         *,
         bias: bool = True,
     ) -> Linear:
-        """Load several projections of one input as a single product, in the order of `outputs` (name → width)."""
+        """Load several projections of one input as a single product, in the order of `outputs` (name → width).
+
+        Without a `dtype` it is a part of a layer: its weight is in the model's format, which may be int8.
+        """
         parts = [(weights.at(name), width) for name, width in outputs.items()]
-        matrices = [part.take("weight", width, inputs, dtype=dtype) for part, width in parts]
         biases = [part.take("bias", width, dtype=dtype) for part, width in parts] if bias else None
-        linear = cls(_joined(matrices), None if biases is None else _joined(biases))
+        joined = None if biases is None else _joined(biases)
+        if weights.int8 and dtype is None:
+            rounded = [part.take_int8("weight", width, inputs) for part, width in parts]
+            integers = Int8Weight(_joined([n for n, _ in rounded]), _joined([s for _, s in rounded]))
+            linear = cls(torch.empty(0, dtype=weights.dtype), joined, integers)
+        else:
+            matrices = [part.take("weight", width, inputs, dtype=dtype) for part, width in parts]
+            linear = cls(_joined(matrices), joined)
         start = 0
         for name, width in outputs.items():
             weights.became(name, Target(linear, (width, inputs), slice(start, start + width)))
@@ -129,6 +154,8 @@ class Linear:
         return IN_PLACE[activation](y) if activation else y
 
     def _product(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        if self.integers is not None:
+            return self.integers.product(x, self.bias, activation, residual)
         if x.device.type == "cpu":
             check_room(len(x) * self.outputs * x.element_size())
         if not self._tried_to_pack:
@@ -140,9 +167,15 @@ class Linear:
         return y if residual is None else y + residual
 
     def plain_weight(self) -> Tensor:
-        """Return W as it was loaded, [outputs, inputs]; safe while another thread computes products."""
+        """Return W as it is computed with, [outputs, inputs]; safe while another thread computes products."""
+        if self.integers is not None:
+            return self.integers.plain(self.weight.dtype)
         weight = self.weight  # read first: it is dropped only after the packed copy exists
         return weight if weight.numel() or self._packed is None else self._packed.to_dense()
+
+    def rounding(self) -> Tensor | None:
+        """Return how far each row of W may differ from the checkpoint's, [outputs, 1]; None: as its dtype rounds."""
+        return None if self.integers is None else self.integers.scales[:, None]
 
     def _pack(self) -> None:
         self._packed = onednn.pack(self.weight)

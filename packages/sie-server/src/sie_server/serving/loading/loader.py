@@ -146,6 +146,7 @@ class Loader:
             engine.spec.architecture,
             engine.spec.backbone.hidden_size,
             engine.dtype,
+            engine.int8,
             engine.memory_bytes,
         )
         if shape not in self._measured:

@@ -74,6 +74,14 @@ class BertSpec(BackboneSpec):
         bias = "ALiBi" if self.alibi else "relative positions" if self.relative_ranges else None
         return AttentionNeeds(self.hidden_size // self.num_heads, bias)
 
+    @property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """The weights that the int8 format rounds."""
+        size, inner = self.hidden_size, self.intermediate_size
+        layer = ((3 * size, size), (size, size), ((2 if self.gated else 1) * inner, size), (size, inner))
+        before = ((size, self.embedding_size),) if self.embedding_size else ()
+        return before + (len(set(self.shared_layers)) or self.num_layers) * layer
+
 
 def read_bert(config: dict[str, Any]) -> BertSpec:
     """Read a BERT configuration: positions from row 0, token types from the tokenizer."""

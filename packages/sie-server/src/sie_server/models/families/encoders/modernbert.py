@@ -53,6 +53,12 @@ class ModernBertSpec(BackboneSpec):
     def attention(self) -> AttentionNeeds:
         return AttentionNeeds(self.hidden_size // self.num_heads)
 
+    @property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """The weights that the int8 format rounds."""
+        size, inner = self.hidden_size, self.intermediate_size
+        return len(self.layer_types) * ((3 * size, size), (size, size), (2 * inner, size), (size, inner))
+
 
 def read_modernbert(config: dict[str, Any]) -> ModernBertSpec:
     """Read a ModernBERT configuration; defaults are those of transformers' ModernBertConfig."""
