@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, XLMRobertaModel
 
 from sie_server.engine.engine import Engine
+from sie_server.engine.kinds import sparse
 from sie_server.errors import ModelLoadFailed
 from support.checkpoints.cross_encoders import random_text
 from support.checkpoints.encoders import make_bge_m3, make_splade, write_json
@@ -240,6 +241,23 @@ def test_splade_on_other_encoders_equals_sparse_encoder(
         ours = np.zeros_like(theirs)
         ours[result["sparse"].indices] = result["sparse"].values
         np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_splade_vectors_on_the_device_are_bounded(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vector has the width of the vocabulary, so a batch of many short texts runs in several passes."""
+    engine = Engine(folders["max-relu-True"], device=DEVICE, dtype="float32")
+    job = engine.tokenize_encode(TEXTS, ("sparse",), engine.max_seq_length)
+    at_once = run_job(engine, job)
+    monkeypatch.setattr(sparse, "VALUES", 3 * engine.spec.backbone.vocab_size + 1)
+    passes: list[int] = []
+    launch = engine._forward._launch
+    monkeypatch.setattr(engine._forward, "_launch", lambda works: passes.append(len(works)) or launch(works))
+    for parted, whole in zip(run_job(engine, job), at_once, strict=True):
+        assert parted["sparse"].indices.tolist() == whole["sparse"].indices.tolist()
+        np.testing.assert_allclose(parted["sparse"].values, whole["sparse"].values, atol=1e-5)
+    assert max(passes) == 3 and sum(passes) == len(job.work)
 
 
 def test_splade_has_no_other_outputs(client: TestClient) -> None:

@@ -33,12 +33,13 @@ def test_equals_the_clients(documents: list[DocumentVectors]) -> None:
 
 def test_weights_and_pooled_vectors(documents: list[DocumentVectors]) -> None:
     query, weights, pooled = unit(torch.randn(3, 8)), torch.tensor([0.0, 1.0, 3.0]), unit(torch.randn(8))
-    ours = maxsim(QueryVectors.build(query, weights, pooled), documents, 0.5)
+    ours = maxsim(QueryVectors.build(query, weights, weights.sum(), pooled, np.arange(3)), documents, 0.5)
     for score, document in zip(ours, documents, strict=True):
         best = (query @ document.tokens.T).amax(1)
         assert document.pooled is not None
         expected = (weights * best).sum() / 4 + 0.5 * (pooled @ document.pooled)
         assert score == pytest.approx(float(expected), abs=1e-6)
-    nothing = QueryVectors.build(query, torch.zeros(3), pooled)
+    none = torch.zeros(0)
+    nothing = QueryVectors.build(query[:0], none, none.sum(), pooled, np.arange(0))
     dense = [0.5 * float(pooled @ d.pooled) for d in documents if d.pooled is not None]
     np.testing.assert_allclose(maxsim(nothing, documents, 0.5), dense, atol=1e-6)

@@ -89,7 +89,8 @@ def test_maxsim_equals_the_formula(align: int) -> None:
     batch = packed(align)
     tokens, query = unit(torch.randn(batch.rows, 6)), unit(torch.randn(4, 6))
     weights = torch.tensor([0.0, 1.0, 0.25, 3.0])
-    ours = weighted_maxsim(QueryVectors.build(query, weights, query[0]), tokens, batch)
+    own = QueryVectors.build(query[1:], weights[1:], weights.sum(), query[0], np.arange(1, 4))
+    ours = weighted_maxsim(own, tokens, batch)
     for place, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
         best = (query @ tokens[start : start + length].T).amax(1)
         torch.testing.assert_close(ours[place], (weights * best).sum() / weights.sum())
@@ -97,5 +98,6 @@ def test_maxsim_equals_the_formula(align: int) -> None:
 
 def test_a_query_without_weight_matches_nothing() -> None:
     batch = packed(1)
-    query = QueryVectors.build(torch.ones(2, 6), torch.zeros(2), torch.ones(6))
+    none = torch.zeros(0)
+    query = QueryVectors.build(torch.ones(0, 6), none, none.sum(), torch.ones(6), np.arange(0))
     assert weighted_maxsim(query, torch.ones(batch.rows, 6), batch).tolist() == [0.0] * batch.count

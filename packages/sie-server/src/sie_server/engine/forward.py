@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,15 @@ import torch
 
 from sie_server.engine.job import Work
 from sie_server.engine.kinds.base import Reader
+from sie_server.engine.kinds.pending import Pending
+from sie_server.engine.leaving import Leaving
 from sie_server.engine.steps import is_recording, step
 from sie_server.models.batch import PackedBatch, Prefix, Tokens
 from sie_server.models.families.decoders.decoder import Decoder
 from sie_server.models.layers.adapted import applied
 from sie_server.models.layers.attention.choice import choose
 from sie_server.models.lora import Changes
-from sie_server.models.packing import pack
+from sie_server.models.packing import Places, pack
 from sie_server.models.registry import Backbone
 from sie_server.models.spec import BackboneSpec
 
@@ -40,24 +42,33 @@ class Forward:
         self.attention = choose(spec.attention, device, dtype)
         log.info("attention: %s; %s", self.attention.kind, self.attention.why)
 
-    @torch.inference_mode()
     def run(self, works: list[Work]) -> list[Any]:
-        """Run works of any jobs in one forward pass and return one result per work, None for a query.
+        """Run works of any jobs and return one result per work, None for a query.
 
-        Works of jobs with different cutoff layers are run in separate passes.
+        Works of jobs with different cutoff layers are run in separate passes, and so are more sequences than the
+        reader takes at a time.
         """
-        depths = list(dict.fromkeys(work.job.cutoff_layer for work in works))
-        if len(depths) == 1:
-            return self._run(works, depths[0])
         results: list[Any] = [None] * len(works)
-        for depth in depths:
-            places = [place for place, work in enumerate(works) if work.job.cutoff_layer == depth]
-            for place, result in zip(places, self._run([works[p] for p in places], depth), strict=True):
+        for places in self._passes(works):
+            for place, result in zip(places, self._run([works[p] for p in places]), strict=True):
                 results[place] = result
         return results
 
-    def _run(self, works: list[Work], depth: int | None) -> list[Any]:
-        pack = partial(self._pack, depth=depth)
+    def _passes(self, works: list[Work]) -> Iterator[list[int]]:
+        """Yield the places in `works` of each pass."""
+        most = self.reader.most() or len(works)
+        for depth in dict.fromkeys(work.job.cutoff_layer for work in works):
+            places = [place for place, work in enumerate(works) if work.job.cutoff_layer == depth]
+            yield from (places[start : start + most] for start in range(0, len(places), most))
+
+    @torch.inference_mode()
+    def _run(self, works: list[Work]) -> list[Any]:
+        pending = self._launch(works)
+        with step("read_out"):
+            return pending.finish(Leaving(pending.tensors).arrays())
+
+    def _launch(self, works: list[Work]) -> Pending:
+        pack = partial(self._pack, depth=works[0].job.cutoff_layer)
         # read once: a job releases its prefix when its caller disconnects, also in the middle of a pass
         prefixes = [work.job.prefix for work in works]
         changes = [work.job.changes for work in works]
@@ -68,7 +79,8 @@ class Forward:
             with step("forward"):
                 compute_prefixes(self.backbone, own.values(), pack)
         with step("pack"):
-            batch = pack([work.tokens for work in works], changes, prefixes)
+            picks = [self.reader.picks(work) for work in works]
+            batch = pack([work.tokens for work in works], changes, prefixes, picks=picks)
         with applied(batch):
             with step("forward"):
                 hidden = self.backbone.forward(batch, self.reader.readout)
@@ -85,6 +97,7 @@ class Forward:
         adapters: Sequence[Changes | None],
         prefixes: Sequence[Prefix | None] = (),
         depth: int | None = None,
+        picks: Sequence[Places | None] = (),
     ) -> PackedBatch:
         pad = self._spec.pad_token_id
         return pack(
@@ -98,6 +111,7 @@ class Forward:
             prefixes=prefixes,
             depth=depth,
             adapters=adapters,
+            picks=picks,
         )
 
 

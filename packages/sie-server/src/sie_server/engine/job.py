@@ -65,13 +65,15 @@ class M3Scoring:
         return sum(w * p for w, p in zip(self.weights, parts, strict=True)) / sum(self.weights)
 
 
-@dataclass(frozen=True)
-class M3Vectors:
-    """The three representations of one text by bge-m3."""
+@dataclass
+class M3Query:
+    """The three representations of a query by bge-m3."""
 
     dense: Tensor  # [hidden] fp32
-    lexical: dict[int, float]  # token id → weight above 0
     tokens: Tensor  # [tokens - 1, hidden] fp32, all but [CLS]
+    lexical: dict[int, float] | None = (
+        None  # token id → weight above 0; None until the query's pass has ended
+    )
 
 
 @dataclass(eq=False, slots=True)
@@ -113,7 +115,7 @@ class Job:
     known: list[tuple[int, DocumentVectors]] = field(default_factory=list)  # index and vectors; need no work
     known_tokens: int = 0  # tokens read by earlier requests for the vectors in `known`
     is_query: bool = False  # the texts to encode are queries
-    query_m3: M3Vectors | None = None
+    query_m3: M3Query | None = None
     m3_scoring: M3Scoring | None = None
     chunks: list[Chunk] | None = None  # results are per window of a document
     blocks: list[range] | None = None  # results are per block: documents [start, stop) read in one sequence

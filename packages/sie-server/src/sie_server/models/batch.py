@@ -92,6 +92,19 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """Single tokens of the sequences that a reader selects, sequence after sequence in packed order."""
+
+    rows: Tensor  # [picked tokens] int32, of the batch
+    bounds: Tensor  # [sequences + 1] int32, where those of each sequence begin
+    ends: tuple[int, ...]  # `bounds` on the host
+
+    def of(self, packed: int) -> slice:
+        """Return the places in `rows` of the `packed`-th sequence's tokens."""
+        return slice(self.ends[packed], self.ends[packed + 1])
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Inputs of one forward pass. `order[p]` is the caller's index of the p-th packed sequence."""
 
@@ -112,6 +125,7 @@ class PackedBatch:
     dtype: torch.dtype  # of the attention masks
     segments: Segments | None  # for varlen attention; None: attention is computed over `groups`
     depth: int | None = None  # layers to run; None: all
+    picked: Picked | None = None
 
     @property
     def rows(self) -> int:

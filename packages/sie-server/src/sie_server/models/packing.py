@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sie_server.models.batch import Ids, PackedBatch, Prefix, Segments, Tokens
+from sie_server.models.batch import Ids, PackedBatch, Picked, Prefix, Segments, Tokens
 from sie_server.models.lora import Changes, Span
 
 Places = npt.NDArray[np.int64]
@@ -28,13 +28,15 @@ def pack(
     prefixes: Sequence[Prefix | None] = (),
     depth: int | None = None,
     adapters: Sequence[Changes | None] = (),
+    picks: Sequence[Places | None] = (),
 ) -> PackedBatch:
     """Pack `sequences`, the longest first, in slots of a multiple of `align` rows; `dtype` is that of attention masks.
 
     `varlen` adds the boundaries of the sequences for varlen attention, with `align` 1.
 
-    Tokens `skip_id` are not counted as positions and have position -1. `prefixes` and `adapters`, if given, have one
-    entry per sequence. Sequences with the same adapter are neighbours, and among these the ones with the same prefix.
+    Tokens `skip_id` are not counted as positions and have position -1. `prefixes`, `adapters` and `picks`, if given,
+    have one entry per sequence; `picks` are the tokens that a reader selects (`Picked`). Sequences with the same
+    adapter are neighbours, and among these the ones with the same prefix.
     """
     prefix_of = list(prefixes) or [None] * len(sequences)
     changes = list(adapters) or [None] * len(sequences)
@@ -57,7 +59,8 @@ def pack(
     packed_prefixes = tuple(prefix_of[i] for i in order)
     plan = _Plan(starts, lengths, packed_prefixes) if varlen else None
     ints = {"first_rows": starts, "last_rows": starts + lengths - 1, "sizes": lengths, "keys": np.array(seen)}
-    views = on_device(table | ints | (plan.ints if plan else {}), device)
+    found = _picked([picks[i] for i in order], starts) if any(own is not None for own in picks) else {}
+    views = on_device(table | ints | found | (plan.ints if plan else {}), device)
     return PackedBatch(
         **{name: views[name] for name in (*table, *ints)},
         segments=plan.segments(views) if plan else None,
@@ -70,7 +73,15 @@ def pack(
         spans=_spans([changes[i] for i in order], [*starts.tolist(), rows]),
         dtype=dtype,
         depth=depth,
+        picked=Picked(views["picked"], views["bounds"], tuple(found["bounds"].tolist())) if found else None,
     )
+
+
+def _picked(picks: list[Places | None], starts: Places) -> dict[str, Places]:
+    """Return the rows of the picked tokens, and where those of each sequence begin."""
+    places = [np.zeros(0, np.int64) if own is None else own for own in picks]
+    counts = np.array([len(own) for own in places])
+    return {"picked": np.concatenate(places) + np.repeat(starts, counts), "bounds": _boundaries(counts)}
 
 
 def on_device(columns: Mapping[str, npt.NDArray[np.integer]], device: torch.device) -> dict[str, Tensor]:
@@ -150,9 +161,8 @@ def _own_rows(
     positions = place
     if skipped is not None:
         counted = ids != skipped
-        total = np.cumsum(counted)
-        earlier = np.where(starts > 0, total[starts - 1], 0)  # counted tokens of all sequences before
-        positions = np.where(counted, total - 1 - np.repeat(earlier, lengths), -1)
+        total = _boundaries(counted)  # counted tokens before each
+        positions = np.where(counted, total[:-1] - np.repeat(total[starts], lengths), -1)
     return {
         "ids": ids,
         "place": place,

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sie_server.engine.document_cache import ModelDocuments
 from sie_server.engine.job import Chunking, Job, ScoreTexts, Work
+from sie_server.engine.kinds.pending import Pending
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.tokenizer import TextTokenizer
 from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.packing import Places
 from sie_server.models.spec import ModelSpec
 
 
@@ -50,8 +52,19 @@ class Reader(Protocol):
 
     readout: Readout
 
-    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
-        """Return one result per work, in the order of `works`; None for a query."""
+    def most(self) -> int | None:
+        """Return how many sequences a pass may have; None: any number."""
+        return None
+
+    def picks(self, work: Work) -> Places | None:
+        """Return the tokens of a work that `read` selects one by one (`PackedBatch.picked`); None: none."""
+        return None
+
+    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> Pending:
+        """Return one result per work, in the order of `works`; None for a query.
+
+        Nothing waits for the device: no value of a tensor is read, and no tensor is built of values of the host.
+        """
         ...
 
 

@@ -11,6 +11,7 @@ tokenised together with the unstripped text.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from sie_server.engine.document_cache import CachedDocument, ModelDocuments
 from sie_server.engine.job import QUERY, Chunking, Floats, Job, ScoreTexts, Work, build_job
-from sie_server.engine.kinds.base import Kind, Parts
+from sie_server.engine.kinds.base import Kind, Parts, Reader
+from sie_server.engine.kinds.pending import Outputs, Pending
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.chunks import Chunks, most_tokens, split
 from sie_server.engine.text.jobs import document_job, window_job
@@ -34,7 +36,7 @@ from sie_server.models.heads.late_interaction import (
     QueryVectors,
     TokenMatches,
     TokenProjection,
-    maxsim,
+    colbert_scores,
 )
 from sie_server.models.spec import LateInteractionSpec, ModelSpec, UnsupportedCheckpoint, read_json
 
@@ -185,7 +187,7 @@ def _filler(tokenizer: TextTokenizer, directory: Path, named: str | None) -> int
     raise UnsupportedCheckpoint("tokenizer_config.json names no mask_token to expand queries with")
 
 
-class ColbertReader:
+class ColbertReader(Reader):
     """Reads token vectors and MaxSim scores."""
 
     readout: Readout = "all"
@@ -203,55 +205,93 @@ class ColbertReader:
         self._matched = np.ones(tokenizer.vocab_size, dtype=bool)
         self._matched[[number for number in skip if number is not None]] = False
 
-    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
-        """See `Reader.read`."""
-        parts = self._vectors(hidden, batch, works)
-        for work, vectors in zip(works, parts, strict=True):
-            if work.index == QUERY:
-                work.job.query_vectors = QueryVectors(vectors.clone(), None, None)
-        results: list[Any] = [None] * len(works)
-        jobs: dict[Job, list[int]] = {}
-        for place, work in enumerate(works):
-            if "multivector" in work.job.outputs:
-                results[place] = {"multivector": parts[place].cpu().numpy().copy()}
-            elif work.index != QUERY:
-                jobs.setdefault(work.job, []).append(place)
-        for job, places in jobs.items():
-            read = self._matches if "token_scores" in job.outputs else self._scores
-            for place, result in zip(places, read(job, places, parts, works), strict=True):
-                results[place] = result
-        return results
-
-    def _rows_of(self, work: Work) -> npt.NDArray[np.int64]:
+    def picks(self, work: Work) -> npt.NDArray[np.int64]:
         """Return the places of the tokens that are matched."""
         ids = work.tokens.ids
         whole = work.index == QUERY or work.job.is_query
         return np.arange(len(ids)) if whole else np.flatnonzero(self._matched[ids])
 
-    def _vectors(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Tensor]:
-        """Return [matched tokens, dim] per work, as views of one block."""
-        rows: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(works)
-        for start, place in zip(batch.starts, batch.order, strict=True):
-            rows[place] = start + self._rows_of(works[place])
-        index = torch.from_numpy(np.concatenate(rows)).to(hidden.device)
+    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> Pending:
+        """See `Reader.read`."""
+        assert batch.picked is not None
         # all rows are projected, because adapters index rows of the whole batch; the few unmatched rows cost little
-        return list(self._project(hidden)[index].split([len(r) for r in rows]))
+        tokens = self._project(hidden)[batch.picked.rows]
+        jobs: dict[Job, list[int]] = {}  # → packed places of its documents
+        for packed, place in enumerate(batch.order):
+            work = works[place]
+            if work.index == QUERY:
+                work.job.query_vectors = QueryVectors(tokens[batch.picked.of(packed)].clone(), None, None)
+            elif "multivector" not in work.job.outputs:
+                jobs.setdefault(work.job, []).append(packed)
+        outputs, finishes = Outputs(), []
+        if any("multivector" in work.job.outputs for work in works):
+            finishes.append(_vectors_of(outputs.add(tokens), batch, works))
+        for job, documents in jobs.items():
+            read = self._matches if "token_scores" in job.outputs else self._scores
+            finishes.append(read(job, documents, tokens, batch, works, outputs))
+
+        def finish(arrays: list[Any]) -> list[Any]:
+            results: list[Any] = [None] * len(works)
+            for own in finishes:
+                for packed, result in own(arrays):
+                    results[batch.order[packed]] = result
+            return results
+
+        return Pending(outputs.tensors, finish)
 
     def _matches(
-        self, job: Job, places: list[int], parts: list[Tensor], works: list[Work]
-    ) -> list[TokenMatches]:
-        query = _query_of(job)
-        return [TokenMatches.of(query, parts[place], self._rows_of(works[place])) for place in places]
+        self,
+        job: Job,
+        documents: list[int],
+        tokens: Tensor,
+        batch: PackedBatch,
+        works: list[Work],
+        outputs: Outputs,
+    ) -> Finish:
+        query, picked = _query_of(job), batch.picked
+        assert picked is not None
+        place = outputs.add(query.tokens @ tokens.T)  # [query tokens, picked tokens]
 
-    def _scores(self, job: Job, places: list[int], parts: list[Tensor], works: list[Work]) -> list[float]:
-        query = _query_of(job).to(parts[0].device)
-        for place in places:
-            work = works[place]
-            if self._cache and work.key:
-                vectors = DocumentVectors(parts[place].clone())
-                document = CachedDocument(vectors, work.cut, len(work.tokens))
-                self._cache.put(work.key, document)
-        return maxsim(query, [DocumentVectors(parts[place]) for place in places], None)
+        def finish(arrays: list[Any]) -> Iterator[tuple[int, Any]]:
+            for packed in documents:
+                found = arrays[place][:, picked.of(packed)]
+                yield packed, TokenMatches.of(query, None, found, self.picks(works[batch.order[packed]]))
+
+        return finish
+
+    def _scores(
+        self,
+        job: Job,
+        documents: list[int],
+        tokens: Tensor,
+        batch: PackedBatch,
+        works: list[Work],
+        outputs: Outputs,
+    ) -> Finish:
+        query = _query_of(job).to(tokens.device)
+        for packed in documents:
+            work = works[batch.order[packed]]
+            if self._cache and work.key and batch.picked:
+                vectors = DocumentVectors(tokens[batch.picked.of(packed)].clone())
+                self._cache.put(work.key, CachedDocument(vectors, work.cut, len(work.tokens)))
+        place = outputs.add(colbert_scores(query, tokens, batch, documents))
+        return lambda arrays: ((packed, float(arrays[place][packed])) for packed in documents)
+
+
+Finish = Callable[[list[Any]], Iterable[tuple[int, Any]]]  # arrays → packed place and result of some works
+
+
+def _vectors_of(place: int, batch: PackedBatch, works: list[Work]) -> Finish:
+    picked = batch.picked
+    assert picked is not None
+
+    def finish(arrays: list[Any]) -> Iterator[tuple[int, Any]]:
+        for packed, caller in enumerate(batch.order):
+            if "multivector" in works[caller].job.outputs:
+                # a view would keep the whole batch alive until the answer is written
+                yield packed, {"multivector": arrays[place][picked.of(packed)].copy()}
+
+    return finish
 
 
 def _query_of(job: Job) -> QueryVectors:

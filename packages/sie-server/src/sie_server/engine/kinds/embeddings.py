@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sie_server.engine.document_cache import CachedDocument, ModelDocuments
-from sie_server.engine.job import QUERY, Chunking, Floats, Job, ScoreTexts, Vectors, Work, build_job
-from sie_server.engine.kinds.base import Kind, Parts, plain_tokenizer
+from sie_server.engine.job import QUERY, Chunking, Job, ScoreTexts, Work, build_job
+from sie_server.engine.kinds.base import Kind, Parts, Reader, plain_tokenizer
+from sie_server.engine.kinds.pending import Outputs, Pending
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.chunks import split
 from sie_server.engine.text.jobs import document_job, window_job
@@ -59,7 +63,7 @@ class LateInteractionInput:
         return job
 
 
-class VectorReader:
+class VectorReader(Reader):
     """Reads pooled vectors, token vectors, and late-interaction scores made from both."""
 
     def __init__(
@@ -70,10 +74,17 @@ class VectorReader:
         cache: ModelDocuments | None = None,
     ) -> None:
         self._spec, self._token_weights = spec, token_weights  # weights: [vocabulary] fp32
+        self._host_weights = None if token_weights is None else token_weights.cpu().numpy()
         self._modules, self._cache = modules, cache
         self.readout: Readout = "all" if spec.token_vectors else pooling_readout(spec.pooling)
 
-    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
+    def picks(self, work: Work) -> npt.NDArray[np.int64] | None:
+        """Return the places of a query's tokens that have a weight."""
+        if self._host_weights is None or work.index != QUERY:
+            return None
+        return np.flatnonzero(self._host_weights[work.tokens.ids] > 0)
+
+    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> Pending:
         """See `Reader.read`."""
         states = pool if self.readout == "all" else pooled_states
         with one_row_each():
@@ -81,33 +92,37 @@ class VectorReader:
         pooled = unit(pooled) if self._spec.normalize else pooled
         tokens = unit(hidden.float()) if self._spec.token_vectors else hidden
         self._keep_queries(pooled, tokens, batch, works)
-        results: list[Any] = [None] * len(works)
+        outputs, finishes = _HostVectors(pooled, tokens), []
         for job, places in _by_job(batch, works).items():
             if "score" in job.outputs:
-                scores = self._scores(job, pooled, tokens, batch)
+                finishes.append(_indexed(places, outputs.add(self._scores(job, pooled, tokens, batch))))
                 for packed, place in places:
-                    results[place] = scores[packed]
                     self._keep_document(packed, pooled, tokens, batch, works[place])
             elif "token_scores" in job.outputs:
-                for packed, place in places:
-                    results[place] = self._matches(job, pooled[packed], tokens[_rows(batch, packed)])
+                finishes.append(self._matches(job, places, pooled, tokens, batch, outputs))
             else:
-                vectors = _HostVectors(job.outputs, pooled, tokens)
-                for packed, place in places:
-                    results[place] = vectors.of(packed, batch)
-        return results
+                finishes.append(outputs.vectors(job.outputs, places, batch))
+
+        def finish(arrays: list[Any]) -> list[Any]:
+            results: list[Any] = [None] * len(works)
+            for own in finishes:
+                for place, result in own(arrays):
+                    results[place] = result
+            return results
+
+        return Pending(outputs.tensors, finish)
 
     def _keep_queries(self, pooled: Tensor, tokens: Tensor, batch: PackedBatch, works: list[Work]) -> None:
-        if self._token_weights is None:
+        table = self._token_weights
+        if table is None:
             return
         for packed, place in enumerate(batch.order):
-            work = works[place]
-            if work.index == QUERY:
-                rows = _rows(batch, packed)
-                weights = self._token_weights[batch.ids[rows].long()]
-                work.job.query_vectors = QueryVectors.build(
-                    tokens[rows].clone(), weights, pooled[packed].clone()
-                )
+            work, places = works[place], self.picks(works[place])
+            if places is not None and batch.picked:
+                rows = batch.picked.rows[batch.picked.of(packed)]
+                total = table[batch.ids[_rows(batch, packed)]].sum()
+                own = tokens[rows], table[batch.ids[rows]]
+                work.job.query_vectors = QueryVectors.build(*own, total, pooled[packed].clone(), places)
 
     def _keep_document(
         self, packed: int, pooled: Tensor, tokens: Tensor, batch: PackedBatch, work: Work
@@ -116,13 +131,25 @@ class VectorReader:
             vectors = DocumentVectors(tokens[_rows(batch, packed)].clone(), pooled[packed].clone())
             self._cache.put(work.key, CachedDocument(vectors, work.cut, len(work.tokens)))
 
-    def _scores(self, job: Job, pooled: Tensor, tokens: Tensor, batch: PackedBatch) -> list[float]:
+    def _scores(self, job: Job, pooled: Tensor, tokens: Tensor, batch: PackedBatch) -> Tensor:
         query = _query_of(job)
-        return (self._pooled_score(query, pooled) + weighted_maxsim(query, tokens, batch)).tolist()
+        return self._pooled_score(query, pooled) + weighted_maxsim(query, tokens, batch)
 
-    def _matches(self, job: Job, pooled: Tensor, tokens: Tensor) -> TokenMatches:
+    def _matches(
+        self, job: Job, places: Places, pooled: Tensor, tokens: Tensor, batch: PackedBatch, outputs: Outputs
+    ) -> Finish:
         query = _query_of(job)
-        return TokenMatches.of(query, tokens, pooled=self._pooled_score(query, pooled).item())
+        assert query.weights is not None
+        similarities, weights = outputs.add(query.tokens @ tokens.T), outputs.add(query.weights)
+        dense = outputs.add(self._pooled_score(query, pooled))
+
+        def finish(arrays: list[Any]) -> Iterator[tuple[int, Any]]:
+            for packed, place in places:
+                own = arrays[similarities][:, _rows(batch, packed)]
+                score = float(arrays[dense][packed])
+                yield place, TokenMatches.of(query, arrays[weights], own, pooled=score)
+
+        return finish
 
     def _pooled_score(self, query: QueryVectors, pooled: Tensor) -> Tensor:
         assert (
@@ -165,35 +192,51 @@ def _rows(batch: PackedBatch, packed: int) -> slice:
     return slice(batch.starts[packed], batch.starts[packed] + batch.lengths[packed])
 
 
-def _by_job(batch: PackedBatch, works: list[Work]) -> dict[Job, list[tuple[int, int]]]:
-    """Return job → (packed place, caller's place) of its texts. Queries have no result and are left out."""
-    jobs: dict[Job, list[tuple[int, int]]] = {}
+Places = list[tuple[int, int]]  # packed place and caller's place of each text
+Finish = Callable[[list[Any]], Iterable[tuple[int, Any]]]  # arrays → caller's place and result of some works
+
+
+def _by_job(batch: PackedBatch, works: list[Work]) -> dict[Job, Places]:
+    """Return job → the places of its texts. Queries have no result and are left out."""
+    jobs: dict[Job, Places] = {}
     for packed, place in enumerate(batch.order):
         if works[place].index != QUERY:
             jobs.setdefault(works[place].job, []).append((packed, place))
     return jobs
 
 
-class _HostVectors:
-    """The requested outputs of a batch, copied to the host."""
+def _indexed(places: Places, array: int) -> Finish:
+    """Return the value of each text in an array of one value per packed sequence."""
 
-    def __init__(self, outputs: tuple[str, ...], pooled: Tensor, tokens: Tensor) -> None:
-        self._dense = _to_host(pooled) if "dense" in outputs else None
-        self._tokens = _to_host(tokens) if "multivector" in outputs else None
+    def finish(arrays: list[Any]) -> Iterator[tuple[int, Any]]:
+        values = arrays[array].tolist()
+        return ((place, values[packed]) for packed, place in places)
 
-    def of(self, packed: int, batch: PackedBatch) -> Vectors:
-        """Copy the vectors of one sequence; a view would keep the whole batch alive until the answer is written."""
-        vectors: Vectors = {}
-        if self._dense is not None:
-            vectors["dense"] = self._dense[packed].copy()
-        if self._tokens is not None:
-            vectors["multivector"] = self._tokens[_rows(batch, packed)].copy()
-        return vectors
+    return finish
 
 
-def _to_host(tensor: Tensor) -> Floats:
-    host: Floats = tensor.float().cpu().numpy()
-    return host
+class _HostVectors(Outputs):
+    """The vectors of a batch; each kind is copied to the host once, if a job requests it."""
+
+    def __init__(self, pooled: Tensor, tokens: Tensor) -> None:
+        super().__init__()
+        self._made = {"dense": pooled, "multivector": tokens}
+        self._added: dict[str, int] = {}
+
+    def vectors(self, names: tuple[str, ...], places: Places, batch: PackedBatch) -> Finish:
+        """Return the requested vectors of each text."""
+        wanted = [name for name in self._made if name in names]
+        for name in wanted:
+            if name not in self._added:
+                self._added[name] = self.add(self._made[name].float())
+
+        def finish(arrays: list[Any]) -> Iterator[tuple[int, Any]]:
+            for packed, place in places:
+                # copied: a view would keep the whole batch alive until the answer is written
+                whole = {"dense": packed, "multivector": _rows(batch, packed)}
+                yield place, {name: arrays[self._added[name]][whole[name]].copy() for name in wanted}
+
+        return finish
 
 
 def _tokenizer(directory: Path, spec: ModelSpec) -> TextTokenizer:

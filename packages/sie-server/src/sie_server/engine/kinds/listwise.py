@@ -21,7 +21,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sie_server.engine.job import Floats, Job, ScoreTexts, Work
-from sie_server.engine.kinds.base import Kind, Parts
+from sie_server.engine.kinds.base import Kind, Parts, Reader
+from sie_server.engine.kinds.pending import Pending
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.reading import ALL
 from sie_server.engine.text.slices import clip, either
@@ -184,7 +185,7 @@ class ListwiseInput:
         return job
 
 
-class ListwiseReader:
+class ListwiseReader(Reader):
     """Reads the vectors of a block, [documents + 1, width]: its documents' in order, then the query's."""
 
     readout: Readout = "all"
@@ -192,16 +193,23 @@ class ListwiseReader:
     def __init__(self, projector: Projector, marks: tuple[int, ...]) -> None:
         self._projector, self._marks = projector, marks
 
-    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
+    def picks(self, work: Work) -> npt.NDArray[np.int64]:
+        """See `Reader.picks`."""
+        return marked(work.tokens.ids, self._marks)
+
+    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> Pending:
         """See `Reader.read`."""
-        places = [marked(works[i].tokens.ids, self._marks) for i in batch.order]
-        rows = np.concatenate([start + found for start, found in zip(batch.starts, places, strict=True)])
-        vectors: Floats = self._projector(hidden[rows.tolist()]).cpu().numpy()
-        ends = np.cumsum([len(found) for found in places])[:-1]
-        results: list[Any] = [None] * len(works)
-        for place, part in zip(batch.order, np.split(vectors, ends), strict=True):
-            results[place] = part.copy()
-        return results
+        picked = batch.picked
+        assert picked is not None  # every block has its query
+        vectors = self._projector(hidden[picked.rows])
+
+        def finish(arrays: list[Any]) -> list[Any]:
+            results: list[Any] = [None] * len(works)
+            for packed, place in enumerate(batch.order):
+                results[place] = arrays[0][picked.of(packed)].copy()
+            return results
+
+        return Pending([vectors], finish)
 
 
 def marked(ids: Ids, marks: tuple[int, ...]) -> npt.NDArray[np.int64]:

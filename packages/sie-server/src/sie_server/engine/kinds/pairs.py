@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sie_server.engine.job import Chunking, Job, ScoreTexts, Work, build_job
 from sie_server.engine.kinds.base import Kind, Parts, Reader
+from sie_server.engine.kinds.pending import Pending
 from sie_server.engine.storage.weights import CheckpointWeights
 from sie_server.engine.text.pair_tokenizer import PairTokenizer
 from sie_server.models.batch import PackedBatch, Readout
@@ -41,21 +42,25 @@ class PairInput:
         return job
 
 
-class LogitReader:
+class LogitReader(Reader):
     """Reads one raw logit per sequence, for cross-encoders and causal rerankers."""
 
     def __init__(self, head: Classifier) -> None:
         self._head = head
         self.readout: Readout = head.readout
 
-    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> list[Any]:
+    def read(self, hidden: Tensor, batch: PackedBatch, works: list[Work]) -> Pending:
         """See `Reader.read`."""
-        results: list[Any] = [None] * len(works)
         with one_row_each():
             logits = self._head.logits(hidden, batch)
-        for place, logit in zip(batch.order, logits.tolist(), strict=True):
-            results[place] = logit
-        return results
+
+        def finish(arrays: list[Any]) -> list[Any]:
+            results: list[Any] = [None] * len(works)
+            for place, logit in zip(batch.order, arrays[0].tolist(), strict=True):
+                results[place] = logit
+            return results
+
+        return Pending([logits], finish)
 
 
 def _tokenizer(directory: Path, spec: ModelSpec) -> PairTokenizer:

@@ -76,5 +76,6 @@ def log_odds(logits: Tensor, labels: Labels) -> Tensor:
     own = logits[:, labels.chosen]
     if labels.count == 1 or labels.independent:
         return own
-    others = torch.arange(labels.count, device=logits.device) != labels.chosen
-    return own - logits[:, others].logsumexp(1)
+    # masked, not selected: a selection by a mask waits for the device
+    chosen = torch.arange(labels.count, device=logits.device) == labels.chosen
+    return own - logits.masked_fill(chosen, float("-inf")).logsumexp(1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from torch import Tensor
 from sie_server.models.batch import PackedBatch
 from sie_server.models.heads.classifier import unit
 from sie_server.models.heads.modular import ACTIVATIONS
+from sie_server.models.heads.reduction import largest, reduce_segments
 from sie_server.models.layers.linear import Linear, Weights
 from sie_server.models.spec import ProjectionSpec
 
@@ -38,14 +38,17 @@ class QueryVectors:
     tokens: Tensor  # [query tokens, dim] fp32
     weights: Tensor | None  # [query tokens] fp32; None: every token has weight 1
     pooled: Tensor | None  # [dim] fp32
-    places: Tensor | None = None  # [query tokens], in the query's sequence; None: every token has a vector
+    places: Ids | None = None  # [query tokens], in the query's sequence; None: every token has a vector
 
     @classmethod
-    def build(cls, tokens: Tensor, weights: Tensor, pooled: Tensor) -> QueryVectors:
-        """Keep the tokens with a positive weight, and divide the weights by their sum."""
-        places = torch.nonzero(weights > 0).squeeze(1)
-        kept, total = weights[places], weights.sum()
-        return cls(tokens[places], kept / total if total > 0 else kept, pooled, places)
+    def build(
+        cls, tokens: Tensor, weights: Tensor, total: Tensor, pooled: Tensor, places: Ids
+    ) -> QueryVectors:
+        """Divide the weights by `total`, the sum over all tokens of the query, unless it is 0.
+
+        `tokens` and `weights` are those of the tokens with a positive weight, at `places`.
+        """
+        return cls(tokens, torch.where(total > 0, weights / total, weights), pooled, places)
 
     def to(self, device: torch.device) -> QueryVectors:
         """Return the query on `device`; vectors from a request are on the host until the device thread uses them."""
@@ -81,17 +84,20 @@ class TokenMatches:
 
     @classmethod
     def of(
-        cls, query: QueryVectors, tokens: Tensor, places: Ids | None = None, pooled: float | None = None
+        cls,
+        query: QueryVectors,
+        weights: Floats | None,
+        similarities: Floats,
+        places: Ids | None = None,
+        pooled: float | None = None,
     ) -> TokenMatches:
-        """Compare the `tokens` of a document, [document tokens, dim], with a query. Threads: as a forward pass."""
-        similarities = (query.tokens @ tokens.T).cpu().numpy()
+        """Build it of `similarities`, [query tokens, document tokens], and the query's weights; None: each is 1."""
         count, length = similarities.shape
-        whole = query.places is None
         return cls(
-            query_places=np.arange(count) if whole else _host(query.places),
-            weights=np.ones(count, np.float32) if query.weights is None else _host(query.weights),
+            query_places=np.arange(count) if query.places is None else query.places,
+            weights=np.ones(count, np.float32) if weights is None else weights.copy(),
             places=np.arange(length) if places is None else places,
-            similarities=similarities,
+            similarities=similarities.copy(),
             pooled=pooled,
         )
 
@@ -101,23 +107,38 @@ class TokenMatches:
         return float(self.weights.astype(np.float64) @ best) + (self.pooled or 0.0)
 
 
-def _host(tensor: Tensor | None) -> Any:
-    assert tensor is not None
-    return tensor.cpu().numpy()
-
-
 def maxsim(
     query: QueryVectors, documents: Sequence[DocumentVectors], dense_weight: float | None
 ) -> list[float]:
     """Return Σᵢ wᵢ maxⱼ qᵢ·dⱼ for each document, plus `dense_weight` times the cosine of the pooled vectors."""
-    scores: list[float] = []
+    return [score for part in _scores(query, documents, dense_weight) for score in part.tolist()]
+
+
+def colbert_scores(query: QueryVectors, tokens: Tensor, batch: PackedBatch, documents: list[int]) -> Tensor:
+    """Return Σᵢ maxⱼ qᵢ·dⱼ of a query and each sequence of the batch, [sequences] fp64 on the device.
+
+    `tokens` is [picked tokens, dim] fp32, the vectors of `batch.picked`. Only the scores of `documents`, packed places,
+    are used: the others may be anything.
+    """
+    assert batch.picked is not None
+    if tokens.is_cuda or batch.segments is not None:
+        # all sequences in one call: selecting those of one query costs more than it saves
+        return _summed(query, reduce_segments(tokens @ query.tokens.T, batch.picked.bounds, "max"))
+    parts = [DocumentVectors(tokens[batch.picked.of(packed)]) for packed in documents]
+    scores = torch.zeros(batch.count, dtype=torch.float64)
+    scores[documents] = torch.cat(list(_scores(query, parts, None)))
+    return scores
+
+
+def _scores(
+    query: QueryVectors, documents: Sequence[DocumentVectors], dense_weight: float | None
+) -> Iterator[Tensor]:
     for block in _blocks(documents):
         total = _token_scores(query, [document.tokens for document in block])
         if dense_weight is not None and query.pooled is not None:
             pooled = torch.stack([d.pooled for d in block if d.pooled is not None])
             total = total + dense_weight * (pooled @ query.pooled)
-        scores += total.tolist()
-    return scores
+        yield total
 
 
 def _token_scores(query: QueryVectors, documents: list[Tensor]) -> Tensor:
@@ -126,6 +147,11 @@ def _token_scores(query: QueryVectors, documents: list[Tensor]) -> Tensor:
     similarity = torch.cat(documents) @ query.tokens.T  # [document tokens, query tokens]
     lengths = [len(tokens) for tokens in documents]
     best = torch.stack([part.amax(0) for part in similarity.split(lengths)])  # [documents, query tokens]
+    return _summed(query, best)
+
+
+def _summed(query: QueryVectors, best: Tensor) -> Tensor:
+    """Return [documents] fp64 from [documents, query tokens]."""
     # summed in double precision: a sum of 32 cosines in fp32 would round small differences between documents away
     weights = torch.ones_like(best[0]) if query.weights is None else query.weights
     return best.double() @ weights.double()
@@ -184,10 +210,4 @@ def weighted_maxsim(query: QueryVectors, tokens: Tensor, batch: PackedBatch) -> 
     if not len(query.weights):
         return torch.zeros(batch.count, dtype=torch.float32, device=tokens.device)
     similarity = tokens @ query.tokens.T  # [rows, query tokens]
-    best = torch.empty(batch.count, len(query.weights), dtype=torch.float32, device=tokens.device)
-    for group in batch.groups:
-        block = similarity[group.rows].unflatten(0, (group.count, group.slot))
-        if group.valid is not None:
-            block = block.masked_fill(~group.valid[:, :, None], float("-inf"))
-        best[group.sequences] = block.amax(1)
-    return best @ query.weights
+    return largest(similarity, batch) @ query.weights

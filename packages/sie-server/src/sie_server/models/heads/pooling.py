@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sie_server.models.batch import PackedBatch, Readout
+from sie_server.models.heads.reduction import largest, places, total
 from sie_server.models.spec import Pooling, Poolings, UnsupportedCheckpoint
 
 # The key of each mode in older files → its name in newer ones; several are concatenated in this order
@@ -67,21 +68,11 @@ def pool(hidden: Tensor, batch: PackedBatch, how: Poolings) -> Tensor:
 def _pooled(hidden: Tensor, batch: PackedBatch, how: Pooling) -> Tensor:
     if (rows := batch.rows_of(pooling_readout((how,)))) is not None:
         return hidden[rows].float()
-    pooled = torch.empty(batch.count, hidden.shape[1], dtype=torch.float32, device=hidden.device)
-    for group in batch.groups:
-        block = hidden[group.rows].unflatten(0, (group.count, group.slot)).float()
-        pooled[group.sequences] = _reduced(block, group.valid, how)
-    return pooled
-
-
-def _reduced(block: Tensor, valid: Tensor | None, how: Pooling) -> Tensor:
-    """Return [count, hidden] from [count, slot, hidden]; `valid` [count, slot] marks the tokens, None: all."""
     if how == "max":
-        return (block if valid is None else block.masked_fill(~valid[:, :, None], -torch.inf)).amax(1)
-    if how == "mean" and valid is None:
-        return block.mean(1)
-    weights = torch.ones(block.shape[:2], device=block.device) if valid is None else valid.float()
+        return largest(hidden, batch).float()
     if how == "weightedmean":
-        weights = weights * torch.arange(1, block.shape[1] + 1, device=block.device)
-    total = weights.sum(1, keepdim=True)
-    return (block * weights[:, :, None]).sum(1) / (total.sqrt() if how == "mean_sqrt_len" else total)
+        weights = places(batch) + 1.0
+        sizes = batch.sizes.float()
+        return total(hidden, batch, weights) / (sizes * (sizes + 1) / 2)[:, None]
+    sizes = batch.sizes[:, None].float()
+    return total(hidden, batch) / (sizes.sqrt() if how == "mean_sqrt_len" else sizes)

@@ -151,6 +151,8 @@ class Decoder:
         self.layers = [self.layer(spec, i, weights.at(f"layers.{i}")) for i in range(spec.num_layers)]
         self.norm = RMSNorm.load(weights, "norm", spec.hidden_size, spec)
         self.frequencies = scaled_frequencies(spec.rope).to(self.words.device)
+        # rounded to the model's dtype, as in training (transformers, GemmaTextScaledWordEmbedding)
+        self.scale = float(torch.tensor(spec.embedding_scale, dtype=self.words.dtype))
 
     def forward(self, batch: PackedBatch, readout: Readout) -> Tensor:
         """Return hidden states after the final norm: [rows, hidden], or [sequences, hidden] of the read-out tokens.
@@ -186,9 +188,8 @@ class Decoder:
 
     def _start(self, batch: PackedBatch) -> tuple[Tensor, Rotary, Attend]:
         x = F.embedding(batch.ids, self.words)
-        if self.spec.embedding_scale != 1.0:
-            # rounded to the model's dtype first, as in training (transformers, GemmaTextScaledWordEmbedding)
-            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.scale != 1.0:
+            x = x * self.scale
         return x, Rotary(batch.positions, self.frequencies), self._attend(batch, x.dtype)
 
     def _attend(self, batch: PackedBatch, dtype: torch.dtype) -> Attend:
