@@ -187,7 +187,7 @@ export interface EncodeResult {
 
 /** The progress of a load; bytes are those of the model's tensors. */
 export interface LoadProgress {
-  phase: "fetch" | "room" | "load" | "measure" | "probe";
+  phase: "fetch" | "room" | "load" | "measure" | "probe" | "replay";
   seconds: number;
   bytesDone: number;
   bytesTotal: number | null;

@@ -108,7 +108,7 @@ export interface Item {
 }
 
 export interface LoadProgress {
-  phase: "fetch" | "load" | "measure" | "probe" | "room";
+  phase: "fetch" | "load" | "measure" | "probe" | "replay" | "room";
   seconds: number;
   bytes_done: number;
   bytes_total: number | null;

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from sie_server.catalog import ModelConfig
 from sie_server.cluster.replica.operators import ReplicaOperators
 from sie_server.cluster.state import DesiredState, ModelWish
 from sie_server.errors import Conflict
+from sie_server.serving.lifecycle.slots import Version
+from sie_server.serving.lifecycle.transitions import Hold
+from sie_server.serving.loading.progress import Progress
 from support.waiting import until
 
 pytestmark = pytest.mark.unit
@@ -29,12 +33,10 @@ class Model:
     async def info(self, model: str) -> Any:
         return SimpleNamespace(loaded=self.state == "loaded", state=self.state)
 
-    async def swap(
-        self, model: str, source: str, revision: str | None, hold: Callable[[], Awaitable[None]] | None = None
-    ) -> str:
+    async def swap(self, model: str, source: str, revision: str | None, *, hold: Hold | None = None) -> str:
         self.swaps.append(source)
         if hold:
-            await hold()
+            await hold(Version(ModelConfig(model, source)), Progress())
         self.source = source
         return f"swapped to {source}"
 

@@ -9,10 +9,15 @@ import pytest
 
 from sie_server.api import codec
 from sie_server.api.dialects import PATHS, RERANK, dialect_of, owner_of
-from sie_server.api.dialects.dialect import warning_header
+from sie_server.api.dialects.dialect import Document, RerankRequest, answer_of, warning_header
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.vendors.tei import PREDICT_PAIR
+from sie_server.catalog import Calibration, CatalogEntry, plain_calibration
+from sie_server.catalog.entries import model_of
 from sie_server.errors import InvalidInput
+from sie_server.serving.activation import activate
+from sie_server.serving.metrics import RequestTiming
+from sie_server.wire import ScoreEntry, ScoreResponse, ScoreType, Usage
 
 
 def fields_of(body: Any) -> Fields:
@@ -91,3 +96,35 @@ def test_a_warning_cannot_break_out_of_its_header() -> None:
     assert warning_header([]) == {}
     [value] = warning_header(["a\r\nSet-Cookie: b", "é"]).values()
     assert value.isascii() and "\r" not in value and "\n" not in value
+
+
+def answered(raw: bool, score_type: ScoreType, calibration: Calibration | None) -> list[float]:
+    request = RerankRequest(None, ["q"], [Document(text, text) for text in "ab"], raw=raw)
+    entries = [ScoreEntry("1", 1.25, 0), ScoreEntry("0", -0.5, 1)]
+    answer = ScoreResponse("m", None, entries, Usage(1), score_type)
+    return [hit.score for hit in answer_of(request, answer, "id", RequestTiming(), calibration).hits]
+
+
+def test_similarities_become_probabilities_if_the_model_is_calibrated() -> None:
+    calibration = Calibration(slope=4.0, intercept=-3.0)
+    expected = [calibration.probability(value) for value in (1.25, -0.5)]
+    assert answered(False, "maxsim", calibration) == expected
+    assert all(0 < value < 1 for value in expected)
+    assert answered(False, "maxsim", None) == answered(True, "maxsim", calibration) == [1.25, -0.5]
+    assert answered(False, "logit", calibration) == [activate(value, "sigmoid") for value in (1.25, -0.5)]
+
+
+def test_a_calibration_of_other_options_does_not_apply_to_plain_requests() -> None:
+    fitted = {"slope": 4.0, "intercept": -3.0}
+    for options, profile, applies in (
+        ({}, {}, True),
+        ({"score_mode": "dense"}, {}, False),
+        ({}, {"score_mode": "dense"}, False),
+        ({}, {"top_n": 3}, True),
+    ):
+        entry = msgspec.convert(
+            {"id": "m", "source": "org/m", "license": "mit", "description": "", "outputs": ["score"],
+             "max_seq_length": 64, "profiles": {"default": profile}, "calibration": {**fitted, "options": options}},
+            CatalogEntry,
+        )  # fmt: skip
+        assert (plain_calibration(model_of(entry)) is not None) == applies

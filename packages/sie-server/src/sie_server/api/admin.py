@@ -52,7 +52,8 @@ async def unload(request: Request) -> Response:
 async def swap(request: Request) -> Response:
     """POST /v1/admin/swap"""
     body = await _read(request, AdminSwapRequest)
-    return await _answer(service_of(request).admin.swap(body.model, body.source, body.revision))
+    given = (body.source, body.revision, body.replay, body.max_difference)
+    return await _answer(service_of(request).admin.swap(body.model, *given))
 
 
 async def load_adapter(request: Request) -> Response:

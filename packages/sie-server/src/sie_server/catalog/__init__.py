@@ -17,11 +17,13 @@ from sie_server.catalog.cascades import checked
 from sie_server.catalog.directory import ModelsDirectory, read_entry, stamp_of
 from sie_server.catalog.entries import (
     EMBEDDED,
+    OTHER_SCORES,
     CatalogEntry,
     ModelConfig,
     id_of,
     id_problem,
     model_of,
+    plain_calibration,
     profile_names,
 )
 from sie_server.catalog.revisions import is_path, split_revision
@@ -30,6 +32,7 @@ from sie_server.config import ConfigError
 
 __all__ = [
     "EMBEDDED",
+    "OTHER_SCORES",
     "Calibration",
     "CascadeEntry",
     "CatalogEntry",
@@ -42,6 +45,7 @@ __all__ = [
     "id_problem",
     "known_models",
     "named_model",
+    "plain_calibration",
     "profile_names",
     "stamp_of",
     "with_configured",

@@ -19,6 +19,7 @@ from sie_server.config import NAME_LENGTH
 from sie_server.templates.pair_settings import Truncation
 from sie_server.wire import AdapterName, Profile
 
+OTHER_SCORES = ("score_mode", "score_weights", "cutoff_layer")  # options that choose another raw score
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
@@ -130,6 +131,13 @@ def id_problem(name: str) -> str | None:
     if any(part.strip() in ("", ".", "..") for part in name.split("/")):
         return "has a part that is empty or consists of dots; expected NAME or ORGANISATION/NAME"
     return None
+
+
+def plain_calibration(model: ModelConfig) -> Calibration | None:
+    """Return the calibration of a model if it applies to requests without options; None: it does not."""
+    found, default = model.calibration, model.profiles.get("default")
+    changed = default is not None and any(getattr(default, name) is not None for name in OTHER_SCORES)
+    return found if found and not found.options and not changed else None
 
 
 def profile_names(profiles: Mapping[str, Profile]) -> list[str]:

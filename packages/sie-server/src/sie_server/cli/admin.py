@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from threading import Thread
@@ -28,6 +28,7 @@ PHASES = {
     "load": "reading weights",
     "measure": "measuring",
     "probe": "trying out",
+    "replay": "replaying requests",
 }
 
 
@@ -72,10 +73,30 @@ def unload(remote: Remote, as_json: bool, **body: Any) -> None:
 @click.argument("model")
 @click.argument("source")
 @click.option("--revision", help="Branch, tag or commit of a hub id")
+@click.option(
+    "--replay",
+    type=click.IntRange(1, 10_000),
+    help="First compare both versions on the last requests, at most this many; without --max-difference, do not swap",
+)
+@click.option(
+    "--max-difference",
+    type=click.FloatRange(0, 1),
+    help="With --replay: swap only if at most this share of document pairs has another order",
+)
 @_remote
 def swap(remote: Remote, as_json: bool, **body: Any) -> None:
-    """Replace a model's weights with those of SOURCE while it serves."""
-    _do(remote, "swap", body, as_json)
+    """Replace a model's weights with those of SOURCE while it serves.
+
+    The exit status is 1 if the versions differ by more than --max-difference.
+    """
+    answer = _do(remote, "swap", body, as_json)
+    with remote.understood("/v1/admin/swap"):
+        report: Json = answer.get("replay") or {}
+        if report and not as_json:
+            write("".join(f"{line}\n" for line in _replay_lines(report)))
+        failed = report and not report["switched"] and body["max_difference"] is not None
+    if failed:
+        raise SystemExit(1)
 
 
 @admin.command("load-adapter")
@@ -178,7 +199,27 @@ def _phase(progress: Json) -> str:
     return str(PHASES.get(progress["phase"], progress["phase"]))
 
 
-def _do(remote: Remote, action: str, body: Json, as_json: bool) -> None:
+def _replay_lines(report: Json) -> Iterator[str]:
+    yield f"switched\t{'yes' if report['switched'] else 'no'}"
+    yield f"requests\t{report['requests']}"
+    for name in (
+        "difference",
+        "kendall_tau",
+        "top10_overlap",
+        "score_shift",
+        "largest_shift",
+        "latency_ratio",
+    ):
+        value = report[name]
+        yield f"{name}\t{'-' if value is None else f'{value:.4f}'}"
+    yield f"refused\t{report['refused_requests']}"
+    for each in report["refused"]:
+        yield f"refused: {each['requests']} × {escaped(each['reason'])}"
+    for note in report["notes"]:
+        yield f"note: {escaped(note)}"
+
+
+def _do(remote: Remote, action: str, body: Json, as_json: bool) -> Json:
     given = {name: value for name, value in body.items() if value is not None}
     path = f"/v1/admin/{action}"
     answer = _watched(remote, body["model"], lambda: remote.ask(path, given))
@@ -188,6 +229,7 @@ def _do(remote: Remote, action: str, body: Json, as_json: bool) -> None:
         write_json(answer)
     else:
         write(f"{escaped(line)}\n")
+    return answer
 
 
 def _summary(answer: Json) -> str:

@@ -72,6 +72,10 @@ def check(config: ServerConfig) -> None:
     """
     if problem := pool_problem(config.cluster):
         raise ConfigError(problem)
+    if config.replay_buffer:
+        raise ConfigError(
+            f"replay_buffer is {config.replay_buffer}, and a cluster (--ray) replays no requests; omit it"
+        )
     if not any(key.may("admin") for key in read_keys(config)):
         # a proxy of the cluster sends every request, so all callers would look local
         raise ConfigError(

@@ -127,6 +127,18 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
             description="Memory for the document cache of late-interaction models, in MiB; 0: no cache",
         ),
     ] = 256
+    replay_buffer: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="Last score requests that are kept per model, with their texts, in memory only, for "
+            "`sie-server admin swap --replay`; 0: none",
+        ),
+    ] = 0
+    replay_buffer_mb: Annotated[
+        int, Meta(ge=1, description="Memory for the kept requests of all models, in MiB")
+    ] = 64
     max_queue_tokens: Annotated[
         int,
         Meta(

@@ -51,6 +51,7 @@ class Answer(msgspec.Struct, frozen=True):
     seconds: float  # until the answer
     tokens: int = 0  # of all sequences
     stages: list[StageCost] = []  # of a cascade
+    pruned: int = 0  # texts at the end of `order`, which its last stage has not read
 
 
 class Scorer(Protocol):
@@ -162,6 +163,7 @@ def answer_of(response: ScoreResponse, started: float, seconds: float) -> Answer
         seconds,
         response.usage.input_tokens,
         list(_costs(stages, len(order))),
+        len(order) - len(by_place),
     )
 
 

@@ -161,6 +161,7 @@ class _Counter:
         self._counts: dict[str, int] = dict.fromkeys(
             ("queries", "pairs", "truncated", "truncated_queries"), 0
         )
+        self._pruned = 0
 
     def over(self, rankings: Iterator[Ranking]) -> Iterator[Ranking]:
         for each in rankings:
@@ -168,7 +169,10 @@ class _Counter:
             self._counts["pairs"] += len(each.documents)
             self._counts["truncated"] += len(each.answer.truncated)
             self._counts["truncated_queries"] += each.answer.query_truncated
+            self._pruned += each.answer.pruned
             yield each
 
     def summary(self, notes: tuple[str, ...]) -> Summary:
+        if self._pruned:
+            notes = (*notes, f"{self._pruned} documents have no score: the cascade pruned them")
         return Summary(**self._counts, notes=notes)

@@ -32,10 +32,18 @@ class Ranking:
     most: int | None  # of the documents that are written
 
     def entries(self) -> Iterator[tuple[int, str, float, bool]]:
-        """Yield rank from 0, id, score and whether the text was cut, the most relevant document first."""
-        cut = set(self.answer.truncated)
-        for rank, place in enumerate(self.answer.order[: self.most]):
+        """Yield rank from 0, id, score and whether the text was cut, the most relevant document first.
+
+        Documents that a cascade has pruned have no score.
+        """
+        cut, scored = set(self.answer.truncated), len(self.answer.order) - self.answer.pruned
+        for rank, place in enumerate(self.answer.order[:scored][: self.most]):
             yield rank, self.documents[place], self.answer.scores[place], place in cut
+
+    def pruned(self) -> list[str]:
+        """Return the ids of the documents that a cascade has pruned."""
+        scored = len(self.answer.order) - self.answer.pruned
+        return [self.documents[place] for place in self.answer.order[scored:]]
 
 
 Rankings = Iterable[Ranking]
@@ -51,6 +59,8 @@ def _jsonl(file: IO[str], rankings: Rankings, model: str) -> None:
         line: dict[str, Any] = {"query_id": each.query, "model": model, "score_type": each.answer.score_type}
         if each.answer.query_truncated:
             line["query_truncated"] = True
+        if each.answer.pruned:
+            line["pruned"] = each.pruned()
         file.write(msgspec.json.encode(line | {"scores": scores}).decode() + "\n")
 
 

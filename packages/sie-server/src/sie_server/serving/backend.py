@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sie_server.catalog import Calibration
 from sie_server.config import ServerConfig
 from sie_server.errors import SIEError
 from sie_server.serving.metrics import Metrics, RequestTiming
@@ -40,8 +41,15 @@ class Admin(Protocol):
     async def unload(self, model: str) -> AdminAnswer:
         """Unpin the model, finish its running requests and free its memory."""
 
-    async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
-        """Replace the weights of a model between two requests."""
+    async def swap(
+        self,
+        model: str,
+        source: str,
+        revision: str | None = None,
+        replay: int | None = None,
+        max_difference: float | None = None,
+    ) -> AdminAnswer:
+        """Replace the weights of a model between two requests, perhaps after a comparison of both versions."""
 
     async def load_adapter(self, model: str, adapter: str, source: str) -> AdminAnswer:
         """Load a LoRA adapter now."""
@@ -100,6 +108,9 @@ class Backend(Protocol):
 
     def resolve(self, name: str) -> tuple[str, str | None]:
         """Split MODEL:ADAPTER of a known model, and replace an alias by the model's id. Other names are unchanged."""
+
+    def calibration(self, name: str) -> Calibration | None:
+        """Return the calibration that applies to a model's raw scores without any options; None: it has none."""
 
     def configured(self) -> list[str]:
         """Return the ids of the models that are named at start, in their order."""

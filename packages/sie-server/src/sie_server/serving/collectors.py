@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -28,6 +29,24 @@ class CacheCollector(Collector):
         for name, (text, value) in counts.items():
             yield CounterMetricFamily(f"sie_document_cache_{name}", text, value)
         yield GaugeMetricFamily("sie_document_cache_bytes", "Memory of the document cache", cache.nbytes)
+
+
+class HoldsBytes(Protocol):
+    """The buffer of requests, which itself knows nothing of metrics."""
+
+    nbytes: int
+
+
+class ReplayCollector(Collector):
+    """Reads the size of the buffer of requests."""
+
+    def __init__(self, buffer: HoldsBytes) -> None:
+        self._buffer = buffer
+
+    def collect(self) -> Iterator[Metric]:
+        """sie_replay_buffer_bytes."""
+        text = "Memory of the requests that are kept for replay"
+        yield GaugeMetricFamily("sie_replay_buffer_bytes", text, self._buffer.nbytes)
 
 
 class ModelCollector(Collector):

@@ -176,6 +176,11 @@ def order_of(raw: Sequence[float]) -> list[int]:
     return sorted(range(len(raw)), key=lambda i: -raw[i])
 
 
+def scores_of(part: Part) -> list[float]:
+    """Return the score of each document, in the order of the request."""
+    return [_score(value, part.reading.activation) for value in part.documents.raw]
+
+
 def _score(raw: float, activation: str | Calibration) -> float:
     if isinstance(activation, Calibration):
         return activation.probability(raw)

@@ -18,10 +18,12 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from sie_server.catalog import (
+    Calibration,
     CascadeEntry,
     ModelConfig,
     ModelsDirectory,
     configured_adapters,
+    plain_calibration,
     with_configured,
 )
 from sie_server.config import ServerConfig
@@ -36,10 +38,10 @@ from sie_server.serving.admission.admission import Admission, Admitted, Arrival
 from sie_server.serving.admission.deadline import in_time
 from sie_server.serving.backend import OnDeath, TokenWork
 from sie_server.serving.cascades import CascadeRun, options_of
-from sie_server.serving.collectors import CacheCollector, ModelCollector
+from sie_server.serving.collectors import CacheCollector, ModelCollector, ReplayCollector
 from sie_server.serving.device.queue import Demand
 from sie_server.serving.device.worker import DeviceWorker
-from sie_server.serving.finishing import Part, finish_each
+from sie_server.serving.finishing import Part, finish_each, order_of, scores_of
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
 from sie_server.serving.lifecycle.budget import MemoryBudget
 from sie_server.serving.lifecycle.registry import Leased, Registry
@@ -50,7 +52,10 @@ from sie_server.serving.loading.loader import Loader
 from sie_server.serving.loading.probe import check_device
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.serving.operators.admin import ModelAdmin
+from sie_server.serving.operators.differences import Scored
 from sie_server.serving.operators.operations import Operations
+from sie_server.serving.operators.replay import Replays
+from sie_server.serving.operators.replay_buffer import Recorded, ReplayBuffer
 from sie_server.serving.operators.watcher import watch
 from sie_server.serving.requests.candidates import candidates_of, texts_of, texts_only
 from sie_server.serving.requests.encoding import EncodePlan
@@ -122,7 +127,13 @@ class Service:
         metrics.knows = table.by_id.__contains__
         metrics.registry.register(ModelCollector(self.registry.infos, budget_bytes))
         self.operations = Operations(self.registry)
-        self.admin = ModelAdmin(self.registry, self.operations, config.models_dir, config.source_roots)
+        self.replays = Replays(
+            ReplayBuffer(config.replay_buffer, config.replay_buffer_mb * 2**20), self.registry, self._score_on
+        )
+        metrics.registry.register(ReplayCollector(self.replays.buffer))
+        self.admin = ModelAdmin(
+            self.registry, self.operations, config.models_dir, config.source_roots, self.replays
+        )
         if directory and config.models_dir_poll_s:
 
             def scan() -> Mapping[str, ModelConfig]:
@@ -221,7 +232,22 @@ class Service:
                 timing.count_tokens(sum(job.input_tokens for job in jobs))
                 await self._run(name, leased.engine, jobs, timing, admitted)
         parts = [plan.part(job) for plan, job in zip(plans, jobs, strict=True)]
+        self.replays.buffer.add(name, options, each)
         return parts, [candidates.request for candidates in each]
+
+    async def _score_on(self, model: str, engine: Engine, recorded: Recorded) -> Scored:
+        """Let one version of a model score a request that was answered before. Requests of callers go first."""
+        options = recorded.options.for_replay()
+        plan = ScorePlan.build(model, engine, recorded.candidates, options, self.config.max_chunks)
+        timing = RequestTiming()
+        job = await self._tokenize(lambda: plan.job(None), recorded.candidates.texts or (), timing)
+        if job.work:
+            await self.worker.run(engine, [job], timing, "bulk")
+        if job.known:
+            await self.worker.score_known(engine, job, timing)
+        part = plan.part(job)
+        order_of(part.documents.raw)  # refuses what is not finite
+        return Scored(part.documents.raw, scores_of(part), timing.inference_ms)
 
     async def _score_stages(
         self, model: str, cascade: CascadeEntry, request: ScoreRequest, timing: RequestTiming
@@ -415,6 +441,14 @@ class Service:
     def resolve(self, name: str) -> tuple[str, str | None]:
         """See `Registry.resolve`."""
         return self.registry.resolve(name)
+
+    def calibration(self, name: str) -> Calibration | None:
+        """See `Backend.calibration`. That of a cascade is that of its last stage."""
+        model, adapter = self.registry.resolve(name)
+        slot = self.registry.table.find(model)
+        if slot and slot.config.stages:
+            slot = self.registry.table.find(slot.config.stages[-1].model)
+        return plain_calibration(slot.config) if slot and adapter is None else None
 
     def configured(self) -> list[str]:
         """Return the ids of the models that are named at start, in their order."""

@@ -13,10 +13,10 @@ class LoadProgress(Struct, frozen=True):
     """Progress of a load. Bytes are those of the files during `fetch`, then those of the model's tensors."""
 
     phase: Annotated[
-        Literal["fetch", "room", "load", "measure", "probe"],
+        Literal["fetch", "room", "load", "measure", "probe", "replay"],
         Meta(
             description="Download the files, wait for memory, read the weights, measure the batch size, "
-            "run test requests"
+            "run test requests, replay requests before a swap"
         ),
     ]
     seconds: Annotated[float, Meta(description="Seconds since the load began")]
@@ -142,6 +142,16 @@ class AdminSwapRequest(Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelName
     source: Source
     revision: Revision | None = None
+    replay: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)] | None,
+        Meta(description="Number of the last requests that both versions score before the switch"),
+    ] = None
+    max_difference: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(
+            description="With `replay`: switch only if the versions differ by this at most; null: report only"
+        ),
+    ] = None
 
 
 class AdapterLoadRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,6 +177,38 @@ class ReplicaReport(Struct, frozen=True):
     error: Annotated[str | None, Meta(description="Why the replica does not follow yet")] = None
 
 
+class ReplayRefusal(Struct, frozen=True):
+    """Requests that the new version does not answer."""
+
+    reason: str
+    requests: int
+
+
+class ReplayReport(Struct, frozen=True):
+    """How differently the new version answers requests that the old one has answered. Not which one is better.
+
+    Figures are means over requests, null if there is nothing to compare.
+    """
+
+    requests: Annotated[int, Meta(description="Scored by both versions")]
+    refused: Annotated[list[ReplayRefusal], Meta(description="The most frequent reasons")]
+    refused_requests: Annotated[int, Meta(description="Not answered by the new version, for any reason")]
+    difference: Annotated[
+        float | None,
+        Meta(
+            description="Share of document pairs in another order, from 0 to 1; a refused request counts as 1"
+        ),
+    ]
+    kendall_tau: Annotated[float | None, Meta(description="1 - 2 · share of pairs in another order")]
+    top10_overlap: Annotated[float | None, Meta(description="Share of the best ten documents in common")]
+    score_shift: Annotated[float | None, Meta(description="New score - old score")]
+    largest_shift: Annotated[float | None, Meta(description="Of one document, without its sign")]
+    latency_ratio: Annotated[float | None, Meta(description="Device time of the new version / the old one's")]
+    max_difference: float | None
+    switched: bool
+    notes: list[str]
+
+
 class AdminAnswer(Struct, frozen=True):
     """State of the model after an admin request."""
 
@@ -181,3 +223,4 @@ class AdminAnswer(Struct, frozen=True):
     replicas: Annotated[list[ReplicaReport] | UnsetType, Meta(description="In a cluster: each replica")] = (
         UNSET
     )
+    replay: Annotated[ReplayReport | UnsetType, Meta(description="Of a swap with `replay`")] = UNSET

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sie_server.api.dialects.fields import Fields
+from sie_server.catalog import Calibration
 from sie_server.errors import InvalidInput, SIEError, shown
 from sie_server.serving.activation import activate
 from sie_server.serving.metrics import RequestTiming
@@ -51,7 +53,7 @@ class RerankRequest:
     def score_requests(self) -> list[ScoreRequest]:
         """Convert to one score request per different query, for raw values; ids are the indices of the documents.
 
-        `answer_of` applies the sigmoid for all dialects.
+        `answer_of` applies the sigmoid or the calibration for all dialects.
         """
         options = {
             "normalize": "none",
@@ -112,15 +114,26 @@ class Answer:
 
 
 def answer_of(
-    request: RerankRequest, answer: ScoreResponse, request_id: str, timing: RequestTiming
+    request: RerankRequest,
+    answer: ScoreResponse,
+    request_id: str,
+    timing: RequestTiming,
+    calibration: Calibration | None = None,
 ) -> Answer:
-    """Apply the sigmoid to logits unless raw values were requested. Similarities stay unchanged."""
-    activation = "sigmoid" if answer.score_type == "logit" and not request.raw else "identity"
+    """Apply the sigmoid to logits, and the model's calibration to similarities, unless raw values were requested.
+
+    Similarities of a model without a calibration stay unchanged.
+    """
+    score_of: Callable[[float], float] = partial(activate, activation="identity")
+    if answer.score_type == "logit" and not request.raw:
+        score_of = partial(activate, activation="sigmoid")
+    elif calibration and not request.raw:
+        score_of = calibration.probability
     hits = []
     for entry in answer.scores:
         index = int(entry.item_id)
         document = request.documents[index] if request.return_documents else None
-        hits.append(Hit(index, activate(entry.score, activation), document))
+        hits.append(Hit(index, score_of(entry.score), document))
     warnings = [*request.warnings, *(request.in_callers_terms(warning) for warning in answer.warnings or [])]
     pruned = sum(len(stage.pruned) for stage in answer.stages or [])
     if pruned:

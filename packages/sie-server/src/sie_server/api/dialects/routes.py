@@ -49,7 +49,8 @@ async def answer(request: Request, what: Parsed) -> Response:
         dialect.check_complete(scores)
     except InvalidInput as error:
         raise InvalidInput(parsed.in_callers_terms(error.message)) from None
-    written = answer_of(parsed, scores, request.state.request_id, timing)
+    calibration = service.calibration(model)
+    written = answer_of(parsed, scores, request.state.request_id, timing, calibration)
     return json_answer(dialect.write(written), timing, written.warnings)
 
 

@@ -18,7 +18,7 @@ from sie_server.cluster.ingress.pool import Pool
 from sie_server.cluster.outcomes import Outcome
 from sie_server.cluster.state import DesiredState, ModelWish
 from sie_server.config import ServerConfig
-from sie_server.errors import Conflict, ModelLoading, SIEError
+from sie_server.errors import Conflict, InvalidInput, ModelLoading, SIEError
 from sie_server.wire import AdminAnswer, ReplicaReport
 
 OPERATION_S = 3600.0  # a load may download for long; its own limit is load_stall_s
@@ -65,8 +65,20 @@ class ClusterAdmin:
         await self._write(state, model, lambda old: structs.replace(old, loaded=None, pinned=False))
         return answer
 
-    async def swap(self, model: str, source: str, revision: str | None = None) -> AdminAnswer:
+    async def swap(
+        self,
+        model: str,
+        source: str,
+        revision: str | None = None,
+        replay: int | None = None,
+        max_difference: float | None = None,
+    ) -> AdminAnswer:
         """Replace the weights on all replicas; if one cannot use them, on none."""
+        if replay is not None or max_difference is not None:
+            raise InvalidInput(
+                "a cluster replays no requests, because each replica sees a part of them; compare the versions on one "
+                "server, and omit replay and max_difference here - at `$.replay`"
+            )
         began, state, token = time.monotonic(), self._state(), uuid.uuid4().hex
         prepared = await self._operate(model, "prepare", token, model, source, revision)
         try:

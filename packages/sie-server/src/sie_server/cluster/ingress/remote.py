@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from sie_server.catalog import ModelConfig, known_models
+from sie_server.catalog import Calibration, ModelConfig, known_models, plain_calibration
 from sie_server.cluster.ingress.admin import ClusterAdmin
 from sie_server.cluster.ingress.metrics import ClusterMetrics, merged
 from sie_server.cluster.ingress.models import merged_infos, unloaded_info
@@ -192,6 +192,14 @@ class RemoteService:
         if model in self._known or model in self._aliases:
             return self._aliases.get(model, model), adapter
         return name, None
+
+    def calibration(self, name: str) -> Calibration | None:
+        """See `Backend.calibration`; as the models were at the start of this process."""
+        id, adapter = self.resolve(name)
+        model = self._known.get(id)
+        if model and model.stages:
+            model = self._known.get(self.resolve(model.stages[-1].model)[0])
+        return plain_calibration(model) if model and adapter is None else None
 
     def configured(self) -> list[str]:
         """Return the ids of the models that are named at start, in their order."""

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 
 from sie_server.cluster.state import DesiredState, ModelWish, State
 from sie_server.errors import Conflict, SIEError
+from sie_server.serving.lifecycle.slots import Version
+from sie_server.serving.loading.progress import Progress
 from sie_server.serving.service import Service
 from sie_server.wire import AdminAnswer
 
@@ -63,7 +65,7 @@ class ReplicaOperators:
             self._service.admin.check_source(source)
             return False
         prepared = self._prepared[token] = Prepared(model, source, revision)
-        work = self._service.admin.swap(model, source, revision, prepared.hold)
+        work = self._service.admin.swap(model, source, revision, hold=prepared.hold)
         prepared.task = asyncio.create_task(work)
         prepared.task.add_done_callback(
             lambda task: task.cancelled() or task.exception()
@@ -173,7 +175,7 @@ class Prepared:
         """Whether the swap has been carried out or given up."""
         return self.task is not None and self.task.done()
 
-    async def hold(self) -> None:
+    async def hold(self, version: Version, progress: Progress) -> None:
         """Wait for the decision.
 
         Raises:

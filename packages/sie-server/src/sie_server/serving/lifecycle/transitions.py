@@ -23,7 +23,7 @@ from sie_server.serving.loading.progress import Progress
 from sie_server.serving.metrics import Metrics
 
 log = logging.getLogger("sie_server.registry")
-Hold = Callable[[], Awaitable[None]]
+Hold = Callable[[Version, Progress], Awaitable[None]]
 
 
 class Transitions:
@@ -45,7 +45,10 @@ class Transitions:
         return self._table.start(slot, self._load(slot, config))
 
     def swap(self, slot: Slot, config: ModelConfig, hold: Hold | None = None) -> asyncio.Task[None]:
-        """Replace the serving version. Before the switch `hold` is awaited; if it raises, the old version stays."""
+        """Replace the serving version. Before the switch `hold` is awaited; if it raises, the old version stays.
+
+        `hold` gets the new version and the progress of the swap.
+        """
         if slot.serving is None:
             raise RuntimeError(f"slot {slot.name!r} serves no version to replace")
         return self._table.start(slot, self._swap(slot, slot.serving, config, hold))
@@ -68,8 +71,8 @@ class Transitions:
             raise
         if hold:
             try:
-                await hold()
-            except SIEError:
+                await hold(version, slot.progress or Progress())
+            except Exception:
                 await self._table.free(slot, version)
                 raise
         await self._adapters.carry(slot, old, version)

@@ -15,7 +15,7 @@ from sie_server.wire import LoadProgress
 
 Result = TypeVar("Result")
 
-Phase = Literal["fetch", "room", "load", "measure", "probe"]
+Phase = Literal["fetch", "room", "load", "measure", "probe", "replay"]
 FIRST_ESTIMATE_S = 5.0  # before any rate is known
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+from msgspec import UNSET, structs
 
 from sie_server.catalog import ModelConfig, catalog, id_problem
 from sie_server.catalog.revisions import is_path
@@ -15,6 +18,7 @@ from sie_server.files import expanded
 from sie_server.serving.lifecycle.registry import Registry
 from sie_server.serving.lifecycle.transitions import Hold
 from sie_server.serving.operators.operations import Operations, same_source
+from sie_server.serving.operators.replay import NotSwitched, Replays
 from sie_server.wire import AdminAnswer
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -30,8 +34,9 @@ class ModelAdmin:
         operations: Operations,
         models_dir: str | None,
         source_roots: Sequence[str],
+        replays: Replays,
     ) -> None:
-        self._registry, self._operations = registry, operations
+        self._registry, self._operations, self._replays = registry, operations, replays
         roots = [models_dir, *source_roots] if models_dir else source_roots
         self._roots = [expanded(root).resolve() for root in roots]
 
@@ -65,20 +70,35 @@ class ModelAdmin:
         return self.describe(model, began)
 
     async def swap(
-        self, model: str, source: str, revision: str | None = None, hold: Hold | None = None
+        self,
+        model: str,
+        source: str,
+        revision: str | None = None,
+        replay: int | None = None,
+        max_difference: float | None = None,
+        *,
+        hold: Hold | None = None,
     ) -> AdminAnswer:
         """Replace the weights of a model between two requests. A model that is not loaded is loaded from `source`.
 
-        `hold` is awaited before the switch (`Operations.swap`).
+        With `replay`, both versions score that many of the last requests first. The switch follows only if they differ
+        by `max_difference` at most. `hold` is awaited before the switch (`Operations.swap`).
 
         Raises:
             InvalidInput, ModelNotFound, Conflict
             ModelLoadFailed, ResourceExhausted: the old version keeps serving.
         """
         began = time.monotonic()
+        if max_difference is not None and replay is None:
+            raise InvalidInput("max_difference needs replay - at `$.max_difference`")
         config = self._moved(self._registry.slot(model).config, source, revision)
-        await self._operations.swap(config, hold)
-        return self.describe(model, began)
+        if replay is None:
+            await self._operations.swap(config, hold)
+            return self.describe(model, began)
+        comparison = self._replays.comparison(model, replay, max_difference)
+        with suppress(NotSwitched):
+            await self._operations.swap(config, comparison.hold)
+        return structs.replace(self.describe(model, began), replay=comparison.report or UNSET)
 
     def move(self, model: str, source: str | None, revision: str | None) -> None:
         """Load the model from elsewhere the next time, if it is not loaded now.

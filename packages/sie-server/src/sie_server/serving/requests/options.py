@@ -62,6 +62,11 @@ class ParsedOptions:
         )
         return replace(self, known=known)
 
+    def for_replay(self) -> ParsedOptions:
+        """The same without the options that change when a caller gets which documents, not how they are scored."""
+        known = msgspec.structs.replace(self.known, top_n=None, deadline_ms=None, priority=None)
+        return replace(self, known=known)
+
 
 def parse_options(
     raw: dict[str, Any] | None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from sie_server.catalog import Calibration
+from sie_server.catalog import OTHER_SCORES, Calibration
 from sie_server.engine.job import Chunking, M3Scoring
 from sie_server.errors import InvalidInput
 from sie_server.models.heads.sparse import M3Spec, ScoreMode
@@ -22,9 +22,6 @@ M3_TYPES: dict[ScoreMode, ScoreType] = {
     "multivector": "maxsim",
     "weighted": "maxsim",
 }
-
-
-OTHER_SCORES = ("score_mode", "score_weights", "cutoff_layer")  # options that choose another raw score
 
 
 @dataclass(frozen=True)
