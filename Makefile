@@ -5,6 +5,7 @@ RUN := .venv/.installed-run
 DEV := .venv/.installed-dev
 TYPESCRIPT := packages/sie-ts-sdk
 TYPESCRIPT_DEV := $(TYPESCRIPT)/node_modules/.installed
+DOCS := .venv-docs/.installed
 INTEGRATIONS := sie-langchain sie-llamaindex sie-haystack
 SOURCES := packages/sie-sdk/src packages/sie-server/src $(INTEGRATIONS:%=packages/%/src)
 ARGS ?=
@@ -17,7 +18,7 @@ ONE_SERVER_SHORT := tests/service/test_contract.py tests/service/test_sdk_end_to
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench parity quality hostile soak overload simulate bench-cluster cluster-faults image-test release-test clean
+.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench parity quality hostile soak overload simulate bench-cluster cluster-faults image-test release-test docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -87,6 +88,10 @@ cluster-faults: $(DEV) ## kill parts of a cluster of three nodes under load (as 
 bench-cluster: $(DEV) ## measure a cluster: cost of the ingress, replicas, bulk jobs, loads, scaling (20 minutes)
 	$(BIN)/python -m bench.cluster $(ARGS)
 
+docs: $(DOCS) ## build the documentation site into site/ and check its links (no network after the first time)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	.venv-docs/bin/python scripts/site/check.py site
+
 release-test: $(DEV) $(TYPESCRIPT_DEV) ## build a release and install it in clean environments (about ten minutes)
 	SIE_RELEASE=long $(PYTEST) tests/release $(ARGS)
 
@@ -94,7 +99,7 @@ image-test: ## build the image with buildah, run it with podman and check it (as
 	deploy/docker/try_image $(ARGS)
 
 clean: ## remove caches and build outputs; .venv stays
-	rm -rf .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache bench/out packages/*/dist packages/*/build
+	rm -rf .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache site bench/out packages/*/dist packages/*/build
 	find packages examples tests bench training scripts -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(RUN): requirements-lock.txt packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examples/demo/requirements.txt scripts/install scripts/install_torch.py
@@ -103,6 +108,11 @@ $(RUN): requirements-lock.txt packages/sie-sdk/pyproject.toml packages/sie-serve
 
 $(DEV): $(RUN) requirements-dev.txt requirements-test.txt requirements-integrations.txt scripts/install_helm.py $(INTEGRATIONS:%=packages/%/pyproject.toml)
 	@PYTHON="$(PYTHON)" scripts/install dev
+	@touch $@
+
+$(DOCS): requirements-docs.txt
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet --requirement requirements-docs.txt
 	@touch $@
 
 # Not made where there is no Node: the TypeScript client is then neither checked nor tested, and every run says so.

@@ -22,7 +22,7 @@ from support.conformance.switch import clustered
 # last, so that all workers end at about the same time.
 ORDER = (
     ("cluster", "hostile"),
-    ("service", "integrations", "examples", "parity"),
+    ("service", "integrations", "docs", "examples", "parity"),
     ("deploy", "release", "unit"),
 )
 

@@ -10,48 +10,12 @@ import yaml
 
 from sie_server.config import ServerConfig
 from support.deploy.chart import example, invalid, merged, of_kind, rendered
-from support.deploy.references import CHECKS, Page, chart_defaults, chart_value, problems
-from support.deploy.shell import parse
+from support.deploy.references import chart_defaults, chart_value
 from support.deploy.terraform import ROOT, TERRAFORM, read
-from support.docs.pages import blocks
+from support.docs.commands import SPAN, faults
 
 PAGES = sorted((ROOT / "docs" / "deploy").glob("*.md"))
-SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-ENVIRONMENT = {"HOME", "PWD", "USER", "PATH"}
 CLIENT = {"SIE_API_KEY", "SIE_ADMIN_KEY", "SIE_BASE_URL", "SIE_CONFIG"}
-
-
-def faults(text: str) -> list[str]:
-    """Return what the commands of a page refer to and does not exist."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    page, assigned, found = Page(prose), set(ENVIRONMENT), []
-    functions: set[str] = set()
-    for block in blocks(text):
-        if block.language not in ("bash", "sh", "shell"):
-            continue
-        script = parse(block.text)
-        assigned |= script.assigned
-        functions |= script.functions
-        found += [
-            f"line {block.line}: ${name} is not set on this page" for name in sorted(script.used - assigned)
-        ]
-        for command in script.commands:
-            page.files.update(command.writes)
-            if command.words[0] not in functions:
-                found += [f"line {block.line}: {problem}" for problem in problems(command, page)]
-    for span in SPAN.findall(prose):
-        program = span.split()[0]
-        if (
-            (program in CHECKS or program.endswith("sie-server"))
-            and len(span.split()) > 1
-            and "…" not in span
-        ):
-            found += [
-                f"`{span}`: {problem}"
-                for command in parse(span).commands
-                for problem in problems(command, page)
-            ]
-    return found
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
