@@ -2,7 +2,8 @@
 
 A *small* request has about a slice of text and runs on the first free thread. A *large* one has a thread of its own,
 but waits before every slice: few of them tokenise at a time, and the one that has tokenised least is next. A request
-whose caller has left, and at shutdown every request, ends before its next slice.
+whose caller has left, and at shutdown every request, ends before its next slice. While fewer requests tokenise than
+there are threads and cores, idle threads help with the texts of a slice (`engine.text.spread`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from sie_server.engine.device import usable_cores
 from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, paced
+from sie_server.engine.text.spread import Crew, helped_by
 from sie_server.errors import QueueFull
 from sie_server.room import Threads
 
@@ -109,6 +112,9 @@ class TokenizerPool:
         self._small = Threads(threads, thread_name_prefix=THREADS)
         self._large = Threads(LARGE_THREADS, thread_name_prefix=f"{THREADS}-large")
         self._turns = Turns(max(1, threads // 2))
+        at_once = min(threads, usable_cores())
+        self._helpers = Threads(max(1, at_once - 1), thread_name_prefix=f"{THREADS}-help")
+        self._crew = Crew(at_once, self._helpers.submit)
         self._tickets: set[Ticket] = set()
         self._closed = False
 
@@ -120,7 +126,7 @@ class TokenizerPool:
         """
         if len(texts) <= SLICE_TEXTS and sum(map(len, texts)) <= SLICE_CHARS:
             try:
-                return await self._on(self._small, lambda ticket: _small(work, ticket))
+                return await self._on(self._small, lambda ticket: self._at_once(work, ticket))
             except TooLarge:
                 pass
         return await self._on(self._large, lambda ticket: self._in_turns(work, ticket))
@@ -139,6 +145,10 @@ class TokenizerPool:
             self._turns.cancel(ticket)
             self._tickets.discard(ticket)
 
+    def _at_once(self, work: Callable[[], Result], ticket: Ticket) -> Result:
+        with paced(ticket.check), helped_by(self._crew):
+            return work()
+
     def _in_turns(self, work: Callable[[], Result], ticket: Ticket) -> Result:
         def next_turn(characters: int) -> None:
             self._turns.wait(ticket, characters)
@@ -147,7 +157,7 @@ class TokenizerPool:
 
         self._turns.join(ticket)
         try:
-            with paced(next_turn):
+            with paced(next_turn), helped_by(self._crew):
                 return work()
         finally:
             self._turns.leave(ticket)
@@ -157,13 +167,8 @@ class TokenizerPool:
         self._closed = True
         for ticket in self._tickets:
             self._turns.cancel(ticket)
-        for threads in (self._small, self._large):
+        for threads in (self._small, self._large, self._helpers):
             threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _small(work: Callable[[], Result], ticket: Ticket) -> Result:
-    with paced(ticket.check):
-        return work()
 
 
 def _stopping() -> QueueFull:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, before_slice, most_chars
+from sie_server.engine.text.spread import encode_spread
 from sie_server.models.batch import Ids
 
 Spans = npt.NDArray[np.int32]  # [tokens, 2]: the characters [start, end) of each token
@@ -112,8 +114,7 @@ class TextReader:
     def _slice(self, texts: list[str], spans: bool) -> list[Encoding]:
         before_slice(sum(map(len, texts)))
         encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
-        encodings: list[Encoding] = encode(texts, add_special_tokens=False)
-        return encodings
+        return encode_spread(partial(encode, add_special_tokens=False), texts)
 
     def _long(self, prefix: str, text: str, limit: int) -> Reading:
         """Read a text piece by piece."""
