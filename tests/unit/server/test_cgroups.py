@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sie_server.engine.cgroups import cpu_quota, memory_limits
+from sie_server.engine.machine.cgroups import cpu_quota, memory_limits
 
 Write = Callable[[str, dict[str, str]], tuple[Path, Path]]
 

@@ -69,6 +69,8 @@ NO_MEMORY = (
     "can't allocate memory",
     "Cannot allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA out of memory",
+    "CUDA error: out of memory",  # outside of torch's allocator, a torch.AcceleratorError
     "bad alloc",
     "bad_alloc",
     "can't start new thread",
@@ -81,6 +83,10 @@ def out_of_memory(error: BaseException) -> bool:
     # torch.OutOfMemoryError by its name, as this module is loaded without torch
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or any(words in str(error) for words in NO_MEMORY)
+
+
+class ConfigError(Exception):
+    """A key, value or file with which the server cannot start. The user sees the message."""
 
 
 class SIEError(Exception):

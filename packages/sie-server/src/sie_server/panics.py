@@ -33,10 +33,11 @@ def catching_panics(work: Callable[[], Result]) -> Callable[[], Result]:
         except BaseException as error:
             if not is_panic(error):
                 raise
-            raise NativePanic(f"a native library panicked: {_first_line(error)}") from None
+            raise NativePanic(f"a native library panicked: {first_line(error)}") from None
 
     return caught
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

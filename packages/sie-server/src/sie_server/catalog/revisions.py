@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sie_server.config import ConfigError
+from sie_server.errors import ConfigError
 from sie_server.files import expanded
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)

@@ -6,12 +6,12 @@ from sie_server.config.loading import load_config, suggest
 from sie_server.config.options import (
     DEFAULT_MODEL,
     NAME_LENGTH,
-    ConfigError,
     Secret,
     ServerConfig,
     is_secret,
     is_table,
 )
+from sie_server.errors import ConfigError
 
 __all__ = [
     "DEFAULT_MODEL",

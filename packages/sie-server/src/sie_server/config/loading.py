@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from sie_server.config.environment import settings
-from sie_server.config.options import NAME_LENGTH, ConfigError, ServerConfig, is_secret
-from sie_server.errors import shown
+from sie_server.config.options import NAME_LENGTH, ServerConfig, is_secret
+from sie_server.errors import ConfigError, shown
 from sie_server.files import read_text
 
 WORDS = {int: "an integer", float: "a number", bool: "true or false"}

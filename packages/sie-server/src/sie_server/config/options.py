@@ -18,10 +18,6 @@ NAME_LENGTH = 200  # of ids of models and profiles, and of names of adapters
 LONGEST_S = 1e6  # of any time, eleven days; timers of the system do not take every number
 
 
-class ConfigError(Exception):
-    """A key, value or file with which the server cannot start. The user sees the message."""
-
-
 class Secret:
     """A text that never appears in a repr, a message or JSON."""
 
@@ -91,7 +87,8 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "int8"],
         Meta(
-            description="Number format of the encoder; auto: bfloat16 if the hardware multiplies it fast, never int8"
+            description="Number format of the encoder; auto: bfloat16 if the hardware multiplies it fast, else "
+            "float16 on a GPU and float32 on a CPU, never int8"
         ),
     ] = "auto"
     offline: Annotated[
@@ -99,7 +96,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = False
     threads: Annotated[
         int,
-        Meta(ge=0, description="CPU threads of the device thread; 0: one per core that the process may use"),
+        Meta(
+            ge=0,
+            description="CPU threads of the device thread; 0: one per core that the process may use, or one with a GPU",
+        ),
     ] = 0
     tokenizer_threads: Annotated[int, Meta(ge=1, description="Threads that tokenise")] = 4
     batch_tokens: Annotated[

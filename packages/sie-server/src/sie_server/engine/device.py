@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+from functools import cache
 
 import torch
 
-from sie_server.engine.cgroups import cpu_quota
-from sie_server.errors import ONEDNN_FAILED
+from sie_server.engine.machine.cgroups import cpu_quota
+from sie_server.engine.machine.cuda import cuda_dtype, cuda_lost, cuda_problem, prepare_cuda
+from sie_server.errors import ONEDNN_FAILED, out_of_memory
+
+log = logging.getLogger("sie_server.device")
 
 INT8 = "int8"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(requested: str) -> torch.device:
-    """Return the requested device; `auto` is the GPU if torch sees one.
+    """Return the requested device; `auto` is the GPU if torch can run models on one.
 
     Raises:
-        ValueError: cuda is requested and not available.
+        ValueError: cuda is requested and torch cannot run models on a GPU.
     """
     if requested == "auto":
-        requested = "cuda" if torch.cuda.is_available() else "cpu"
-    if requested == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was requested, but torch sees no CUDA GPU; use --device cpu or auto")
+        requested = "cuda" if torch.cuda.is_available() and not _unused_card() else "cpu"
+    elif requested == "cuda" and (problem := cuda_problem()):
+        raise ValueError(f"device 'cuda' was requested, but {problem}")
+    if requested == "cuda":
+        prepare_cuda()
     return torch.device(requested)
 
 
+@cache
+def _unused_card() -> bool:
+    """Return whether `auto` leaves a card unused that torch sees; logged once."""
+    problem = cuda_problem()
+    if problem:
+        log.warning("models run on the CPU: %s", problem)
+    return problem is not None
+
+
 def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
-    """Return the requested dtype; `auto` is bf16 if the hardware multiplies it fast, else fp32.
+    """Return the requested dtype; `auto` is bf16 if the hardware multiplies it fast, else fp16 on a GPU, or fp32.
 
     With `int8` it is the dtype of everything but the products of the layers, which is that of `auto`.
     """
     if requested not in ("auto", INT8):
         return DTYPES[requested]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return cuda_dtype()
     return torch.bfloat16 if _cpu_has_fast_bf16() else torch.float32
 
 
@@ -66,9 +82,25 @@ def _cores_of_affinity() -> int:
     return os.cpu_count() or 1
 
 
+def math_threads(requested: int, device: str) -> int:
+    """Return how many threads torch uses for a product on the CPU, given the setting (0: automatic).
+
+    With a GPU that is one: the products run there, and the cores are left to tokenising.
+    """
+    if requested:
+        return requested
+    return 1 if pick_device(device).type == "cuda" else usable_cores()
+
+
 def use_cpu_threads(count: int) -> None:
     """Set how many threads torch uses for a product; 0 means one per usable core."""
     torch.set_num_threads(count or usable_cores())
+
+
+def release_cached() -> None:
+    """Return unused blocks of torch's allocator to the GPU: after a pass that ran out of memory they are fragments."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def thread_spoiled(error: BaseException) -> bool:
@@ -82,14 +114,5 @@ def thread_spoiled(error: BaseException) -> bool:
 
 
 def device_lost(error: BaseException) -> bool:
-    """Return whether an error has made the device unusable for this process.
-
-    CUDA reports such errors once, and every later call fails with the same error.
-    See https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html, cudaErrorIllegalAddress and others.
-    """
-    words = (
-        "CUDA error: an illegal memory access",
-        "CUDA error: device-side assert",
-        "CUDA error: unspecified launch",
-    )
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    """Return whether an error has made the device unusable for this process."""
+    return cuda_lost(error) and not out_of_memory(error)

@@ -34,7 +34,7 @@ from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
 from sie_server.templates.pair_settings import Truncation
 
 # Tokens. Smaller batches pay per call, larger ones fall out of the CPU caches. Calibration picks the fastest.
-BATCH_SIZES = {"cpu": (2048, 3072, 4096), "cuda": (8192, 16384, 32768)}
+BATCH_SIZES = {"cpu": (2048, 3072, 4096), "cuda": (4096, 8192, 16384, 32768)}
 
 
 class Engine:
@@ -85,6 +85,7 @@ class Engine:
         self.trouble: str | None = None  # why its forward passes fail, after several in a row
         self.batch_tokens = BATCH_SIZES[self.device.type][0]
         self.tokens_per_second = 10_000.0
+        self.activation_bytes = 0  # that a batch takes on a GPU in addition to the model; 0: not measured
 
     def _load(self, directory: Path, spec: ModelSpec) -> None:
         self.spec = spec

@@ -27,10 +27,11 @@ from sie_server.catalog import (
     with_configured,
 )
 from sie_server.config import ServerConfig
+from sie_server.engine.device import math_threads
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
-from sie_server.engine.storage.footprint import automatic_budget
+from sie_server.engine.storage.footprint import automatic_budget, free_gpu_bytes
 from sie_server.errors import InferenceError, InvalidInput, shown
 from sie_server.models.spec import EmbeddingSpec, ListwiseSpec
 from sie_server.panics import NativePanic, catching_panics
@@ -93,9 +94,8 @@ class Service:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.config = config
         self.metrics = Metrics()
-        self.worker = DeviceWorker(
-            config.max_queue_tokens, config.threads, self.metrics, on_death, check_device
-        )
+        threads = math_threads(config.threads, config.device)
+        self.worker = DeviceWorker(config.max_queue_tokens, threads, self.metrics, on_death, check_device)
         self.metrics.queue_seconds.set_function(self.queued_seconds)
         self.admission = Admission(self.worker, config.max_wait_s)
         cache_bytes = config.document_cache_mb * 2**20
@@ -118,7 +118,9 @@ class Service:
             if model.problem:
                 log.warning("the cascade %s is not served: %s", model.id, model.problem)
         table = SlotTable(models, loader)
-        budget = MemoryBudget(table, budget_bytes, config.load_wait_s, metrics)
+        free = free_gpu_bytes(config.device)  # before any model is loaded
+        for_models = None if free is None else free - config.document_cache_mb * 2**20
+        budget = MemoryBudget(table, budget_bytes, config.load_wait_s, metrics, for_models)
         limits = Limits(config.max_adapters, config.load_wait_s, config.models_dir_poll_s)
         named = configured_adapters(config.adapter, models)
         adapters = Adapters(table, loader, budget, limits, named, metrics)

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import msgspec
 import yaml
-from msgspec import Meta, Struct
 
 from sie_server.files import read_yaml
+
+if TYPE_CHECKING:
+    from msgspec import Meta
+else:
+    try:
+        from msgspec import Meta
+    except ModuleNotFoundError:  # the engine runs without it
+
+        def Meta(**_: object) -> None:
+            """Take the place of msgspec's rules, which nothing reads then."""
+
 
 FORMS = Path(__file__).parent / "forms"
 NONE = "none"  # in place of a template's name: the texts are read as they are
@@ -29,7 +39,8 @@ class TemplateError(ValueError):
     """A template is invalid; the message names it and says why."""
 
 
-class RerankTemplate(Struct, frozen=True, forbid_unknown_fields=True):
+@dataclass(frozen=True)
+class RerankTemplate:
     """The prompt of a causal reranker and the tokens of its answer.
 
     The score is the logit of `positive` at the last position, minus that of `negative` if set. Without `positive` the
@@ -87,7 +98,7 @@ def named_template(name: str) -> RerankTemplate:
     path = FORMS / f"{name}.yaml"
     if name not in template_names():
         raise TemplateError(f"no template {name!r}; known templates: {', '.join(template_names())}")
-    return parse_template({"name": name, **read_yaml(path)})
+    return parse_template({"name": name, **read_yaml(path)}, own=True)
 
 
 def template_names() -> list[str]:
@@ -124,8 +135,8 @@ def read_template_file(path: Path) -> tuple[RerankTemplate | str, str | int | No
     return parse_template({"name": path.name, "source": path.name, **raw}), label
 
 
-def parse_template(raw: dict[str, Any]) -> RerankTemplate:
-    """Return a template after checking its fields.
+def parse_template(raw: dict[str, Any], *, own: bool = False) -> RerankTemplate:
+    """Return a template after checking its fields. Those of this package, its `own`, can be read without msgspec.
 
     Raises:
         TemplateError: a field is missing, unknown or invalid, or a placeholder is missing or occurs twice.
@@ -133,10 +144,7 @@ def parse_template(raw: dict[str, Any]) -> RerankTemplate:
     name = raw.get("name")
     if raw.get("negative") is not None and raw.get("positive") is None:
         raise TemplateError(f"template {name!r} has `negative` without `positive`; set both or neither")
-    try:
-        template = msgspec.convert(raw, RerankTemplate)
-    except msgspec.ValidationError as error:
-        raise TemplateError(f"template {name!r}: {error}") from None
+    template = _converted(raw, f"template {name!r}", own=own)
     _check_placeholders(template, "pieces", template.pieces, template.default_instruction is not None)
     if template.instruction_pieces is not None:
         _check_placeholders(template, "instruction_pieces", template.instruction_pieces, True)
@@ -145,6 +153,24 @@ def parse_template(raw: dict[str, Any]) -> RerankTemplate:
                 f"template {name!r} has both instruction_pieces and default_instruction; remove one of them"
             )
     return template
+
+
+def _converted(raw: dict[str, Any], where: str, *, own: bool) -> RerankTemplate:
+    if unknown := sorted(set(map(str, raw)) - {field.name for field in fields(RerankTemplate)}):
+        raise TemplateError(f"{where}: Object contains unknown field `{unknown[0]}`")
+    try:
+        import msgspec
+    except ModuleNotFoundError:
+        if own:
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+            return RerankTemplate(**values)
+        raise TemplateError(
+            f"{where} cannot be checked, because msgspec is not installed; install it"
+        ) from None
+    try:
+        return msgspec.convert(raw, RerankTemplate)
+    except msgspec.ValidationError as error:
+        raise TemplateError(f"{where}: {error}") from None
 
 
 def _check_placeholders(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from sie_server.engine.cgroups import memory_limits
 from sie_server.engine.device import INT8, pick_device, pick_dtype
+from sie_server.engine.machine.cgroups import memory_limits
 from sie_server.engine.storage.source import unsupported
 from sie_server.engine.storage.weights import stored_elements
 from sie_server.models.checkpoints.reader import read_spec
@@ -29,10 +29,17 @@ TRIM_BLOCK = 100 * 2**10  # bytes; glibc trims the top of a heap only when more 
 
 def automatic_budget(device: str) -> int:
     """Return the default memory budget in bytes: a share of the GPU's free memory or of the host's usable memory."""
-    if device != "cpu" and torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
+    free = free_gpu_bytes(device)
+    if free is not None:
         return int(CUDA_SHARE * free)
     return int(CPU_SHARE * min([installed_memory(), *memory_limits()]))
+
+
+def free_gpu_bytes(device: str) -> int | None:
+    """Return the free bytes of the GPU that `device` (the setting) stands for; None: models run on the CPU."""
+    if device == "cpu" or not torch.cuda.is_available() or pick_device(device).type == "cpu":
+        return None
+    return torch.cuda.mem_get_info()[0]
 
 
 def installed_memory() -> int:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from sie_server.catalog.contents import instead_of_directory
 from sie_server.catalog.revisions import is_path, split_revision
-from sie_server.config import ConfigError
 from sie_server.engine.storage import hub
 from sie_server.engine.storage.tally import Tally
-from sie_server.errors import ModelLoadFailed, cut_quotes
+from sie_server.errors import ConfigError, ModelLoadFailed, cut_quotes
 from sie_server.files import expanded
 
 

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, before_slice, most_chars
-from sie_server.engine.text.spread import encode_spread
+from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, before_slice, encode_spread, most_chars
 from sie_server.models.batch import Ids
 
 Spans = npt.NDArray[np.int32]  # [tokens, 2]: the characters [start, end) of each token

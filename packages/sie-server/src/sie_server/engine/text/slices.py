@@ -1,8 +1,8 @@
 """Bounds of tokenising: how much of a text is read, in which steps, and how many tokens a request may have.
 
 Every call of the tokenizer library goes through `engine.text.reading`, which announces it here. Serving sets a
-function that may wait, so that requests share the processor, or raise, so that a cancelled request ends
-(`serving.tokenizing`).
+function that may wait, so that requests share the processor, or raise, so that a cancelled request ends, and another
+one that lets idle threads help (`serving.tokenizing`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from tokenizers import Encoding
 
 from sie_server.errors import InvalidInput
 from sie_server.room import check_room
@@ -30,7 +32,10 @@ MOST_TOKENS = 2**24
 LEAST_TOKENS = 64  # that a sequence counts as; a shorter one costs as much memory
 
 Pace = Callable[[int], None]
+Encode = Callable[[list[str]], list[Encoding]]  # a call of the tokenizer library
+Spread = Callable[[Encode, list[str]], list[Encoding]]  # returns what the call returns, in the texts' order
 _pace: ContextVar[Pace | None] = ContextVar("pace", default=None)
+_spread: ContextVar[Spread | None] = ContextVar("spread", default=None)
 _left: ContextVar[list[int] | None] = ContextVar(
     "left", default=None
 )  # tokens that may follow, and the limit
@@ -55,6 +60,22 @@ def at_most(tokens: int) -> Iterator[None]:
         yield
     finally:
         _left.reset(token)
+
+
+@contextmanager
+def spread_by(spread: Spread) -> Iterator[None]:
+    """Let `spread` make the calls of the tokenizer library of this thread."""
+    token = _spread.set(spread)
+    try:
+        yield
+    finally:
+        _spread.reset(token)
+
+
+def encode_spread(encode: Encode, texts: list[str]) -> list[Encoding]:
+    """Return `encode(texts)`, a slice; serving may compute it on several threads."""
+    spread = _spread.get()
+    return encode(texts) if spread is None else spread(encode, texts)
 
 
 def count_sequence(tokens: int) -> None:

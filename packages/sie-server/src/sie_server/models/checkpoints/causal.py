@@ -10,10 +10,9 @@ transformers pairs two texts, if the operator writes `template: none`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from sie_server.models.checkpoints.chat_template import NoPair, saved_template
 from sie_server.models.families.decoders.layerwise import CostWiseGemmaSpec, MiniCPMSpec
@@ -137,7 +136,7 @@ def _template(
         )
     named = named_template(found)
     # the conversion to a classifier has put the rows of both answers into its weights
-    return (msgspec.structs.replace(named, positive=None, negative=None) if own_head else named), label
+    return (replace(named, positive=None, negative=None) if own_head else named), label
 
 
 def _missing(own_head: bool) -> str:

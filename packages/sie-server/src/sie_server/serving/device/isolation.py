@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from sie_server.engine.device import device_lost, thread_spoiled
+from sie_server.engine.device import device_lost, release_cached, thread_spoiled
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, Work
 from sie_server.errors import InferenceError, ResourceExhausted, SIEError, out_of_memory
@@ -37,10 +37,13 @@ def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
             raise DeviceLost(str(error)) from error
         if thread_spoiled(error):
             raise ThreadSpoiled(str(error)) from None
-        failure, too_large = as_answer(error), out_of_memory(error) and len(works) > 1
+        failure, no_memory = as_answer(error), out_of_memory(error)
+        too_large = no_memory and len(works) > 1
         if len(jobs) == 1 and not too_large:
             log.exception("a forward pass failed")
     # Outside the handler nothing refers to the tensors of the failed pass.
+    if no_memory:
+        release_cached()
     if len(jobs) > 1:
         parts = [[work for work in works if work.job is job] for job in jobs]
         return {job: failure for part in parts for job, failure in run_isolated(engine, part).items()}

@@ -15,11 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from sie_server.engine.job import Job, Work
 from sie_server.errors import QueueFull
-from sie_server.wire import Priority
+
+if TYPE_CHECKING:
+    from sie_server.wire import Priority
 
 SLICE_BATCHES = 4  # a hundred passages of natural length are about one slice
 TYPICAL_TOKENS = 512.0  # of a job, before any is known

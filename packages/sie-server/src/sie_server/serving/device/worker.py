@@ -14,15 +14,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sie_server.engine.device import thread_spoiled, usable_cores, use_cpu_threads
+from sie_server.engine.device import device_lost, thread_spoiled, usable_cores, use_cpu_threads
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
 from sie_server.engine.steps import recorded
 from sie_server.errors import QueueFull, SIEError
+from sie_server.panics import first_line
 from sie_server.room import room_for_threads
 from sie_server.serving.backend import OnDeath
 from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, failure_of
-from sie_server.serving.device.isolation import ThreadSpoiled, as_answer, run_isolated
+from sie_server.serving.device.isolation import DeviceLost, ThreadSpoiled, as_answer, run_isolated
 from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue, tokens_of
 from sie_server.serving.device.tickets import PendingTicket, deliver, resolve
 from sie_server.serving.metrics import Metrics, RequestTiming
@@ -279,6 +280,10 @@ class DeviceWorker:
         try:
             value = function()
         except Exception as error:
+            if device_lost(error):
+                lost = DeviceLost(str(error))
+                self._loop.call_soon_threadsafe(resolve, done, None, _thread_failed(lost))
+                raise lost from error
             failure = error
             self._spoiled = self._spoiled or thread_spoiled(error)
         except BaseException as error:
@@ -326,7 +331,8 @@ class DeviceWorker:
 
 def _thread_failed(error: BaseException) -> QueueFull:
     name = type(error).__name__
-    return QueueFull(f"the device thread has failed ({name}) and the server is stopping", retry_after_s=1)
+    why = f"{name}: {first_line(error)}" if isinstance(error, DeviceLost) else name
+    return QueueFull(f"the device thread has failed ({why}) and the server is stopping", retry_after_s=1)
 
 
 def _thread_stuck(seconds: float) -> QueueFull:

@@ -41,11 +41,31 @@ class MemoryRequest:
 class MemoryBudget:
     """Used on the event loop only."""
 
-    def __init__(self, table: SlotTable, total_bytes: int, wait_s: float, metrics: Metrics) -> None:
-        """`wait_s` is how long a load waits until its bytes fit."""
-        self.total_bytes = total_bytes
+    def __init__(
+        self,
+        table: SlotTable,
+        total_bytes: int,
+        wait_s: float,
+        metrics: Metrics,
+        device_bytes: int | None = None,
+    ) -> None:
+        """`wait_s` is how long a load waits until its bytes fit.
+
+        `device_bytes` is what a GPU has for models and batches. It must hold the models and a batch of the model whose
+        batches take most, so the budget may become smaller than `total_bytes`.
+        """
+        self._total_bytes, self._device_bytes = total_bytes, device_bytes
         self._table, self._metrics = table, metrics
         self._wait_s, self._patience_s = wait_s, PATIENCE * wait_s
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes for all models and adapters: those configured, less what batches need beyond the rest of a GPU."""
+        if self._device_bytes is None:
+            return self._total_bytes
+        engines = [version.engine for slot in self._table.all() for version in slot.versions]
+        reserve = max((engine.activation_bytes for engine in engines if engine), default=0)
+        return max(0, min(self._total_bytes, self._device_bytes - reserve))
 
     async def reserve_version(self, slot: Slot, version: Version, *, may_drain: bool) -> None:
         """Reserve the bytes of a version and add it to its slot.
@@ -165,17 +185,17 @@ class MemoryBudget:
     # ── errors: both sizes, the models that hold the memory, and the next step ──
 
     def _never_fits(self, request: MemoryRequest) -> SIEError:
-        need, total = _mib(request.need), _mib(self.total_bytes)
+        need, total = _mib(request.need), self._total()
         if request.need + request.model_bytes <= self.total_bytes:
             return BudgetExhausted(
-                f"{request.what} needs {need} of {total} ({SETTING}), and models that cannot be unloaded hold too "
+                f"{request.what} needs {need} of {total}, and models that cannot be unloaded hold too "
                 f"much: {self._holders()}. Unload one of them or raise {SETTING}",
                 retry_after_s=60,
             )
         if request.model_bytes:
             need += f" in addition to the {_mib(request.model_bytes)} of its model"
         return ModelLoadFailed(
-            f"{request.what} needs {need}, and the budget for all models is {total} ({SETTING})",
+            f"{request.what} needs {need}, and the budget for all models is {total}",
             error_class="MemoryBudget",
             permanent=True,
             attempts=1,
@@ -184,10 +204,13 @@ class MemoryBudget:
     def exhausted(self, what: str, need: int, waited_s: float) -> SIEError:
         """The error while models in use hold the memory. The wait so far is the estimate for Retry-After."""
         return BudgetExhausted(
-            f"{what} needs {_mib(need)} of {_mib(self.total_bytes)} ({SETTING}), held by models in use: "
-            f"{self._holders()}",
+            f"{what} needs {_mib(need)} of {self._total()}, held by models in use: {self._holders()}",
             retry_after_s=max(1.0, waited_s),
         )
+
+    def _total(self) -> str:
+        total, less = self.total_bytes, self._total_bytes - self.total_bytes
+        return f"{_mib(total)} ({SETTING}{f' less {_mib(less)} that batches take' if less else ''})"
 
     def _holders(self) -> str:
         holders = sorted(

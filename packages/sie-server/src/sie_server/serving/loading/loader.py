@@ -52,6 +52,14 @@ class Fetched(NamedTuple):
         return str(self.directory)
 
 
+class Measured(NamedTuple):
+    """What calibration found for the models of one shape."""
+
+    batch_tokens: int
+    tokens_per_second: float
+    activation_bytes: int
+
+
 class Loader:
     """Used on the event loop. Every step that takes time runs on another thread."""
 
@@ -61,7 +69,7 @@ class Loader:
             Lane(name, count) for name, count in zip(LOADING_THREADS, (DOWNLOADS, READERS, 1, 1), strict=True)
         ]
         self._fetching, self._reading, self._loading, self._freeing = self._lanes
-        self._measured: dict[Shape, tuple[int, float]] = {}  # batch tokens, tokens per second
+        self._measured: dict[Shape, Measured] = {}
         self.bytes_per_second: float | None = None  # of the last load
 
     @property
@@ -139,8 +147,9 @@ class Loader:
 
         The measurement runs pass by pass, so that batches of other models run in between.
         """
-        if self._config.batch_tokens:
-            engine.batch_tokens = self._config.batch_tokens
+        fixed = self._config.batch_tokens
+        if fixed and engine.device.type == "cpu":
+            engine.batch_tokens = fixed
             return
         shape = (
             engine.spec.architecture,
@@ -148,14 +157,18 @@ class Loader:
             engine.dtype,
             engine.int8,
             engine.memory_bytes,
+            engine.max_seq_length,
         )
         if shape not in self._measured:
-            steps, done = calibration(engine), object()
+            # on a GPU a configured size is measured too: the budget must know what a batch takes
+            steps, done = calibration(engine, size=fixed), object()
             while await self._worker.call(catching_panics(lambda: next(steps, done))) is not done:
                 progress.touch()
-            self._measured[shape] = engine.batch_tokens, engine.tokens_per_second
-            log.info("measured %s: batches of %d tokens", model.id, engine.batch_tokens)
-        engine.batch_tokens, engine.tokens_per_second = self._measured[shape]
+            self._measured[shape] = Measured(
+                engine.batch_tokens, engine.tokens_per_second, engine.activation_bytes
+            )
+            log.info("measured %s: batches of %d tokens%s", model.id, engine.batch_tokens, _peak(engine))
+        engine.batch_tokens, engine.tokens_per_second, engine.activation_bytes = self._measured[shape]
 
     async def fetch_adapter(self, source: str, progress: Progress) -> Fetched:
         """Download a LoRA adapter if it is not local.
@@ -220,6 +233,11 @@ class Loader:
         """End the threads without waiting for running work."""
         for lane in self._lanes:
             lane.close()
+
+
+def _peak(engine: Engine) -> str:
+    peak = engine.activation_bytes
+    return f", which take up to {peak / 2**20:,.1f} MiB in addition to the model" if peak else ""
 
 
 def stamped(directory: Path) -> Fetched:

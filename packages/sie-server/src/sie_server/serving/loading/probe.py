@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from sie_server.catalog import ModelConfig
+from sie_server.engine.device import device_lost
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Job, M3Scoring, ScoreTexts, Sparse
 from sie_server.engine.lora.adapter import Adapter
 from sie_server.errors import InferenceError, ModelLoadFailed
+from sie_server.serving.device.isolation import DeviceLost
 
 TEXTS = ["when does rain fall", "rain falls tomorrow over the harbour", "stars burn hydrogen"]
 
@@ -77,6 +79,7 @@ def check_device(engine: Engine) -> None:
 
     Raises:
         InferenceError: the pass fails, or its results are not finite numbers.
+        DeviceLost: every later pass would fail as well.
     """
     limit, outputs = engine.max_seq_length, engine.spec.outputs
     try:
@@ -87,6 +90,8 @@ def check_device(engine: Engine) -> None:
             job = engine.tokenize_encode(TEXTS, tuple(outputs[:1]), limit)
         pairs = list(zip(job.work, engine.run(job.work), strict=True))
     except Exception as error:
+        if device_lost(error):
+            raise DeviceLost(str(error)) from error
         raise InferenceError(f"a forward pass failed: {type(error).__name__}: {error}") from error
     if not all(is_finite(result) for work, result in pairs if work.index != QUERY):
         raise InferenceError("the results of a known text are not finite numbers")

@@ -7,11 +7,10 @@ request. Real tokenizers replace a space by one other character, and add two or 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-from msgspec import Struct
-
+from sie_server.engine.text.loading.parts import read_parts
 from sie_server.models.spec import UnsupportedCheckpoint
 
 MOST = 64.0  # characters for each character of a text
@@ -22,7 +21,8 @@ MOST_SPECIAL = 1000  # tokens that the post-processor adds
 SEQUENCES = ("normalizers", "pretokenizers", "decoders")  # names of the steps of a sequence
 
 
-class _File(Struct):
+@dataclass
+class _File:
     normalizer: Any = None
     pre_tokenizer: Any = None
     post_processor: Any = None
@@ -36,8 +36,8 @@ def check_expansion(content: bytes) -> None:
         UnsupportedCheckpoint: they could make a text very much longer.
     """
     try:
-        file = msgspec.json.decode(content, type=_File)
-    except (msgspec.DecodeError, RecursionError) as error:
+        file = read_parts(content, _File)
+    except (ValueError, RecursionError) as error:
         raise UnsupportedCheckpoint(f"tokenizer.json cannot be read: {error}") from error
     if _growth(file.decoder) > MOST:
         raise UnsupportedCheckpoint(

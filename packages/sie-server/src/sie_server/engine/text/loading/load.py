@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-from msgspec import Struct
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -17,22 +15,25 @@ from sie_server.engine.text.loading.conversion import converted
 from sie_server.engine.text.loading.expansion import check_expansion
 from sie_server.engine.text.loading.files import SETTINGS, TOKENIZER, TokenizerFiles
 from sie_server.engine.text.loading.names import THROUGH_TRANSFORMERS, class_name
+from sie_server.engine.text.loading.parts import read_parts
 from sie_server.engine.text.loading.vocabularies import has_vocabulary, read_vocabulary
 from sie_server.files import TOKENIZER_BYTES, read_bytes
 from sie_server.models.spec import UnsupportedCheckpoint
 from sie_server.panics import is_panic
 
 
-class _File(Struct):
+@dataclass
+class _File:
     """tokenizer.json without the vocabulary, which may be large."""
 
     model: _Model
-    added_tokens: list[Any] = []
+    added_tokens: list[Any] = field(default_factory=list)
     pre_tokenizer: Any = None
     decoder: Any = None
 
 
-class _Model(Struct):
+@dataclass
+class _Model:
     """The parameters of the vocabulary model."""
 
     type: str | None = None  # older files have none
@@ -104,7 +105,7 @@ def _saved(files: TokenizerFiles) -> _Saved:
             raise
         raise UnsupportedCheckpoint(f"{path} is not a valid tokenizer: {error}") from error
     check_expansion(content)
-    return _Saved(content, msgspec.json.decode(content, type=_File), tokenizer)
+    return _Saved(content, read_parts(content, _File), tokenizer)
 
 
 def _rebuilt(saved: _Saved, files: TokenizerFiles, kind: TokenizerClass, name: str) -> Tokenizer:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sie_server.engine.text.spread import PART_CHARS, Crew, encode_spread, helped_by
+from sie_server.engine.text.slices import encode_spread, spread_by
+from sie_server.serving.tokenizing.crew import PART_CHARS, Crew
 
 TEXTS = [f"{i:04d}" + "x" * (PART_CHARS // 3) for i in range(20)]
 
@@ -116,7 +117,7 @@ def test_only_threads_with_a_crew_are_helped(start: Any) -> None:
     encode_spread(recorder, TEXTS)
     assert recorder.sizes == [len(TEXTS)]
     recorder = Recorder(parties=2)
-    with helped_by(Crew(2, start)):
+    with spread_by(Crew(2, start).encode):
         encode_spread(recorder, TEXTS)
     assert len(recorder.threads) == 2
     recorder = Recorder()

@@ -9,18 +9,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 from tokenizers import Encoding
 
-from sie_server.engine.text.slices import BYTES_PER_CHAR
+from sie_server.engine.text.slices import BYTES_PER_CHAR, Encode
 from sie_server.room import check_room
 
 # Characters of a part: about 1 ms of work. Waking a thread takes about 0.05 ms.
 PART_CHARS = 4096
 
-Encode = Callable[[list[str]], list[Encoding]]
 Start = Callable[[Callable[[], None]], object]  # runs a function on a helper thread
 
 
@@ -118,25 +115,6 @@ class SharedParts:
         if self._error is not None:
             raise self._error
         return [encoding for part in self._found for encoding in part]
-
-
-_crew: ContextVar[Crew | None] = ContextVar("crew", default=None)
-
-
-@contextmanager
-def helped_by(crew: Crew) -> Iterator[None]:
-    """Let `crew` help with the calls of this thread."""
-    token = _crew.set(crew)
-    try:
-        yield
-    finally:
-        _crew.reset(token)
-
-
-def encode_spread(encode: Encode, texts: list[str]) -> list[Encoding]:
-    """Return `encode(texts)`, with the help of this thread's crew if it has one."""
-    crew = _crew.get()
-    return encode(texts) if crew is None else crew.encode(encode, texts)
 
 
 def _parts(texts: list[str]) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 A *small* request has about a slice of text and runs on the first free thread. A *large* one has a thread of its own,
 but waits before every slice: few of them tokenise at a time, and the one that has tokenised least is next. A request
 whose caller has left, and at shutdown every request, ends before its next slice. While fewer requests tokenise than
-there are threads and cores, idle threads help with the texts of a slice (`engine.text.spread`).
+there are threads and cores, idle threads help with the texts of a slice (`serving.tokenizing.crew`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sie_server.engine.device import usable_cores
-from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, paced
-from sie_server.engine.text.spread import Crew, helped_by
+from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, paced, spread_by
 from sie_server.errors import QueueFull
 from sie_server.room import Threads
+from sie_server.serving.tokenizing.crew import Crew
 
 Result = TypeVar("Result")
 LARGE_THREADS = 64  # most of them wait; further large requests start in order of arrival
@@ -146,7 +146,7 @@ class TokenizerPool:
             self._tickets.discard(ticket)
 
     def _at_once(self, work: Callable[[], Result], ticket: Ticket) -> Result:
-        with paced(ticket.check), helped_by(self._crew):
+        with paced(ticket.check), spread_by(self._crew.encode):
             return work()
 
     def _in_turns(self, work: Callable[[], Result], ticket: Ticket) -> Result:
@@ -157,7 +157,7 @@ class TokenizerPool:
 
         self._turns.join(ticket)
         try:
-            with paced(next_turn), helped_by(self._crew):
+            with paced(next_turn), spread_by(self._crew.encode):
                 return work()
         finally:
             self._turns.leave(ticket)

@@ -1,0 +1,1 @@
+"""What the system says of the machine: limits of its containers, and its GPU."""
