@@ -18,7 +18,7 @@ ONE_SERVER_SHORT := tests/service/test_contract.py tests/service/test_sdk_end_to
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench parity quality hostile soak overload simulate bench-cluster cluster-faults image-test release-test docs clean
+.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench bench-gpu parity quality hostile soak overload simulate bench-cluster cluster-faults image-test release-test docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,9 @@ format: $(DEV) ## format the code and fix what can be fixed
 
 bench: $(DEV) ## measure latency and throughput
 	$(BIN)/python -m bench $(ARGS)
+
+bench-gpu: $(DEV) ## what a GPU does with this engine: parity, waits, speed, profile (four minutes)
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 parity: $(DEV) ## compare scores with the reference implementations (SIE_TEST_DEVICE=cuda: on a GPU, SIE_TEST_ATTENTION=varlen: in its layout)
 	$(PYTEST) $(PARALLEL) tests/parity $(ARGS)

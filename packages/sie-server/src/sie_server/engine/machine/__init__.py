@@ -1,1 +1,1 @@
-"""What the system says of the machine: limits of its containers, and its GPU."""
+"""Limits that containers set for this process, and the GPU."""
