@@ -13,10 +13,12 @@ import torch
 from sie_server.engine import forward
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
+from sie_server.models.batch import PackedBatch
 from sie_server.models.families.decoders import gemma2
 from support.checkpoints.decoders import DECODERS, make_decoder
 from support.device import DEVICE
 from support.families.decoder_cases import LIMIT, TOLERANCE, Case, ids_of, in_order, make_case
+from support.layout import gpu_layout
 
 
 @pytest.fixture(scope="module", params=sorted(DECODERS))
@@ -112,18 +114,42 @@ def test_a_request_cancelled_during_a_pass_does_not_affect_others(
         case.engine.tokenize_score(ScoreTexts(q, case.documents[:9], LIMIT)) for q in (case.query, "rain")
     )
     assert stays.prefix and leaves.prefix
-    passes, compute = [], forward.compute_prefixes
+    passes, pack = [], case.engine._forward._pack
 
-    def then_leave(*args: Any) -> None:
-        compute(*args)
+    def then_leave(*args: Any, **named: Any) -> PackedBatch:
+        batch = pack(*args, **named)
         passes.append(leaves.release())
+        return batch
 
-    monkeypatch.setattr(forward, "compute_prefixes", then_leave)
+    monkeypatch.setattr(case.engine._forward, "_pack", then_leave)
     results = case.engine.run([*stays.work, *leaves.work])
     monkeypatch.undo()
     expected = logits_of(case.engine, case.query, case.documents[:9])
     np.testing.assert_allclose(in_order(stays, results[: len(stays.work)]), expected, atol=TOLERANCE, rtol=0)
-    assert len(passes) == 1 and leaves.prefix and not leaves.prefix.layers and len(leaves.prefix)
+    assert passes and leaves.prefix and not leaves.prefix.layers and len(leaves.prefix)
+
+
+@pytest.mark.parametrize("rows", [0, 300, 10**6])
+def test_in_the_layout_of_a_gpu_a_prefix_is_part_of_the_batch(
+    case: Case, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """It is computed in the first pass and kept only for later ones, of which a bound of key rows makes more."""
+    if case.template == "bge-reranker-gemma" and case.engine.spec.backbone.attention.dense:
+        return  # a cap on attention logits: dense blocks on every device
+    with gpu_layout():
+        engine = Engine(case.directory, device=DEVICE, dtype="float32", template=case.template)
+    monkeypatch.setattr(forward, "KEY_ROWS", rows)
+    monkeypatch.setattr(forward, "compute_prefixes", None)
+    job = engine.tokenize_score(ScoreTexts(case.query, case.documents[:12], LIMIT))
+    passes, launch = [], engine._forward._launch
+    monkeypatch.setattr(engine._forward, "_launch", lambda works: passes.append(len(works)) or launch(works))
+    ours = in_order(job, engine.run(job.work))
+    monkeypatch.undo()
+    expected = logits_of(case.engine, case.query, case.documents[:12])
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)
+    assert sum(passes) == len(job.work) and (len(passes) == 1) == (rows == 10**6)
+    assert rows or passes == [1] * len(job.work)
+    assert job.prefix and bool(job.prefix.layers) == (len(passes) > 1)
 
 
 def test_an_instruction_changes_scores_if_the_model_takes_one(case: Case) -> None:

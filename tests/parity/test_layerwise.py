@@ -113,7 +113,9 @@ def test_layers_above_the_cutoff_are_not_computed(case: Case) -> None:
     job = engine.tokenize_score(ScoreTexts(case.queries[2], case.documents, 400))
     job.cutoff_layer = layer
     run(engine, job)
-    assert job.prefix is not None and len(job.prefix.layers) == layer
+    # with varlen attention, all works are in the pass that computes the prefix, so it is not kept
+    kept = 0 if engine._forward.attention.kind == "varlen" else layer
+    assert job.prefix is not None and len(job.prefix.layers) == kept
     np.testing.assert_allclose(job.results, case.expected(2, layer), atol=TOLERANCE, rtol=0)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,12 @@ from sie_server.models.lora import Changes
 from sie_server.models.packing import Places, pack
 from sie_server.models.registry import Backbone
 from sie_server.models.spec import BackboneSpec
+from sie_server.models.staging import Staging
 
 log = logging.getLogger("sie_server.forward")
+# Key rows of the sequences with a shared prefix in one pass. A prefix is copied before the keys of every sequence: in
+# bf16, with 8 key heads of 128 dimensions, this number of rows takes 512 MiB per layer.
+KEY_ROWS = 131_072
 
 
 class Forward:
@@ -40,6 +45,8 @@ class Forward:
         self.backbone, self.reader = backbone, reader
         self._spec, self._device, self._dtype = spec, device, dtype
         self.attention = choose(spec.attention, device, dtype)
+        self._staging = Staging(device) if device.type == "cuda" else None
+        self._varlen = self.attention.kind == "varlen"
         log.info("attention: %s; %s", self.attention.kind, self.attention.why)
 
     def run(self, works: list[Work]) -> list[Any]:
@@ -58,8 +65,18 @@ class Forward:
         """Yield the places in `works` of each pass."""
         most = self.reader.most() or len(works)
         for depth in dict.fromkeys(work.job.cutoff_layer for work in works):
-            places = [place for place, work in enumerate(works) if work.job.cutoff_layer == depth]
-            yield from (places[start : start + most] for start in range(0, len(places), most))
+            places: list[int] = []
+            keys = 0
+            for place, work in enumerate(works):
+                if work.job.cutoff_layer != depth:
+                    continue
+                own = len(work.job.prefix) + len(work.tokens) if work.job.prefix and self._varlen else 0
+                if places and (len(places) == most or keys + own > KEY_ROWS):
+                    yield places
+                    places, keys = [], 0
+                places.append(place)
+                keys += own
+            yield places
 
     @torch.inference_mode()
     def _run(self, works: list[Work]) -> list[Any]:
@@ -72,15 +89,22 @@ class Forward:
         # read once: a job releases its prefix when its caller disconnects, also in the middle of a pass
         prefixes = [work.job.prefix for work in works]
         changes = [work.job.changes for work in works]
-        if any(prefixes):
-            if not isinstance(self.backbone, Decoder):
-                raise RuntimeError("a prefix is shared, but this backbone is not a decoder")
+        if any(prefixes) and not isinstance(self.backbone, Decoder):
+            raise RuntimeError("a prefix is shared, but this backbone is not a decoder")
+        if any(prefixes) and not self._varlen:
             own = {id(prefix): (prefix, change) for prefix, change in zip(prefixes, changes, strict=True)}
             with step("forward"):
+                assert isinstance(self.backbone, Decoder)
                 compute_prefixes(self.backbone, own.values(), pack)
         with step("pack"):
             picks = [self.reader.picks(work) for work in works]
-            batch = pack([work.tokens for work in works], changes, prefixes, picks=picks)
+            batch = pack(
+                [work.tokens for work in works],
+                changes,
+                prefixes,
+                picks=picks,
+                lasting=_lasting(works, prefixes),
+            )
         with applied(batch):
             with step("forward"):
                 hidden = self.backbone.forward(batch, self.reader.readout)
@@ -98,6 +122,7 @@ class Forward:
         prefixes: Sequence[Prefix | None] = (),
         depth: int | None = None,
         picks: Sequence[Places | None] = (),
+        lasting: Collection[Prefix] = (),
     ) -> PackedBatch:
         pad = self._spec.pad_token_id
         return pack(
@@ -105,14 +130,26 @@ class Forward:
             pad_id=pad,
             skip_id=pad if self._spec.skip_padding_positions else None,
             align=self.attention.align,
-            varlen=self.attention.kind == "varlen",
+            varlen=self._varlen,
             device=self._device,
             dtype=self._dtype,
             prefixes=prefixes,
             depth=depth,
             adapters=adapters,
             picks=picks,
+            lasting=lasting,
+            staging=self._staging,
         )
+
+
+def _lasting(works: list[Work], prefixes: list[Prefix | None]) -> set[Prefix]:
+    """Return the prefixes of jobs that have work outside this pass."""
+    here = Counter(id(work.job) for work in works)
+    return {
+        prefix
+        for work, prefix in zip(works, prefixes, strict=True)
+        if prefix and here[id(work.job)] < len(work.job.work)
+    }
 
 
 def compute_prefixes(

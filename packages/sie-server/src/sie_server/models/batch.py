@@ -76,19 +76,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Segments:
-    """The sequences of a batch without slots: sequence i has the query rows from `rows[i]` to `rows[i + 1]`.
+    """The sequences of a batch without slots: segment i has the query rows from `rows[i]` to `rows[i + 1]`.
 
-    Its keys are the key rows from `keys[i]` to `keys[i + 1]`: its own rows, after those of its prefix.
+    Its keys are the key rows from `keys[i]` to `keys[i + 1]`: its own rows, after those of its prefix. The sequences of
+    the batch come first. After them, a prefix without states is a segment of its own, whose keys and values are
+    computed with those of the sequences.
     """
 
-    rows: Tensor  # [sequences + 1] int32
-    keys: Tensor  # [sequences + 1] int32
+    rows: Tensor  # [segments + 1] int32
+    keys: Tensor  # [segments + 1] int32
     one_row: Tensor  # [sequences + 1] int32, 0, 1, 2 …: `rows` where each sequence has one query
     most_rows: int  # of a sequence
     most_keys: int
-    # [key rows] int32: the row of the batch, or of a prefix in `prefixes` after it, of each key; None: the same rows
+    # [key rows] int32: the row of the batch, or of a prefix in `known` after it, of each key; None: the same rows
     sources: Tensor | None
-    prefixes: tuple[Prefix, ...]  # whose states are appended to the keys and values of the batch
+    known: tuple[Prefix, ...]  # whose states are appended to the keys and values of the batch
+    kept: tuple[tuple[Prefix, slice], ...]  # rows of the prefixes whose states later passes need
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sie_server.models.batch import Ids, PackedBatch, Picked, Prefix, Segments, Tokens
 from sie_server.models.lora import Changes, Span
+from sie_server.models.staging import Staging, joined
 
 Places = npt.NDArray[np.int64]
 
@@ -29,48 +30,51 @@ def pack(
     depth: int | None = None,
     adapters: Sequence[Changes | None] = (),
     picks: Sequence[Places | None] = (),
+    lasting: Collection[Prefix] = (),
+    staging: Staging | None = None,
 ) -> PackedBatch:
     """Pack `sequences`, the longest first, in slots of a multiple of `align` rows; `dtype` is that of attention masks.
 
-    `varlen` adds the boundaries of the sequences for varlen attention, with `align` 1.
+    `varlen` adds the boundaries of the sequences for varlen attention, with `align` 1, and the prefixes that have no
+    states yet; those in `lasting` get them in the pass.
 
     Tokens `skip_id` are not counted as positions and have position -1. `prefixes`, `adapters` and `picks`, if given,
     have one entry per sequence; `picks` are the tokens that a reader selects (`Picked`). Sequences with the same
-    adapter are neighbours, and among these the ones with the same prefix.
+    adapter are neighbours, and among these the ones with the same prefix. `staging` is the pinned memory of the device.
     """
     prefix_of = list(prefixes) or [None] * len(sequences)
     changes = list(adapters) or [None] * len(sequences)
     order = _order(sequences, prefix_of, changes)
-    tokens = [sequences[i] for i in order]
+    count, own_prefixes = len(order), tuple(prefix_of[i] for i in order)
+    fresh = [p for p in dict.fromkeys(own_prefixes) if p and not p.layers] if varlen else []
+    tokens = [sequences[i] for i in order] + [Tokens(p.ids, len(p)) for p in fresh]
     lengths = np.array([len(one) for one in tokens])
     slots = -(-lengths // align) * align
     ends = np.cumsum(slots)
     starts, rows = ends - slots, int(ends[-1])
-    before = np.array([len(prefix_of[i] or ()) for i in order])
-    own = _own_rows(tokens, lengths, before, skip_id)
-    place = own["place"] + np.repeat(starts, lengths)  # the row of every token
-    table = {
-        name: np.full(rows, pad_id if name == "ids" else 0, np.int32)
-        for name in ("ids", "positions", "types")
-    }
-    for name, column in table.items():
-        column[place] = own[name]
-    seen = [one.keys for one in tokens]
-    packed_prefixes = tuple(prefix_of[i] for i in order)
-    plan = _Plan(starts, lengths, packed_prefixes) if varlen else None
-    ints = {"first_rows": starts, "last_rows": starts + lengths - 1, "sizes": lengths, "keys": np.array(seen)}
-    found = _picked([picks[i] for i in order], starts) if any(own is not None for own in picks) else {}
-    views = on_device(table | ints | found | (plan.ints if plan else {}), device)
+    before = np.array([len(p or ()) for p in (*own_prefixes, *[None] * len(fresh))])
+    table = _table(_own_rows(tokens, lengths, before, skip_id), starts, lengths, rows, pad_id)
+    first, sizes, seen = starts[:count], lengths[:count], [one.keys for one in tokens[:count]]
+    plan = _Plan(starts, lengths, before, own_prefixes, fresh, lasting) if varlen else None
+    ints = {"first_rows": first, "last_rows": first + sizes - 1, "sizes": sizes, "keys": np.array(seen)}
+    found = _picked([picks[i] for i in order], first) if any(own is not None for own in picks) else {}
+    views = on_device(table | ints | found | (plan.ints if plan else {}), device, staging)
+    bounds = [*starts.tolist(), rows]
+    spans = _spans([changes[i] for i in order], bounds[: count + 1])
+    users = {id(prefix_of[i]): changes[i] for i in order}
+    for place, prefix in enumerate(fresh, start=count):
+        if (change := users[id(prefix)]) is not None:
+            spans += (Span(change, slice(bounds[place], bounds[place + 1]), slice(count, count)),)
     return PackedBatch(
         **{name: views[name] for name in (*table, *ints)},
         segments=plan.segments(views) if plan else None,
-        starts=tuple(starts.tolist()),
-        lengths=tuple(lengths.tolist()),
+        starts=tuple(first.tolist()),
+        lengths=tuple(sizes.tolist()),
         seen=tuple(seen),
-        slots=tuple(slots.tolist()),
-        prefixes=packed_prefixes,
+        slots=tuple(slots[:count].tolist()),
+        prefixes=own_prefixes,
         order=tuple(order),
-        spans=_spans([changes[i] for i in order], [*starts.tolist(), rows]),
+        spans=spans,
         dtype=dtype,
         depth=depth,
         picked=Picked(views["picked"], views["bounds"], tuple(found["bounds"].tolist())) if found else None,
@@ -84,44 +88,45 @@ def _picked(picks: list[Places | None], starts: Places) -> dict[str, Places]:
     return {"picked": np.concatenate(places) + np.repeat(starts, counts), "bounds": _boundaries(counts)}
 
 
-def on_device(columns: Mapping[str, npt.NDArray[np.integer]], device: torch.device) -> dict[str, Tensor]:
+def on_device(
+    columns: Mapping[str, npt.NDArray[np.integer]], device: torch.device, staging: Staging | None = None
+) -> dict[str, Tensor]:
     """Copy arrays of integers to the device at once; return them as int32 views of one tensor."""
-    whole = np.concatenate(list(columns.values()), dtype=np.int32, casting="same_kind")
-    parts = torch.from_numpy(whole).to(device).split([len(column) for column in columns.values()])
-    return dict(zip(columns, parts, strict=True))
+    parts = list(columns.values())
+    whole = staging.send(parts) if staging else torch.from_numpy(joined(parts)).to(device)
+    return dict(zip(columns, whole.split([len(part) for part in parts]), strict=True))
 
 
 class _Plan:
     """The integers of `Segments`."""
 
-    def __init__(self, starts: Places, lengths: Places, prefixes: tuple[Prefix | None, ...]) -> None:
-        self._most_rows = int(lengths.max())
-        self._prefixes = tuple({id(p): p for p in prefixes if p}.values())
-        before = np.array([len(prefix or ()) for prefix in prefixes])
-        counts = lengths + before
-        self._most_keys = int(counts.max())
+    def __init__(
+        self,
+        starts: Places,
+        lengths: Places,
+        before: Places,
+        prefixes: tuple[Prefix | None, ...],
+        fresh: list[Prefix],
+        lasting: Collection[Prefix],
+    ) -> None:
+        """`before` are the prefix tokens of each segment: the sequences with `prefixes`, then the `fresh` prefixes."""
+        counts, count = lengths + before, len(prefixes)
+        self._most_rows, self._most_keys = int(lengths.max()), int(counts.max())
+        self._known = tuple(p for p in dict.fromkeys(prefixes) if p and p.layers)
+        place = {prefix: int(starts[count + i]) for i, prefix in enumerate(fresh)}
+        self._kept = tuple((p, slice(row, row + len(p))) for p, row in place.items() if p in lasting)
         self.ints = {
             "segment_rows": _boundaries(lengths),
             "segment_keys": _boundaries(counts),
-            "segment_one_row": np.arange(len(lengths) + 1),
+            "segment_one_row": np.arange(count + 1),
         }
-        if self._prefixes:
-            self.ints["sources"] = self._sources(starts, lengths, before, prefixes)
-
-    def _sources(
-        self, starts: Places, lengths: Places, before: Places, prefixes: tuple[Prefix | None, ...]
-    ) -> Places:
-        """Return the row of every key: of its prefix, whose rows follow those of the batch, or of the sequence."""
-        end, place = int(lengths.sum()), {id(None): 0}
-        for prefix in self._prefixes:
-            place[id(prefix)] = end
+        end = int(lengths.sum())
+        for prefix in self._known:
+            place[prefix] = end
             end += len(prefix)
-        counts = lengths + before
-        own = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # place in its keys
-        first = np.repeat(np.array([place.get(id(prefix), 0) for prefix in prefixes]), counts)
-        rest = np.repeat(starts - before, counts)
-        rows: Places = np.where(own < np.repeat(before, counts), first, rest) + own
-        return rows
+        if place:
+            first = [place[prefix] if prefix else 0 for prefix in prefixes] + [0] * len(fresh)
+            self.ints["sources"] = _sources(starts, counts, before, np.array(first))
 
     def segments(self, views: Mapping[str, Tensor]) -> Segments:
         return Segments(
@@ -131,8 +136,31 @@ class _Plan:
             most_rows=self._most_rows,
             most_keys=self._most_keys,
             sources=views.get("sources"),
-            prefixes=self._prefixes,
+            known=self._known,
+            kept=self._kept,
         )
+
+
+def _sources(starts: Places, counts: Places, before: Places, first: Places) -> Places:
+    """Return the row of every key: of the prefix, which begins at `first`, or of the segment's own tokens."""
+    place = np.arange(counts.sum()) - np.repeat(
+        np.cumsum(counts) - counts, counts
+    )  # in the keys of its segment
+    in_prefix = place < np.repeat(before, counts)
+    rows: Places = np.where(in_prefix, np.repeat(first, counts), np.repeat(starts - before, counts)) + place
+    return rows
+
+
+def _table(
+    own: Mapping[str, npt.NDArray[np.integer]], starts: Places, lengths: Places, rows: int, pad_id: int
+) -> dict[str, npt.NDArray[np.integer]]:
+    """Return the columns of all rows, also of those that no token has."""
+    place = own["place"] + np.repeat(starts, lengths)  # the row of every token
+    table: dict[str, npt.NDArray[np.integer]] = {}
+    for name in ("ids", "positions", "types"):
+        table[name] = np.full(rows, pad_id if name == "ids" else 0, np.int32)
+        table[name][place] = own[name]
+    return table
 
 
 def _boundaries(counts: Places) -> Places:

@@ -61,6 +61,8 @@ def changes_of(layer: Any, rows: int) -> list[tuple[slice, Any]]:
         return []
     batch, one_row = current.batch, current.one_row
     spans = [span for span in batch.spans if layer in span.changes]
+    if one_row:  # a prefix has rows, and no row that is read out
+        spans = [span for span in spans if span.sequences.start < span.sequences.stop]
     if not spans:
         return []
     if rows != (batch.count if one_row else batch.rows):

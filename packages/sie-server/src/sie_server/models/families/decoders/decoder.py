@@ -162,13 +162,15 @@ class Decoder:
         """
         x, rotary, attend = self._start(batch)
         *before, last = self.layers[: batch.depth]
+        kept = _Kept(batch)
         for layer in before:
-            x = layer(x, rotary, attend, layer.states(x, rotary))
-        rows = batch.rows_of(readout)
+            x = layer(x, rotary, attend, kept.add(layer.states(x, rotary)))
+        rows, states = batch.rows_of(readout), kept.add(last.states(x, rotary))
+        kept.finish()
         if readout == "first" and self.spec.causal:
             # the only row of a sequence attends to all its keys, as its last token does, and its first one does not
-            return self.norm(last(x, rotary, attend, last.states(x, rotary))[rows])
-        return self.norm(last(x, rotary, attend, last.states(x, rotary), output_rows=rows))
+            return self.norm(last(x, rotary, attend, states)[rows])
+        return self.norm(last(x, rotary, attend, states, output_rows=rows))
 
     def prefix_states(self, batch: PackedBatch) -> list[list[States]]:
         """Return copies of the keys and values per layer of every sequence in the batch, in packed order."""
@@ -199,6 +201,26 @@ class Decoder:
         return lambda query, states, layer, one_row: causal(
             query, states, layer.index, layer.product, scale=layer.scale, one_row=one_row
         )
+
+
+class _Kept:
+    """The states of the prefixes in a batch, copied for later passes."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self._parts = batch.segments.kept if batch.segments else ()
+        self._layers: list[list[States]] = [[] for _ in self._parts]
+
+    def add(self, states: States) -> States:
+        """Keep the rows of each prefix, and return the states of all rows."""
+        keys, values = states
+        for own, (_, rows) in zip(self._layers, self._parts, strict=True):
+            own.append((keys[rows].clone(), values[rows].clone()))
+        return states
+
+    def finish(self) -> None:
+        """Give each prefix the states of all layers at once: after a failed pass it has none."""
+        for own, (prefix, _) in zip(self._layers, self._parts, strict=True):
+            prefix.layers = own
 
 
 class DecoderLayer:

@@ -1,7 +1,8 @@
 """Causal attention over a packed batch whose sequences may share a prefix.
 
 A *prefix* is the tokens that all sequences of one request begin with. It goes through the model once, as a separate
-sequence; the request keeps its keys and values, and the packed sequences hold only their remaining tokens. These attend
+sequence: of the same batch with varlen attention, else of a batch before it. The request keeps its keys and values, and
+the packed sequences hold only their remaining tokens. These attend
 to the prefix and to earlier tokens of their own sequence. Unused rows are at the end of a slot, so no token attends to
 them.
 """
@@ -91,7 +92,7 @@ class CausalAttention:
     ) -> Tensor:
         segments = self._batch.segments
         if segments is not None and segments.sources is not None:
-            states = _gathered(states, [p.layers[layer] for p in segments.prefixes], segments.sources)
+            states = _gathered(states, [p.layers[layer] for p in segments.known], segments.sources)
         before = -1 if window is None else window - 1
         # one query is the last token, for which nothing is later
         seen = FULL if one_row and window is None else (before, 0)
@@ -101,7 +102,7 @@ class CausalAttention:
 def _gathered(own: States, prefixes: list[States], sources: Tensor) -> States:
     """Return the keys and values of every segment, [key rows, key heads, dim], each after those of its prefix."""
     both = [torch.stack(states, dim=1) for states in (own, *prefixes)]
-    keys, values = torch.cat(both)[sources].unbind(1)
+    keys, values = (torch.cat(both) if prefixes else both[0])[sources].unbind(1)
     return keys, values
 
 
