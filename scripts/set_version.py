@@ -33,7 +33,7 @@ Places = dict[str, list[tuple[str, bool]]]  # file → (pattern with one group f
 def places() -> Places:
     """Return the pattern of each place that names the version, and whether it has the label."""
     found: Places = {}
-    for name in PYTHON:
+    for name in (*PYTHON, "kernels"):
         found[f"packages/sie-{name}/pyproject.toml"] = [(rf'^version = "({WHOLE})"$', True)]
     for name in PYTHON[2:]:
         found[f"packages/sie-{name}/pyproject.toml"].append((rf'"sie-sdk==({WHOLE})"', True))

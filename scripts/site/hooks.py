@@ -34,6 +34,7 @@ PAGES = {  # file in the repository → page
     "packages/sie-langchain/README.md": "clients/langchain.md",
     "packages/sie-llamaindex/README.md": "clients/llamaindex.md",
     "packages/sie-haystack/README.md": "clients/haystack.md",
+    "packages/sie-kernels/README.md": "project/kernels.md",
     "examples/two-stage/README.md": "examples/two-stage.md",
     "examples/regulatory-rag/README.md": "examples/regulatory-rag.md",
 }

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn import functional as F
 
 from sie_server.engine import device as devices
 from sie_server.engine.document_cache import DocumentCache, ModelDocuments
@@ -21,18 +16,16 @@ from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, ScoreTexts
 from sie_server.engine.storage.footprint import needed_bytes
 from sie_server.errors import ModelLoadFailed
-from sie_server.models.layers.activations import ACTIVATIONS
 from sie_server.models.layers.int8 import machine
 from sie_server.models.layers.int8.products import product
-from sie_server.models.layers.int8.rows import quantise_rows, quantise_weight
 from sie_server.models.layers.int8.weight import Int8Weight
-from sie_server.models.layers.linear import Linear
-from support.checkpoints.cross_encoders import make_cross_encoder, random_text
+from sie_server.models.layers.rounding import quantise_rows, quantise_weight
+from support.checkpoints.cross_encoders import make_cross_encoder
 from support.families.adapters import make_adapter, write_adapter
 from support.families.every import EVERY
+from support.families.int8 import QUERY_TEXT, emulated, needs_int8, results, texts
 
 CPU = torch.device("cpu")
-QUERY_TEXT = "how do stars burn hydrogen"
 NAMES = (
     "ColBERT, PyLate",
     "JinaBERT reranker-v1",
@@ -47,65 +40,12 @@ NAMES = (
     "xlm-roberta-flash-rotary",
 )
 EMBEDDED = Path(devices.__file__).parents[1] / "embedded" / "mini-en"
-needs_int8 = pytest.mark.skipif(
-    machine.problem(CPU) is not None, reason=f"this machine has no int8 format: {machine.problem(CPU)}"
-)
 
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute everything but the products of the layers in fp32, as on a CPU without fast bf16."""
     monkeypatch.setattr(devices, "_cpu_has_fast_bf16", lambda: False)
-
-
-def emulated(directory: Path, like: Engine) -> Engine:
-    """Return an fp32 engine that rounds weights and inputs where `like` does, and multiplies them in fp32."""
-    engine = Engine(directory, device="cpu", dtype="float32")
-    for name, target in like._targets.items():
-        if getattr(target.layer, "integers", None):
-            layer = engine._targets[name].layer
-            layer._product = partial(plain_product, layer)
-    return engine
-
-
-def plain_product(layer: Linear, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-    y = F.linear(rounded(x), rounded(layer.weight), layer.bias)
-    y = ACTIVATIONS[activation](y) if activation else y
-    return y if residual is None else y + residual
-
-
-def rounded(x: Tensor) -> Tensor:
-    """Round every row to 127 steps of its largest value."""
-    step = x.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-    return (x / step + 0.5).floor() * step
-
-
-def results(engine: Engine, documents: list[str], adapter: Any = None, alone: bool = False) -> np.ndarray:
-    if "score" in engine.spec.outputs:
-        job = engine.tokenize_score(ScoreTexts(QUERY_TEXT, documents, 60), adapter=adapter)
-    else:
-        job = engine.tokenize_encode(documents, (engine.spec.outputs[-1],), 60, adapter=adapter)
-    for works in [[work] for work in job.work] if alone else [job.work]:
-        for work, result in zip(works, engine.run(works), strict=True):
-            if work.index != QUERY:
-                job.put(work.index, flat(result, engine.spec.backbone.vocab_size))
-    return np.array(job.results)
-
-
-def flat(result: Any, vocabulary: int) -> Any:
-    if not isinstance(result, dict):
-        return result
-    [values] = result.values()
-    if hasattr(values, "indices"):
-        whole = np.zeros(vocabulary, np.float32)
-        whole[values.indices] = values.values
-        return whole
-    return values
-
-
-def texts(count: int = 24) -> list[str]:
-    rng = random.Random(3)
-    return [random_text(rng, rng.randint(1, 60)) for _ in range(count)]
 
 
 @needs_int8

@@ -20,7 +20,7 @@ PUBLISHED = re.compile(r"""(?:pip|uv|poetry)[^\n#]* (?:install|add) [^\n#]*?(?<!
 
 def test_all_packages_have_one_version_with_a_local_label() -> None:
     projects = [tomllib.loads(path.read_text())["project"] for path in ROOT.glob("packages/*/pyproject.toml")]
-    assert len(projects) == 5
+    assert len(projects) == 6
     assert {project["version"] for project in projects} == {sie_sdk.__version__}
     assert sie_server.__version__ == sie_sdk.__version__
     assert Version(sie_sdk.__version__).local

@@ -139,6 +139,11 @@ class PackedBatch:
         return len(self.order)
 
     @cached_property
+    def extents(self) -> Tensor:
+        """[3, sequences] int64 on the host: first row, rows, and the number of tokens that are attended to."""
+        return torch.tensor([self.starts, self.slots, self.seen], dtype=torch.int64)
+
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The groups of the batch, in packed order. Their masks are built on the device at the first use."""
         alike = groupby(range(self.count), key=self._group_of)

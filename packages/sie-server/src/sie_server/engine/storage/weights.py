@@ -29,7 +29,7 @@ from sie_server.engine.storage.tally import Tally
 from sie_server.errors import out_of_memory
 from sie_server.files import UnusableFile, entries, open_regular, read_json
 from sie_server.models.heads.sparse import M3_FILES
-from sie_server.models.layers.int8.rows import MOST_INPUTS, quantise_weight
+from sie_server.models.layers.rounding import MOST_INPUTS, quantise_weight
 from sie_server.models.lora import Target
 from sie_server.models.settings.quantised import ADVICE, quantised
 from sie_server.models.spec import UnsupportedCheckpoint

@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sie_server.models.batch import PackedBatch
 from sie_server.models.layers.attention.varlen import over
+from sie_server.models.layers.compiled import attention as compiled
 
 
 def attention(
@@ -22,6 +23,8 @@ def attention(
     if batch.segments is not None:
         used = None if batch.seen == batch.lengths else batch.keys
         return over(batch, query, key, value, one_row=one_row, used=used).flatten(1)
+    if not one_row and compiled.serves(query, key, value, max(batch.slots)):
+        return compiled.attention(query, key, value, batch.extents)
     grouped = query.shape[1] != key.shape[1]
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for group in batch.groups:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sie_server.models.layers.int8.products import pack, product
-from sie_server.models.layers.int8.rows import quantise_rows, quantise_weight
+from sie_server.models.layers.rounding import quantise_rows, quantise_weight
 
 # instructions that add products of 8-bit integers into 32 bits; older ones add into 16 bits, which overflow
 INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sie_server.models.layers.int8.rows import ZERO
+from sie_server.models.layers.rounding import ZERO
 
 TYPICAL_ROWS = 2048  # the layout of packed weights is chosen for about this many rows
 

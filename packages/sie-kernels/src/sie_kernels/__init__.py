@@ -1,0 +1,12 @@
+"""The compiled library of sie-server, as a path. It is loaded with ctypes after torch, whose OpenMP library it uses."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+
+def path() -> Path | None:
+    """Return the path of the compiled library; None if the package was not built."""
+    library = Path(__file__).with_name(f"_library{sysconfig.get_config_var('EXT_SUFFIX')}")
+    return library if library.exists() else None
