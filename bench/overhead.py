@@ -1,6 +1,7 @@
 """The overhead of HTTP, queue and client over a forward pass: one caller, one request after the other.
 
     python -m bench.overhead
+    python -m bench.overhead --threads 1       # on a machine with other work, which disturbs OpenMP
 
 The model is tiny (BERT 2×32), so that the overhead dominates. The server is a separate process; the direct call
 (tokenise + run, in this process) is made while the server is idle. Blocks of each kind of call alternate.
@@ -9,6 +10,7 @@ The model is tiny (BERT 2×32), so that the overhead dominates. The server is a 
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import tempfile
 import time
@@ -20,32 +22,69 @@ import click
 import httpx
 from bench import contenders, machine
 from bench.local_server import Server, running_server
-from bench.workload import QUERY, TOY, natural_texts, write_checkpoint
+from bench.raw_client import request
+from bench.workload import MINILM, QUERY, TOY, Shape, natural_texts, write_checkpoint
 from rich.console import Console
 from rich.table import Table
 
 from sie_sdk import Item, SIEClient
 from sie_server.engine.calibration import calibrate
+from sie_server.engine.device import use_cpu_threads
 from sie_server.engine.engine import Engine
 
 OUT = Path(__file__).resolve().parent / "out"
-MODEL = "bench/toy"
+MODEL = "bench/model"
+SHAPES = {"toy": TOY, "minilm": MINILM}
 TARGET_MS = 2.0  # at 1×1, SDK over direct
 BLOCK = 50  # calls of one kind in a row
 SERVER_TIMES = ("total", "queue", "tokenization", "inference")
 console = Console(width=None if Console().is_terminal else 120)
 
 
-class Calls:
-    """Three ways of making the same request; each method is one call."""
+class RawCalls:
+    """A kept connection that sends prepared bytes in one piece, as curl and clients in C, Go or Node do."""
 
-    def __init__(self, documents: list[str], engine: Engine, sdk: SIEClient, http: httpx.Client) -> None:
+    def __init__(self, url: str, body: dict[str, Any]) -> None:
+        host, _, port = url.removeprefix("http://").partition(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=60)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sent = request("POST", f"/v1/score/{MODEL}", body)
+
+    def __call__(self) -> None:
+        self._socket.sendall(self._sent)
+        head, _, body = self._until(b"\r\n\r\n").partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"the server answered {head[:100]!r}")
+        left = int(head.lower().partition(b"content-length:")[2].split()[0]) - len(body)
+        while left > 0:
+            left -= len(self._receive())
+
+    def _until(self, end: bytes) -> bytes:
+        received = b""
+        while end not in received:
+            received += self._receive()
+        return received
+
+    def _receive(self) -> bytes:
+        part = self._socket.recv(65536)
+        if not part:
+            raise ConnectionError("the server has closed the connection")
+        return part
+
+
+class Calls:
+    """Ways of making the same request; each method is one call."""
+
+    def __init__(
+        self, documents: list[str], engine: Engine, sdk: SIEClient, http: httpx.Client, url: str
+    ) -> None:
         self._documents = documents
         self._engine = engine
         self._sdk = sdk
         self._http = http
         self._items = [Item(text=text) for text in documents]
         self._body = {"query": {"text": QUERY}, "items": [{"text": text} for text in documents]}
+        self.bytes = RawCalls(url, self._body)
         self.server_times: dict[str, list[float]] = {name: [] for name in SERVER_TIMES}
 
     def direct(self) -> None:
@@ -71,7 +110,7 @@ def milliseconds(call: Callable[[], Any], count: int) -> list[float]:
 
 def alternate(calls: Calls, count: int) -> dict[str, list[float]]:
     """Measure `count` calls of each kind, in alternating blocks."""
-    kinds = {"direct": calls.direct, "sdk": calls.sdk, "raw": calls.raw}
+    kinds = {"direct": calls.direct, "sdk": calls.sdk, "raw": calls.raw, "bytes": calls.bytes}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for call in kinds.values():
         milliseconds(call, min(count, BLOCK))  # warm
@@ -84,12 +123,12 @@ def alternate(calls: Calls, count: int) -> dict[str, list[float]]:
     return times
 
 
-def measure(server: Server, directory: Path, documents: int, count: int) -> dict[str, Any]:
+def measure(server: Server, directory: Path, shape: Shape, documents: int, count: int) -> dict[str, Any]:
     engine = Engine(directory, device="cpu")
     calibrate(engine)
-    texts = natural_texts(documents, TOY.median_words)
+    texts = natural_texts(documents, shape.median_words)
     with SIEClient(server.url) as sdk, httpx.Client(base_url=server.url, timeout=60) as http:
-        calls = Calls(texts, engine, sdk, http)
+        calls = Calls(texts, engine, sdk, http, server.url)
         with machine.Bystanders() as others:
             server_cpu = server.cpu_seconds
             start = time.perf_counter()
@@ -101,17 +140,18 @@ def measure(server: Server, directory: Path, documents: int, count: int) -> dict
         "calls": count,
         "median_ms": {kind: round(statistics.median(values), 3) for kind, values in times.items()},
         "p99_ms": {kind: round(statistics.quantiles(values, n=100)[98], 3) for kind, values in times.items()},
-        "overhead_ms": {k: round(statistics.median(times[k]) - direct, 3) for k in ("sdk", "raw")},
+        "overhead_ms": {k: round(statistics.median(times[k]) - direct, 3) for k in ("sdk", "raw", "bytes")},
         "server_ms": {name: round(statistics.median(v), 3) for name, v in calls.server_times.items()},
         "other_cores": round(max(0.0, others.cores - server_cores), 2),
     }
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    table = Table("request", "call", title="overhead, toy model, ms", title_justify="left", box=None)
+    table = Table("request", "call", title="overhead, ms", title_justify="left", box=None)
     for heading in ("median", "p99", "over direct"):
         table.add_column(heading, justify="right")
     labels = {"direct": "engine in this process", "sdk": "SIEClient.score", "raw": "httpx, keep-alive, JSON"}
+    labels["bytes"] = "bytes over a kept connection, JSON"
     for result in results:
         for kind, label in labels.items():
             over = result["overhead_ms"].get(kind)
@@ -141,15 +181,19 @@ def verdict(results: list[dict[str, Any]]) -> str:
 @click.option(
     "--calls", "count", type=click.IntRange(20, 10_000), default=500, show_default=True, help="At 1×1."
 )
+@click.option("--shape", type=click.Choice(list(SHAPES)), default="toy", show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads of both sides; 0: all cores.")
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory for the report.")
-def main(count: int, out: Path) -> None:
+def main(count: int, shape: str, threads: int, out: Path) -> None:
     """Compare calls through the server with calls to the engine; 1×1 and 1×100."""
     contenders.quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        directory = write_checkpoint(TOY, Path(folder))
-        with running_server(f"{MODEL}={directory}") as server:
+        directory = write_checkpoint(SHAPES[shape], Path(folder))
+        use_cpu_threads(threads)
+        with running_server(f"{MODEL}={directory}", flags=("--threads", str(threads))) as server:
             results = [
-                measure(server, directory, n, calls) for n, calls in ((1, count), (100, max(20, count // 5)))
+                measure(server, directory, SHAPES[shape], n, calls)
+                for n, calls in ((1, count), (100, max(20, count // 5)))
             ]
     show(results)
     console.print(verdict(results))

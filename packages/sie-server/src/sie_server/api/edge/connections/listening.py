@@ -29,7 +29,9 @@ def bind(host: str, port: int) -> socket.socket:
         ServerFailed: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    # asyncio sends small answers at once (TCP_NODELAY) only on sockets that name their protocol. Without, the body of
+    # an answer would wait for the client to acknowledge the head, which takes up to 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
