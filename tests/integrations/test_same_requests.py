@@ -13,11 +13,12 @@ import httpx
 import pytest
 
 from sie_sdk import SIEAsyncClient, SIEClient
+from sie_server.catalog import catalog
 from support.requests.dialects import SPOKEN
 from support.requests.questions import (
-    LOGIT,
     MODELS,
     PROBABILITY,
+    SIMILARITY,
     Expected,
     Hits,
     Request,
@@ -44,10 +45,17 @@ def logits(server: Server) -> list[Expected]:
 
 
 def compare(found: list[Hits], logits: list[Expected], *squashed: str, cut: bool = True) -> None:
-    """Compare the best `top_n` hits (all, without `cut`); models in `squashed` apply the sigmoid to the raw value."""
+    """Compare the best `top_n` hits (all, without `cut`).
+
+    Models in `squashed` apply the sigmoid or their calibration to the raw value.
+    """
+    calibration = catalog()[SIMILARITY].calibration
+    assert calibration
     for request, hits, raw in zip(REQUESTS, found, logits, strict=True):
         scores = raw.scores
-        if request.model in squashed:
+        if request.model == SIMILARITY and request.model in squashed:
+            scores = {index: calibration.probability(score) for index, score in scores.items()}
+        elif request.model in squashed:
             scores = {index: 1 / (1 + math.exp(-score)) for index, score in scores.items()}
         Expected(raw.order, scores).check(hits)
         assert len(hits) == min(request.top_n if cut and request.top_n else 20, len(request.texts))
@@ -115,7 +123,7 @@ def test_clients(server: Server, logits: list[Expected], client: Any, tmp_path: 
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_dialects(server: Server, logits: list[Expected], name: str) -> None:
-    """Dialects return probabilities for models with logits, and similarities unchanged; NIM returns logits."""
+    """Dialects return probabilities; NIM returns logits and similarities."""
     spoken, found = SPOKEN[name], []
     with httpx.Client(base_url=server.base_url, timeout=60) as client:
         for request in REQUESTS:
@@ -124,4 +132,4 @@ def test_dialects(server: Server, logits: list[Expected], name: str) -> None:
             answer = client.post(spoken.path, json=body)
             assert answer.status_code == 200, answer.text
             found.append(spoken.found(answer.json()))
-    compare(found, logits, *(() if spoken.raw else (PROBABILITY, LOGIT)), cut=spoken.ordered)
+    compare(found, logits, *(() if spoken.raw else MODELS), cut=spoken.ordered)

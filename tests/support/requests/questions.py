@@ -55,8 +55,8 @@ def expect(
 
 
 def probabilities(model: str) -> dict[str, str]:
-    """Return options for the scores that dialects promise: probabilities if the model has logits."""
-    return {} if model == SIMILARITY else {"normalize": "sigmoid"}
+    """Return options for the scores that dialects promise: probabilities."""
+    return {"normalize": "calibrated" if model == SIMILARITY else "sigmoid"}
 
 
 @dataclass(frozen=True)

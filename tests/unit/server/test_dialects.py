@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from sie_server.api.dialects import PATHS, RERANK, dialect_of, owner_of
 from sie_server.api.dialects.dialect import Document, RerankRequest, answer_of, warning_header
 from sie_server.api.dialects.fields import Fields
 from sie_server.api.dialects.vendors.tei import PREDICT_PAIR
-from sie_server.catalog import Calibration, CatalogEntry, plain_calibration
+from sie_server.catalog import Calibration, CatalogEntry, catalog, plain_calibration
 from sie_server.catalog.entries import model_of
 from sie_server.errors import InvalidInput
 from sie_server.serving.activation import activate
@@ -128,3 +129,5 @@ def test_a_calibration_of_other_options_does_not_apply_to_plain_requests() -> No
             CatalogEntry,
         )  # fmt: skip
         assert (plain_calibration(model_of(entry)) is not None) == applies
+    mini = catalog()["sie/mini-en"]
+    assert plain_calibration(mini) and plain_calibration(replace(mini, source="/models/other")) is None

@@ -134,7 +134,13 @@ def id_problem(name: str) -> str | None:
 
 
 def plain_calibration(model: ModelConfig) -> Calibration | None:
-    """Return the calibration of a model if it applies to requests without options; None: it does not."""
+    """Return the calibration of a model if it applies to requests without options; None: it does not.
+
+    That of weights in this package does not apply to others under their id.
+    """
+    entry = model.entry
+    if entry and entry.source.startswith("embedded:") and model.shown_source != entry.source:
+        return None
     found, default = model.calibration, model.profiles.get("default")
     changed = default is not None and any(getattr(default, name) is not None for name in OTHER_SCORES)
     return found if found and not found.options and not changed else None
