@@ -66,6 +66,9 @@ class Cluster:
         """Start the head, which runs the control of the cluster and no replica."""
         options = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false"]
         more = {"RAY_REDIS_ADDRESS": f"{HERE}:{REDIS_PORT}"} if self.shape.redis else {}
+        # Ray refuses to start where this file names an address that a process of this machine uses, and the workers,
+        # which would run on other machines, do
+        (self.folder / self.head.name / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         self._start(self.head, options, more)
 
     def has_head(self) -> bool:

@@ -16,5 +16,8 @@ EXCLUDED: dict[str, str] = {
     "service/test_keys.py::test_without_keys_admin_answers_only_this_machine": NO_LOCAL_ADMIN,
     "service/test_lifecycle.py::test_a_file_that_is_ignored_is_named_once": "each process of a cluster logs it once",
     "service/test_memory_limits.py": "it limits the memory of the one process that serves",
+    "service/test_score_files.py::test_an_endpoint_that_goes_away_ends_the_job_and_the_same_command_resumes": (
+        "it kills the one process that serves; the proxy and the replicas of a cluster are others"
+    ),
     "service/test_visibility.py::test_without_keys_only_local_callers_see_paths": NO_LOCAL_ADMIN,
 }
