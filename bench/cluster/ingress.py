@@ -33,8 +33,10 @@ IDLE_S = 10.0  # before the memory is measured
 MODULE = "bench.cluster.nothing"
 TABLE = "ingress_replicas = 2\ningress_cpus = 0.1\n[cluster.pools.nothing]\ncpus = 0.1\n"
 PLAIN, OURS, PROXY, DEFAULTS = "one server", "HAProxy", "Serve's Python proxy", "Serve's defaults"
+BARE = "HAProxy and an application without our code"
 SIDES = {
     OURS: {},
+    BARE: {},
     PROXY: {"RAY_SERVE_ENABLE_HA_PROXY": "0"},
     DEFAULTS: {
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
@@ -43,6 +45,7 @@ SIDES = {
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     },
 }
+MODULES = {BARE: "bench.cluster.bare"}
 
 
 def measure(console: Console, seconds: float) -> dict[str, Any]:
@@ -52,7 +55,9 @@ def measure(console: Console, seconds: float) -> dict[str, Any]:
         clusters: dict[str, Cluster] = {}
         for name, settings in SIDES.items():
             console.print(f"starting the cluster with {name}")
-            clusters[name] = stack.enter_context(running(TABLE, module=MODULE, settings=settings))
+            clusters[name] = stack.enter_context(
+                running(TABLE, module=MODULES.get(name, MODULE), settings=settings)
+            )
             if name == OURS:  # alone, because clusters share pages
                 asyncio.run(closed_loop(clusters[name].port, sent, 4, 2.0))
                 time.sleep(IDLE_S)
@@ -101,7 +106,10 @@ async def _rounds(console: Console, ports: dict[str, int], sent: bytes, seconds:
     return {
         "adds_ms": {name: median(values) for name, values in added.items()},
         "adds_ms_by_round": added,
-        "times_the_throughput": {name: round(rates[OURS] / rates[name], 2) for name in (PROXY, DEFAULTS)},
+        "times_the_throughput": {
+            name: {other: round(rates[name] / rates[other], 2) for other in (PROXY, DEFAULTS)}
+            for name in (OURS, BARE)
+        },
         "sides": {
             name: {
                 "one_caller_ms": _latencies(one[name]),

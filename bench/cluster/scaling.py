@@ -21,6 +21,7 @@ MODEL = "sie/mini-en"
 UP_S, DOWN_S = 5, 20
 SECONDS = 120.0  # of noise
 LIMIT_S = 120.0  # of a change
+STARTS = 5  # from zero
 TABLE = f"""ingress_replicas = 2
 ingress_cpus = 0.1
 upscale_delay_s = {UP_S}
@@ -49,9 +50,9 @@ def measure(console: Console, seconds: float) -> dict[str, Any]:
 
 
 async def _from_zero(cluster: Cluster) -> list[dict[str, Any]]:
-    """Ask a pool without replicas, twice: before a start has been measured, and after."""
+    """Ask a pool without replicas several times: before a start has been measured, and after."""
     starts = []
-    for number in range(2):
+    for number in range(STARTS):
         if number:
             await _until(cluster, "zero", 0)
         connection, sent = Connection(cluster.port), body_for(MODEL, 4, "X-SIE-Pool: zero\r\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Generator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,3 +113,30 @@ def test_a_caller_that_leaves_ends_its_call(registry: CollectorRegistry) -> None
     asyncio.run(leave())
     assert not unseen
     assert handle.responses[0].cancelled and reruns(registry) == 0
+
+
+def test_measured_starts_mend_the_expected_one(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, told = [100.0], list[float]()
+    handle = Handle(None, Outcome("first", 7), None)
+    one = Pool("p", PoolConfig(), handle, 0.01, 20.0, ClusterMetrics(registry), lambda _, s: told.append(s))  # type: ignore[arg-type]
+
+    async def nobody(*_: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr("sie_server.cluster.ingress.pool.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(one, "broadcast", nobody)
+
+    async def starts() -> tuple[float | None, float | None]:
+        with pytest.raises(ModelLoading) as before:
+            await one.call("m", "infos", RequestTiming())
+        now[0] += 5.0
+        await one.call("m", "infos", RequestTiming())
+        with pytest.raises(ModelLoading) as after:
+            await one.call("m", "infos", RequestTiming())
+        return before.value.retry_after_s, after.value.retry_after_s
+
+    before, after = asyncio.run(starts())
+    assert before == pytest.approx(20, abs=0.1)
+    assert told == [pytest.approx(10, abs=0.1)] and after == pytest.approx(10, abs=0.1)

@@ -39,7 +39,7 @@ class ClusterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     spread_s: Annotated[float, Meta(gt=0, le=3600)] = 0.5  # queue at which a model spreads to another replica
     upscale_delay_s: Annotated[float, Meta(ge=0, le=86400)] = 10.0
     downscale_delay_s: Annotated[float, Meta(ge=0, le=86400)] = 300.0
-    start_s: Annotated[float, Meta(gt=0, le=86400)] = 20.0  # of a replica, until one has been measured
+    start_s: Annotated[float, Meta(gt=0, le=86400)] = 10.0  # of a replica, until one has been measured
 
 
 def pool_problem(cluster: ClusterConfig) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -112,10 +113,11 @@ class Pool:
     def _seen(self) -> None:
         """Note that the pool has a replica, and how long the first one took to start.
 
-        Starts vary, because Ray may have a process ready, so an estimate is the mean of the start and the one before.
+        Starts vary threefold, because Ray may have a process ready. The geometric mean of the start and the estimate
+        before it halves the error of the estimate on a logarithmic scale.
         """
         if self._empty_since is not None:
-            self.note_start((self._start_s + time.monotonic() - self._empty_since) / 2)
+            self.note_start(math.sqrt(self._start_s * max(1.0, time.monotonic() - self._empty_since)))
             self._on_start(self.name, self._start_s)
 
     def note_start(self, seconds: float) -> None:
