@@ -42,6 +42,7 @@ SOURCES = {page: source for source, page in PAGES.items()}
 FOLDERS = {posixpath.dirname(source): page for source, page in PAGES.items() if posixpath.dirname(source)}
 OTHER_NAMES = {"docs/README.md": "index.md", "docs": "index.md", "docs/deploy": "deploy/README.md"} | FOLDERS
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^(#+)( .+)$", re.MULTILINE)
 FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -105,7 +106,28 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return text if target is None else f"[{text}]({target})"
 
     parts = FENCE.split(markdown)
-    return "".join(part if part.startswith("```") else LINK.sub(replaced, part) for part in parts)
+    levels: list[tuple[int, int]] = []
+
+    def heading(match: re.Match[str]) -> str:
+        return "#" * _level(len(match[1]), levels) + match[2]
+
+    return "".join(
+        part if part.startswith("```") else HEADING.sub(heading, LINK.sub(replaced, part)) for part in parts
+    )
+
+
+def _level(written: int, above: list[tuple[int, int]]) -> int:
+    """Return a heading's level without gaps, which screen readers would announce; `above` are the open headings."""
+    while above and above[-1][0] >= written:
+        above.pop()
+    level = above[-1][1] + 1 if above else 1
+    above.append((written, level))
+    return level
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the search dialog, which the theme does not."""
+    return output.replace('<div class="md-search" ', '<div class="md-search" aria-label="Search" ')
 
 
 def resolved(link: str, source: str, uri: str) -> str | None:

@@ -31,8 +31,9 @@ QUERY = "What is machine learning?"
 
 
 def ran(*command: str | Path, cwd: Path | None = None, text: str | None = None) -> str:
-    """Run a program without the packages of this environment; return what it prints."""
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    """Run a program without the packages and settings of this environment; return what it prints."""
+    own = ("PYTHONPATH", "VIRTUAL_ENV", "SIE_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
