@@ -12,6 +12,7 @@ from sie_server.models.layers import onednn
 from sie_server.models.layers.activations import ACTIVATIONS, IN_PLACE
 from sie_server.models.layers.adapted import changes_of
 from sie_server.models.layers.int8.weight import Int8Weight
+from sie_server.models.layers.rows import added_normed
 from sie_server.models.lora import Target
 from sie_server.room import check_room
 
@@ -215,6 +216,19 @@ class LayerNorm:
         for rows, other in changes_of(self, len(x)):
             y[rows] = F.layer_norm(x[rows], self.weight.shape, other.weight, other.bias, self.eps)
         return y
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Return the norm of x + residual, in one pass on a GPU."""
+        if changes_of(self, len(x)):
+            return self(x + residual)
+        return added_normed(x, residual, self.weight, self.bias, self.eps)
+
+
+def normed_residual(norm: LayerNorm, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
+    """Return norm(linear(x) + residual): the sum is a part of the product on a CPU, and of the norm on a GPU."""
+    if x.device.type == "cuda":
+        return norm.of_sum(linear(x), residual)
+    return norm(linear(x, residual=residual))
 
 
 def capped(x: Tensor, cap: float | None) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sie_server.models.layers.rows import rotated
 from sie_server.models.spec import UnsupportedCheckpoint
 
 KINDS = ("default", "linear", "llama3")
@@ -112,5 +113,4 @@ class Rotary:
         """Rotate x, [rows, …, dim]; the middle dimensions share the angles of their row."""
         shape = (len(self.cos), *(1,) * (x.ndim - 2), -1)
         cos, sin = self.cos.view(shape), self.sin.view(shape)
-        first, second = x.float().chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+        return rotated(x, cos, sin)

@@ -18,6 +18,7 @@ from sie_server.models.families.decoders.decoder import RMSNorm
 from sie_server.models.layers.attention.causal import CausalAttention
 from sie_server.models.layers.linear import Linear, Weights
 from sie_server.models.layers.rotary import RopeSpec, Rotary, read_rope, scaled_frequencies
+from sie_server.models.layers.rows import GATES
 from sie_server.models.spec import AttentionNeeds, BackboneSpec, UnsupportedCheckpoint
 
 ATTENTION, CONVOLUTION = "full_attention", "conv"  # the names in `layer_types`
@@ -149,7 +150,7 @@ class Lfm2Layer:
     def __call__(self, x: Tensor, view: _View) -> Tensor:
         x = self.mixer(self.mixer_norm(x), view, residual=x)
         gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up, residual=x)
+        return self.down(GATES["silu"](gate, up), residual=x)
 
 
 class _Attention:

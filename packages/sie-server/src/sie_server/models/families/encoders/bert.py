@@ -25,8 +25,9 @@ from sie_server.models.layers.attention.biased import (
     relative,
 )
 from sie_server.models.layers.attention.full import attention
-from sie_server.models.layers.linear import LayerNorm, Linear, Weights
+from sie_server.models.layers.linear import LayerNorm, Linear, Weights, normed_residual
 from sie_server.models.layers.rotary import Rotary
+from sie_server.models.layers.rows import GATES
 from sie_server.models.spec import AttentionNeeds, BackboneSpec, UnsupportedCheckpoint
 
 
@@ -246,8 +247,8 @@ class BertLayer:
         one_row = output_rows is not None
         mixed = attend(q, k, v, one_row=one_row)
         with one_row_each(one_row):
-            x = self.attention_norm(self.out(mixed, residual=x))
-            return self.norm(self.down(self._inner(x), residual=x))
+            x = normed_residual(self.attention_norm, self.out, mixed, x)
+            return normed_residual(self.norm, self.down, self._inner(x), x)
 
     def _inner(self, x: Tensor) -> Tensor:
         if not self.gated:
@@ -255,4 +256,4 @@ class BertLayer:
         up, gate = self.up(x).chunk(2, dim=-1)
         if self.gate_first:
             up, gate = gate, up
-        return ACTIVATIONS[self.activation](gate) * up
+        return GATES[self.activation](gate, up)

@@ -25,6 +25,7 @@ from sie_server.models.layers.attention.full import attention
 from sie_server.models.layers.attention.local import LocalAttention
 from sie_server.models.layers.linear import LayerNorm, Linear, Weights
 from sie_server.models.layers.rotary import Rotary, inverse_frequencies
+from sie_server.models.layers.rows import GATES
 from sie_server.models.spec import AttentionNeeds, BackboneSpec, Pooling, UnsupportedCheckpoint
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # the names in `layer_types`
@@ -172,7 +173,7 @@ class ModernBertLayer:
         self.out = Linear.load(weights, "attn.Wo", size, size, bias=spec.attention_bias)
         self.norm = LayerNorm.load(weights, "mlp_norm", size, spec.norm_eps, bias=spec.norm_bias)
         self.up_gate = Linear.load(weights, "mlp.Wi", 2 * inner, size, bias=spec.mlp_bias)
-        self.activation = ACTIVATIONS[spec.hidden_act]
+        self.gated = GATES[spec.hidden_act]
         self.down = Linear.load(weights, "mlp.Wo", size, inner, bias=spec.mlp_bias)
 
     def __call__(
@@ -194,7 +195,7 @@ class ModernBertLayer:
         with one_row_each(output_rows is not None):
             x = self.out(mixed, residual=x)
             up, gate = self.up_gate(self.norm(x)).chunk(2, dim=-1)
-            return self.down(self.activation(up) * gate, residual=x)
+            return self.down(self.gated(up, gate), residual=x)
 
 
 class ModernBertClassifier:
