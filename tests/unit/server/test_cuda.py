@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from sie_server.cli.commands import cli
 from sie_server.engine import device
 from sie_server.engine.device import device_lost, math_threads, pick_device, pick_dtype, usable_cores
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.engine.machine import cuda
-from sie_server.errors import ModelLoadFailed, QueueFull, SIEError, out_of_memory
+from sie_server.errors import ConfigError, ModelLoadFailed, QueueFull, SIEError, out_of_memory
 from sie_server.models.batch import Tokens
 from sie_server.serving.device.health import DeviceHealth
 from sie_server.serving.device.isolation import run_isolated
@@ -94,6 +96,16 @@ def test_cuda_without_a_card_names_the_reason_and_the_next_step(
     with pytest.raises(ValueError, match="built without CUDA; install a build with CUDA"):
         pick_device("cuda")
     assert pick_device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize("flags", [[], ["--threads", "2"]])
+@pytest.mark.parametrize("command", [["serve"], ["score", "--query", "rain", "-"]])
+def test_commands_without_a_card_end_with_its_reason(
+    card: Card, command: list[str], flags: list[str]
+) -> None:
+    done = CliRunner().invoke(cli, [*command, "--device", "cuda", *flags], input="rain falls\n")
+    assert isinstance(done.exception, ConfigError)  # the program prints its message
+    assert str(done.exception).startswith("device 'cuda' was requested, but torch sees no CUDA GPU")
 
 
 def test_a_load_without_a_card_names_the_reason(card: Card, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sie_server.api.edge.connections.edge import Edge
 from sie_server.api.edge.connections.listening import LOCAL_HOSTS, ServerFailed, bind, url_of
 from sie_server.api.edge.connections.protocol import EdgeProtocol
 from sie_server.config import ServerConfig
-from sie_server.engine.device import pick_device
+from sie_server.engine.device import require_device
 from sie_server.errors import SIEError
 from sie_server.logs import report_end
 from sie_server.serving.service import Service
@@ -83,8 +83,8 @@ def serve(config: ServerConfig) -> None:
     """Serve until a signal stops the process.
 
     Raises:
-        ServerFailed: the device is not available, the port is taken, a model named at start cannot be loaded, or the
-            device thread fails.
+        ConfigError: the device is not available.
+        ServerFailed: the port is taken, a model named at start cannot be loaded, or the device thread fails.
     """
     sys.setswitchinterval(SWITCH_S)
     require_device(config.device)
@@ -121,18 +121,6 @@ def serve(config: ServerConfig) -> None:
     _leave_running_threads(failures)
     if failures:
         raise ServerFailed(failures[0].message)
-
-
-def require_device(requested: str) -> None:
-    """Find the device before anything else starts.
-
-    Raises:
-        ServerFailed: it is not available.
-    """
-    try:
-        pick_device(requested)
-    except ValueError as error:
-        raise ServerFailed(str(error)) from None
 
 
 def http_settings(config: ServerConfig, app: Starlette) -> dict[str, Any]:

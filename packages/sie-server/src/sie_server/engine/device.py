@@ -11,7 +11,7 @@ import torch
 
 from sie_server.engine.machine.cgroups import cpu_quota
 from sie_server.engine.machine.cuda import cuda_dtype, cuda_lost, cuda_problem, prepare_cuda
-from sie_server.errors import ONEDNN_FAILED, out_of_memory
+from sie_server.errors import ONEDNN_FAILED, ConfigError, out_of_memory
 
 log = logging.getLogger("sie_server.device")
 
@@ -32,6 +32,18 @@ def pick_device(requested: str) -> torch.device:
     if requested == "cuda":
         prepare_cuda()
     return torch.device(requested)
+
+
+def require_device(requested: str) -> None:
+    """Find the device before anything else starts.
+
+    Raises:
+        ConfigError: it is not available.
+    """
+    try:
+        pick_device(requested)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 @cache

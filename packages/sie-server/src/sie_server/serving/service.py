@@ -27,7 +27,7 @@ from sie_server.catalog import (
     with_configured,
 )
 from sie_server.config import ServerConfig
-from sie_server.engine.device import math_threads
+from sie_server.engine.device import math_threads, require_device
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
@@ -89,11 +89,16 @@ class Service:
     """The server without HTTP. Create and use it on one event loop."""
 
     def __init__(self, config: ServerConfig, on_death: OnDeath | None = None) -> None:
-        """`on_death` is called once if the device thread fails; after that no request can be served."""
+        """`on_death` is called once if the device thread fails; after that no request can be served.
+
+        Raises:
+            ConfigError: the device is not available.
+        """
         # One thread per text batch: the pool shares cores between requests, the library's own threads would not.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.config = config
         self.metrics = Metrics()
+        require_device(config.device)
         threads = math_threads(config.threads, config.device)
         self.worker = DeviceWorker(config.max_queue_tokens, threads, self.metrics, on_death, check_device)
         self.metrics.queue_seconds.set_function(self.queued_seconds)
