@@ -52,9 +52,12 @@ def write_models(folder: Path) -> None:
 
 
 async def measure(
-    collection: Collection, found: dict[str, list[str]], folder: Path, threads: int
+    collection: Collection, found: dict[str, list[str]], folder: Path, threads: int, base_queries: int
 ) -> dict[str, dict[str, Answer]]:
-    """Score every query with every system; the systems alternate, and each query starts with another one."""
+    """Score every query with every system; the systems alternate, and each query starts with another one.
+
+    The systems with the random model score the first `base_queries` only.
+    """
     config = ServerConfig(models_dir=str(folder), models_dir_poll_s=0, offline=True, threads=threads)
     config = msgspec.structs.replace(config, document_cache_mb=0)  # every system reads every document
     scorer = LocalScorer(config)
@@ -64,11 +67,13 @@ async def measure(
             await scorer.identity(model, options)
         names = list(SYSTEMS)
         with click.progressbar(collection.queries.items(), label=collection.name) as queries:
-            for key, text in queries:
+            for number, (key, text) in enumerate(queries):
                 texts = [collection.documents[document] for document in found[key]]
                 names = [*names[1:], names[0]]
                 for name in names:
                     model, options = SYSTEMS[name]
+                    if model in RANDOM and number >= base_queries:
+                        continue
                     answers[name][key] = await scorer.score(model, text, texts, options)
     finally:
         await scorer.close()
@@ -101,14 +106,15 @@ def rows(
 @click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
 @click.option("--set", "name", default="scifact", show_default=True)
 @click.option("--queries", type=int, default=20, show_default=True)
+@click.option("--base-queries", type=int, default=3, show_default=True, help="Queries for the large model.")
 @click.option("--threads", type=int, default=0, help="CPU threads; default: one per core.")
-def main(data: Path, name: str, queries: int, threads: int) -> None:
+def main(data: Path, name: str, queries: int, base_queries: int, threads: int) -> None:
     """Compare two cascades with their models, on the first queries of a set."""
     collection = load(data, name).first(queries)
     found = bm25_candidates(collection)
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder))
-        answers = asyncio.run(measure(collection, found, Path(folder), threads))
+        answers = asyncio.run(measure(collection, found, Path(folder), threads, base_queries))
     results = rows(collection, found, answers)
     table = Table("system", "ndcg@10", "p50, ms", "of the last stage alone", "tokens per query")
     for row in results:
