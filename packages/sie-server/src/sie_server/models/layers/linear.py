@@ -122,15 +122,15 @@ class Linear:
         Without a `dtype` it is a part of a layer: its weight is in the model's format, which may be int8.
         """
         parts = [(weights.at(name), width) for name, width in outputs.items()]
-        biases = [part.take("bias", width, dtype=dtype) for part, width in parts] if bias else None
-        joined = None if biases is None else _joined(biases)
+        integers: Int8Weight | None = None
         if weights.int8 and dtype is None:
             rounded = [part.take_int8("weight", width, inputs) for part, width in parts]
             integers = Int8Weight(_joined([n for n, _ in rounded]), _joined([s for _, s in rounded]))
-            linear = cls(torch.empty(0, dtype=weights.dtype), joined, integers)
+            matrix = torch.empty(0, dtype=weights.dtype)
         else:
-            matrices = [part.take("weight", width, inputs, dtype=dtype) for part, width in parts]
-            linear = cls(_joined(matrices), joined)
+            matrix = _joined([part.take("weight", width, inputs, dtype=dtype) for part, width in parts])
+        biases = [part.take("bias", width, dtype=dtype) for part, width in parts] if bias else None
+        linear = cls(matrix, None if biases is None else _joined(biases), integers)
         start = 0
         for name, width in outputs.items():
             weights.became(name, Target(linear, (width, inputs), slice(start, start + width)))
