@@ -63,7 +63,7 @@ class Panic(BaseException):
 
 
 class PanickingEngine:
-    batch_tokens, tokens_per_second = 100, 1000.0
+    batch_tokens, tokens_per_second, overlap = 100, 1000.0, 0
 
     def run(self, works: list[Any]) -> list[Any]:
         raise Panic

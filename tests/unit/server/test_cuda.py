@@ -177,7 +177,7 @@ def test_errors_of_the_card_are_told_apart(error: Exception, lost: bool, memory:
 class SmallCard:
     """An engine on a card with memory for `fits` sequences; returns their lengths."""
 
-    batch_tokens, tokens_per_second = 10_000, 1e6
+    batch_tokens, tokens_per_second, overlap = 10_000, 1e6, 0
 
     def __init__(self, fits: int, error: Exception) -> None:
         self.fits, self.error, self.sizes = fits, error, list[int]()

@@ -63,7 +63,7 @@ def test_all_cores_count_if_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch)
 class LengthEngine:
     """Scores a sequence by its length."""
 
-    batch_tokens, tokens_per_second = 100, 1000.0
+    batch_tokens, tokens_per_second, overlap = 100, 1000.0, 0
 
     def run(self, works: list[Work]) -> list[Any]:
         return [len(work.tokens) for work in works]

@@ -22,7 +22,7 @@ from support.waiting import until
 class LengthEngine:
     """Scores a sequence by its length, fails on length 13, and has memory for `memory` tokens."""
 
-    tokens_per_second = 1000.0
+    tokens_per_second, overlap = 1000.0, 0
 
     def __init__(self, memory: int = 10_000, batch_tokens: int = 100) -> None:
         self.memory, self.batch_tokens = memory, batch_tokens

@@ -12,7 +12,7 @@ import torch
 
 from sie_server.engine.device import INT8, pick_device, pick_dtype
 from sie_server.engine.document_cache import ModelDocuments
-from sie_server.engine.forward import Forward
+from sie_server.engine.forward import Flight, Forward
 from sie_server.engine.job import Floats, Job, ScoreTexts, Work
 from sie_server.engine.kinds.base import ChunkInput, EncodeInput, Parts, TextInput
 from sie_server.engine.kinds.colbert import ColbertInput
@@ -273,6 +273,15 @@ class Engine:
     def run(self, works: list[Work]) -> list[Any]:
         """See `Forward.run`."""
         return self._forward.run(works)
+
+    @property
+    def overlap(self) -> int:
+        """How many batches may be under way while the next one is launched: a GPU runs them on its own."""
+        return 1 if self.device.type == "cuda" else 0
+
+    def launch(self, works: list[Work]) -> Flight:
+        """See `Forward.launch`. Flights are finished in the order of their launches, in the thread of `run`."""
+        return self._forward.launch(works)
 
     @torch.inference_mode()
     def score_known(self, job: Job) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,34 @@ log = logging.getLogger("sie_server.forward")
 KEY_ROWS = 131_072
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A pass that has been launched, and the copies of its results."""
+
+    places: list[int]  # of its works among those of the run
+    pending: Pending
+    leaving: Leaving
+
+    def finish_into(self, results: list[Any]) -> None:
+        """Wait for the pass, and put the result of each of its works into `results`."""
+        with step("read_out"):
+            found = self.pending.finish(self.leaving.arrays())
+        for place, result in zip(self.places, found, strict=True):
+            results[place] = result
+
+
+class Flight:
+    """Works whose last pass may still run on the device."""
+
+    def __init__(self, last: _Pass, results: list[Any]) -> None:
+        self._last, self._results = last, results
+
+    def finish(self) -> list[Any]:
+        """Wait for the pass, and return one result per work, in the order of the works."""
+        self._last.finish_into(self._results)
+        return self._results
+
+
 class Forward:
     """A backbone and the reader of its hidden states."""
 
@@ -50,16 +79,20 @@ class Forward:
         log.info("attention: %s; %s", self.attention.kind, self.attention.why)
 
     def run(self, works: list[Work]) -> list[Any]:
-        """Run works of any jobs and return one result per work, None for a query.
+        """Run works of any jobs and return one result per work, None for a query."""
+        return self.launch(works).finish()
+
+    def launch(self, works: list[Work]) -> Flight:
+        """Start works of any jobs. On a GPU this returns before their last pass has ended.
 
         Works of jobs with different cutoff layers are run in separate passes, and so are more sequences than the
         reader takes at a time.
         """
+        *earlier, last = self._passes(works)
         results: list[Any] = [None] * len(works)
-        for places in self._passes(works):
-            for place, result in zip(places, self._run([works[p] for p in places]), strict=True):
-                results[place] = result
-        return results
+        for places in earlier:  # finished at once, because the results of a pass take memory on the device
+            self._start(works, places).finish_into(results)
+        return Flight(self._start(works, last), results)
 
     def _passes(self, works: list[Work]) -> Iterator[list[int]]:
         """Yield the places in `works` of each pass."""
@@ -78,12 +111,11 @@ class Forward:
                 keys += own
             yield places
 
-    @torch.inference_mode()
-    def _run(self, works: list[Work]) -> list[Any]:
-        pending = self._launch(works)
-        with step("read_out"):
-            return pending.finish(Leaving(pending.tensors).arrays())
+    def _start(self, works: list[Work], places: list[int]) -> _Pass:
+        pending = self._launch([works[place] for place in places])
+        return _Pass(places, pending, Leaving(pending.tensors))
 
+    @torch.inference_mode()
     def _launch(self, works: list[Work]) -> Pending:
         pack = partial(self._pack, depth=works[0].job.cutoff_layer)
         # read once: a job releases its prefix when its caller disconnects, also in the middle of a pass

@@ -6,6 +6,7 @@ import logging
 
 from sie_server.engine.device import device_lost, release_cached, thread_spoiled
 from sie_server.engine.engine import Engine
+from sie_server.engine.forward import Flight
 from sie_server.engine.job import QUERY, Job, Work
 from sie_server.errors import InferenceError, ResourceExhausted, SIEError, out_of_memory
 
@@ -20,15 +21,29 @@ class ThreadSpoiled(Exception):
     """The device cannot be used again in this thread. The works have no results and can run in another thread."""
 
 
-def run_isolated(engine: Engine, works: list[Work]) -> dict[Job, SIEError]:
-    """Run works and put the results into their jobs; return the jobs that failed.
+def launch(engine: Engine, works: list[Work]) -> Flight | None:
+    """Start works on a device that runs them on its own; None if that fails.
+
+    `run_isolated` then runs them again, after the batches before them, and finds the request that fails.
+    """
+    try:
+        return engine.launch(works)
+    except Exception as error:
+        if device_lost(error):
+            raise DeviceLost(str(error)) from error
+        log.warning("a batch failed when it was launched (%s); it is run again", type(error).__name__)
+        return None
+
+
+def run_isolated(engine: Engine, works: list[Work], flight: Flight | None = None) -> dict[Job, SIEError]:
+    """Run works and put the results into their jobs; return the jobs that failed. `flight`: they have been launched.
 
     A batch that fails is run again job by job, so that the failure of one request never affects another. A batch that
     does not fit into memory is halved.
     """
     jobs = list(dict.fromkeys(work.job for work in works))
     try:
-        for work, result in zip(works, engine.run(works), strict=True):
+        for work, result in zip(works, flight.finish() if flight else engine.run(works), strict=True):
             if work.index != QUERY:
                 work.job.put(work.index, result)
         return {}

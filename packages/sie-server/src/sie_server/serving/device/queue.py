@@ -7,7 +7,8 @@ distance can overtake a slice, so no job starves.
 A job has one of two lanes. In the interactive lane, a slice has at most `SLICE_BATCHES` batches, and its distance is
 its own length in whole batches. So jobs of at most one batch are served first come, first served, and before larger
 ones. In the bulk lane, a slice is one batch, and jobs alternate. The whole lane has one due: `SLICE_BATCHES` batches
-after its last work. So an interactive job waits for at most one batch of bulk jobs, in addition to the running one.
+after its last work. So an interactive job waits for at most one batch of bulk jobs, in addition to the running one. On
+a GPU two batches are under way (`underway`), so it waits for one more.
 """
 
 from __future__ import annotations

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 from sie_server.engine.device import device_lost, thread_spoiled, usable_cores, use_cpu_threads
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
-from sie_server.engine.steps import recorded
 from sie_server.errors import QueueFull, SIEError
 from sie_server.panics import first_line
 from sie_server.room import room_for_threads
 from sie_server.serving.backend import OnDeath
 from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, failure_of
 from sie_server.serving.device.isolation import DeviceLost, ThreadSpoiled, as_answer, run_isolated
-from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue, tokens_of
+from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue
 from sie_server.serving.device.tickets import PendingTicket, deliver, resolve
+from sie_server.serving.device.underway import Underway
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.wire import Priority
 
@@ -58,7 +58,9 @@ class DeviceWorker:
         self._failure: QueueFull | None = None  # of the thread itself
         self._metrics, self._on_death, self._self_test = metrics, on_death, self_test
         self.health = DeviceHealth()
-        self._running_until, self._is_running = 0.0, False  # estimated end of the running batch
+        self._running_until, self._is_running = 0.0, False  # estimated end of the running batches
+        self._underway: deque[Underway] = deque()  # batches that have been launched, the oldest first
+        self._ended = 0.0  # when the last batch ended
         self.busy_s = 0.0  # time of all batches
         self._cpu_threads = cpu_threads
         self._spoiled = False  # this thread can no longer run a pass
@@ -248,10 +250,14 @@ class DeviceWorker:
         with self._wake:
             self.health.step_ends()
             pause = None if self.health.works and not self._spoiled else TEST_EVERY_S
-            self._wake.wait_for(lambda: self._closed or self._calls or self._apart or self._queue, pause)
+            self._wake.wait_for(
+                lambda: self._closed or self._calls or self._apart or self._queue or self._underway, pause
+            )
             self.health.step_begins()
             call = self._calls.pop(0) if self._calls and not self._closed else None
         if call:
+            while self._underway:  # a call may free what they use
+                self._end_batch()
             self._run_call(*call)
             del call
             self.health.step_begins()
@@ -264,6 +270,8 @@ class DeviceWorker:
             self._metrics.queue_tokens.set(self._queue.tokens_waiting)
         if batch:
             self._run_batch(batch)
+        elif self._underway:
+            self._end_batch()
         elif not self.health.works:
             self._test_device()
         return True
@@ -292,33 +300,49 @@ class DeviceWorker:
         self._loop.call_soon_threadsafe(resolve, done, value, failure)
 
     def _run_batch(self, batch: Batch[PendingTicket]) -> None:
+        """Launch a batch, and end as many earlier ones as may not be under way with it: on a CPU also this one."""
         engine = batch.tickets[0].engine
-        tokens, start = tokens_of(batch.works), time.perf_counter()
-        self._running_until, self._is_running = start + tokens / engine.tokens_per_second, True
-        with recorded(on=any(ticket.timing.steps is not None for ticket in batch.tickets)) as steps:
-            failures = self._results_of(batch)
+        underway = Underway(batch, engine)
+        self._running_until = max(underway.start, self._running_until if self._underway else 0.0)
+        self._running_until += underway.tokens / engine.tokens_per_second
+        self._is_running = True
+        self._underway.append(underway)
+        if engine.overlap:
+            underway.launch()
+        while len(self._underway) > engine.overlap:
+            self._end_batch()
+
+    def _end_batch(self) -> None:
+        """Wait for the oldest batch under way, and deliver its results."""
+        underway = self._underway.popleft()
+        batch, engine, tokens = underway.batch, underway.engine, underway.tokens
+        with underway.recorded():
+            failures = self._results_of(underway)
+        self._is_running = bool(self._underway)
         if failures is None:
-            self._is_running = False
             return
-        end, self._is_running = time.perf_counter(), False
-        self.busy_s += end - start
-        self._metrics.batch(tokens, engine.batch_tokens, end - start)
+        end = time.perf_counter()
+        seconds = end - max(underway.start, self._ended)  # without the time of the batch before it
+        self._ended = end
+        self.busy_s += seconds
+        self._metrics.batch(tokens, engine.batch_tokens, seconds)
         if len(batch.works) > 1:  # a small batch says little about the rate of a full queue
-            engine.tokens_per_second += 0.2 * (tokens / (end - start) - engine.tokens_per_second)
+            engine.tokens_per_second += 0.2 * (tokens / seconds - engine.tokens_per_second)
         with self._wake:
             for ticket in batch.tickets:
                 if ticket.failure(failures):
                     self._drop(ticket)
-        self._loop.call_soon_threadsafe(deliver, batch, failures, start, end, steps)
+        self._loop.call_soon_threadsafe(deliver, batch, failures, underway.start, end, underway.steps)
         error = failure_of(batch.works, failures)
         self.health.batch_ended(engine, error)
         if self.health.test_is_due or (error and not self.health.works):
             self._test_device()
 
-    def _results_of(self, batch: Batch[PendingTicket]) -> dict[Job, SIEError] | None:
+    def _results_of(self, underway: Underway) -> dict[Job, SIEError] | None:
         """Run a batch; None if it spoiled the thread and its parts run in the next one."""
+        batch = underway.batch
         try:
-            return run_isolated(batch.tickets[0].engine, batch.works)
+            return run_isolated(underway.engine, batch.works, underway.flight)
         except ThreadSpoiled as error:
             again = batch.parts() if not self._spoiled else []
             self._spoiled = True
