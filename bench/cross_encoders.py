@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from bench import contenders, machine, stages
+from bench import contenders, machine, rivals_openvino, stages
 from bench.comparison import FLOOR, OURS, Agreement, Report, Times, as_json, draw, show
 from bench.contenders import BATCH_SIZES, Contender, Logits, Products
 from bench.machine import Bystanders, Patience
@@ -29,13 +29,16 @@ from rich.console import Console
 from sie_server.engine.calibration import calibrate
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import ScoreTexts
+from sie_server.models.layers.int8.machine import problem
 
 OUT = Path(__file__).resolve().parent / "out"
 PAUSE = 0.05  # seconds between two runs, so that the threads of the first stop spinning
 console = Console(width=None if Console().is_terminal else 140)
 
 
-def alternate(runs: dict[str, Callable[[], Any]], rounds: int, patience: Patience) -> dict[str, Times]:
+def alternate(
+    runs: dict[str, Callable[[], Any]], rounds: int, patience: Patience, *, cpu_time: bool = False
+) -> dict[str, Times]:
     """Warm up all contenders, then run each once per round."""
     times = {name: Times() for name in runs}
     with console.status("warming up …") as status:
@@ -45,7 +48,7 @@ def alternate(runs: dict[str, Callable[[], Any]], rounds: int, patience: Patienc
             status.update(f"round {done + 1} of {rounds} …")
             for name, run in runs.items():
                 taken = run_undisturbed(run, patience)
-                times[name].seconds.append(taken.elapsed)
+                times[name].seconds.append(taken.own if cpu_time else taken.elapsed)
                 times[name].others.append(round(taken.cores, 2))
     return times
 
@@ -68,6 +71,7 @@ def measure(
     patience: float,
     batch_tokens: int,
     profile: bool,
+    cpu_time: bool,
 ) -> Report:
     engine = Engine(directory, device="cpu")
     limit = Patience(patience)
@@ -77,10 +81,11 @@ def measure(
     products = Products(shape, engine.dtype)
     runs: dict[str, Callable[[], Any]] = {
         OURS: lambda: contenders.ours(engine, documents),
+        **integers(directory, documents, engine.batch_tokens),
         **{rival.name: rival.score for rival in rivals},
         FLOOR: products,
     }
-    times = alternate(runs, rounds, limit)
+    times = alternate(runs, rounds, limit, cpu_time=cpu_time)
     if profile:
         stages.show(console, shape.name, lambda: contenders.ours(engine, documents))
     work = engine.tokenize_score(ScoreTexts(QUERY, documents, engine.max_seq_length)).work
@@ -89,9 +94,20 @@ def measure(
     return Report(shape, lengths, engine.batch_tokens, times, products.flops, found)
 
 
+def integers(directory: Path, documents: list[str], batch_tokens: int) -> dict[str, Callable[[], Any]]:
+    """Return ours in int8, if this machine has that format."""
+    if problem(torch.device("cpu")):
+        return {}
+    engine = Engine(directory, device="cpu", dtype="int8")
+    engine.batch_tokens = batch_tokens
+    return {f"{OURS}, int8": lambda: contenders.ours(engine, documents)}
+
+
 def make_rivals(directory: Path, documents: list[str]) -> list[Contender]:
     fp32, bf16 = torch.float32, torch.bfloat16
+    others = rivals_openvino.contenders(directory, documents, 8) if rivals_openvino.installed() else []
     return [
+        *others,
         contenders.sentence_transformers(directory, documents, fp32, 32),
         *(contenders.sentence_transformers(directory, documents, bf16, size) for size in BATCH_SIZES),
         contenders.plain_transformers(directory, documents, bf16, 8),
@@ -137,6 +153,11 @@ def kendall_tau(a: Logits, b: Logits) -> float:
     default=0,
     help="Tokens in our batches; 0: as calibrated on load.",
 )
+@click.option(
+    "--cpu-time",
+    is_flag=True,
+    help="Compare the CPU time of one thread instead of elapsed time, on a machine that others use.",
+)
 @click.option("--profile", is_flag=True, help="Print our time by stage and by operator.")
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory for the report.")
 def main(
@@ -146,6 +167,7 @@ def main(
     threads: int,
     patience: float,
     batch_tokens: int,
+    cpu_time: bool,
     profile: bool,
     out: Path,
 ) -> None:
@@ -155,6 +177,8 @@ def main(
         raise click.BadParameter(
             f"unknown {', '.join(unknown)}; known: {', '.join(SHAPES)}", param_hint="--shapes"
         )
+    if cpu_time:
+        threads, patience = 1, 0.0
     if threads:
         torch.set_num_threads(threads)
     contenders.quiet_libraries()
@@ -170,7 +194,9 @@ def main(
         texts = natural_texts(documents, shape.median_words)
         with tempfile.TemporaryDirectory() as folder:
             directory = write_checkpoint(shape, Path(folder))
-            reports.append(measure(shape, directory, texts, rounds, patience, batch_tokens, profile))
+            reports.append(
+                measure(shape, directory, texts, rounds, patience, batch_tokens, profile, cpu_time)
+            )
         show(console, reports[-1])
     write(about, reports, out)
 

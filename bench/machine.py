@@ -47,6 +47,7 @@ class Bystanders:
 
     cores = 0.0
     elapsed = 0.0
+    own = 0.0  # CPU seconds of this process
 
     def __enter__(self) -> Bystanders:
         self._start = time.perf_counter(), _busy(), time.process_time()
@@ -55,7 +56,8 @@ class Bystanders:
     def __exit__(self, *_: object) -> None:
         wall, busy, own = self._start
         self.elapsed = max(time.perf_counter() - wall, 1e-9)
-        self.cores = max(0.0, (_busy() - busy - (time.process_time() - own)) / self.elapsed)
+        self.own = time.process_time() - own
+        self.cores = max(0.0, (_busy() - busy - self.own) / self.elapsed)
 
     @property
     def quiet(self) -> bool:

@@ -75,7 +75,7 @@ def _rounded(model: Any, tokenizer: Any, documents: list[str]) -> Any:
         model,
         nncf.Dataset(documents[:CALIBRATION], inputs),
         model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=CALIBRATION,
+        subset_size=min(CALIBRATION, len(documents)),
     )
 
 
