@@ -41,7 +41,7 @@ def test_variables_of_the_client_are_ignored() -> None:
         ({"SIE_DRAIN_S": "5s"}, "", r"SIE_DRAIN_S: expected a number, got '5s'"),
         ({"SIE_OFFLINE": "yes"}, "", r"SIE_OFFLINE: expected true or false, got 'yes'"),
         ({"SIE_LOG_LEVEL": "INFO"}, "", r"expected one of debug, info, warning, error, got 'INFO'"),
-        ({}, 'dtype = "int8"', r"'dtype': expected one of auto, float32, .*'int8'"),
+        ({}, 'dtype = "int4"', r"'dtype': expected one of auto, float32, .*'int4'"),
         ({"SIE_PORT": "70000"}, "", r"SIE_PORT.*65535"),
         ({}, 'port = "1"', r"sie\.toml: 'port'"),
         ({"SIE_DEVICE": "tpu"}, "", r"SIE_DEVICE.*tpu"),
