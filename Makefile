@@ -18,7 +18,7 @@ ONE_SERVER_SHORT := tests/service/test_contract.py tests/service/test_sdk_end_to
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench bench-gpu parity quality hostile soak overload simulate bench-cluster cluster-faults image-test release-test docs clean
+.PHONY: help install demo test test-unit test-floors test-cluster test-cluster-short check format bench bench-gpu parity quality hostile soak overload simulate bench-cluster cluster-faults image-test release-test docs notebooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,9 @@ cluster-faults: $(DEV) ## kill parts of a cluster of three nodes under load (as 
 
 bench-cluster: $(DEV) ## measure a cluster: cost of the ingress, replicas, bulk jobs, loads, scaling (20 minutes)
 	$(BIN)/python -m bench.cluster $(ARGS)
+
+notebooks: $(DEV) ## execute the notebook that trains a LoRA reranker (minutes)
+	SIE_NOTEBOOKS=long $(PYTEST) tests/examples/test_lora_notebook.py $(ARGS)
 
 docs: $(DOCS) ## build the documentation site into site/ and check its links (no network after the first time)
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
