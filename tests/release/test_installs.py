@@ -151,7 +151,7 @@ PROGRAM = """
 const client = new SIEClient(process.argv[2]);
 const items = [{ id: "ml", text: "Machine learning learns from data." }, { id: "rain", text: "Rain tomorrow." }];
 const result = await client.score("sie/mini-en", { text: "What is machine learning?" }, items);
-console.log(result.scores.map((each) => each.item_id).join());
+console.log(result.scores.map((each) => each.itemId).join());
 """
 IMPORT = 'import { SIEClient } from "@superlinked/sie-sdk";\n'
 
