@@ -12,6 +12,8 @@ from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from sie_server.cluster.ingress.ingress import NAME
 from sie_server.config import ServerConfig
@@ -34,12 +36,10 @@ class BareIngress:
     def __init__(self, replica: DeploymentHandle[Any]) -> None:
         self._handle = replica
 
-    def __serve_build_asgi_app__(self) -> Any:
-        return self._serve
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return Starlette(routes=[Mount("/", app=self._serve)])
 
     async def _serve(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
         answer = b"{}"
         if scope["method"] == "POST":
             body, more = b"", True
