@@ -87,7 +87,7 @@ async def _compare(cluster: Cluster, plain: int) -> dict[str, Any]:
     before = await _tokens(split)
     for seed, documents in enumerate(SIZES):
         sent = body_for(MODEL, documents, seed=seed)
-        ours, theirs = (msgspec.msgpack.decode((await one.ask(sent)).body) for one in (split, whole))
+        ours, theirs = [msgspec.msgpack.decode((await one.ask(sent)).body) for one in (split, whole)]
         order, expected = ([e["item_id"] for e in one["scores"]] for one in (ours, theirs))
         other_order += order != expected
         other_usage += ours["usage"] != theirs["usage"]
