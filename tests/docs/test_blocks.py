@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable
@@ -135,7 +136,9 @@ SCRIPTS = [each for each in NAMED if commands_to_run(*each.values)]  # type: ign
 @pytest.mark.parametrize(("page", "block"), SCRIPTS)
 def test_commands_run(page: str, block: Block, server: Server, models: Path, workspace: Path) -> None:
     script = real(commands_to_run(page, block), server).replace("/models", str(models))
-    env = os.environ | {"SIE_MODELS_DIR": str(models), "SIE_OFFLINE": "1"}
+    # the commands of the environment that runs the tests, which may not be activated
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = os.environ | {"PATH": path, "SIE_MODELS_DIR": str(models), "SIE_OFFLINE": "1"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=workspace,
