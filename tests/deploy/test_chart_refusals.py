@@ -25,7 +25,7 @@ SCHEMA: list[tuple[Object, list[str]]] = [
         {
             "image": {"tagg": "x", "digest": "sha256:abc"},
             "mode": "kserve",
-            "config": {"ofline": True, "dtype": "int8", "max_wait_s": 0, "model": "a/b", "drain_s": "60"},
+            "config": {"ofline": True, "dtype": "int4", "max_wait_s": 0, "model": "a/b", "drain_s": "60"},
             "autoscaling": {"hpa": {}, "keda": {}},
             "pools": [
                 pool(gpus=1),

@@ -118,5 +118,5 @@ def test_a_folder_with_files_of_another_release_is_refused(dist: Path) -> None:
 
 def test_every_package_has_the_licence_of_the_project() -> None:
     folders = [path.parent for path in ROOT.glob("packages/*/README.md")]
-    assert len(folders) == 6
+    assert len(folders) == 7
     assert {(folder / "LICENSE").read_bytes() for folder in folders} == {(ROOT / "LICENSE").read_bytes()}

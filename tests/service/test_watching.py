@@ -107,6 +107,7 @@ async def test_a_change_that_did_not_fit_in_memory_is_retried(
     settings = {"memory_budget_mb": round(2 * size + 0.5), "load_wait_s": 0.1}
     async with serving(models_dir=str(tmp_path), **settings) as service:
         await service.admin.load("m")
+        await service.admin.load("other")
         async with service.registry.lease("other"):
             write(tmp_path, "m", made / "b")
             await until(lambda: "memory_budget_mb" in (service.registry.info("m").last_error or ""))
