@@ -120,7 +120,7 @@ def test_an_endpoint_that_goes_away_ends_the_job_and_the_same_command_resumes(
     command: list[str], expected: list[str], models: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    serve = ["--models-dir", str(models), "--dtype", "float32"]
+    serve = ["--models-dir", str(models), "--dtype", "float32", "--batch-tokens", "2048"]
     with processes.running(tmp_path, *serve) as first:
         process = start(*command, f"--endpoint={first.base_url}", f"--out={out}", "--deadline=1")
         wait_for(4, out, process)
