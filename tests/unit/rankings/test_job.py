@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from sie_server.cli.commands import cli
+from sie_server.cli.score_files import reproducible
+from sie_server.config import ServerConfig
 from sie_server.eval import OfflineError
 from sie_server.eval.data.trec import read_run
 from sie_server.eval.systems import parse_system
@@ -160,6 +162,15 @@ async def test_a_full_disk_loses_only_the_query_that_did_not_fit(
     scorer = WordScorer()
     await carried_out(job, scorer)
     assert sum(scorer.calls.values()) == QUERIES - 2
+
+
+def test_every_start_computes_a_query_in_the_same_batches() -> None:
+    config = reproducible(ServerConfig(), reuse_vectors=False)
+    assert (
+        config.batch_tokens > 0 and config.document_cache_mb == 0
+    )  # 0 tokens: measured, other at every start
+    given = reproducible(ServerConfig(batch_tokens=512, document_cache_mb=7), reuse_vectors=True)
+    assert (given.batch_tokens, given.document_cache_mb) == (512, 7)
 
 
 def said(*args: str) -> str:

@@ -11,8 +11,19 @@ import msgspec
 from sie_server.cli.console import errors, log_to_stderr
 from sie_server.cli.judged.endings import resumable
 from sie_server.cli.options import ENGINE_FIELDS, config_of
+from sie_server.config import ServerConfig
 
-JOB_FIELDS = ("models_dir", "adapter", "memory_budget_mb")
+JOB_FIELDS = ("models_dir", "adapter", "memory_budget_mb", "batch_tokens")
+BATCH_TOKENS = 4096  # of a job, unless --batch-tokens says otherwise
+
+
+def reproducible(config: ServerConfig, reuse_vectors: bool) -> ServerConfig:
+    """Return the configuration with which every start of a job computes a query in the same batches.
+
+    A measured batch size differs from start to start, and an interrupted job has read other documents before a query.
+    """
+    sized = msgspec.structs.replace(config, batch_tokens=config.batch_tokens or BATCH_TOKENS)
+    return sized if reuse_vectors else msgspec.structs.replace(sized, document_cache_mb=0)
 
 
 def score_files(
@@ -47,8 +58,8 @@ def score_files(
         raise click.UsageError("--depth needs --candidates: without them every query ranks all documents")
     fields = (*ENGINE_FIELDS, *JOB_FIELDS)
     config = config_of(config_file, {name: flags[name] for name in fields})
-    if not reuse_vectors:  # a job that was interrupted has read other documents before a query
-        config = msgspec.structs.replace(config, document_cache_mb=0)
+    if endpoint is None:
+        config = reproducible(config, reuse_vectors)
     log_to_stderr("error")
     with resumable():
         job = Job(queries, out, docs, candidates, depth, top_n, concurrency, Reporter(errors))
