@@ -7,6 +7,7 @@ TYPESCRIPT := packages/sie-ts-sdk
 TYPESCRIPT_DEV := $(TYPESCRIPT)/node_modules/.installed
 DOCS := .venv-docs/.installed
 INTEGRATIONS := sie-langchain sie-llamaindex sie-haystack
+KERNELS := $(addprefix packages/sie-kernels/,pyproject.toml hatch_build.py src/sie_kernels/int8.c src/sie_kernels/attention.c)
 SOURCES := packages/sie-sdk/src packages/sie-server/src $(INTEGRATIONS:%=packages/%/src)
 ARGS ?=
 # Processes that run tests; service tests wait for servers, so three keep two cores busy.
@@ -108,7 +109,7 @@ clean: ## remove caches and build outputs; .venv stays
 	rm -rf .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache site bench/out packages/*/dist packages/*/build
 	find packages examples tests bench training scripts -type d -name __pycache__ -prune -exec rm -rf {} +
 
-$(RUN): requirements-lock.txt packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml examples/demo/requirements.txt scripts/install scripts/install_torch.py
+$(RUN): requirements-lock.txt packages/sie-sdk/pyproject.toml packages/sie-server/pyproject.toml $(KERNELS) examples/demo/requirements.txt scripts/install scripts/install_torch.py
 	@PYTHON="$(PYTHON)" scripts/install run
 	@touch $@
 

@@ -1,10 +1,11 @@
 """Build what a release publishes into a folder: wheels, sdists, the npm tarball and SHA256SUMS.
 
-.venv/bin/python scripts/build_release.py dist [--url https://HOST/OWNER/REPOSITORY] [--without-npm]
+.venv/bin/python scripts/build_release.py dist [--url https://HOST/OWNER/REPOSITORY] [--without-npm] [--without-kernels]
 
 Only files that git tracks are built, in copies, so that the result depends on the commit alone. `--url` becomes the
-packages' links to source, documentation and changelog; without it they have none. Needs hatchling, and npm for the
-tarball. SOURCE_DATE_EPOCH sets the time in the archives (default: that of the commit).
+packages' links to source, documentation and changelog; without it they have none. Needs hatchling, npm for the
+tarball, and gcc on x86-64 Linux for sie-kernels. SOURCE_DATE_EPOCH sets the time in the archives (default: that of the
+commit).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ("sie-sdk", "sie-server", "sie-langchain", "sie-llamaindex", "sie-haystack")
+KERNELS = "sie-kernels"  # compiled: its wheel is for Linux on x86-64
 NPM = "sie-ts-sdk"
 
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--url", default="", help="address of the repository")
     parser.add_argument("--without-npm", action="store_true")
+    parser.add_argument("--without-kernels", action="store_true")
     given = parser.parse_args()
     out: Path = given.out.resolve()
     if out.exists() and any(out.iterdir()):
@@ -38,7 +41,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("SOURCE_DATE_EPOCH", git("log", "-1", "--format=%ct").strip())
     with tempfile.TemporaryDirectory() as folder:
-        for name in PYTHON:
+        for name in (*PYTHON, *(() if given.without_kernels else (KERNELS,))):
             build_python(copied(name, Path(folder)), out, given.url)
         if not given.without_npm:
             build_npm(copied(NPM, Path(folder)), out, given.url)

@@ -37,6 +37,7 @@ def places() -> Places:
         found[f"packages/sie-{name}/pyproject.toml"] = [(rf'^version = "({WHOLE})"$', True)]
     for name in PYTHON[2:]:
         found[f"packages/sie-{name}/pyproject.toml"].append((rf'"sie-sdk==({WHOLE})"', True))
+    found["packages/sie-server/pyproject.toml"].append((rf'"sie-kernels==({WHOLE})"', True))
     for name in MODULES:
         found[f"packages/{name}"] = [(rf'^__version__ = "({WHOLE})"$', True)]
     found["packages/sie-ts-sdk/src/version.ts"] = [(rf'^export const VERSION = "({WHOLE})";$', False)]

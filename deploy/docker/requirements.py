@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 SERVER = Path(__file__).resolve().parents[2] / "packages/sie-server/pyproject.toml"
+OWN = "sie-"  # packages of this repository: no index has them, and the image builds those that it needs
 BUILD = ["hatchling", "uv"]  # of the build stages
 CONDITIONAL = ["setuptools"]  # required by torch, from Python 3.12 on
 HEADER = """\
@@ -24,7 +25,7 @@ HEADER = """\
 
 
 def requirements(project: Path, extras: list[str]) -> list[str]:
-    """Return the requirements of a `pyproject.toml`, those of the extras included.
+    """Return the requirements of a `pyproject.toml`, those of the extras included, without our own packages.
 
     Raises:
         SystemExit: the project has no such extra.
@@ -33,7 +34,8 @@ def requirements(project: Path, extras: list[str]) -> list[str]:
     optional: dict[str, list[str]] = table.get("optional-dependencies", {})
     if unknown := [extra for extra in extras if extra not in optional]:
         sys.exit(f"EXTRAS: unknown extra {unknown[0]!r}; sie-server has {', '.join(sorted(optional))}")
-    return [*table["dependencies"], *(line for extra in extras for line in optional[extra])]
+    lines = [*table["dependencies"], *(line for extra in extras for line in optional[extra])]
+    return [line for line in lines if not line.startswith(OWN)]
 
 
 def pins(lines: list[str]) -> dict[str, str]:

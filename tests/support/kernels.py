@@ -24,9 +24,10 @@ def build(directory: Path) -> Path:
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("this machine has no gcc, which builds sie-kernels")
-    [extension] = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
-    flags, built = extension["extra-compile-args"], directory / "library.so"
-    sources = [str(PACKAGE / source) for source in extension["sources"]]
+    build = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    hook = build["targets"]["wheel"]["hooks"]["custom"]
+    flags, built = hook["flags"], directory / "library.so"
+    sources = [str(PACKAGE / source) for source in hook["sources"]]
     subprocess.run(
         [compiler, *flags, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", built, *sources],
         check=True,

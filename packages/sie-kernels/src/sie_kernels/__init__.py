@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sysconfig
 from pathlib import Path
 
 
 def path() -> Path | None:
     """Return the path of the compiled library; None if the package was not built."""
-    library = Path(__file__).with_name(f"_library{sysconfig.get_config_var('EXT_SUFFIX')}")
+    library = Path(__file__).with_name("_library.so")
     return library if library.exists() else None
