@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, ScoreTexts
@@ -27,26 +27,43 @@ needs_int8 = pytest.mark.skipif(
 )
 
 
-def emulated(directory: Path, like: Engine) -> Engine:
-    """Return an fp32 engine that rounds weights and inputs where `like` does, and multiplies them in fp32."""
-    engine = Engine(directory, device="cpu", dtype="float32")
-    for name, target in like._targets.items():
-        if getattr(target.layer, "integers", None):
-            layer = engine._targets[name].layer
-            layer._product = partial(plain_product, layer)
-    return engine
+@contextmanager
+def products_compared(engine: Engine) -> Iterator[None]:
+    """Compare each product of 8-bit integers inside this block with the same product in plain fp64 operations.
+
+    Results of whole passes cannot be compared: an input halfway between two integers may round to either, and every
+    later layer sees the difference.
+    """
+    layers = {id(t.layer): t.layer for t in engine._targets.values() if getattr(t.layer, "integers", None)}
+    waiting = set(layers)
+
+    def compared(layer: Linear, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        y = Linear._product(layer, x, activation, residual)
+        check_product(layer, x, activation, residual, y)
+        waiting.discard(id(layer))
+        return y
+
+    for layer in layers.values():
+        layer._product = partial(compared, layer)
+    yield
+    assert layers and not waiting, f"{len(waiting)} of {len(layers)} layers computed no product"
+    for layer in layers.values():
+        del layer._product
 
 
-def plain_product(layer: Linear, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-    y = F.linear(rounded(x), rounded(layer.weight), layer.bias)
-    y = ACTIVATIONS[activation](y) if activation else y
-    return y if residual is None else y + residual
-
-
-def rounded(x: Tensor) -> Tensor:
-    """Round every row to 127 steps of its largest value."""
-    step = x.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-    return (x / step + 0.5).floor() * step
+def check_product(
+    layer: Linear, x: Tensor, activation: str | None, residual: Tensor | None, y: Tensor
+) -> None:
+    weight, wide = layer.plain_weight().double(), x.double()
+    step = wide.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    halves = ((wide / step).abs() % 1 - 0.5).abs() < 1e-3  # these inputs may round to either integer
+    expected = (wide / step + 0.5).floor() * step @ weight.T
+    expected = expected if layer.bias is None else expected + layer.bias
+    expected = ACTIVATIONS[activation](expected) if activation else expected
+    expected = expected if residual is None else expected + residual
+    allowed = 1e-5 * expected.abs().max() + 1.2 * step * (halves.double() @ weight.abs().T)
+    worst = float(((y - expected).abs() - allowed).max())
+    assert worst < 0, f"a product of {tuple(weight.shape)} differs by {worst} more than rounding explains"
 
 
 def results(engine: Engine, documents: list[str], adapter: Any = None, alone: bool = False) -> np.ndarray:
