@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,18 +70,28 @@ def plain_transformers(directory: Path, documents: list[str], dtype: torch.dtype
 
     @torch.inference_mode()
     def score() -> Logits:
-        ids = tokenizer([QUERY] * len(documents), documents, truncation=True, max_length=512)
-        order = sorted(range(len(documents)), key=lambda i: -len(ids["input_ids"][i]))
         logits = np.empty(len(documents))
-        for start in range(0, len(order), batch):
-            part = order[start : start + batch]
-            rows = {name: [column[i] for i in part] for name, column in ids.items()}
-            padded = tokenizer.pad(rows, return_tensors="pt")
+        for part, padded in padded_batches(tokenizer, documents, batch, "pt"):
             logits[part] = model(**padded).logits.squeeze(1).float().numpy()
         return logits
 
     kind = "fp32" if dtype is torch.float32 else "bf16"
     return Contender(f"transformers {kind} sorted, batch {batch}", score)
+
+
+def padded_batches(
+    tokenizer: Any, documents: list[str], batch: int, tensors: str
+) -> Iterator[tuple[list[int], Any]]:
+    """Yield the places and the inputs of `batch` documents at a time: the longest first, each batch padded.
+
+    `tensors` is "pt" for those of torch or "np" for arrays.
+    """
+    ids = tokenizer([QUERY] * len(documents), documents, truncation=True, max_length=512)
+    order = sorted(range(len(documents)), key=lambda i: -len(ids["input_ids"][i]))
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        rows = {name: [column[i] for i in part] for name, column in ids.items()}
+        yield part, tokenizer.pad(rows, return_tensors=tensors)
 
 
 class Products:

@@ -19,10 +19,11 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from bench import contenders, machine, rivals_openvino, stages
+from bench import contenders, machine, stages
 from bench.comparison import FLOOR, OURS, Agreement, Report, Times, as_json, draw, show
 from bench.contenders import BATCH_SIZES, Contender, Logits, Products
 from bench.machine import Bystanders, Patience
+from bench.rivals import onnx_runtime, openvino
 from bench.workload import QUERY, SHAPES, UNIGRAM_VOCABULARY, Shape, natural_texts, write_checkpoint
 from rich.console import Console
 
@@ -105,7 +106,12 @@ def integers(directory: Path, documents: list[str], batch_tokens: int) -> dict[s
 
 def make_rivals(directory: Path, documents: list[str]) -> list[Contender]:
     fp32, bf16 = torch.float32, torch.bfloat16
-    others = rivals_openvino.contenders(directory, documents, 8) if rivals_openvino.installed() else []
+    others = []
+    for rival in (openvino, onnx_runtime):
+        if rival.installed():
+            others += rival.contenders(directory, documents, 8)
+        else:
+            console.print(f"{rival.__name__.rpartition('.')[2]} is not compared: {rival.NEEDS}")
     return [
         *others,
         contenders.sentence_transformers(directory, documents, fp32, 32),
