@@ -2,7 +2,8 @@
 
 `serve` runs the server, `score` (cli/score.py) reranks without one, `eval` and `calibrate` (cli/judged) measure models
 on judged queries, `verify` compares a model with its reference, `models` (cli/models.py) lists the models that can be
-served, `admin` (cli/admin.py) controls a running server, and `top` (cli/top) shows its figures.
+served, `admin` (cli/admin.py) controls a running server, `top` (cli/top) shows its figures, and `bench` (cli/bench)
+measures a rerank endpoint.
 
 Slow imports are deferred until a command needs them.
 """
@@ -21,6 +22,7 @@ import click
 from sie_server import __version__
 from sie_server.catalog import configured_adapters, known_models, named_model
 from sie_server.cli.admin import admin
+from sie_server.cli.bench import bench
 from sie_server.cli.console import errors, log_to_stderr, unwritable, write
 from sie_server.cli.judged import calibrate, evaluate
 from sie_server.cli.models import models
@@ -48,7 +50,7 @@ def cli() -> None:
     """
 
 
-for command in (score, evaluate, calibrate, models, admin, top):
+for command in (score, evaluate, calibrate, models, admin, top, bench):
     cli.add_command(command)
 
 
