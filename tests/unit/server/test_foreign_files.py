@@ -14,7 +14,7 @@ import torch
 
 from sie_server import files
 from sie_server.engine.engine import Engine
-from sie_server.engine.storage.weights import stored_elements
+from sie_server.engine.storage.formats.checkpoint import stored_elements
 from sie_server.engine.text.loading.expansion import check_expansion
 from sie_server.errors import ModelLoadFailed, cut_quotes
 from sie_server.models.checkpoints.reader import read_spec

@@ -98,24 +98,7 @@ def create_app(
             await asyncio.to_thread(tracer.close)
 
     app = Starlette(
-        routes=[
-            Route("/v1/score/{model:path}", routes.score, methods=["POST"]),
-            Route("/v1/encode/{model:path}", routes.encode, methods=["POST"]),
-            Route("/v1/inspect/{model:path}", routes.inspect, methods=["POST"]),
-            Route("/v1/models", routes.list_models),
-            Route("/v1/models/{model:path}", routes.get_model),
-            Route("/nim/v1/models", routes.list_rerankers),
-            Route("/vllm/v1/models", routes.list_rerankers),
-            *(playground.ROUTES if config.playground else ()),  # before a dialect's POST /
-            *DIALECTS,
-            *EMBEDDINGS,
-            *admin.ROUTES,
-            *probes.ROUTES,
-            Route("/metrics", routes.metrics),
-            Route("/openapi.json", routes.openapi_json),
-            Route("/docs", routes.docs),
-            Route("/docs/static/{name}", routes.docs_file),
-        ],
+        routes=_routes(config),
         exception_handlers={SIEError: on_error, HTTPException: on_error, Exception: last_resort},
         lifespan=lifespan,
     )
@@ -133,6 +116,27 @@ def create_app(
     app.add_middleware(Cors, origins=config.cors_origins)
     app.add_middleware(CleanPath, prefix=config.root_path)  # the last one added is the outermost
     return app
+
+
+def _routes(config: ServerConfig) -> list[Route]:
+    return [
+        Route("/v1/score/{model:path}", routes.score, methods=["POST"]),
+        Route("/v1/encode/{model:path}", routes.encode, methods=["POST"]),
+        Route("/v1/inspect/{model:path}", routes.inspect, methods=["POST"]),
+        Route("/v1/models", routes.list_models),
+        Route("/v1/models/{model:path}", routes.get_model),
+        Route("/nim/v1/models", routes.list_rerankers),
+        Route("/vllm/v1/models", routes.list_rerankers),
+        *(playground.ROUTES if config.playground else ()),  # before a dialect's POST /
+        *DIALECTS,
+        *EMBEDDINGS,
+        *admin.ROUTES,
+        *probes.ROUTES,
+        Route("/metrics", routes.metrics),
+        Route("/openapi.json", routes.openapi_json),
+        Route("/docs", routes.docs),
+        Route("/docs/static/{name}", routes.docs_file),
+    ]
 
 
 async def _preload(

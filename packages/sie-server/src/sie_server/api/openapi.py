@@ -15,6 +15,27 @@ from sie_server.api.embeddings import infinity, openai, routes, tei
 from sie_server.api.pages.examples import Examples
 
 REF = "#/components/schemas/{name}"
+# the bodies that the document describes, and the structs inside them
+BODIES = [
+    wire.ScoreRequest,
+    wire.ScoreResponse,
+    wire.InspectResponse,
+    wire.EncodeRequest,
+    wire.EncodeResponse,
+    wire.ModelList,
+    wire.ModelInfo,
+    wire.Options,
+    wire.ErrorBody,
+    wire.AdminLoadRequest,
+    wire.AdminUnloadRequest,
+    wire.AdminSwapRequest,
+    wire.AdapterLoadRequest,
+    wire.AdapterUnloadRequest,
+    wire.AdminAnswer,
+    wire.KeyList,
+    openai.EmbeddingsRequest,
+    openai.EmbeddingsResponse,
+]
 
 
 @lru_cache(maxsize=4)
@@ -25,79 +46,16 @@ def document_json(examples: Examples, root: str) -> bytes:
 
 def document(examples: Examples = Examples(), root: str = "./") -> dict[str, Any]:  # noqa: B008 - it is frozen
     """Return the OpenAPI 3.1 document; `root` is the address of the server's root, relative to the document's own."""
-    kinds = [
-        wire.ScoreRequest,
-        wire.ScoreResponse,
-        wire.InspectResponse,
-        wire.EncodeRequest,
-        wire.EncodeResponse,
-        wire.ModelList,
-        wire.ModelInfo,
-        wire.Options,
-        wire.ErrorBody,
-        wire.AdminLoadRequest,
-        wire.AdminUnloadRequest,
-        wire.AdminSwapRequest,
-        wire.AdapterLoadRequest,
-        wire.AdapterUnloadRequest,
-        wire.AdminAnswer,
-        wire.KeyList,
-        openai.EmbeddingsRequest,
-        openai.EmbeddingsResponse,
-    ]
-    _, components = msgspec.json.schema_components(kinds, ref_template=REF)
+    _, components = msgspec.json.schema_components(BODIES, ref_template=REF)
     return {
         "openapi": "3.1.0",
         "servers": [{"url": root}],
         "info": {"title": "SIE", "version": __version__, "description": "Reranking and encoding over HTTP."},
         "paths": {
-            "/v1/score/{model}": {
-                "post": _posted(examples, "Rank documents by relevance to a query", "Score")
-            },
-            "/v1/encode/{model}": {"post": _posted(examples, "Encode texts as vectors", "Encode")},
-            "/v1/inspect/{model}": {
-                "post": _posted(
-                    examples, "Show the token sequences of a score request", "Score", "InspectResponse"
-                )
-            },
-            **{
-                path: {
-                    "post": _posted(
-                        examples, "Encode texts as vectors, in OpenAI's format", "Embeddings", own=False
-                    )
-                }
-                for path in routes.OPENAI
-            },
-            **{path: {"post": _dialect(path)} for path in dialects.RERANK},
-            dialects.INVOKE: {
-                "post": {**_dialect(dialects.INVOKE), "parameters": [_model_parameter(examples.scorer)]}
-            },
-            **{
-                path: {"post": _dialect(path, "Vectors or tokens", tei.EXAMPLES[path.removeprefix("/tei")])}
-                for path in dialects.TEI_ONLY
-                if path.removeprefix("/tei") in tei.EXAMPLES
-            },
-            **{
-                path: {"get": _foreign("Information on the first model, in TEI's format")}
-                for path in dialects.TEI_ONLY
-                if path.removeprefix("/tei") in dialects.INFO
-            },
-            **{path: {"post": _dialect(path, "Anything", tei.EXAMPLES["/embed"])} for path in dialects.ANY},
-            **{
-                path: {"get": _foreign("The models served, in infinity's format")} for path in infinity.MODELS
-            },
-            **{path: {"get": _probe("Liveness")} for path in LIVENESS},
-            **{path: {"get": _probe("Readiness")} for path in READINESS},
-            "/version": {"get": _foreign("The server's version, in vLLM's format")},
-            "/meta": {"get": _foreign("The server and its models, for Weaviate")},
-            "/v1/admin/load": {"post": _admin(examples, "Load a model now", "AdminLoad")},
-            "/v1/admin/unload": {"post": _admin(examples, "Unload a model", "AdminUnload")},
-            "/v1/admin/swap": {
-                "post": _admin(examples, "Replace a model's weights while it serves", "AdminSwap")
-            },
-            "/v1/admin/adapters/load": {"post": _admin(examples, "Load a LoRA adapter", "AdapterLoad")},
-            "/v1/admin/adapters/unload": {"post": _admin(examples, "Unload a LoRA adapter", "AdapterUnload")},
-            "/v1/admin/keys": {"get": _got("Show the use and limits of the API keys", "KeyList")},
+            **_inference(examples),
+            **_vendors(examples),
+            **_probes(),
+            **_admins(examples),
             "/v1/models": {"get": _got("List all models", "ModelList")},
             "/v1/models/{model}": {"get": _got("Get one model", "ModelInfo", examples.scorer)},
         },
@@ -107,6 +65,63 @@ def document(examples: Examples = Examples(), root: str = "./") -> dict[str, Any
         },
         # a key is optional because a server without configured keys needs none
         "security": [{}, {"key": []}],
+    }
+
+
+def _inference(examples: Examples) -> dict[str, Any]:
+    score = _posted(examples, "Rank documents by relevance to a query", "Score")
+    inspect = _posted(examples, "Show the token sequences of a score request", "Score", "InspectResponse")
+    embed = _posted(examples, "Encode texts as vectors, in OpenAI's format", "Embeddings", own=False)
+    return {
+        "/v1/score/{model}": {"post": score},
+        "/v1/encode/{model}": {"post": _posted(examples, "Encode texts as vectors", "Encode")},
+        "/v1/inspect/{model}": {"post": inspect},
+        **{path: {"post": embed} for path in routes.OPENAI},
+    }
+
+
+def _vendors(examples: Examples) -> dict[str, Any]:
+    invoke = {**_dialect(dialects.INVOKE), "parameters": [_model_parameter(examples.scorer)]}
+    tei_paths = {path: path.removeprefix("/tei") for path in dialects.TEI_ONLY}
+    info = _foreign("Information on the first model, in TEI's format")
+    models = _foreign("The models served, in infinity's format")
+    return {
+        **{path: {"post": _dialect(path)} for path in dialects.RERANK},
+        dialects.INVOKE: {"post": invoke},
+        **{
+            path: {"post": _dialect(path, "Vectors or tokens", tei.EXAMPLES[name])}
+            for path, name in tei_paths.items()
+            if name in tei.EXAMPLES
+        },
+        **{path: {"get": info} for path, name in tei_paths.items() if name in dialects.INFO},
+        **{path: {"post": _dialect(path, "Anything", tei.EXAMPLES["/embed"])} for path in dialects.ANY},
+        **{path: {"get": models} for path in infinity.MODELS},
+    }
+
+
+def _probes() -> dict[str, Any]:
+    return {
+        **{path: {"get": _probe("Liveness")} for path in LIVENESS},
+        **{path: {"get": _probe("Readiness")} for path in READINESS},
+        "/version": {"get": _foreign("The server's version, in vLLM's format")},
+        "/meta": {"get": _foreign("The server and its models, for Weaviate")},
+    }
+
+
+def _admins(examples: Examples) -> dict[str, Any]:
+    posted = {
+        "load": ("Load a model now", "AdminLoad"),
+        "unload": ("Unload a model", "AdminUnload"),
+        "swap": ("Replace a model's weights while it serves", "AdminSwap"),
+        "adapters/load": ("Load a LoRA adapter", "AdapterLoad"),
+        "adapters/unload": ("Unload a LoRA adapter", "AdapterUnload"),
+    }
+    return {
+        **{
+            f"/v1/admin/{path}": {"post": _admin(examples, summary, kind)}
+            for path, (summary, kind) in posted.items()
+        },
+        "/v1/admin/keys": {"get": _got("Show the use and limits of the API keys", "KeyList")},
     }
 
 

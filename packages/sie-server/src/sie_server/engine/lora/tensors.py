@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from sie_server.engine.lora.config import LoraConfig
-from sie_server.engine.storage.weights import HARMLESS, StoredTensor, TensorReaders, some_of, tensor_readers
+from sie_server.engine.storage.formats.checkpoint import tensor_readers
+from sie_server.engine.storage.formats.stored import StoredTensor, TensorReaders
+from sie_server.engine.storage.weights import HARMLESS, some_of
 from sie_server.models.lora import Target
 from sie_server.models.spec import UnsupportedCheckpoint
 

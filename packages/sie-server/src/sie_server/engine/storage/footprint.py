@@ -14,8 +14,8 @@ import torch
 
 from sie_server.engine.device import INT8, pick_device, pick_dtype
 from sie_server.engine.machine.cgroups import memory_limits
+from sie_server.engine.storage.formats.checkpoint import stored_elements
 from sie_server.engine.storage.source import unsupported
-from sie_server.engine.storage.weights import stored_elements
 from sie_server.models.checkpoints.reader import read_spec
 from sie_server.models.spec import UnsupportedCheckpoint
 

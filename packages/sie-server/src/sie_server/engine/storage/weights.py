@@ -6,29 +6,18 @@ replaced by random weights.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sie_server.catalog.contents import instead_of_weights
+from sie_server.engine.storage.formats.bin_file import read_bin
+from sie_server.engine.storage.formats.checkpoint import open_checkpoint
+from sie_server.engine.storage.formats.stored import StoredTensor
 from sie_server.engine.storage.names import misnamed
 from sie_server.engine.storage.tally import Tally
-from sie_server.errors import out_of_memory
-from sie_server.files import UnusableFile, entries, open_regular, read_json
-from sie_server.models.heads.sparse import M3_FILES
 from sie_server.models.layers.rounding import MOST_INPUTS, quantise_weight
 from sie_server.models.lora import Target
 from sie_server.models.settings.quantised import ADVICE, quantised
@@ -40,25 +29,7 @@ HARMLESS = re.compile(
     r"(^|\.)embeddings\.position_ids$|\.rotary_emb\.inv_freq$|^((albert|bert|mpnet|new|roberta)\.)?pooler\.(dense\.)?(weight|bias)$"
     r"|^cls\.predictions\.decoder\.(weight|bias)$"
 )
-OLD_NAMES = {"gamma": "weight", "beta": "bias"}
-OLD_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
 log = logging.getLogger("sie_server.weights")
-HEADER_BYTES = 32 * 2**20  # of a safetensors file; 100,000 tensors take 12 MiB
-# the dtypes of a safetensors header (https://huggingface.co/docs/safetensors, "Format")
-STORED_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class CheckpointWeights:
@@ -84,7 +55,7 @@ class CheckpointWeights:
         Raises:
             UnsupportedCheckpoint: there are no weights, or they are not readable.
         """
-        self._read = _read_bin(directory / file) if file else _open_checkpoint(directory)
+        self._read = read_bin(directory / file) if file else open_checkpoint(directory)
         self._device, self.dtype, self.int8 = device, dtype, int8
         self._tally = tally or Tally()
         self._directory = directory
@@ -244,187 +215,3 @@ class CheckpointWeights:
 def some_of(names: list[str]) -> str:
     """Return the first few names and their total number, for messages."""
     return ", ".join(names[:6]) + (f" … ({len(names)} in total)" if len(names) > 6 else "")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: its shape from the header, and a function that reads its values."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-
-TensorReaders = Mapping[str, StoredTensor]
-
-
-def stored_elements(directory: Path) -> int:
-    """Return how many numbers a checkpoint holds, modules' folders included, from the headers.
-
-    Raises:
-        UnsupportedCheckpoint: there are no weights, or they are not readable.
-    """
-    return sum(math.prod(tensor.shape) for table in _tables(directory) for tensor in table.values())
-
-
-def _tables(directory: Path) -> Iterator[TensorReaders]:
-    yield _open_checkpoint(directory)
-    yield from (_read_bin(directory / name) for name in M3_FILES if (directory / name).exists())
-    for folder in sorted(entry.name for entry in entries(directory) if entry.is_dir()):
-        names = ("model.safetensors", "pytorch_model.bin")
-        part = directory / folder
-        if (part / "config.json").exists() and any((part / name).exists() for name in names):
-            yield _open_checkpoint(part)
-
-
-def _open_checkpoint(directory: Path) -> TensorReaders:
-    """Open the safetensors weights (whole or sharded) of a directory, else a pickle-free `.bin`."""
-    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_bin)):
-        single, index = directory / name, directory / f"{name}.index.json"
-        if single.exists():
-            return _renamed(read(single))
-        if index.exists():
-            return _renamed(_read_shards(index, read))
-    raise UnsupportedCheckpoint(
-        f"no weights in {directory}: neither model.safetensors nor pytorch_model.bin; {instead_of_weights(directory)}"
-    )
-
-
-def _renamed(tensors: TensorReaders) -> TensorReaders:
-    """Give the norms of checkpoints converted from TensorFlow the names of today, as transformers does."""
-    renamed: dict[str, StoredTensor] = {}
-    for name, tensor in tensors.items():
-        new = OLD_NORM.sub(lambda match: f"LayerNorm.{OLD_NAMES[match[1]]}", name)
-        if new in renamed or (new != name and new in tensors):
-            raise UnsupportedCheckpoint(f"the checkpoint has both {name!r:.100} and {new!r:.100}; keep one")
-        renamed[new] = tensor
-    return renamed
-
-
-def tensor_readers(path: Path) -> TensorReaders:
-    """Open the tensors of a file, safetensors or a pickle-free `.bin`."""
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
-
-
-def _read_shards(index: Path, read: Callable[[Path], TensorReaders]) -> TensorReaders:
-    try:
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        names = [
-            Path(shard).name for shard in shards
-        ]  # shards are in the index's directory; any other path is ignored
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise UnsupportedCheckpoint(f"{index} is not a weight index: {error!r}") from error
-    readers: dict[str, StoredTensor] = {}
-    for name in names:
-        if not name or not _exists(index.parent / name):
-            raise UnsupportedCheckpoint(
-                f"{index.name} names {name!r:.100}, which is missing; the download is incomplete: download it again"
-            )
-        readers.update(read(index.parent / name))
-    return readers
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # the name is too long
-        return False
-
-
-def _read_safetensors(path: Path) -> TensorReaders:
-    """Check a file with the library and return readers that do not map it into memory.
-
-    Truncating or overwriting a mapped file would kill the process or change the weights of a loaded model.
-    """
-    try:
-        with open_regular(path) as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > min(HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
-                raise ValueError(f"its header has {size} bytes")
-            with safe_open(path, framework="pt"):  # checks the header against the file
-                header = json.loads(file.read(size))
-    except UnusableFile as error:
-        raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        if out_of_memory(error):
-            raise
-        raise UnsupportedCheckpoint(f"{path} is truncated or not a safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    return {
-        name: StoredTensor(tuple(entry["shape"]), partial(_read_values, path, 8 + size, entry))
-        for name, entry in header.items()
-    }
-
-
-def _read_values(path: Path, data: int, entry: Mapping[str, Any]) -> Tensor:
-    """Read the values of a header entry; `data` is the offset of the values in the file."""
-    if entry["dtype"] not in STORED_TYPES:
-        raise UnsupportedCheckpoint(
-            f"{path} holds {entry['dtype']} values; supported are {', '.join(STORED_TYPES)}"
-        )
-    start, end = entry["data_offsets"]
-    try:
-        with open_regular(path) as file:
-            values = np.fromfile(file, np.uint8, count=end - start, offset=data + start)
-    except OSError as error:
-        raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
-    if len(values) != end - start:
-        raise UnsupportedCheckpoint(f"{path} was truncated while it was read")
-    dtype, shape = STORED_TYPES[entry["dtype"]], entry["shape"]
-    if not len(values):  # torch cannot reinterpret an empty array as another dtype
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(values).view(dtype).view(shape)
-
-
-def _read_bin(path: Path) -> TensorReaders:
-    try:
-        size = _stored_bytes(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UnusableFile as error:
-        raise UnsupportedCheckpoint(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # torch raises half a dozen types for a bad file
-        if out_of_memory(error):
-            raise
-        raise UnsupportedCheckpoint(
-            f"{path} is not readable as plain weights (pickled code is never run): {error}"
-        ) from error
-    if not _is_table(tensors):
-        raise UnsupportedCheckpoint(f"{path} is not a plain table of names and tensors")
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-            raise UnsupportedCheckpoint(
-                f"{path} holds {name!r:.100} as a sparse or nested tensor, or without values"
-            )
-        if tensor.dtype not in STORED_TYPES.values():
-            raise UnsupportedCheckpoint(
-                f"{path} holds {name!r:.100} as {tensor.dtype}, which is not supported"
-            )
-    # a view may repeat one stored number any number of times; tied tables are stored once for two names
-    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * size:
-        raise UnsupportedCheckpoint(f"{path} describes tensors that are larger than the file")
-    return {name: StoredTensor(tuple(tensor.shape), tensor.clone) for name, tensor in tensors.items()}
-
-
-def _stored_bytes(path: Path) -> int:
-    """Return the size of a `.bin` file after checking that it is an archive without compression, as torch writes it.
-
-    A compressed entry could fill the memory when it is read.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(4)
-        if start[:1] == b"\x80":  # a pickle: reading it takes as much memory as it says
-            raise ValueError(
-                "it has the format of torch before 1.6; save it again with torch 1.6 or later, or with save_pretrained"
-            )
-        if start == b"PK\3\4":  # torch refuses any other content
-            with zipfile.ZipFile(file) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("it holds compressed entries")
-        return size
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and name.isprintable() and isinstance(tensor, Tensor)
-        for name, tensor in value.items()
-    )

@@ -1,0 +1,1 @@
+"""Files of tensors → readers of single tensors, which check a file before they read values from it."""
