@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import threading
 import time
@@ -29,6 +31,7 @@ split_documents = 8
 cpus = 0.1
 min_replicas = 2
 """
+CALIBRATION = {"slope": 2.0, "intercept": -1.0}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cross_encoders.make_cross_encoder(root / "toy/bert", "bert")
     cross_encoders.make_cross_encoder(root / "other/bert", "bert", seed=7)
     processes.make_encoder(root / "toy/encoder")
+    stages = [{"model": "toy/bert", "keep": 4}, {"model": "calibrated"}]
+    calibrated = {"id": "calibrated", "source": "other/bert", "license": "mit", "description": "",
+                  "outputs": ["score"], "max_seq_length": 128, "calibration": CALIBRATION}  # fmt: skip
+    for entry in ({"id": "two", "stages": stages}, calibrated):
+        (root / f"{entry['id']}.yaml").write_text(json.dumps(entry))  # JSON is YAML
     return root
 
 
@@ -145,6 +153,31 @@ def _tokens_of(cluster: Server, call: Callable[[], object]) -> list[float]:
     call()
     after = read()
     return [after[name] - before.get(name, 0) for name in after]
+
+
+def test_cascades_run_whole_on_one_replica_and_calibrations_apply(cluster: Server) -> None:
+    texts = [f"{text} {i}" for i, text in enumerate(TEXTS * 3)]  # more than are split
+    body = {"query": {"text": QUERY}, "items": [{"text": text} for text in texts]}
+
+    def score(model: str, **options: str) -> Any:
+        return cluster.post(f"/v1/score/{model}", {**body, "options": options}).json()
+
+    first, last = score("toy/bert"), score("calibrated", normalize="none")
+    raw = {entry["item_id"]: entry["score"] for entry in last["scores"]}
+    found = score("two", normalize="calibrated")
+    kept = {entry["item_id"] for entry in first["scores"][:4]}
+    assert {entry["item_id"] for entry in found["scores"]} == kept and found["score_type"] == "probability"
+    assert found["stages"][0]["pruned"] == [entry["item_id"] for entry in first["scores"][4:]]
+    for entry in found["scores"]:
+        logit = CALIBRATION["slope"] * raw[entry["item_id"]] + CALIBRATION["intercept"]
+        assert math.isclose(entry["score"], 1 / (1 + math.exp(-logit)), rel_tol=1e-4)
+    info = cluster.get("/v1/models/two").json()
+    assert [stage["model"] for stage in info["stages"]] == ["toy/bert", "calibrated"]
+    answer = cluster.post("/v2/rerank", {"model": "sie/mini-en", "query": QUERY, "documents": TEXTS}).json()
+    assert all(0 < hit["relevance_score"] < 1 for hit in answer["results"])
+    swap = {"model": "toy/bert", "source": "org/model", "replay": 3}
+    refused = cluster.post("/v1/admin/swap", swap, headers=ADMIN)
+    assert refused.status_code == 400 and "$.replay" in refused.json()["error"]["message"]
 
 
 def test_the_playground_is_served_and_its_requests_are_answered(cluster: Server) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sie_server.offline.errors import OfflineError
-from sie_server.offline.scorers import Answer
+from sie_server.offline.scorers import Answer, Encoded
 
 WORDS = (
     *("river", "stone", "apple", "cloud", "engine", "paper", "winter", "garden"),
@@ -57,6 +56,9 @@ class WordScorer:
     async def identity(self, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         return {"version": self._version}
 
+    async def vector_identity(self, model: str) -> dict[str, Any]:
+        return {"version": self._version}
+
     async def score(self, model: str, query: str, texts: Sequence[str], options: Mapping[str, Any]) -> Answer:
         if self._fail_at is not None and sum(self.calls.values()) + 1 == self._fail_at:
             raise OfflineError("the endpoint went away")
@@ -68,11 +70,12 @@ class WordScorer:
         truncated = [] if whole else [i for i, text in enumerate(texts) if len(text) > self._cut]  # type: ignore[operator]
         return Answer(order, scores, truncated, False, "logit", 100.0 + len(self.calls), 0.25)
 
-    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> NDArray[np.float32]:
+    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Encoded:
         """Count the words of the list in each text."""
         self.calls["encode", str(is_query)] += len(texts)
         counts = np.array([[text.split().count(word) for word in WORDS] for text in texts], dtype=np.float32)
-        return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+        unit = counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+        return Encoded(unit, [self._cut is not None and len(text) > self._cut for text in texts])
 
     async def close(self) -> None:
         pass

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from sie_server.cli.commands import cli
 from sie_server.config import ServerConfig
 from sie_server.eval import OfflineError, Report, evaluate, load
+from sie_server.eval.cosine import CosineScorer
 from sie_server.eval.evaluation import Plan, measure, with_scorers
 from sie_server.eval.results import MOST_CHANGED
 from sie_server.eval.systems import configured, parse_system, parse_systems
@@ -136,7 +137,9 @@ async def test_another_number_format_is_a_second_run_after_the_first(plan: Plan)
                 pytest.approx(one.changes[0].after),
                 pytest.approx(two.changes[0].after),
             )
-    assert "| in float32 |" in report.markdown()
+            assert model.other_format_tau is not None and -0.2 < model.other_format_tau < 0.2  # random orders
+            assert one.other_format_tau is None
+    assert "| in float32 |" in report.markdown() and "Kendall's τ" in report.markdown()
 
 
 @pytest.mark.parametrize(
@@ -192,6 +195,56 @@ async def test_vectors_are_the_first_stage_and_are_kept(plan: Plan) -> None:
     assert (await measure(given, again)).as_dict() == report.as_dict() and not again.calls
 
 
+async def test_vectors_of_another_version_are_refused(plan: Plan) -> None:
+    given = replace(plan, first_stage="encode:a/e", depth=5)
+    await measure(given, WordScorer())
+    with pytest.raises(OfflineError, match="version was '1' and is '2'"):
+        await measure(given, WordScorer(version="2"))
+
+
+async def test_a_model_of_vectors_ranks_by_their_cosine(plan: Plan) -> None:
+    given = replace(plan, systems=parse_systems(["encode:a/e", "a/x"]), windows=True)
+    scorer = WordScorer(cut=40)
+    report = await measure(given, scorer)
+    for each, collection in zip(report.sets, plan.collections, strict=True):
+        candidates, (dense, _) = report.runs[each.name]
+        for query, answer in dense.answers.items():
+            texts = [collection.documents[document] for document in candidates.ranked[query]]
+            asked = await WordScorer().encode("a/e", [collection.queries[query]], is_query=True)
+            found = await WordScorer().encode("a/e", texts, is_query=False)
+            assert answer.scores == pytest.approx(list(found.vectors @ asked.vectors[0]))
+            assert answer.order == sorted(range(len(texts)), key=lambda place: -answer.scores[place])
+            assert answer.truncated == [place for place, text in enumerate(texts) if len(text) > 40]
+        model = each.models[0]
+        assert (model.model, model.score_type, model.truncation.windows) == ("encode:a/e", "cosine", None)
+    distinct = sum(
+        len(
+            {
+                collection.documents[doc]
+                for row in report.runs[collection.name][0].ranked.values()
+                for doc in row
+            }
+        )
+        for collection in plan.collections
+    )
+    assert (
+        scorer.calls["encode", "False"] == distinct
+    )  # every text once, though it is a candidate of several queries
+    again = WordScorer(cut=40)
+    assert (await measure(given, again)).as_dict() == report.as_dict() and not again.calls
+
+
+async def test_kept_vectors_are_bounded(plan: Plan) -> None:
+    scorer = WordScorer()
+    own = CosineScorer(scorer, kept_bytes=1500)  # two or three texts
+    for _ in range(2):
+        answer = await own.score("a/e", "river", ["river stone", "apple", "river", "cloud river"], {})
+        assert answer.order[0] == 2
+    assert scorer.calls["encode", "False"] > 4
+    await own.score("a/e", "river", ["cloud river"], {})
+    assert scorer.calls["encode", "False"] <= 8
+
+
 async def test_files_have_the_same_numbers_for_other_tools(plan: Plan, tmp_path: Path) -> None:
     report: Report = await measure(plan, WordScorer(cut=40))
     paths = {path.name: path for path in report.write(tmp_path / "report")}
@@ -245,16 +298,25 @@ async def test_the_queries_that_changed_most_are_shown_with_their_texts(plan: Pl
         ("a/b@fast", ("a/b", {"profile": "fast"}, "a/b")),
         ("a/b:law@fast=/dir@x:y", ("a/b:law", {"profile": "fast"}, "a/b=/dir@x:y")),
         ("odd:one@2", ("odd:one@2", {}, "odd:one@2")),
+        ("encode:a/b", ("a/b", {}, "a/b")),
+        ("encode:a/b:law=/dir", ("a/b:law", {}, "a/b=/dir")),
+        ("encode:own", ("encode:own", {}, "encode:own")),
     ],
 )
 def test_values_of_models(value: str, expected: tuple[str, dict[str, str], str]) -> None:
-    system = parse_system(value, known=["odd:one@2"])
+    system = parse_system(value, known=["odd:one@2", "encode:own"])
     assert (system.model, system.options, system.configured) == expected
 
 
-@pytest.mark.parametrize("value", ["", "@fast", "a/b@", "a/b:", ":law", "a/b="])
+@pytest.mark.parametrize("value", ["", "@fast", "a/b@", "a/b:", ":law", "a/b=", "encode:", "encode:=/dir"])
 def test_incomplete_values_of_models_are_refused(value: str) -> None:
     with pytest.raises(OfflineError, match="expected ID, ID:ADAPTER, ID@PROFILE"):
+        parse_system(value)
+
+
+@pytest.mark.parametrize("value", ["encode:a/b@fast", "encode:encode:a/b"])
+def test_models_of_vectors_have_no_profiles(value: str) -> None:
+    with pytest.raises(OfflineError, match="expected encode:ID or encode:ID:ADAPTER"):
         parse_system(value)
 
 

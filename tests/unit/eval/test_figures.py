@@ -11,7 +11,7 @@ import scipy.stats
 from sie_server.eval.metrics import DEFAULT, parse_metrics, per_query
 from sie_server.eval.report.plot import Point, pareto
 from sie_server.eval.results import busy_seconds
-from sie_server.eval.statistics import bootstrap_interval, changes, randomisation_test, t_test
+from sie_server.eval.statistics import bootstrap_interval, changes, mean_tau, randomisation_test, t_test
 from sie_server.offline.errors import OfflineError
 from sie_server.offline.scorers import Answer
 from support import rank_metrics
@@ -89,6 +89,13 @@ def test_the_interval_agrees_with_scipy(differences: np.ndarray) -> None:
     assert (low[0], high[0]) == pytest.approx(tuple(reference), abs=0.002)
     assert (low[2], high[2]) == (0, 0)
     assert bootstrap_interval(differences, seed=1)[0][0] != low[0]
+
+
+def test_tau_compares_orders_by_their_pairs() -> None:
+    # (0, 1, 2, 3) and (1, 0, 2, 3) differ in one of six pairs
+    assert mean_tau([([0, 1, 2, 3], [1, 0, 2, 3])]) == pytest.approx(1 - 2 / 6)
+    assert mean_tau([([2, 0, 1], [2, 0, 1]), ([0, 1, 2], [2, 1, 0]), ([0], [0])]) == pytest.approx(0)
+    assert mean_tau([([0], [0])]) is None
 
 
 def test_changes_count_queries() -> None:

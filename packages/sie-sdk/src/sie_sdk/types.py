@@ -103,6 +103,7 @@ class EncodeResult(TypedDict, total=False):
     dense: NDArray[Any]  # [width]; packed bits for binary and ubinary
     sparse: SparseVector
     multivector: NDArray[Any]  # [tokens, width]
+    truncated: bool  # True when the text was truncated to the model's window
     request_id: str
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from sie_server.config import DEFAULT_MODEL, ServerConfig
 from sie_server.eval import first_stage
+from sie_server.eval.cosine import CosineScorer
 from sie_server.eval.data.collection import Collection
 from sie_server.eval.data.load import load
 from sie_server.eval.first_stage import Candidates
@@ -158,9 +159,10 @@ async def _score_all(plan: Plan, found: Found, scorer: Scorer) -> Answers:
     scored: Answers = {each.name: [] for each in plan.collections}
     for system in plan.systems:  # one model after the other, so that only one needs memory
         plan.reporter.note(f"loading {system.name}")
-        about = await scorer.identity(system.model, system.options)
+        own = CosineScorer(scorer) if system.dense else scorer
+        about = await own.identity(system.model, system.options)
         for each in plan.collections:
-            scored[each.name].append(await scored_by(plan, system, each, found[each.name], scorer, about))
+            scored[each.name].append(await scored_by(plan, system, each, found[each.name], own, about))
     return scored
 
 
@@ -212,7 +214,8 @@ async def candidates_of(plan: Plan, collection: Collection, scorer: Scorer) -> C
             plan.reporter.step(f"{collection.name}: documents, {model}"),
             plan.reporter.step(f"{collection.name}: queries, {model}"),
         )
-        with _journal(plan, "vectors", collection.name, model, model=model) as journal:
+        about = await scorer.vector_identity(model)
+        with _journal(plan, "vectors", collection.name, model, model=model, **about) as journal:
             return await first_stage.encoded(collection, scorer, model, plan.depth, journal, steps)
     return first_stage.from_run(Path(chosen), collection, plan.depth)
 

@@ -143,7 +143,7 @@ async def _vectors(
 ) -> Vectors:
     async def encode(some: list[str]) -> dict[str, Any]:
         started = time.time()
-        vectors = await scorer.encode(model, some, is_query=is_query)
+        vectors = (await scorer.encode(model, some, is_query=is_query)).vectors
         return {"vectors": vectors.tobytes(), "width": vectors.shape[1], "started": started}
 
     pieces = [Piece(key_of(is_query, some), some) for some in _slices(texts)]

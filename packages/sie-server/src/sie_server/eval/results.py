@@ -12,7 +12,7 @@ import numpy as np
 from sie_server.eval.data.collection import Collection
 from sie_server.eval.first_stage import Candidates
 from sie_server.eval.metrics import mean, per_query
-from sie_server.eval.statistics import Change, Test, changes
+from sie_server.eval.statistics import Change, Test, changes, mean_tau
 from sie_server.offline.scorers import Answer
 
 MOST_CHANGED = 10  # queries
@@ -64,6 +64,7 @@ class ModelResult(msgspec.Struct, frozen=True):
     per_query: dict[str, dict[str, float]]  # metric → query → value
     tokens: float = 0.0  # per query, on average
     stages: list[StageFigures] = []  # of a cascade
+    other_format_tau: float | None = None  # Kendall's tau of the orders in both formats, mean over queries
 
 
 class SetResult(msgspec.Struct, frozen=True):
@@ -156,7 +157,14 @@ def _model_result(
         per_query=after,
         tokens=_average([answer.tokens for answer in answers]),
         stages=_stage_figures(answers),
+        other_format_tau=_tau(scored),
     )
+
+
+def _tau(scored: Scored) -> float | None:
+    if scored.other_format is None:
+        return None
+    return mean_tau((each.order, scored.other_format[query].order) for query, each in scored.answers.items())
 
 
 def _average(values: Sequence[int]) -> float:

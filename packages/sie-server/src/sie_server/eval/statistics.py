@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -107,6 +107,20 @@ def bootstrap_interval(differences: Values, seed: int = 0) -> tuple[Values, Valu
     )
     low, high = np.percentile(means, INTERVAL, axis=0)
     return low, high
+
+
+def mean_tau(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> float | None:
+    """Return the mean of Kendall's tau over pairs of orders of the same places; None without an order of two.
+
+    1: all orders are equal; -1: all are reversed.
+    """
+    stats = needed("scipy.stats")
+    taus = [
+        float(stats.kendalltau(np.argsort(one), np.argsort(two)).statistic)
+        for one, two in pairs
+        if len(one) > 1
+    ]
+    return sum(taus) / len(taus) if taus else None
 
 
 def _blocks(count: int) -> Iterator[int]:

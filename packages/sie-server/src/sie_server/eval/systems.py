@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sie_server.catalog import known_models
 from sie_server.errors import shown
+from sie_server.eval.first_stage import ENCODE
 from sie_server.offline.errors import OfflineError
 
 
@@ -15,20 +16,28 @@ from sie_server.offline.errors import OfflineError
 class System:
     """A model as it is compared with others."""
 
-    name: str  # in tables: ID[:ADAPTER][@PROFILE]
+    name: str  # in tables: ID[:ADAPTER][@PROFILE] or encode:ID[:ADAPTER]
     model: str  # in requests: ID[:ADAPTER]
     options: dict[str, Any]  # of requests
     configured: str  # the value of `--model` of a server that has it: ID or ID=SOURCE
+    dense: bool = False  # ranks by the cosine of its vectors, whether it scores or not
 
 
 def parse_system(value: str, known: Iterable[str] = ()) -> System:
-    """Read `ID[:ADAPTER][@PROFILE][=SOURCE]`. `known` ids may contain `:` and `@`.
+    """Read `[encode:]ID[:ADAPTER][@PROFILE][=SOURCE]`. `known` ids may contain `:` and `@`.
 
     Raises:
-        OfflineError: a part is empty.
+        OfflineError: a part is empty, or a model of vectors has a profile.
     """
-    name, separator, source = value.partition("=")
     known = set(known)
+    if value.startswith(ENCODE) and value.partition("=")[0] not in known:
+        found = parse_system(value.removeprefix(ENCODE), known)
+        if found.options or found.dense:
+            raise OfflineError(
+                f"--model {shown(value)}: vectors have no profiles here; expected encode:ID or encode:ID:ADAPTER"
+            )
+        return replace(found, name=f"{ENCODE}{found.name}", dense=True)
+    name, separator, source = value.partition("=")
     model, at, profile = (name, "", "") if name in known else name.rpartition("@")
     if not at:
         model = name
@@ -37,7 +46,8 @@ def parse_system(value: str, known: Iterable[str] = ()) -> System:
         base = model
     if not base or (at and not profile) or (colon and not adapter) or (separator and not source):
         raise OfflineError(
-            f"--model {shown(value)}: expected ID, ID:ADAPTER, ID@PROFILE or one of them with =SOURCE"
+            f"--model {shown(value)}: expected ID, ID:ADAPTER, ID@PROFILE or encode:ID, or one of them "
+            "with =SOURCE"
         )
     options = {"profile": profile} if at else {}
     return System(name, model, options, f"{base}={source}" if source else base)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from sie_server.offline.errors import OfflineError, Refused, needed
-from sie_server.offline.scorers import PROBE, Answer, Options, Vectors, answer_of, unit
+from sie_server.offline.scorers import PROBE, Answer, Encoded, Options, answer_of, unit
 from sie_server.wire import ScoreResponse
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ class RemoteScorer:
             ]
         return {"place": "endpoint", "version": version, "score_type": answer.score_type}
 
+    async def vector_identity(self, model: str) -> dict[str, Any]:
+        """See `Scorer.vector_identity`."""
+        await self.encode(model, PROBE[1], is_query=False)
+        revision = (await self._info(model.partition(":")[0])).get("revision")
+        return {"place": "endpoint", "version": revision}
+
     async def _info(self, model: str) -> Any:
         return await self._answered(model, self._client.get_model(model))
 
@@ -70,11 +76,14 @@ class RemoteScorer:
             ) from None
         return answer_of(response, started, seconds)
 
-    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Vectors:
+    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Encoded:
         """See `Scorer.encode`."""
         items = [self._sdk.Item(text=text) for text in texts]
         call = self._client.encode(model, items, output_types=["dense"], is_query=is_query)
-        return unit([each["dense"] for each in await self._answered(model, call)])
+        found = await self._answered(model, call)
+        return Encoded(
+            unit([each["dense"] for each in found]), [each.get("truncated") is True for each in found]
+        )
 
     async def close(self) -> None:
         """See `Scorer.close`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -54,6 +54,13 @@ class Answer(msgspec.Struct, frozen=True):
     pruned: int = 0  # texts at the end of `order`, which its last stage has not read
 
 
+class Encoded(NamedTuple):
+    """The dense vectors of texts."""
+
+    vectors: Vectors  # [texts, width], of length 1 each
+    truncated: list[bool]  # by text: the model did not read it to its end
+
+
 class Scorer(Protocol):
     """Models that score and encode. Use it on one event loop and `close` it."""
 
@@ -67,8 +74,15 @@ class Scorer(Protocol):
     async def score(self, model: str, query: str, texts: Sequence[str], options: Options) -> Answer:
         """Score texts for a query. Raises OfflineError, or Refused for options that the model does not have."""
 
-    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Vectors:
-        """Return one vector per text, of length 1 each. Raises OfflineError."""
+    async def vector_identity(self, model: str) -> dict[str, Any]:
+        """Load a model, check that it has dense vectors, and return what distinguishes them from another version's.
+
+        Raises:
+            OfflineError: the model is unknown, cannot be loaded or has no dense vectors.
+        """
+
+    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Encoded:
+        """Return one vector per text. Raises OfflineError."""
 
     async def close(self) -> None:
         """Free the models or connections."""
@@ -91,13 +105,15 @@ class LocalScorer:
     async def identity(self, model: str, options: Options) -> dict[str, Any]:
         """See `Scorer.identity`."""
         answer, version = await self._score(model, *PROBE, options)
-        return {
-            "place": "in process",
-            "version": version,
-            "device": self._config.device,
-            "dtype": self._config.dtype,
-            "score_type": answer.score_type,
-        }
+        return {**self._about(version), "score_type": answer.score_type}
+
+    async def vector_identity(self, model: str) -> dict[str, Any]:
+        """See `Scorer.vector_identity`."""
+        return self._about((await self._encode(model, PROBE[1], is_query=False))[1])
+
+    def _about(self, version: str) -> dict[str, Any]:
+        config = self._config
+        return {"place": "in process", "version": version, "device": config.device, "dtype": config.dtype}
 
     async def score(self, model: str, query: str, texts: Sequence[str], options: Options) -> Answer:
         """See `Scorer.score`."""
@@ -121,17 +137,21 @@ class LocalScorer:
         seconds = time.perf_counter() - clock
         return answer_of(response, started, seconds), timing.version
 
-    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Vectors:
+    async def encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> Encoded:
         """See `Scorer.encode`."""
+        return (await self._encode(model, texts, is_query=is_query))[0]
+
+    async def _encode(self, model: str, texts: Sequence[str], *, is_query: bool) -> tuple[Encoded, str]:
         from sie_server.serving.metrics import RequestTiming
 
         params = EncodeParams(output_types=["dense"], is_query=is_query)
-        request = EncodeRequest([Item(text=text) for text in texts], params)
+        request, timing = EncodeRequest([Item(text=text) for text in texts], params), RequestTiming()
         try:
-            response = await self._service.encode(model, request, RequestTiming())
+            response = await self._service.encode(model, request, timing)
         except SIEError as error:
             raise OfflineError(f"{model}: {error.message}") from None
-        return unit([item.dense.values for item in response.items])  # type: ignore[union-attr]
+        vectors = unit([item.dense.values for item in response.items])  # type: ignore[union-attr]
+        return Encoded(vectors, [item.truncated is True for item in response.items]), timing.version
 
     async def info(self, model: str) -> ModelInfo:
         """Describe a model. Raises OfflineError."""

@@ -102,8 +102,15 @@ def _gain(found: Change) -> str:
     return f"{found.difference:+.4f} ({interval(found)}) of {found.metric}"
 
 
+def _other_format(model: ModelResult) -> str:
+    if model.other_format is None:
+        return "–"
+    tau = "" if model.other_format_tau is None else f"; Kendall's τ {model.other_format_tau:.3f}"
+    return f"{_gain(model.other_format)}{tau}"
+
+
 def _costs(model: ModelResult, compare_dtype: str | None) -> tuple[str, ...]:
-    other = (_gain(model.other_format) if model.other_format else "–",) if compare_dtype else ()
+    other = (_other_format(model),) if compare_dtype else ()
     share = model.truncation.documents / max(model.pairs, 1)
     return (
         model.model,
