@@ -119,6 +119,7 @@ def test_unusable_requests_for_a_calibration_are_named(root: Path, tmp_path: Pat
     for given, code, said in (
         ([MODEL, f"--data={data}"], 1, "one class only"),
         ([f"{MODEL}:law", f"--data={data}"], 1, "without an adapter"),
+        ([f"encode:{MODEL}", f"--data={data}"], 1, "of scores, not of vectors"),
         ([MODEL, f"--data={data}", "--recall=.5", "--precision=.5"], 2, "exclude each other"),
         ([MODEL, f"--data={tmp_path / 'gone'}"], 1, "does not exist"),
     ):

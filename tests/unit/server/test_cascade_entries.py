@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ def test_a_file_that_contradicts_itself_is_ignored_with_its_field(
     with caplog.at_level(logging.WARNING):
         assert "acme/two" not in known_models((), str(tmp_path))
     assert at in caplog.text and said in caplog.text
+    for name in ("acme/two", "short"):  # neither is taken for a hub repository
+        with pytest.raises(ConfigError, match=re.escape(at)) as refused:
+            known_models((name,), str(tmp_path))
+        assert f"--model {name!r}: {tmp_path / 'acme--two.yaml'}: " in str(refused.value)
+    assert known_models((f"acme/two={tmp_path}",), str(tmp_path))["acme/two"].source == str(tmp_path)
 
 
 @pytest.mark.parametrize(

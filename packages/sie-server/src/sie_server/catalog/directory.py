@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import yaml
@@ -38,6 +39,7 @@ class ModelsDirectory:
         self._lost: set[str] = set()  # folders that this scan could not read
         self._identities: dict[Path, tuple[int, int]] = {}  # of folders that had entries
         self.problems: dict[str, str] = {}  # file or directory → problem
+        self.unusable: dict[str, str] = {}  # id or alias that only an ignored file has → file and problem
 
     def scan(self) -> dict[str, ModelConfig]:
         """Scan the directory and return its models by id.
@@ -68,8 +70,27 @@ class ModelsDirectory:
         kept = {name: config for name, config in folders.items() if _within(name, self._lost)}
         models = kept | models
         self._log(problems, kept)
+        self.unusable = {
+            name: f"{path}: {problems[path.name]}"
+            for path, file in self._files.items()
+            if path.name in problems
+            for name in file.names
+            if name not in models
+        }
         self.problems, self._known = problems, dict(models)
         return models
+
+    def refuse_unusable(self, configured: Iterable[str]) -> None:
+        """Refuse ids, values of `--model` without a source, that only an ignored file of the last scan has.
+
+        Without the file such an id would be that of a hub repository, with other weights.
+
+        Raises:
+            ConfigError: with the file and its problem.
+        """
+        for value in configured:
+            if value in self.unusable:
+                raise ConfigError(f"--model {value!r}: {self.unusable[value]}")
 
     def _log(self, problems: dict[str, str], kept: dict[str, ModelConfig]) -> None:
         """Report the problems that the last scan did not have."""
@@ -162,6 +183,7 @@ class CatalogFile:
     def __init__(self) -> None:
         self.entry: CatalogEntry | CascadeEntry | None = None
         self.problem: str | None = None
+        self.names: tuple[str, ...] = ()  # the id and aliases, as far as they can be read
         self._seen: tuple[int, ...] = ()
 
     def read(self, path: Path) -> None:
@@ -171,8 +193,10 @@ class CatalogFile:
             seen = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             if seen == self._seen:
                 return
-            self._seen, self.problem = seen, None
-            self.entry = read_entry(path)
+            self._seen, self.problem, self.names = seen, None, ()
+            content = read_yaml(path)
+            self.names = _names_in(content)
+            self.entry = _entry_of(content)
         except (OSError, ValueError, yaml.YAMLError) as error:
             self.problem = " ".join(str(error).split())
         except RecursionError:
@@ -188,7 +212,10 @@ def read_entry(path: Path) -> CatalogEntry | CascadeEntry:
     Raises:
         OSError, ValueError, yaml.YAMLError: with the problem.
     """
-    content = read_yaml(path)
+    return _entry_of(read_yaml(path))
+
+
+def _entry_of(content: Any) -> CatalogEntry | CascadeEntry:
     entry: CatalogEntry | CascadeEntry
     if isinstance(content, dict) and "stages" in content:
         entry = msgspec.convert(content, CascadeEntry)
@@ -198,6 +225,15 @@ def read_entry(path: Path) -> CatalogEntry | CascadeEntry:
         if problem := id_problem(name):
             raise ValueError(f"the id {name!r} {problem}")
     return entry
+
+
+def _names_in(content: Any) -> tuple[str, ...]:
+    """Return the id and the aliases in a file's content, which may be anything."""
+    if not isinstance(content, dict):
+        return ()
+    aliases = content.get("aliases")
+    found = (content.get("id"), *(aliases if isinstance(aliases, list) else ()))
+    return tuple(name for name in found if isinstance(name, str))
 
 
 def file_problem(path: Path) -> str | None:

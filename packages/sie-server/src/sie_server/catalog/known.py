@@ -32,13 +32,17 @@ def known_models(
     Files in the models directory that are ignored are logged, unless `report` is False.
 
     Raises:
-        ConfigError: an id that is neither in the catalog nor has a source, a named cascade that cannot work, or an
-            unreadable models directory.
+        ConfigError: an id that is neither in the catalog nor has a source, an id whose file cannot be used, a named
+            cascade that cannot work, or an unreadable models directory.
     """
+    configured = tuple(configured)
     try:
-        found = ModelsDirectory(models_dir, report=report).scan() if models_dir else {}
+        directory = ModelsDirectory(models_dir, report=report) if models_dir else None
+        found = directory.scan() if directory else {}
     except OSError as error:
         raise ConfigError(f"--models-dir {models_dir}: {error.strerror or error}") from None
+    if directory:
+        directory.refuse_unusable(configured)
     models = with_configured(configured, found)
     for model in models.values():
         if model.preload and model.problem:

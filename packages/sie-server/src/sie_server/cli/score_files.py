@@ -60,7 +60,7 @@ def score_files(
     config = config_of(config_file, {name: flags[name] for name in fields})
     if endpoint is None:
         config = reproducible(config, reuse_vectors)
-    log_to_stderr("error")
+    log_to_stderr("critical")  # the error that ends the command is reported once, by `main`
     with resumable():
         job = Job(queries, out, docs, candidates, depth, top_n, concurrency, Reporter(errors))
         done = rank_files(job, model, endpoint=endpoint, deadline_s=deadline, config=config)

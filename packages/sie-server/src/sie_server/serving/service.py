@@ -117,6 +117,8 @@ class Service:
         config, metrics, loader = self.config, self.metrics, self._loader
         directory = ModelsDirectory(config.models_dir) if config.models_dir else None
         first_scan = directory.scan() if directory else {}
+        if directory:
+            directory.refuse_unusable(config.model)
         models = with_configured(config.model, first_scan)
         budget_bytes = config.memory_budget_mb * 2**20 or automatic_budget(config.device)
         for model in models.values():

@@ -101,7 +101,7 @@ def calibrate(
         raise click.UsageError("--precision and --recall exclude each other; name one")
     goal = ("precision", precision) if precision is not None else ("recall", recall)
     config = config_of(config_file, {field: options.pop(field) for field in FIELDS})
-    log_to_stderr("error")
+    log_to_stderr("critical")  # the error that ends the command is reported once, by `main`
     with resumable():
         goals = Goals(method, folds, unjudged, goal if goal[1] is not None else None, name)  # type: ignore[arg-type]
         report = run(list(data), model, goals, config=config, out=out, reporter=Reporter(errors), **options)

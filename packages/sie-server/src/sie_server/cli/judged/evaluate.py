@@ -35,8 +35,9 @@ HEADER = (
     "models",
     multiple=True,
     default=(DEFAULT_MODEL,),
-    metavar="ID[:ADAPTER][@PROFILE][=SOURCE]",
-    help=f"A model to compare; may be repeated; default: `{DEFAULT_MODEL}`",
+    metavar="[encode:]ID[:ADAPTER][@PROFILE][=SOURCE]",
+    help="A model to compare; with `encode:`, by the cosine of its dense vectors; may be repeated; "
+    f"default: `{DEFAULT_MODEL}`",
 )
 @shared.qrels
 @click.option(
@@ -108,7 +109,7 @@ def evaluate(
     from sie_server.offline.progress import Reporter
 
     config = config_of(config_file, {name: options.pop(name) for name in FIELDS})
-    log_to_stderr("error")
+    log_to_stderr("critical")  # the error that ends the command is reported once, by `main`
     with resumable():
         report = run(
             list(data),

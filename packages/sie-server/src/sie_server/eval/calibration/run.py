@@ -18,6 +18,7 @@ from sie_server.eval.calibration.pairs import Floats, Pairs, Unjudged, judged_pa
 from sie_server.eval.calibration.threshold import Goal, Threshold, threshold_for
 from sie_server.eval.data.collection import Collection
 from sie_server.eval.evaluation import Plan, candidates_of, loaded, scored_by
+from sie_server.eval.first_stage import ENCODE
 from sie_server.eval.systems import System, configured, parse_systems
 from sie_server.offline.errors import OfflineError, needed
 from sie_server.offline.run import run
@@ -85,6 +86,8 @@ def calibrate(
     (system,) = parse_systems([model], config.models_dir)
     if system.model != system.configured.partition("=")[0]:
         raise OfflineError("a calibration is that of a model without an adapter; omit the adapter")
+    if system.dense:
+        raise OfflineError(f"{model}: a calibration is that of scores, not of vectors; omit {ENCODE}")
     _refuse_cascade(system.model, config.models_dir)
     plan = Plan(
         collections=[each.sample(queries, seed) for each in loaded(data, qrels)],
