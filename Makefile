@@ -98,6 +98,7 @@ notebooks: $(DEV) ## execute the notebook that trains a LoRA reranker (minutes)
 docs: $(DOCS) ## build the documentation site into site/ and check its links (no network after the first time)
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	.venv-docs/bin/python scripts/site/check.py site
+	@echo "Open it: python3 -m http.server --bind 127.0.0.1 --directory site 8001    then http://localhost:8001 in a browser"
 
 release-test: $(DEV) $(TYPESCRIPT_DEV) ## build a release and install it in clean environments (about ten minutes)
 	SIE_RELEASE=long $(PYTEST) tests/release $(ARGS)

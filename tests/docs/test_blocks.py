@@ -20,7 +20,8 @@ import msgspec
 import pytest
 import yaml
 
-from sie_server.catalog import CatalogEntry
+from sie_server.catalog import CatalogEntry, catalog
+from sie_server.catalog.directory import completed
 from sie_server.rankings.inputs import read_inputs
 from support.docs.commands import faults, typed
 from support.docs.pages import Block, blocks
@@ -179,8 +180,14 @@ def test_the_lists_of_candidates_on_the_page_are_read(workspace: Path, tmp_path:
 
 
 def test_the_entry_of_a_model_on_the_page_is_valid() -> None:
-    [block] = [block for block in blocks(PAGES["docs/operating.md"]) if block.language == "yaml"]
-    assert msgspec.yaml.decode(block.text, type=CatalogEntry).id == "acme/contracts"
+    whole, *additions = [block for block in blocks(PAGES["docs/operating.md"]) if block.language == "yaml"]
+    assert msgspec.yaml.decode(whole.text, type=CatalogEntry).id == "acme/contracts"
+    additions += [block for block in blocks(PAGES["docs/migrate.md"]) if block.language == "yaml"]
+    assert len(additions) == 2
+    for block in additions:
+        content = yaml.safe_load(block.text)
+        entry = msgspec.convert(completed(content, catalog()), CatalogEntry)
+        assert entry.source == content["id"] and entry.aliases == ("rerank-v3.5",)
 
 
 def test_shown_commands_are_found_in_a_console_block() -> None:

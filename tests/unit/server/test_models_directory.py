@@ -47,12 +47,58 @@ def test_a_file_names_a_directory_next_to_it_or_a_hub_id(tmp_path: Path) -> None
     assert models["hub"].max_seq_length == 64
 
 
+def test_a_file_needs_an_id_and_a_source(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("{id: my/model, source: org/name, aliases: [short]}")
+    model = ModelsDirectory(str(tmp_path)).scan()["my/model"]
+    assert (model.source, model.max_seq_length, model.aliases) == ("org/name", None, ("short",))
+
+
+def test_a_file_for_an_id_of_the_catalog_has_only_what_differs(tmp_path: Path) -> None:
+    text = "{id: BAAI/bge-reranker-v2-m3, aliases: [rerank-v3.5], profiles: {short: {max_seq_length: 64}}}"
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text("{id: sie/mini-en, calibration: null}")
+    known = catalog()
+    models = known_models([], str(tmp_path))
+    ours, theirs = models["BAAI/bge-reranker-v2-m3"], known["BAAI/bge-reranker-v2-m3"]
+    assert (ours.source, ours.max_seq_length, ours.truncation) == (theirs.source, 1024, "query-first")
+    assert ours.aliases == (*theirs.aliases, "rerank-v3.5") and set(ours.profiles) == {"long", "short"}
+    assert known["sie/mini-en"].calibration and models["sie/mini-en"].calibration is None
+    assert models["sie/mini-en"].source == known["sie/mini-en"].source
+    assert catalog() == known  # the file changes no entry of the package
+    (tmp_path / "b.yaml").write_text("{id: sie/mini-en, source: org/other}")
+    other = known_models([], str(tmp_path))["sie/mini-en"]
+    assert (other.source, other.max_seq_length, other.calibration) == ("org/other", None, None)
+
+
+def test_a_file_for_an_id_of_the_catalog_leaves_the_weights_in_the_directory(tmp_path: Path) -> None:
+    for name in ("sie/mini-en", "BAAI/bge-reranker-base"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / f"{name.replace('/', '--')}.yaml").write_text(f"{{id: {name}, aliases: [{name[-4:]}]}}")
+    models = ModelsDirectory(str(tmp_path)).scan()
+    for name in ("sie/mini-en", "BAAI/bge-reranker-base"):
+        assert models[name].source == str(tmp_path / name) and models[name].stamp
+        assert (
+            models[name].aliases == (name[-4:],)
+            and models[name].max_seq_length == catalog()[name].max_seq_length
+        )
+
+
+def test_entries_of_the_package_describe_their_models() -> None:
+    for model in catalog().values():
+        if entry := model.entry:
+            assert entry.license and entry.description and entry.outputs and entry.max_seq_length, entry.id
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("id: [", "expected"),
         ("- 1", "object"),
         ("id: x", "missing required field `source`"),
+        ("source: x", "missing required field `id`"),
+        ("id: [sie/mini-en]", "Expected `str`, got `array` - at `$.id`"),
+        ("{id: sie/mini-en, aliases: short}", "Expected `array`, got `str` - at `$.aliases`"),
         ({"wrong": 1}, "wrong"),
         ({"adapters": {"../a": "org/name"}}, "$.adapters"),
         ({"adapters": {"a\n": "org/name"}}, "$.adapters"),

@@ -80,3 +80,18 @@ def test_a_revision_that_cannot_be_is_refused(value: str, message: str) -> None:
 def test_a_missing_model_says_where_a_revision_and_a_directory_go(source: str) -> None:
     with pytest.raises(ModelLoadFailed, match=r"--model ID@REVISION.*relative directory in a YAML file"):
         fetch(source, revision=None, offline=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("sie/mini-em", "; did you mean 'sie/mini-en'? For"),
+        ("BAAI/bge-reranker-v2-M2", "; did you mean 'BAAI/bge-reranker-v2-m3'"),
+        ("BAAI/bge-m3", "offline mode is on. For"),  # a known id needs none
+        ("acme/private", "offline mode is on. For"),
+    ],
+)
+def test_an_id_that_is_nearly_one_of_the_catalog_is_answered_with_it(source: str, hint: str) -> None:
+    with pytest.raises(ModelLoadFailed) as caught:
+        fetch(source, revision=None, offline=True)
+    assert hint in caught.value.message

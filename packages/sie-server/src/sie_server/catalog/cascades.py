@@ -37,7 +37,7 @@ def _stage_problem(model: ModelConfig, name: str, models: Mapping[str, ModelConf
         return f"the cascade names itself, {shown(name)}; name another model"
     if found.cascade:
         return f"{shown(name)} is a cascade too; name its models as stages instead"
-    if found.entry and "score" not in found.entry.outputs:
+    if found.entry and found.entry.outputs and "score" not in found.entry.outputs:
         outputs = ", ".join(found.entry.outputs)
         return f"{shown(name)} has no output 'score', only {outputs}; name a reranker"
     return None

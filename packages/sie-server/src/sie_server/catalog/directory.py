@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -18,6 +20,7 @@ from sie_server.config import ConfigError
 from sie_server.files import ENTRIES, JSON_BYTES, check_regular, entries, expanded, read_yaml
 
 CONFIG = "config.json"
+MODELS = Path(__file__).parent / "models"
 log = logging.getLogger("sie_server.catalog")
 
 
@@ -125,6 +128,8 @@ class ModelsDirectory:
             if file.entry is None:
                 return problem
             model = model_of(file.entry, self._root)
+            if file.adds and model.id in models:
+                model = replace(model, source=models[model.id].source, revision=None)
             if not model.cascade:
                 model = replace(model, stamp=stamp_of(Path(model.source)))
             known = self._known.get(model.id)
@@ -177,6 +182,13 @@ def _within(name: str, folders: Container[str]) -> bool:
     return name in folders or name.partition("/")[0] in folders
 
 
+@cache  # the directory is scanned every few seconds, and these files do not change
+def packaged() -> Mapping[str, ModelConfig]:
+    """Return the models of this package's YAML files by id."""
+    models = [model_of(read_entry(path)) for path in sorted(MODELS.glob("*.yaml"))]
+    return MappingProxyType({model.id: model for model in models})
+
+
 class CatalogFile:
     """A YAML file: its last valid entry, and its problem. It is read again only if the file has changed."""
 
@@ -184,6 +196,7 @@ class CatalogFile:
         self.entry: CatalogEntry | CascadeEntry | None = None
         self.problem: str | None = None
         self.names: tuple[str, ...] = ()  # the id and aliases, as far as they can be read
+        self.adds = False  # to the catalog's entry, so its weights are those of the id
         self._seen: tuple[int, ...] = ()
 
     def read(self, path: Path) -> None:
@@ -196,7 +209,8 @@ class CatalogFile:
             self._seen, self.problem, self.names = seen, None, ()
             content = read_yaml(path)
             self.names = _names_in(content)
-            self.entry = _entry_of(content)
+            self.entry = entry_of(completed(content, packaged()))
+            self.adds = "source" not in content and "stages" not in content
         except (OSError, ValueError, yaml.YAMLError) as error:
             self.problem = " ".join(str(error).split())
         except RecursionError:
@@ -212,10 +226,11 @@ def read_entry(path: Path) -> CatalogEntry | CascadeEntry:
     Raises:
         OSError, ValueError, yaml.YAMLError: with the problem.
     """
-    return _entry_of(read_yaml(path))
+    return entry_of(read_yaml(path))
 
 
-def _entry_of(content: Any) -> CatalogEntry | CascadeEntry:
+def entry_of(content: Any) -> CatalogEntry | CascadeEntry:
+    """Return the entry that a file contains. Raises ValueError with its problem."""
     entry: CatalogEntry | CascadeEntry
     if isinstance(content, dict) and "stages" in content:
         entry = msgspec.convert(content, CascadeEntry)
@@ -234,6 +249,27 @@ def _names_in(content: Any) -> tuple[str, ...]:
     aliases = content.get("aliases")
     found = (content.get("id"), *(aliases if isinstance(aliases, list) else ()))
     return tuple(name for name in found if isinstance(name, str))
+
+
+def completed(content: Any, known: Mapping[str, ModelConfig]) -> Any:
+    """Return the content of a file; without a `source`, with the fields that `known` has for its id.
+
+    Aliases, and names in tables such as `profiles`, are added to the known ones.
+    """
+    name = content.get("id") if isinstance(content, dict) and "source" not in content else None
+    model = known.get(name) if isinstance(name, str) else None
+    if model is None or model.entry is None:
+        return content
+    inherited = msgspec.to_builtins(model.entry)
+    return inherited | {field: _added(field, inherited.get(field), given) for field, given in content.items()}
+
+
+def _added(field: str, known: Any, given: Any) -> Any:
+    """Return the value of a field that a file has and that the catalog may have, too."""
+    if field == "aliases" and isinstance(given, list):
+        return [*known, *given]
+    tables = isinstance(known, dict) and isinstance(given, dict)
+    return known | given if tables and field != "calibration" else given  # a calibration is one curve
 
 
 def file_problem(path: Path) -> str | None:

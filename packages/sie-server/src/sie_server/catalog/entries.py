@@ -24,16 +24,16 @@ EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
 class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """The fields of a YAML file."""
+    """The fields of a YAML file; one of the models directory may leave some to the catalog (`read_entry`)."""
 
     id: Annotated[str, Meta(min_length=1)]
     source: Annotated[
         str, Meta(min_length=1, description="Hub id, or `embedded:NAME` for weights in this package")
     ]
-    license: str
-    description: str
-    outputs: Annotated[list[str], Meta(min_length=1)]
-    max_seq_length: Annotated[int, Meta(ge=8, le=2**24)]
+    license: str | None = None
+    description: str | None = None
+    outputs: Annotated[list[str], Meta(min_length=1)] = []  # empty: known when the model is loaded
+    max_seq_length: Annotated[int, Meta(ge=8, le=2**24)] | None = None  # None: that of the checkpoint
     revision: str | None = None
     package: Annotated[
         str | None,

@@ -8,20 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 from sie_server.catalog.cascades import checked
-from sie_server.catalog.directory import ModelsDirectory, read_entry
-from sie_server.catalog.entries import (
-    ModelConfig,
-    id_of,
-    model_of,
-)
+from sie_server.catalog.directory import ModelsDirectory, packaged
+from sie_server.catalog.entries import ModelConfig, id_of
 from sie_server.catalog.revisions import is_path, split_revision
 from sie_server.config import ConfigError
-
-MODELS = Path(__file__).parent / "models"
 
 
 def known_models(
@@ -119,9 +111,4 @@ def _as_known(model: ModelConfig, packaged: Mapping[str, ModelConfig]) -> ModelC
 
 def catalog() -> dict[str, ModelConfig]:
     """Return the models of this package's YAML files by id."""
-    return {model.id: model for model in _packaged()}
-
-
-@cache  # the models directory is scanned every few seconds, and these files do not change
-def _packaged() -> tuple[ModelConfig, ...]:
-    return tuple(model_of(read_entry(path)) for path in sorted(MODELS.glob("*.yaml")))
+    return dict(packaged())

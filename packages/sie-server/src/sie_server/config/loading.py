@@ -74,15 +74,15 @@ def _spell(key: str, source: str) -> str:
     )
 
 
-def suggest(wrong: str, known: tuple[str, ...] | list[str]) -> str:
-    """Return `; did you mean …?` with similar names, or an empty string.
+def suggest(wrong: str, known: tuple[str, ...] | list[str], *, cutoff: float = 0.5) -> str:
+    """Return `; did you mean …?` with names that are similar by at least `cutoff` (1: equal), or an empty string.
 
     The comparison takes quadratic time, so a text that is too long to be a name is not compared.
     """
     if len(wrong) > NAME_LENGTH:
         return ""
     lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(wrong.lower(), list(lower), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(wrong.lower(), list(lower), n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(repr(lower[c]) for c in close)}?" if close else ""
 
 

@@ -103,6 +103,9 @@ def evaluate(
     Every set has a corpus, queries and judgments. The first stage finds candidates of each query, each model reranks
     them, and the report compares the rankings before and after. The report, a plot and TREC runs are written to --out.
     Interrupted? Start the same command again: finished queries are not scored twice.
+
+    Columns, separated by tabs unless stdout is a terminal: set, model, metric, before, after, difference, its interval
+    (low, high), p, wins/ties/losses, p50 and p95 in ms, pairs per second, and the share of truncated pairs.
     """
     from sie_server.eval import evaluate as run
     from sie_server.eval.metrics import parse_metrics

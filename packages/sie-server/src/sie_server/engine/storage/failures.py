@@ -53,7 +53,7 @@ def not_fetched(source: str, revision: str | None, error: Exception) -> ModelLoa
     """Return the load error of a checkpoint that is neither in the cache nor to be had from the hub."""
     return ModelLoadFailed(
         f"{source!r} is not a local directory, is not in the hub's cache, and could not be downloaded: "
-        f"{reason(error, revision)}. {_where(source)}"
+        f"{reason(error, revision)}{_similar(source) or '.'} {_where(source)}"
         "Use a local directory instead (--model ID=/path/to/checkpoint, "
         "--adapter MODEL:NAME=/path/to/adapter); the model 'sie/mini-en' needs no download",
         error_class=type(error).__name__,
@@ -77,6 +77,17 @@ def reason(error: Exception, revision: str | None = None) -> str:
             "that the server can write, with enough space"
         )
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+def _similar(source: str) -> str:
+    """Return `; did you mean …?` with an id of the catalog that is nearly the same, or an empty string."""
+    try:
+        from sie_server.catalog import catalog
+        from sie_server.config import suggest
+    except ImportError:  # the engine also runs without msgspec
+        return ""
+    known = {name for model in catalog().values() for name in (model.id, *model.aliases)}
+    return "" if source in known else suggest(source, sorted(known), cutoff=0.85)
 
 
 def _where(source: str) -> str:

@@ -25,10 +25,10 @@ def entry_of(
     known = model.entry or CatalogEntry(
         id=model.id,
         source=model.source,
-        license=info.license or "unknown",
-        description=info.description or "no description",
+        license=info.license,
+        description=info.description,
         outputs=info.outputs,
-        max_seq_length=info.max_sequence_length or 512,
+        max_seq_length=info.max_sequence_length,
         dims=info.dims,
     )
     return msgspec.structs.replace(

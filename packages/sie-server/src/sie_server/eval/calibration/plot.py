@@ -27,5 +27,5 @@ def draw_reliability(before: Quality, after: Quality, path: Path) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("observed")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     figure.savefig(path, dpi=140)
