@@ -227,6 +227,10 @@ class Engine:
     def _input_of(self, adapter: Adapter | None) -> TextInput:
         return adapter.input if adapter else self._input
 
+    def reads_apart(self, adapter: Adapter | None) -> bool:
+        """Return whether the sequences of a text do not depend on the other texts of its request."""
+        return self._input_of(adapter).apart
+
     def marked(self, work: Work) -> list[int]:
         """Return a listwise block's read-out positions: the documents', then the query's."""
         assert isinstance(self._tokenizer, ListwiseTokenizer)

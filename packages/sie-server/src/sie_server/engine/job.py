@@ -155,6 +155,14 @@ class Job:
             self.prefix = replace(self.prefix, layers=[])
 
 
+SequenceKey = tuple[bytes, int]
+
+
+def sequence_key(sequence: Tokens) -> SequenceKey:
+    """Return what is equal for sequences that have the same result."""
+    return sequence.ids.tobytes(), sequence.type_boundary
+
+
 def build_job(outputs: tuple[str, ...], sequences: list[Tokens], truncated: list[bool]) -> Job:
     """Build a job over `sequences`, longest first, so that each slice has sequences of similar length.
 
@@ -162,9 +170,9 @@ def build_job(outputs: tuple[str, ...], sequences: list[Tokens], truncated: list
     tie.
     """
     job = Job(outputs, [None] * len(sequences), truncated)
-    first: dict[tuple[bytes, int], int] = {}
+    first: dict[SequenceKey, int] = {}
     for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
-        same = first.setdefault((sequences[i].ids.tobytes(), sequences[i].type_boundary), i)
+        same = first.setdefault(sequence_key(sequences[i]), i)
         if same == i:
             job.work.append(Work(sequences[i], i, job))
         else:

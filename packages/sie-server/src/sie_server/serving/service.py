@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -41,8 +41,10 @@ from sie_server.serving.backend import OnDeath, TokenWork
 from sie_server.serving.cascades import CascadeRun, options_of
 from sie_server.serving.collectors import CacheCollector, ModelCollector, ReplayCollector
 from sie_server.serving.device.queue import Demand
+from sie_server.serving.device.tickets import PendingTicket, TicketClosed
 from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.finishing import Part, finish_each, order_of, scores_of
+from sie_server.serving.growing import Feed, divided
 from sie_server.serving.lifecycle.adapters import Adapters, Limits
 from sie_server.serving.lifecycle.budget import MemoryBudget
 from sie_server.serving.lifecycle.registry import Leased, Registry
@@ -235,11 +237,7 @@ class Service:
             plans = [build(candidates) for candidates in each]
             characters = sum(plan.characters for plan in plans)
             with self._admit(leased.engine, characters, options.known, timing) as admitted:
-                jobs = await self._tokenize(
-                    lambda: [plan.job(leased.adapter) for plan in plans], texts, timing
-                )
-                timing.count_tokens(sum(job.input_tokens for job in jobs))
-                await self._run(name, leased.engine, jobs, timing, admitted)
+                jobs = await self._results(name, leased, plans, texts, timing, admitted)
         parts = [plan.part(job) for plan, job in zip(plans, jobs, strict=True)]
         self.replays.buffer.add(name, options, each)
         return parts, [candidates.request for candidates in each]
@@ -350,9 +348,7 @@ class Service:
         async with in_time(options.known, timing), self._lease(name, options.adapter, timing) as leased:
             plan = EncodePlan.build(model, leased.engine, request.items, texts, params, options, vendor)
             with self._admit(leased.engine, plan.characters, options.known, timing) as admitted:
-                job = await self._tokenize(lambda: plan.job(leased.adapter), texts, timing)
-                timing.count_tokens(job.input_tokens)
-                await self._run(name, leased.engine, [job], timing, admitted)
+                [job] = await self._results(name, leased, [plan], texts, timing, admitted)
         started = perf_counter()
         answer = plan.response(job, timing)
         timing.step("assemble", started)
@@ -429,6 +425,47 @@ class Service:
         timing.step("tokenize", start)
         return result
 
+    async def _results(
+        self,
+        name: str,
+        leased: Leased,
+        plans: Sequence[ScorePlan | EncodePlan],
+        texts: Sequence[str],
+        timing: RequestTiming,
+        admitted: Admitted,
+    ) -> list[Job]:
+        """Return the jobs of a request with their results."""
+        pieces = divided(plans, leased.adapter, admitted.arrival.demand.tokens, timing)
+        if len(pieces) > 1:
+            return [await self._growing(name, leased, plans[0], pieces, timing, admitted)]
+        jobs = await self._tokenize(lambda: [plan.job(leased.adapter) for plan in plans], texts, timing)
+        timing.count_tokens(sum(job.input_tokens for job in jobs))
+        await self._run(name, leased.engine, jobs, timing, admitted)
+        return jobs
+
+    async def _growing(
+        self,
+        name: str,
+        leased: Leased,
+        plan: ScorePlan | EncodePlan,
+        pieces: list[list[int]],
+        timing: RequestTiming,
+        admitted: Admitted,
+    ) -> Job:
+        """Return the job of a request, whose first batches run while its later texts are tokenised."""
+        engine, demand = leased.engine, admitted.arrival.demand
+        ticket = PendingTicket(engine, [], timing, demand.priority, expected=demand.tokens)
+        feed = Feed(plan, leased.adapter, pieces, ticket, self.worker, admitted.forget)
+        with self.worker.waiting_for(ticket):
+            with suppress(TicketClosed):  # `results` raises its error
+                job = await self._tokenize(feed, plan.read_texts, timing)
+                timing.count_tokens(job.input_tokens)
+                admitted.queued(job.tokens)
+            await self.worker.results(ticket)
+        await self._finish_known(name, engine, [job], timing)
+        feed.growing.finish()
+        return job
+
     async def _run(
         self, model: str, engine: Engine, jobs: Sequence[Job], timing: RequestTiming, admitted: Admitted
     ) -> None:
@@ -436,10 +473,15 @@ class Service:
         admitted.queued(tokens)
         if any(job.work for job in jobs):
             await self.worker.run(engine, jobs, timing, admitted.arrival.demand.priority)
+        await self._finish_known(model, engine, jobs, timing)
+
+    async def _finish_known(
+        self, model: str, engine: Engine, jobs: Sequence[Job], timing: RequestTiming
+    ) -> None:
         for job in jobs:
             if job.known:
                 await self.worker.score_known(engine, job, timing)
-        self.metrics.tokens.labels(model).inc(tokens)
+        self.metrics.tokens.labels(model).inc(sum(job.tokens for job in jobs))
 
     # ── models and state ──
 

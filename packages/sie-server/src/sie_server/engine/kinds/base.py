@@ -22,6 +22,8 @@ from sie_server.models.spec import ModelSpec
 class TextInput(Protocol):
     """Builds the job of a score request. `ChunkInput` and `EncodeInput` are optional additions."""
 
+    apart: bool  # the sequences of a text do not depend on the other documents, so a job may grow (`engine.growing`)
+
     def score_job(self, texts: ScoreTexts) -> Job:
         """Build a job with one result per document; documents over the limit are truncated."""
         ...

@@ -44,6 +44,8 @@ from sie_server.models.spec import LateInteractionSpec, ModelSpec, UnsupportedCh
 class ColbertInput:
     """Builds jobs of queries and documents, each in its own form."""
 
+    apart = True
+
     def __init__(
         self,
         spec: LateInteractionSpec,

@@ -37,6 +37,8 @@ from sie_server.models.spec import EmbeddingSpec, ModelSpec
 class LateInteractionInput:
     """Builds jobs in which the query comes first and each document is scored against its vectors."""
 
+    apart = True
+
     def __init__(self, tokenizer: TextTokenizer, cache: ModelDocuments | None = None) -> None:
         self._tokenizer, self._cache = tokenizer, cache
 

@@ -153,6 +153,8 @@ def form_blocks(lengths: Sequence[int], room: int, longest: int) -> list[range]:
 class ListwiseInput:
     """Builds jobs of blocks."""
 
+    apart = False  # the documents of a block are one sequence
+
     def __init__(self, spec: ListwiseSpec, tokenizer: ListwiseTokenizer) -> None:
         self._spec, self._tokenizer = spec, tokenizer
 

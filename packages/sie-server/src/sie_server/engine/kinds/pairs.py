@@ -22,6 +22,8 @@ from sie_server.models.spec import ClassifierSpec, ModelSpec
 class PairInput:
     """Builds jobs of query-document pairs."""
 
+    apart = True
+
     def __init__(self, tokenizer: PairTokenizer) -> None:
         self._tokenizer = tokenizer
 

@@ -33,6 +33,7 @@ class PromptInput:
 
     def __init__(self, tokenizer: PromptTokenizer, *, share: bool) -> None:
         self._tokenizer, self._share = tokenizer, share
+        self.apart = not share  # a shared prefix is the common start of all prompts
 
     def score_job(self, texts: ScoreTexts) -> Job:
         """See `TextInput.score_job`."""

@@ -36,9 +36,7 @@ Encode = Callable[[list[str]], list[Encoding]]  # a call of the tokenizer librar
 Spread = Callable[[Encode, list[str]], list[Encoding]]  # returns what the call returns, in the texts' order
 _pace: ContextVar[Pace | None] = ContextVar("pace", default=None)
 _spread: ContextVar[Spread | None] = ContextVar("spread", default=None)
-_left: ContextVar[list[int] | None] = ContextVar(
-    "left", default=None
-)  # tokens that may follow, and the limit
+_left: ContextVar[Allowance | None] = ContextVar("left", default=None)
 
 
 @contextmanager
@@ -55,9 +53,26 @@ def paced(pace: Pace) -> Iterator[None]:
 @contextmanager
 def at_most(tokens: int) -> Iterator[None]:
     """Limit the tokens of all sequences that are built on this thread."""
-    token = _left.set([tokens, tokens])
+    with counted(Allowance(tokens)):
+        yield
+
+
+class Allowance:
+    """The tokens that the sequences of a request may have."""
+
+    def __init__(self, tokens: int = MOST_TOKENS) -> None:
+        self.most = self.left = tokens
+
+
+@contextmanager
+def counted(allowance: Allowance) -> Iterator[None]:
+    """Take the tokens of the sequences that are built on this thread from `allowance`. If the block fails, none are."""
+    token, before = _left.set(allowance), allowance.left
     try:
         yield
+    except BaseException:
+        allowance.left = before
+        raise
     finally:
         _left.reset(token)
 
@@ -87,10 +102,10 @@ def count_sequence(tokens: int) -> None:
     left = _left.get()
     if left is None:
         return
-    left[0] -= max(tokens, LEAST_TOKENS)
-    if left[0] < 0:
+    left.left -= max(tokens, LEAST_TOKENS)
+    if left.left < 0:
         raise InvalidInput(
-            f"the sequences of this request have more than {left[1]:,} tokens in all, with the query in each of them "
+            f"the sequences of this request have more than {left.most:,} tokens in all, with the query in each of them "
             "and overlapping windows; send fewer or shorter documents, or a shorter query - at `$.items`"
         )
 

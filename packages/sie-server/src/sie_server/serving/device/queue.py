@@ -9,13 +9,17 @@ its own length in whole batches. So jobs of at most one batch are served first c
 ones. In the bulk lane, a slice is one batch, and jobs alternate. The whole lane has one due: `SLICE_BATCHES` batches
 after its last work. So an interactive job waits for at most one batch of bulk jobs, in addition to the running one. On
 a GPU two batches are under way (`underway`), so it waits for one more.
+
+A ticket may *grow*: its first works wait or run while the texts of the others are tokenised. It has the lane and the
+tokens that are expected of the whole request, until the whole request is known. While it has no work at hand, the
+other tickets are served, and it keeps its due.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from sie_server.engine.job import Job, Work
@@ -87,16 +91,39 @@ class Place:
 class Ticket(Place):
     """A request in the queue: one job, or one per query. The queue treats their work as that of one job."""
 
-    def __init__(self, model: Model, *jobs: Job, priority: Priority | None = None) -> None:
-        super().__init__(Demand(model, sum(job.tokens for job in jobs), priority))
+    def __init__(self, model: Model, *jobs: Job, priority: Priority | None = None, expected: int = 0) -> None:
+        """`expected` is an estimate of the tokens that follow (`TokenQueue.grow`); 0: the ticket is whole."""
+        self.known_tokens = sum(job.tokens for job in jobs)
+        super().__init__(Demand(model, self.known_tokens + expected, priority))
         self.jobs = dict.fromkeys(jobs)  # in order
         self.work = [work for job in jobs for work in job.work]
         self.next_work = 0
+        self.growing = expected > 0
+        self.closed = False  # its caller has gone, or it has failed: it takes no more work
 
     @property
     def exhausted(self) -> bool:
-        """True when all its work has been handed out."""
+        """True when all work that it has so far has been handed out."""
         return self.next_work >= len(self.work)
+
+    @property
+    def over(self) -> bool:
+        """True when all its work has been handed out and no more follows."""
+        return self.exhausted and not self.growing
+
+    def demand_with(self, works: Sequence[Work], *, whole: bool) -> Demand:
+        """Return the demand when `works` are added: what is expected, until the whole request is known."""
+        known = self.known_tokens + tokens_of(works)
+        return replace(self.demand, tokens=known if whole else max(known, self.demand.tokens))
+
+    def extend(self, works: Sequence[Work], demand: Demand, *, whole: bool) -> None:
+        """Add works; `demand` is that of `demand_with`."""
+        self.tokens_waiting += demand.tokens - self.demand.tokens
+        self.demand = demand
+        self.known_tokens += tokens_of(works)
+        self.jobs |= dict.fromkeys(work.job for work in works)
+        self.work += works
+        self.growing = not whole
 
 
 T = TypeVar("T", bound=Ticket)
@@ -142,30 +169,62 @@ class TokenQueue(Generic[T]):
         self.typical_tokens = TYPICAL_TOKENS  # of a job: moving average
 
     def __bool__(self) -> bool:
-        return bool(self._tickets)
+        """Return whether there is work at hand."""
+        return any(not ticket.exhausted for ticket in self._tickets)
 
     def admit(self, ticket: T) -> None:
-        """Add a job.
+        """Add a job, as far as it is known.
 
         An empty queue admits a job larger than itself, so that size alone never refuses a request.
 
         Raises:
             QueueFull: with the seconds after which the job will fit.
         """
-        excess = self.excess(ticket.tokens_waiting)
+        self._check_fit(ticket.tokens_waiting, self.tokens_waiting)
+        self._tickets.append(ticket)
+        self.tokens_waiting += ticket.tokens_waiting
+        self._enter_lane(ticket)
+        self.typical_tokens += TYPICAL_SHARE * (ticket.tokens_waiting - self.typical_tokens)
+
+    def grow(self, ticket: T, works: Sequence[Work], *, whole: bool) -> None:
+        """Add works to a ticket; the first ones admit it. `whole`: no more follow.
+
+        Raises:
+            QueueFull: the request has more tokens than were expected, and they do not fit.
+        """
+        demand = ticket.demand_with(works, whole=whole)
+        if ticket not in self._tickets:
+            ticket.extend(works, demand, whole=whole)
+            self.admit(ticket)
+            return
+        more, lane = demand.tokens - ticket.demand.tokens, ticket.demand.bulk
+        if more > 0:
+            self._check_fit(ticket.tokens_waiting + more, self.tokens_waiting - ticket.tokens_waiting)
+        ticket.extend(works, demand, whole=whole)
+        self.tokens_waiting += more
+        ticket.slice_left = min(ticket.slice_left, ticket.tokens_waiting)
+        if ticket.over:
+            self._forget([ticket])
+        elif demand.bulk != lane or ticket.slice_left <= 0:
+            self._enter_lane(ticket)
+
+    def _check_fit(self, tokens: int, others: int) -> None:
+        excess = self._excess(tokens, others)
         if excess:
             seconds = self.seconds_of(excess)
             raise QueueFull(
-                f"{self.tokens_waiting} tokens are waiting and {ticket.tokens_waiting} more do not fit "
+                f"{others} tokens are waiting and {tokens} more do not fit "
                 f"(max_queue_tokens {self._max_tokens}); try again in {max(1.0, seconds):.0f} s",
                 retry_after_s=seconds,
             )
+
+    def _enter_lane(self, ticket: T) -> None:
+        """Begin the first slice of a ticket in the lane of its size."""
         ticket.start_slice(self._handed_out)
-        if ticket.demand.bulk and not any(other.demand.bulk for other in self._tickets):
+        if ticket.demand.bulk and not any(
+            other.demand.bulk for other in self._tickets if other is not ticket
+        ):
             self._set_bulk_due(ticket.model)
-        self._tickets.append(ticket)
-        self.tokens_waiting += ticket.tokens_waiting
-        self.typical_tokens += TYPICAL_SHARE * (ticket.tokens_waiting - self.typical_tokens)
 
     def expect(self, demand: Demand) -> Place:
         """Count an admitted request in the estimates, until `forget`."""
@@ -180,9 +239,10 @@ class TokenQueue(Generic[T]):
 
     def excess(self, tokens: int) -> int:
         """Return how many waiting tokens must go before a job of `tokens` fits; 0: it fits now."""
-        if not self.tokens_waiting:
-            return 0
-        return max(0, min(self.tokens_waiting + tokens - self._max_tokens, self.tokens_waiting))
+        return self._excess(tokens, self.tokens_waiting)
+
+    def _excess(self, tokens: int, others: int) -> int:
+        return max(0, min(others + tokens - self._max_tokens, others))
 
     def seconds_waiting(self) -> float:
         """Estimate the device time of all work: of the jobs, and of the requests that have no jobs yet."""
@@ -221,6 +281,7 @@ class TokenQueue(Generic[T]):
 
     def drop(self, ticket: T) -> None:
         """Forget the rest of a job whose caller has gone or whose work has failed."""
+        ticket.closed = True
         if ticket in self._tickets:
             self._tickets.remove(ticket)
             self.tokens_waiting -= ticket.tokens_waiting
@@ -232,10 +293,10 @@ class TokenQueue(Generic[T]):
         return waiting
 
     def take(self) -> Batch[T] | None:
-        """Return the next batch, or None when the queue is empty. Never waits for more work."""
-        if not self._tickets:
+        """Return the next batch, or None when there is no work at hand. Never waits for more work."""
+        by_due = sorted((ticket for ticket in self._tickets if not ticket.exhausted), key=self._order)
+        if not by_due:
             return None
-        by_due = sorted(self._tickets, key=self._order)
         model = by_due[0].model
         works: list[Work] = []
         taken: list[T] = []
@@ -252,7 +313,7 @@ class TokenQueue(Generic[T]):
         handed = tokens_of(works)
         self._handed_out += handed
         self.tokens_waiting -= handed
-        self._forget_exhausted(taken)
+        self._forget(ticket for ticket in taken if ticket.over)
         if any(ticket.demand.bulk for ticket in taken):
             self._set_bulk_due(model)
         for ticket in taken:
@@ -260,10 +321,11 @@ class TokenQueue(Generic[T]):
                 ticket.start_slice(self._handed_out)
         return Batch(works, taken)
 
-    def _forget_exhausted(self, taken: list[T]) -> None:
-        # the tokens of a shared prefix wait with the ticket, but are no part of any work
-        self.tokens_waiting -= sum(ticket.tokens_waiting for ticket in taken if ticket.exhausted)
-        self._tickets = [ticket for ticket in self._tickets if not ticket.exhausted]
+    def _forget(self, over: Iterable[T]) -> None:
+        for ticket in over:
+            # the tokens of a shared prefix wait with the ticket, but are no part of any work
+            self.tokens_waiting -= ticket.tokens_waiting
+            self._tickets.remove(ticket)
 
 
 def tokens_of(works: Iterable[Work]) -> int:

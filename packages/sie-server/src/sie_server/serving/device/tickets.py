@@ -16,18 +16,38 @@ from sie_server.serving.metrics import RequestTiming
 from sie_server.wire import Priority
 
 
+class TicketClosed(Exception):
+    """More work came for a request that has failed or whose caller has gone; `PendingTicket.done` has its error."""
+
+
 class PendingTicket(Ticket):
     """A ticket that a coroutine on the event loop waits for."""
 
     def __init__(
-        self, engine: Engine, jobs: Sequence[Job], timing: RequestTiming, priority: Priority | None
+        self,
+        engine: Engine,
+        jobs: Sequence[Job],
+        timing: RequestTiming,
+        priority: Priority | None,
+        expected: int = 0,
     ) -> None:
-        super().__init__(engine, *jobs, priority=priority)
+        """`expected`: see `Ticket`."""
+        super().__init__(engine, *jobs, priority=priority, expected=expected)
         self.engine, self.timing = engine, timing
-        self.unfinished = len(self.work)
-        self.submitted = time.perf_counter()
+        self.finished = 0  # works; counted on the event loop
+        self.submitted = time.perf_counter()  # its first works
         self.started = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def complete(self) -> bool:
+        """True when all its works have results. Works are added before `growing` ends, so no lock is needed."""
+        return not self.growing and self.finished >= len(self.work)
+
+    def settle(self) -> None:
+        """End the wait: its result or error is no longer read."""
+        if not self.done.cancel() and not self.done.cancelled():
+            self.done.exception()
 
     def failure(self, failures: Mapping[Job, SIEError]) -> SIEError | None:
         """Return the error of the first of its jobs that failed."""
@@ -50,10 +70,10 @@ def deliver(
         ticket.timing.inference_ms += (end - start) * 1e3
         for step in steps:
             ticket.timing.step(step.name, step.started, step.ended, **batch.size)
-        ticket.unfinished -= sum(1 for work in batch.works if work.job in ticket.jobs)
+        ticket.finished += sum(1 for work in batch.works if work.job in ticket.jobs)
         if failure := ticket.failure(failures):
             resolve(ticket.done, None, failure)
-        elif ticket.unfinished == 0:
+        elif ticket.complete:
             resolve(ticket.done, None, None)
 
 

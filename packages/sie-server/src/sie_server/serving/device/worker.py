@@ -10,13 +10,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from sie_server.engine.device import device_lost, thread_spoiled, usable_cores, use_cpu_threads
 from sie_server.engine.engine import Engine
-from sie_server.engine.job import Job
+from sie_server.engine.job import Job, Work
 from sie_server.errors import QueueFull, SIEError
 from sie_server.panics import first_line
 from sie_server.room import room_for_threads
@@ -24,7 +24,7 @@ from sie_server.serving.backend import OnDeath
 from sie_server.serving.device.health import TEST_EVERY_S, DeviceHealth, SelfTest, failure_of
 from sie_server.serving.device.isolation import DeviceLost, ThreadSpoiled, as_answer, run_isolated
 from sie_server.serving.device.queue import Batch, Demand, Place, TokenQueue
-from sie_server.serving.device.tickets import PendingTicket, deliver, resolve
+from sie_server.serving.device.tickets import PendingTicket, TicketClosed, deliver, resolve
 from sie_server.serving.device.underway import Underway
 from sie_server.serving.metrics import Metrics, RequestTiming
 from sie_server.wire import Priority
@@ -110,23 +110,52 @@ class DeviceWorker:
             QueueFull, InferenceError, ResourceExhausted
         """
         ticket = PendingTicket(engine, jobs, timing, priority)
+        with self.waiting_for(ticket):
+            self.hand_over(ticket, (), whole=True)
+            await self.results(ticket)
+
+    def hand_over(self, ticket: PendingTicket, works: Sequence[Work], *, whole: bool) -> None:
+        """Add works to a growing request; the first ones put it into the queue. `whole`: no more follow. Any thread.
+
+        Raises:
+            QueueFull: they do not fit, or the server stops.
+            TicketClosed: the request has failed, or its caller has gone.
+        """
         with self._wake:
             if self._closed:
                 raise self._failure or _stopping()
-            self._queue.admit(ticket)
+            if ticket.closed:
+                raise TicketClosed
+            if ticket not in self._pending:
+                ticket.submitted = time.perf_counter()
+            self._queue.grow(ticket, works, whole=whole)
             self._pending.add(ticket)
             self._metrics.queue_tokens.set(self._queue.tokens_waiting)
             self._wake.notify()
-        try:
+
+    async def results(self, ticket: PendingTicket) -> None:
+        """Wait until a request that is whole has all its results.
+
+        Raises:
+            QueueFull, InferenceError, ResourceExhausted
+        """
+        if ticket.done.done() or not ticket.complete:
             await ticket.done
-        except asyncio.CancelledError:
+
+    @contextmanager
+    def waiting_for(self, ticket: PendingTicket) -> Iterator[None]:
+        """Drop the rest of a request's work if the block fails or is cancelled."""
+        try:
+            yield
+        except BaseException:
             with self._wake:
                 self._drop(ticket)
             raise
         finally:
             with self._wake:
                 self._pending.discard(ticket)
-            for job in jobs:
+            ticket.settle()
+            for job in ticket.jobs:
                 job.release()
 
     def _drop(self, ticket: PendingTicket) -> None:

@@ -40,6 +40,11 @@ class Candidates:
             for item, text in items
         ]
 
+    def only(self, places: Sequence[int]) -> Candidates:
+        """Return the candidate texts at some places; the request keeps all items."""
+        texts = self.texts or ()
+        return Candidates(self.request, self.query, [texts[place] for place in places])
+
     def query_vectors(self, spec: ModelSpec) -> str | Floats:
         """The query's text, or its vectors [tokens, dim].
 
@@ -124,8 +129,13 @@ def texts_of(items: Sequence[Item]) -> list[str]:
 
 def characters_of(texts: Iterable[str], limit: int, repeats: float = 1.0) -> int:
     """Estimate the characters of texts that are read to `limit` tokens each, every part `repeats` times."""
+    return sum(sizes_of(texts, limit, repeats))
+
+
+def sizes_of(texts: Iterable[str], limit: int, repeats: float = 1.0) -> list[int]:
+    """Estimate the characters of each text that are read; see `characters_of`."""
     most = limit * CHARS_PER_TOKEN
-    return sum(min(int(len(text) * repeats) + AROUND, most) for text in texts)
+    return [min(int(len(text) * repeats) + AROUND, most) for text in texts]
 
 
 def _is_vectors(item: Item, path: str) -> bool:

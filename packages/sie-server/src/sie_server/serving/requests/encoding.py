@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
 import msgspec
 from msgspec import UNSET
@@ -16,7 +17,7 @@ from sie_server.models.spec import EmbeddingSpec, LateInteractionSpec, ModelSpec
 from sie_server.serving.finishing import text_warnings
 from sie_server.serving.metrics import RequestTiming
 from sie_server.serving.requests import truncation, vectors
-from sie_server.serving.requests.candidates import characters_of
+from sie_server.serving.requests.candidates import characters_of, sizes_of
 from sie_server.serving.requests.options import Instruction, ParsedOptions, refuse_instruction
 from sie_server.serving.vendor import VendorOptions
 from sie_server.wire import EncodedItem, EncodeParams, EncodeResponse, Item, Options, Usage
@@ -98,6 +99,25 @@ class EncodePlan:
     def characters(self) -> int:
         """The characters that the model may read, for the estimate of its work."""
         return characters_of(self.texts, self.limit)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the texts may be tokenised apart: no check of all texts before any is read."""
+        return not self.vendor or self.vendor.truncate
+
+    @property
+    def read_texts(self) -> list[str]:
+        """The texts that have results."""
+        return self.texts
+
+    @property
+    def sizes(self) -> list[int]:
+        """The characters of each text that the model may read."""
+        return sizes_of(self.texts, self.limit)
+
+    def only(self, places: Sequence[int]) -> Self:
+        """Return the plan for some of the texts; `items` stay those of the request."""
+        return replace(self, texts=[self.texts[place] for place in places])
 
     def job(self, adapter: Adapter | None) -> Job:
         """Tokenise the texts; blocking, for a tokeniser thread.

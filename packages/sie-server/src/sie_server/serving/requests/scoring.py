@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import QUERY, Chunking, Job, M3Scoring, ScoreTexts
@@ -11,7 +13,7 @@ from sie_server.errors import InvalidInput
 from sie_server.models.spec import ClassifierSpec
 from sie_server.serving.finishing import DocumentScores, Part, Reading
 from sie_server.serving.requests import truncation
-from sie_server.serving.requests.candidates import CHARS_PER_TOKEN, Candidates, characters_of
+from sie_server.serving.requests.candidates import CHARS_PER_TOKEN, Candidates, characters_of, sizes_of
 from sie_server.serving.requests.options import ParsedOptions, refuse_instruction
 from sie_server.serving.requests.ranking import per_document
 from sie_server.serving.requests.score_options import (
@@ -84,6 +86,27 @@ class ScorePlan:
         repeats = limit / max(1, limit - (limit // 4 if chunking.overlap is None else chunking.overlap))
         windows = characters_of(texts, limit * chunking.most, repeats)
         return windows + max(sequences, windows // (limit * CHARS_PER_TOKEN)) * query
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the texts may be tokenised apart: no vectors, and no check of all texts before any is read."""
+        return not self.candidates.vectors and self.options.long_document != "refuse"
+
+    @property
+    def read_texts(self) -> list[str]:
+        """The texts that have results."""
+        return self.candidates.texts or []
+
+    @property
+    def sizes(self) -> list[int]:
+        """The characters of each text that the model may read, with those of the query."""
+        [query] = sizes_of([self.candidates.query or ""], self.limit)
+        most = self.limit * (self.chunking.most if self.chunking else 1)
+        return [query + size for size in sizes_of(self.read_texts, most)]
+
+    def only(self, places: Sequence[int]) -> Self:
+        """Return the plan for some of the texts."""
+        return replace(self, candidates=self.candidates.only(places))
 
     def job(self, adapter: Adapter | None) -> Job:
         """Tokenise the texts and read the vectors; blocking, for a tokeniser thread.
