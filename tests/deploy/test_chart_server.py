@@ -96,7 +96,7 @@ def test_scaling_reads_metrics_that_the_server_has() -> None:
             assert name.removesuffix("_sum") in exported, name
     page = (HELM.parents[1] / "docs" / "deploy" / "kubernetes.md").read_text(encoding="utf-8")
     assert "as: sie_device_utilisation" in page
-    assert "sie_batch_seconds_sum" in page
+    assert "sie_device_busy_seconds_total" in page
 
 
 def test_a_query_of_keda_counts_the_pods_of_one_pool_only() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("ray")
 
-from sie_server.cluster.app import _of_replica, needs, with_pools
-from sie_server.config import PoolConfig, ServerConfig
+from sie_server.cluster.app import _of_replica, check, needs, with_pools
+from sie_server.config import ClusterConfig, ConfigError, PoolConfig, Secret, ServerConfig
 
 pytestmark = pytest.mark.unit
 
@@ -26,3 +26,23 @@ def test_a_share_of_a_machine_has_a_share_of_its_threads() -> None:
     assert _of_replica(config, PoolConfig(cpus=0.1)).threads == 1
     assert _of_replica(ServerConfig(threads=7), PoolConfig(cpus=2)).threads == 7
     assert _of_replica(config, PoolConfig(cpus=2, gpus=1)).threads == 0
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ({"gpus": 1}, "the pool wide has a GPU, whose replicas have one"),
+        ({"cpus": 2}, "has cpus = 2, less than one"),
+    ],
+)
+def test_device_threads_that_a_replica_cannot_have_are_refused(pool: dict[str, int], message: str) -> None:
+    keys = Secret("ops:admin:0123456789abcdef")
+    for count in (3, 1, "auto"):
+        config = ServerConfig(
+            device_threads=count, api_keys=keys, cluster=ClusterConfig(pools={"wide": PoolConfig(**pool)})
+        )
+        if count == 3:
+            with pytest.raises(ConfigError, match=message):
+                check(config)
+        else:
+            check(config)

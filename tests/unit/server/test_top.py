@@ -81,11 +81,12 @@ def test_a_quantile_is_that_of_the_new_values() -> None:
 def test_replicas_of_a_cluster_are_added_up() -> None:
     text = "".join(
         f'sie_build_info{{replica="{name}",version="1"}} 1\nsie_queue_seconds{{replica="{name}"}} {seconds}\n'
-        f'sie_batch_seconds_sum{{replica="{name}"}} {busy}\nsie_memory_budget_bytes{{replica="{name}"}} 1048576\n'
+        f'sie_device_busy_seconds_total{{replica="{name}"}} {busy}\n'
+        f'sie_memory_budget_bytes{{replica="{name}"}} 1048576\n'
         for name, seconds, busy in (("a", 1.5, 2), ("b", 0.5, 1))
     )
     text += 'sie_build_info{replica="ingress",version="1"} 1\n'  # which has no device
-    empty = text.replace("} 2\n", "} 0\n").replace('sum{replica="b"} 1', 'sum{replica="b"} 0')
+    empty = text.replace("} 2\n", "} 0\n").replace('total{replica="b"} 1', 'total{replica="b"} 0')
     look = Between(Scrape.of(empty, 0.0), Scrape.of(text, 2.0))
     found = dict(sections(look, [])[0].rows)
     assert found["queue"] == "2.0 s" and found["device busy"] == "75%"  # 3 s of work in 2 s on two devices

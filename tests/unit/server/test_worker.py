@@ -13,6 +13,7 @@ import pytest
 from sie_server.engine.job import Job, Work, build_job
 from sie_server.errors import InferenceError, QueueFull, ResourceExhausted
 from sie_server.models.batch import Tokens
+from sie_server.serving.device import thread as thread_module
 from sie_server.serving.device import worker as worker_module
 from sie_server.serving.device.worker import DeviceWorker
 from sie_server.serving.metrics import Metrics, RequestTiming
@@ -211,8 +212,8 @@ def test_a_batch_that_outlasts_the_program_is_no_failure(
 
     worker = asyncio.run(interrupted())
     engine.gate.set()
-    worker._thread.join(10)
-    assert engine.batches == [[3]] and not worker._thread.is_alive()
+    worker._threads[0].thread.join(10)
+    assert engine.batches == [[3]] and not worker._threads[0].thread.is_alive()
     assert "device thread has failed" not in caplog.text
 
 
@@ -262,8 +263,8 @@ async def test_without_room_for_a_thread_requests_are_refused_until_there_is(
     worker: DeviceWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, room = SpoilingEngine(memory=30), [False]
-    monkeypatch.setattr(worker_module, "room_for_threads", lambda count: room[0])
-    monkeypatch.setattr(worker_module, "TEST_EVERY_S", 0.01)
+    monkeypatch.setattr(thread_module, "room_for_threads", lambda count: room[0])
+    monkeypatch.setattr(thread_module, "TEST_EVERY_S", 0.01)
     for length in (31, 5, 5):
         with pytest.raises(ResourceExhausted) as caught:
             await run(worker, engine, job_of(length))

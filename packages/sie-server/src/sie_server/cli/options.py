@@ -12,7 +12,7 @@ import msgspec
 from sie_server.config import ServerConfig, is_secret, is_table, load_config
 
 Command = Callable[..., Any]
-ENGINE_FIELDS = ("device", "dtype", "offline", "threads")  # also apply without a server
+ENGINE_FIELDS = ("device", "dtype", "offline", "threads", "device_threads")  # also apply without a server
 
 
 def config_options(*fields: str) -> Callable[[Command], Command]:

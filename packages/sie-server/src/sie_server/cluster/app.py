@@ -72,6 +72,9 @@ def check(config: ServerConfig) -> None:
     """
     if problem := pool_problem(config.cluster):
         raise ConfigError(problem)
+    for name, pool in config.cluster.pools.items():
+        if problem := _thread_problem(config.device_threads, pool):
+            raise ConfigError(f"device_threads is {config.device_threads}, and the pool {name} has {problem}")
     if config.replay_buffer:
         raise ConfigError(
             f"replay_buffer is {config.replay_buffer}, and a cluster (--ray) replays no requests; omit it"
@@ -82,6 +85,17 @@ def check(config: ServerConfig) -> None:
             "--ray needs an API key with the scope admin: set SIE_API_KEYS=ops:admin:KEY, or api_keys_file "
             "(docs/security.md)"
         )
+
+
+def _thread_problem(device_threads: int | str, pool: PoolConfig) -> str | None:
+    """Return why the replicas of a pool cannot have that number of device threads."""
+    if not isinstance(device_threads, int) or device_threads == 1:
+        return None
+    if pool.gpus:
+        return "a GPU, whose replicas have one; omit it"
+    if pool.cpus is not None and device_threads > max(1, int(pool.cpus)):
+        return f"cpus = {pool.cpus:g}, less than one for each; lower it, or omit it"
+    return None
 
 
 def with_pools(config: ServerConfig) -> ServerConfig:

@@ -56,9 +56,13 @@ def _check_layer(layer: dict[str, Any], source: str, file: str | None) -> None:
 def _reason(key: str, value: Any, reason: str) -> str:
     """Return why a value is wrong: the values that the option has, if it is none of them, else msgspec's reason."""
     field = next((f for f in msgspec.structs.fields(ServerConfig) if f.name == key), None)
-    if field is None or is_secret(field) or not isinstance(value, str):
+    if field is None or is_secret(field):
         return reason
     kind = get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
+    if key == "device_threads":
+        return f"expected auto or a number of threads, at least 1, got {shown(str(value))}"
+    if not isinstance(value, str):
+        return reason
     wanted = WORDS.get(kind) or ("one of " + ", ".join(get_args(kind)) if get_origin(kind) is Literal else "")
     if not wanted or not reason.startswith(
         ("Invalid enum", f"Expected `{getattr(kind, '__name__', '')}`, got")

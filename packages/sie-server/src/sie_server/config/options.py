@@ -98,9 +98,17 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
-            description="CPU threads of the device thread; 0: one per core that the process may use, or one with a GPU",
+            description="CPU threads of all device threads together; 0: one per core that the process may use, or one "
+            "with a GPU",
         ),
     ] = 0
+    device_threads: Annotated[
+        Annotated[int, Meta(ge=1)] | Literal["auto"],
+        Meta(
+            description="Forward passes that run at once on a CPU, each with its part of `threads`; auto: one per 4 "
+            "cores from 8 cores on, else 1; with a GPU it is 1"
+        ),
+    ] = "auto"
     tokenizer_threads: Annotated[int, Meta(ge=1, description="Threads that tokenise")] = 4
     batch_tokens: Annotated[
         int, Meta(ge=0, description="Tokens in one forward pass; 0: measured when the model loads")

@@ -16,6 +16,8 @@ from sie_server.errors import ONEDNN_FAILED, ConfigError, out_of_memory
 log = logging.getLogger("sie_server.device")
 
 INT8 = "int8"
+TEAM = 4  # cores of a device thread; a pass gains less from each further one (docs/performance.md)
+FEWEST_TO_DIVIDE = 2 * TEAM  # cores
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -104,8 +106,36 @@ def math_threads(requested: int, device: str) -> int:
     return 1 if pick_device(device).type == "cuda" else usable_cores()
 
 
+def device_threads(requested: int | str, threads: int, device: str) -> int:
+    """Return how many device threads share `threads` math threads, given the setting (`auto`: by their number).
+
+    Raises:
+        ConfigError: there are fewer cores or math threads, or a GPU.
+    """
+    gpu = pick_device(device).type == "cuda"
+    if not isinstance(requested, int):
+        return 1 if gpu or threads < FEWEST_TO_DIVIDE else threads // TEAM
+    if gpu and requested > 1:
+        raise ConfigError(
+            f"device_threads: {requested} was requested, but a GPU has one device thread, because two forward passes "
+            "at once only slow each other down; use 1 or auto, or set device to cpu"
+        )
+    most = min(threads, usable_cores())
+    if requested > most and not gpu:
+        limit = f"{most} core" if most == usable_cores() else f"{most} math thread"
+        raise ConfigError(
+            f"device_threads: {requested} was requested, but this process may use {limit}{'s' * (most > 1)}; use at "
+            f"most {most}, or auto"
+        )
+    return requested
+
+
 def use_cpu_threads(count: int) -> None:
-    """Set how many threads torch uses for a product; 0 means one per usable core."""
+    """Set how many threads torch uses for a product called by this thread; 0 means one per usable core.
+
+    Threads that start later take the number of the last call for their own products.
+    """
+    torch.get_num_threads()  # a thread's first use of torch takes the number of the last call of any thread
     torch.set_num_threads(count or usable_cores())
 
 

@@ -86,6 +86,12 @@ class Work:
     key: bytes | None = None  # the document cache key for its vectors
     cut: bool = False  # the document of `key` was truncated; cached with its vectors
 
+    @property
+    def leads(self) -> bool:
+        """Whether later works of the job need what this one computes: a query's vectors, or a prefix's states."""
+        prefix = self.job.prefix
+        return self.index == QUERY or bool(prefix and not prefix.layers)
+
 
 @dataclass(frozen=True)
 class Chunk:

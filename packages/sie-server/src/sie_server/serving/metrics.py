@@ -171,8 +171,13 @@ class Metrics:
         )
         self.batch_seconds = self._histogram(
             "batch_seconds",
-            "Time of a forward pass; the rate of its sum is the device's utilisation",
+            "Time of a forward pass",
             SECONDS,
+        )
+        self.busy = Counter(
+            "sie_device_busy_seconds",
+            "Time in which the device ran batches, the mean of its threads; the rate is its utilisation",
+            registry=self.registry,
         )
         self.queue_tokens = Gauge("sie_queue_tokens", "Tokens waiting for the device", registry=self.registry)
         self.queue_seconds = Gauge(

@@ -27,7 +27,7 @@ from sie_server.catalog import (
     with_configured,
 )
 from sie_server.config import ServerConfig
-from sie_server.engine.device import math_threads, require_device
+from sie_server.engine.device import device_threads, math_threads, require_device
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Job
@@ -102,7 +102,11 @@ class Service:
         self.metrics = Metrics()
         require_device(config.device)
         threads = math_threads(config.threads, config.device)
-        self.worker = DeviceWorker(config.max_queue_tokens, threads, self.metrics, on_death, check_device)
+        count = device_threads(config.device_threads, threads, config.device)
+        log.info("device threads: %d, each with %d for products", count, threads // count)
+        self.worker = DeviceWorker(
+            config.max_queue_tokens, threads // count, self.metrics, on_death, check_device, count
+        )
         self.metrics.queue_seconds.set_function(self.queued_seconds)
         self.admission = Admission(self.worker, config.max_wait_s)
         cache_bytes = config.document_cache_mb * 2**20

@@ -44,7 +44,7 @@ def _server(between: Between) -> Section:
         ("in flight", f"{now.sum('sie_requests_in_flight'):,.0f}"),
         ("queue", f"{number(now.sum('sie_queue_seconds'))} s"),
         ("queued tokens", f"{now.sum('sie_queue_tokens'):,.0f}"),
-        ("device busy", percent(between.rate("sie_batch_seconds_sum") / devices)),
+        ("device busy", percent(between.rate("sie_device_busy_seconds_total") / devices)),
         ("batch fill", percent(between.mean("sie_batch_fill_ratio"))),
         ("memory of models", f"{memory:.0f} of {budget:.0f} MiB"),
         ("cache hits", percent(between.ratio(hits, [hits, misses]))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 import torch
@@ -15,6 +16,8 @@ from sie_server.models.layers.int8.weight import Int8Weight
 from sie_server.models.layers.rows import added_normed
 from sie_server.models.lora import Target
 from sie_server.room import check_room
+
+_PACKING = threading.Lock()
 
 
 class Weights(Protocol):
@@ -179,10 +182,13 @@ class Linear:
         return None if self.integers is None else self.integers.scales[:, None]
 
     def _pack(self) -> None:
-        self._packed = onednn.pack(self.weight)
-        self._tried_to_pack = True
-        if self._packed is not None:
-            self.weight = self.weight.new_empty(0)  # the packed copy replaces it
+        with _PACKING:  # of two device threads one packs
+            if self._tried_to_pack:
+                return
+            self._packed = onednn.pack(self.weight)
+            self._tried_to_pack = True
+            if self._packed is not None:
+                self.weight = self.weight.new_empty(0)  # the packed copy replaces it
 
 
 class LayerNorm:

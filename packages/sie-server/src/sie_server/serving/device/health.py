@@ -1,10 +1,11 @@
-"""The health of the device thread: its heartbeat, and whether each model's forward passes succeed.
+"""The health of the device threads: their heartbeats, and whether each model's forward passes succeed.
 
-The device thread writes, and the event loop reads single values, so no lock is needed.
+The device threads write, under a lock, and the event loop reads single values.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,29 +23,29 @@ SelfTest = Callable[[Engine], None]
 
 
 class DeviceHealth:
-    """The state of the device thread. Models that are unloaded are forgotten."""
+    """The state of the device threads. Models that are unloaded are forgotten."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._step_began: float | None = None  # None: the thread waits for work
-        self.dead = False  # the thread has ended by an exception
+        self._began: dict[int, float] = {}  # place of a thread → when its step began; without those that wait
+        self._lock = threading.RLock()  # of everything below
+        self.dead = False  # a thread has ended by an exception
         self._failures: WeakKeyDictionary[Engine, int] = WeakKeyDictionary()  # in a row
         self._suspects: WeakSet[Engine] = WeakSet()
         self._tested = -TEST_EVERY_S
 
-    def step_begins(self) -> None:
-        """Note that the thread starts a forward pass or a call."""
-        self._step_began = self._clock()
+    def step_begins(self, place: int = 0) -> None:
+        """Note that the thread of that place starts a forward pass or a call."""
+        self._began[place] = self._clock()
 
-    def step_ends(self) -> None:
+    def step_ends(self, place: int = 0) -> None:
         """Note that the thread is back from it."""
-        self._step_began = None
+        self._began.pop(place, None)
 
     @property
     def step_s(self) -> float:
-        """Seconds since the current step began; 0 while the thread waits."""
-        began = self._step_began
-        return 0.0 if began is None else self._clock() - began
+        """Seconds since the oldest current step began; 0 while all threads wait."""
+        return max((self._clock() - began for began in list(self._began.values())), default=0.0)
 
     @property
     def works(self) -> bool:
@@ -54,17 +55,19 @@ class DeviceHealth:
     @property
     def trouble(self) -> str | None:
         """Why a model does not work."""
-        return next((engine.trouble for engine in list(self._suspects)), None)
+        with self._lock:
+            return next((engine.trouble for engine in list(self._suspects)), None)
 
     def batch_ended(self, engine: Engine, error: SIEError | None) -> None:
         """Note a batch of a model. It has failed, with `error`, if every request in it has failed."""
-        if error is None:
-            self._recovered(engine)
-            return
-        count = self._failures[engine] = self._failures.get(engine, 0) + 1
-        if count >= MOST_FAILURES:
-            self._suspects.add(engine)
-            engine.trouble = f"{count} forward passes in a row have failed: {error.message}"
+        with self._lock:
+            if error is None:
+                self._recovered(engine)
+                return
+            count = self._failures[engine] = self._failures.get(engine, 0) + 1
+            if count >= MOST_FAILURES:
+                self._suspects.add(engine)
+                engine.trouble = f"{count} forward passes in a row have failed: {error.message}"
 
     def _recovered(self, engine: Engine) -> None:
         self._failures.pop(engine, None)
@@ -82,14 +85,21 @@ class DeviceHealth:
         Returns the error of one that fails again.
         """
         found = None
-        for engine in list(self._suspects):
+        with self._lock:
+            suspects = list(self._suspects)
+            self._tested = self._clock()  # no other thread tests at the same time
+        for engine in suspects:
             try:
                 self_test(engine)
             except SIEError as error:
                 found = error
-                engine.trouble = f"{(engine.trouble or '').removesuffix(ALSO)}{ALSO}"  # the log has the error
+                with self._lock:
+                    engine.trouble = (
+                        f"{(engine.trouble or '').removesuffix(ALSO)}{ALSO}"  # the log has the error
+                    )
             else:
-                self._recovered(engine)
+                with self._lock:
+                    self._recovered(engine)
         self._tested = self._clock()
         return found
 

@@ -13,6 +13,9 @@ a GPU two batches are under way (`underway`), so it waits for one more.
 A ticket may *grow*: its first works wait or run while the texts of the others are tokenised. It has the lane and the
 tokens that are expected of the whole request, until the whole request is known. While it has no work at hand, the
 other tickets are served, and it keeps its due.
+
+Several device threads take their batches from the same order. A job whose later works need what its first ones compute
+(the vectors of its query, the states of a shared prefix) has no work in two batches until those have ended.
 """
 
 from __future__ import annotations
@@ -100,11 +103,17 @@ class Ticket(Place):
         self.next_work = 0
         self.growing = expected > 0
         self.closed = False  # its caller has gone, or it has failed: it takes no more work
+        self.awaited: Work | None = None  # is running, and the next works need what it computes
 
     @property
     def exhausted(self) -> bool:
         """True when all work that it has so far has been handed out."""
         return self.next_work >= len(self.work)
+
+    @property
+    def ready(self) -> bool:
+        """True when work may be handed out now."""
+        return self.awaited is None and not self.exhausted
 
     @property
     def over(self) -> bool:
@@ -159,8 +168,9 @@ class Batch(Generic[T]):
 class TokenQueue(Generic[T]):
     """Waiting tickets, admitted by tokens and batched by due. Not thread-safe: the worker holds a lock."""
 
-    def __init__(self, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
+    def __init__(self, max_tokens: int, threads: int = 1) -> None:
+        """`threads` device threads take batches; the rate of a model is that of one of them."""
+        self._max_tokens, self._threads = max_tokens, threads
         self._tickets: list[T] = []
         self._expected: set[Place] = set()  # no jobs yet
         self._handed_out = 0  # tokens since the start
@@ -169,8 +179,8 @@ class TokenQueue(Generic[T]):
         self.typical_tokens = TYPICAL_TOKENS  # of a job: moving average
 
     def __bool__(self) -> bool:
-        """Return whether there is work at hand."""
-        return any(not ticket.exhausted for ticket in self._tickets)
+        """Return whether there is work that may be handed out now."""
+        return any(ticket.ready for ticket in self._tickets)
 
     def admit(self, ticket: T) -> None:
         """Add a job, as far as it is known.
@@ -247,18 +257,18 @@ class TokenQueue(Generic[T]):
     def seconds_waiting(self) -> float:
         """Estimate the device time of all work: of the jobs, and of the requests that have no jobs yet."""
         places: list[Place] = [*self._tickets, *self._expected]
-        return sum(place.tokens_waiting / place.model.tokens_per_second for place in places)
+        return sum(place.tokens_waiting / place.model.tokens_per_second for place in places) / self._threads
 
     def seconds_of(self, tokens: int) -> float:
         """Estimate the device time of the next `tokens` tokens, at the measured rate of each model."""
         whole = sum(ticket.tokens_waiting / ticket.model.tokens_per_second for ticket in self._tickets)
-        return whole * tokens / max(1, self.tokens_waiting)
+        return whole * tokens / max(1, self.tokens_waiting) / self._threads
 
     def seconds_until_done(self, demand: Demand) -> float:
         """Estimate the device time until a job that arrives now is finished, its own time included."""
         first = demand.slice_of(demand.tokens)
         due, rounds = self._handed_out + demand.distance(first), math.ceil(demand.tokens / max(1, first)) - 1
-        seconds, bulk = demand.seconds, 0.0
+        seconds, bulk = 0.0, 0.0
         places: list[Place] = [*self._tickets, *self._expected]
         for place in places:
             rate, waiting = place.model.tokens_per_second, place.tokens_waiting
@@ -270,8 +280,14 @@ class TokenQueue(Generic[T]):
                 ahead = place.slice_left if demand.bulk or place.due <= due else 0
                 # between two slices of this job, every other job gets one
                 seconds += (ahead + min(waiting - ahead, rounds * place.demand.slice_of(waiting))) / rate
-        batches = rounds + (self._bulk_due <= due)
-        return seconds + min(bulk, batches * demand.model.batch_tokens / demand.model.tokens_per_second)
+        batches, batch_s = (
+            rounds + (self._bulk_due <= due),
+            demand.model.batch_tokens / demand.model.tokens_per_second,
+        )
+        before = seconds + min(bulk, batches * batch_s)
+        # a batch is not divided, so its job takes at least as long
+        own = min(demand.seconds, max(batch_s, demand.seconds / self._threads))
+        return own + before / self._threads
 
     def _set_bulk_due(self, model: Model) -> None:
         self._bulk_due = self._handed_out + SLICE_BATCHES * model.batch_tokens
@@ -294,7 +310,7 @@ class TokenQueue(Generic[T]):
 
     def take(self) -> Batch[T] | None:
         """Return the next batch, or None when there is no work at hand. Never waits for more work."""
-        by_due = sorted((ticket for ticket in self._tickets if not ticket.exhausted), key=self._order)
+        by_due = sorted((ticket for ticket in self._tickets if ticket.ready), key=self._order)
         if not by_due:
             return None
         model = by_due[0].model
@@ -305,6 +321,7 @@ class TokenQueue(Generic[T]):
             if ticket.model is model:
                 part = _take_from(ticket, room, at_least_one=not works)
                 if part:
+                    ticket.awaited = _awaited(ticket, part) if self._threads > 1 else None
                     works += part
                     taken.append(ticket)
                     room -= tokens_of(part)
@@ -321,6 +338,12 @@ class TokenQueue(Generic[T]):
                 ticket.start_slice(self._handed_out)
         return Batch(works, taken)
 
+    def release(self, batch: Batch[T]) -> None:
+        """Let the works go on that needed what this batch has computed."""
+        for ticket in batch.tickets:
+            if ticket.awaited in batch.works:
+                ticket.awaited = None
+
     def _forget(self, over: Iterable[T]) -> None:
         for ticket in over:
             # the tokens of a shared prefix wait with the ticket, but are no part of any work
@@ -331,6 +354,14 @@ class TokenQueue(Generic[T]):
 def tokens_of(works: Iterable[Work]) -> int:
     """Return the tokens that pass through the model, without shared prefixes."""
     return sum(len(work.tokens) for work in works)
+
+
+def _awaited(ticket: Ticket, part: list[Work]) -> Work | None:
+    """Return the work of `part` without which the next one of the ticket cannot run."""
+    job = part[-1].job
+    if not ticket.exhausted and ticket.work[ticket.next_work].job is not job:
+        return None
+    return next((work for work in part if work.leads and work.job is job), None)
 
 
 def _take_from(ticket: Ticket, room: int, *, at_least_one: bool) -> list[Work]:

@@ -37,6 +37,7 @@ class PendingTicket(Ticket):
         self.finished = 0  # works; counted on the event loop
         self.submitted = time.perf_counter()  # its first works
         self.started = False
+        self._computed: list[tuple[float, float]] = []  # times of its batches, apart and in order
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -48,6 +49,15 @@ class PendingTicket(Ticket):
         """End the wait: its result or error is no longer read."""
         if not self.done.cancel() and not self.done.cancelled():
             self.done.exception()
+
+    def seconds_in(self, start: float, end: float) -> float:
+        """Return the time of a batch in which no earlier one of the request ran: several threads overlap."""
+        known = 0.0
+        while self._computed and self._computed[-1][1] > start:
+            began, ended = self._computed.pop()
+            start, end, known = min(start, began), max(end, ended), known + ended - began
+        self._computed.append((start, end))
+        return end - start - known
 
     def failure(self, failures: Mapping[Job, SIEError]) -> SIEError | None:
         """Return the error of the first of its jobs that failed."""
@@ -67,7 +77,7 @@ def deliver(
             ticket.started = True
             ticket.timing.queue_ms += (start - ticket.submitted) * 1e3
             ticket.timing.step("queue", ticket.submitted, start)
-        ticket.timing.inference_ms += (end - start) * 1e3
+        ticket.timing.inference_ms += ticket.seconds_in(start, end) * 1e3
         for step in steps:
             ticket.timing.step(step.name, step.started, step.ended, **batch.size)
         ticket.finished += sum(1 for work in batch.works if work.job in ticket.jobs)

@@ -220,7 +220,7 @@ class Loader:
         """Call `release`, which drops the tensors of an unused version, and return their memory to the system."""
         # The device may still work for a caller that hung up and has no lease.
         with suppress(QueueFull):  # the device thread has ended
-            await self._worker.call(lambda: None)
+            await self._worker.settled()
 
         def work() -> None:
             with footprint.freeing():

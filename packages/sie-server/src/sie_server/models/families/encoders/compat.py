@@ -7,10 +7,13 @@ checkpoint by name and shape, so no head is initialised at random, and code from
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import groupby
+from threading import Lock
 from typing import Any
 
 import torch
@@ -168,6 +171,7 @@ class _Padded:
     def __init__(self, build: Callable[[], Any], spec: CompatSpec, weights: Weights) -> None:
         self._model, self._types = _loaded(build, weights), spec.token_types
         self._alone = spec.config.model_type in UNPADDED
+        self._lock = Lock() if _keeps_state(spec.config) else nullcontext()
 
     def outputs(self, batch: PackedBatch) -> Iterator[tuple[Group, slice, Any]]:
         """Yield the library's output for the sequences of each group: all of them, or some after the others."""
@@ -196,7 +200,14 @@ class _Padded:
         counts = batch.keys[group.sequences][part]
         seen = (torch.arange(longest, device=ids.device) < counts[:, None]).long()
         more = {"token_type_ids": types} if self._types else {}
-        return self._model(input_ids=ids, attention_mask=seen, **more)
+        with self._lock:
+            return self._model(input_ids=ids, attention_mask=seen, **more)
+
+
+def _keeps_state(config: Any) -> bool:
+    """Return whether a pass changes the model: rotary frequencies of these kinds follow the longest text so far."""
+    kinds = json.dumps(getattr(config, "rope_parameters", None), default=str)
+    return '"dynamic"' in kinds or '"longrope"' in kinds
 
 
 class CompatModel(_Padded):

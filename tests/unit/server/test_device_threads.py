@@ -1,0 +1,303 @@
+"""Several device threads: their number, the batches they take from one queue, calls, failures and estimates."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sie_server.config import load_config
+from sie_server.engine import device
+from sie_server.engine.device import device_threads
+from sie_server.engine.job import QUERY, Job, Work, build_job
+from sie_server.errors import ConfigError, InferenceError, QueueFull
+from sie_server.models.batch import Prefix, Tokens
+from sie_server.serving.device.queue import Demand, Ticket, TokenQueue
+from sie_server.serving.device.tickets import PendingTicket
+from sie_server.serving.device.worker import DeviceWorker
+from sie_server.serving.metrics import Metrics, RequestTiming
+from support.waiting import until
+
+
+def job_of(*lengths: int, query: bool = False, prefix: bool = False) -> Job:
+    sequences = [Tokens(np.full(n, i, np.int32), n) for i, n in enumerate(lengths)]
+    job = build_job(("score",), sequences, [False] * len(lengths))
+    if query:
+        job.work.insert(0, Work(Tokens(np.zeros(5, np.int32), 5), QUERY, job))
+    if prefix:
+        job.prefix = Prefix(np.zeros(4, np.int32))
+    return job
+
+
+class Model:
+    batch_tokens, tokens_per_second, overlap = 100, 1000.0, 0
+
+
+# ── their number ──
+
+
+@pytest.mark.parametrize(
+    ("requested", "threads", "expected"),
+    [
+        ("auto", 1, 1),
+        ("auto", 7, 1),
+        ("auto", 8, 2),
+        ("auto", 15, 3),
+        ("auto", 64, 16),
+        (3, 16, 3),
+        (16, 16, 16),
+    ],
+)
+def test_auto_is_one_thread_per_four_cores(
+    requested: int | str, threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "usable_cores", lambda: 64)
+    assert device_threads(requested, threads, "cpu") == expected
+
+
+@pytest.mark.parametrize(
+    ("requested", "threads", "message"),
+    [
+        (5, 4, "5 was requested, but this process may use 4 cores; use at most 4"),
+        (2, 1, "may use 1 math thread;"),
+    ],
+)
+def test_more_threads_than_cores_are_refused(
+    requested: int, threads: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "usable_cores", lambda: 4)
+    with pytest.raises(ConfigError, match=message):
+        device_threads(requested, threads, "cpu")
+
+
+def test_a_gpu_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "pick_device", lambda requested: torch.device("cuda"))
+    assert device_threads("auto", 64, "auto") == device_threads(1, 1, "auto") == 1
+    with pytest.raises(ConfigError, match="2 was requested, but a GPU has one"):
+        device_threads(2, 64, "auto")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "many", "", 0, -3, True])
+def test_a_value_that_is_no_number_of_threads_is_refused_in_one_line(value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--device-threads: expected auto or a number of threads, at least 1, got"
+    ):
+        load_config({"device_threads": value}, {}, None)
+    with pytest.raises(ConfigError, match="SIE_DEVICE_THREADS: expected auto or a number"):
+        load_config({}, {"SIE_DEVICE_THREADS": str(value)}, None)
+
+
+def test_numbers_and_auto_are_read_from_every_source() -> None:
+    assert load_config({"device_threads": "auto"}, {}, None).device_threads == "auto"
+    assert load_config({"device_threads": "4"}, {}, None).device_threads == 4
+    assert load_config({}, {"SIE_DEVICE_THREADS": "2"}, None).device_threads == 2
+
+
+# ── the queue ──
+
+
+def queue_of(*jobs: Job, threads: int = 2) -> TokenQueue[Ticket]:
+    queue: TokenQueue[Ticket] = TokenQueue(10_000, threads)
+    for job in jobs:
+        queue.admit(Ticket(Model(), job))
+    return queue
+
+
+@pytest.mark.parametrize("kind", [{"query": True}, {"prefix": True}])
+def test_works_wait_for_those_whose_results_they_need(kind: dict[str, bool]) -> None:
+    job = job_of(90, 91, 92, **kind)
+    queue = queue_of(job)
+    first = queue.take()
+    assert first and not queue and queue.take() is None
+    queue.admit(Ticket(model := Model(), other := job_of(50)))
+    second = queue.take()
+    assert second and second.works[0].job is other and second.tickets[0].model is model
+    queue.release(second)
+    assert not queue, "another batch has ended"
+    if job.prefix:
+        job.prefix.layers.append((torch.zeros(1), torch.zeros(1)))
+    queue.release(first)
+    assert queue and queue.take() and queue.take()
+
+
+def test_other_jobs_of_a_request_do_not_wait() -> None:
+    queue: TokenQueue[Ticket] = TokenQueue(10_000, 2)
+    queue.admit(Ticket(Model(), job_of(95, query=True), job_of(95, 96, query=True)))
+    batches = [queue.take(), queue.take()]
+    assert all(batches) and not queue  # the second one has the query of a job that goes on
+    assert batches[0] and batches[1]
+    queue.release(batches[0])
+    assert not queue
+    queue.release(batches[1])
+    assert queue
+
+
+def test_one_thread_never_waits() -> None:
+    queue = queue_of(job_of(90, 91, query=True), threads=1)
+    assert queue.take() and queue.take() and not queue.take()
+
+
+def test_estimates_count_the_threads() -> None:
+    model = Model()
+    one, four = (TokenQueue[Ticket](10_000, threads) for threads in (1, 4))
+    for queue in (one, four):
+        queue.admit(Ticket(model, job_of(*[100] * 8)))
+    assert (one.seconds_waiting(), four.seconds_waiting()) == (0.8, 0.2)
+    assert four.seconds_of(400) == one.seconds_of(400) / 4
+    small, large = Demand(model, 50), Demand(model, 800)
+    assert TokenQueue[Ticket](10_000, 4).seconds_until_done(small) == 0.05, "a batch is not divided"
+    assert TokenQueue[Ticket](10_000, 4).seconds_until_done(large) == 0.2
+    assert four.seconds_until_done(large) == pytest.approx(one.seconds_until_done(large) / 4)
+
+
+async def test_the_time_of_a_request_in_batches_that_overlap_counts_once() -> None:
+    ticket = PendingTicket(Model(), [job_of(1)], RequestTiming(), None)  # type: ignore[arg-type]
+    parts = [ticket.seconds_in(*span) for span in ((0, 2), (1, 3), (5, 6), (4, 7), (0, 8))]
+    assert parts == [2, 1, 1, 2, 2] and sum(parts) == 8
+
+
+# ── the threads ──
+
+
+class Meeting(Model):
+    """A model whose passes wait until `parties` of them run at once."""
+
+    def __init__(self, parties: int) -> None:
+        self.barrier, self.threads = threading.Barrier(parties), set[str]()
+
+    def run(self, works: list[Work]) -> list[Any]:
+        self.threads.add(threading.current_thread().name)
+        self.barrier.wait(20)
+        return [len(work.tokens) for work in works]
+
+
+class Gated(Model):
+    """A model whose passes wait for a gate, and fail on sequences of 13 tokens, or panic on 17."""
+
+    def __init__(self) -> None:
+        self.gate, self.running = threading.Event(), 0
+
+    def run(self, works: list[Work]) -> list[Any]:
+        lengths = [len(work.tokens) for work in works]
+        if 17 in lengths:
+            raise SystemError
+        if 13 in lengths:
+            raise ValueError
+        self.running += 1
+        assert self.gate.wait(20)
+        return lengths
+
+
+@pytest.fixture
+async def worker() -> Any:
+    worker = DeviceWorker(10_000, 1, Metrics(), device_threads=3)
+    yield worker
+    await asyncio.to_thread(worker.close)
+
+
+async def run(worker: DeviceWorker, engine: Any, *lengths: int) -> list[Any]:
+    await worker.run(engine, [job := job_of(*lengths)], RequestTiming())
+    return job.results
+
+
+async def test_one_request_is_spread_over_all_threads(worker: DeviceWorker) -> None:
+    engine = Meeting(3)
+    assert await run(worker, engine, 70, 71, 72) == [70, 71, 72]
+    assert engine.threads == {"sie-device", "sie-device-1", "sie-device-2"}
+
+
+async def test_calls_run_beside_batches_and_settled_waits_for_them(worker: DeviceWorker) -> None:
+    engine = Gated()
+    running = [asyncio.create_task(run(worker, engine, 90)) for _ in range(2)]
+    await until(lambda: engine.running == 2)
+    assert await worker.call(lambda: 7) == 7
+    settled = asyncio.create_task(worker.settled())
+    assert await worker.call(lambda: 8) == 8
+    assert not settled.done()
+    assert worker.queued_seconds() > 0
+    engine.gate.set()
+    await settled
+    assert await asyncio.gather(*running) == [[90], [90]]
+
+
+async def test_a_failing_request_leaves_the_other_threads_alone(worker: DeviceWorker) -> None:
+    engine = Gated()
+    running = asyncio.create_task(run(worker, engine, 90, 91))
+    await until(lambda: engine.running == 2)
+    with pytest.raises(InferenceError):
+        await run(worker, engine, 13)
+    engine.gate.set()
+    assert await running == [90, 91]
+
+
+@pytest.mark.parametrize("busy", [0, 2])
+async def test_a_thread_that_dies_ends_all(busy: int) -> None:
+    class Panic(Gated):
+        def run(self, works: list[Work]) -> list[Any]:
+            try:
+                return super().run(works)
+            except SystemError:
+                raise KeyboardInterrupt from None
+
+    deaths: list[Any] = []
+    worker, engine = DeviceWorker(10_000, 1, Metrics(), deaths.append, device_threads=3), Panic()
+    tasks = [asyncio.create_task(run(worker, engine, 90)) for _ in range(busy)]
+    await until(lambda: engine.running == busy)
+    tasks.append(asyncio.create_task(run(worker, engine, 17)))
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(each, QueueFull) for each in found) and worker.health.dead
+    await until(lambda: len(deaths) == 1)
+    engine.gate.set()
+    await asyncio.to_thread(worker.close)
+
+
+async def test_one_stuck_thread_is_found_while_others_work(worker: DeviceWorker) -> None:
+    engine, free = Gated(), Gated()
+    free.gate.set()
+    stuck = asyncio.create_task(run(worker, engine, 90))
+    await until(lambda: engine.running == 1)
+    before = worker.health.step_s
+    for _ in range(5):
+        await run(worker, free, 20)
+    assert worker.health.step_s > before > 0
+    engine.gate.set()
+    await stuck
+    await until(lambda: worker.health.step_s == 0)
+
+
+async def test_each_thread_has_its_own_number_of_math_threads() -> None:
+    before = torch.get_num_threads()
+    workers = [DeviceWorker(1000, count, Metrics()) for count in (1, 2)]
+    try:
+        for _ in range(2):
+            assert [await each.call(torch.get_num_threads) for each in workers] == [1, 2]
+    finally:
+        for each in workers:
+            await asyncio.to_thread(each.close)
+        torch.set_num_threads(before)
+
+
+async def test_a_spoiled_thread_is_replaced_in_its_place(worker: DeviceWorker) -> None:
+    class Spoiling(Gated):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spoiled: list[threading.Thread] = []
+
+        def run(self, works: list[Work]) -> list[Any]:
+            if len(works) > 1:
+                self.spoiled.append(threading.current_thread())
+                raise RuntimeError("could not create a primitive")
+            return super().run(works)
+
+    engine = Spoiling()
+    running = asyncio.create_task(run(worker, engine, 90))
+    await until(lambda: engine.running == 1)
+    engine.gate.set()
+    assert await run(worker, engine, 30, 31) == [30, 31]
+    await until(lambda: not any(thread.is_alive() for thread in engine.spoiled))
+    assert await running == [90] and len(engine.spoiled) == 1
+    assert all(each.thread.is_alive() for each in worker._threads)
