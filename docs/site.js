@@ -1,10 +1,10 @@
-// Names and focus for parts that the theme adds to a page: copy buttons of code, and tables that scroll.
+// Names for the copy buttons that the theme adds, and focus for code and tables that scroll.
 function improve() {
   document.querySelectorAll(".md-code__nav:not([aria-label])").forEach((nav, place) => {
     nav.setAttribute("aria-label", `Code block ${nav.closest("pre")?.id ?? place}`);
   });
-  document.querySelectorAll(".md-typeset__scrollwrap:not([tabindex])").forEach((table) => {
-    if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
+  document.querySelectorAll(":is(.md-typeset__scrollwrap, .md-typeset pre > code):not([tabindex])").forEach((wide) => {
+    if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
   });
 }
 new MutationObserver(improve).observe(document.body, { childList: true, subtree: true });

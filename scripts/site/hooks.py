@@ -43,6 +43,9 @@ FOLDERS = {posixpath.dirname(source): page for source, page in PAGES.items() if 
 OTHER_NAMES = {"docs/README.md": "index.md", "docs": "index.md", "docs/deploy": "deploy/README.md"} | FOLDERS
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^(#+)( .+)$", re.MULTILINE)
+# of pages and folders in the search: a message is found in its row, and pages of the project come last
+WEIGHTS = {"troubleshooting.md": 8, "project": 0.2}
+EMPTY_HEADER = re.compile(r"<th([^>]*)></th>")
 FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -68,6 +71,11 @@ def on_files(files: Files, config: Any) -> Files:
     for page, content in pages.items():
         files.append(File.generated(config, page, content=content))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Make the empty corner of a table a cell without content; an empty header has no meaning for screen readers."""
+    return EMPTY_HEADER.sub(r"<td\1></td>", html)
 
 
 def python_reference() -> str:
@@ -98,6 +106,8 @@ def evaluation_reference() -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Point links at the pages of the site; code stays as it is."""
     uri = page.file.src_uri
+    if weight := WEIGHTS.get(uri.partition("/")[0]):
+        page.meta["search"] = {"boost": weight}
     source = SOURCES.get(uri, f"docs/{uri}")
 
     def replaced(match: re.Match[str]) -> str:

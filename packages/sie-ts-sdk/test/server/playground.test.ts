@@ -4,15 +4,14 @@
  */
 
 import assert from "node:assert/strict";
-import { readFileSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { type Browser, type BrowserContextOptions, chromium, type Page } from "playwright-core";
+import { accessible } from "./axe.js";
 
 const { PAGE = "", SIE_API_KEY: KEY = "", CHROMIUM, OUT = "." } = process.env;
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"];
-const AXE = readFileSync(createRequire(join(process.cwd(), "package.json")).resolve("axe-core/axe.min.js"), "utf8");
 const PHONE = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true };
 let browser: Browser;
 
@@ -50,17 +49,6 @@ async function rerank(page: Page): Promise<void> {
 
 /** The texts of all elements that match. */
 const texts = (page: Page, selector: string): Promise<string[]> => page.locator(selector).allInnerTexts();
-
-/** Check the page with axe (https://github.com/dequelabs/axe-core), all rules. */
-async function accessible(page: Page): Promise<void> {
-  // evaluated by the browser's own protocol, which the page's policy does not apply to
-  await page.evaluate(AXE);
-  const found = await page.evaluate(async () => {
-    const { violations } = await (window as unknown as { axe: { run(): Promise<{ violations: any[] }> } }).axe.run();
-    return violations.map(({ id, nodes }) => `${id}: ${nodes.map((node: any) => node.target.join(" ")).slice(0, 3)}`);
-  });
-  assert.deepEqual(found, []);
-}
 
 test("a query is ranked with one request, and every view of a result is filled", async () => {
   const { page, requests, problems } = await open({ viewport: { width: 1360, height: 900 } });
