@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 from sklearn.metrics import brier_score_loss
 
@@ -98,6 +99,17 @@ def test_thresholds_are_the_best_that_reach_the_goal(pairs: Pairs, goal: str) ->
     assert (found.precision.value, found.recall.value) == (pytest.approx(precision), pytest.approx(recall))
     for share in (found.precision, found.recall):
         assert share.low < share.value < share.high < share.low + 0.1
+
+
+def test_a_few_queries_that_are_alike_have_a_wide_interval() -> None:
+    """Every draw of these queries has a precision of 0.5."""
+    raw = np.array([0.9, 0.1] * 3)
+    alike = Pairs(raw=raw, relevant=raw > 0.5, query=np.repeat(np.arange(3), 2))
+    found = threshold_for("precision", 0.5, np.full(6, 0.5), alike)
+    reference = scipy.stats.binomtest(3, 6).proportion_ci(method="wilson")
+    assert (found.precision.low, found.precision.high) == pytest.approx((reference.low, reference.high))
+    reference = scipy.stats.binomtest(3, 3).proportion_ci(method="wilson")
+    assert (found.recall.low, found.recall.high) == pytest.approx((reference.low, 1))
 
 
 def test_a_goal_out_of_reach_is_named(pairs: Pairs) -> None:

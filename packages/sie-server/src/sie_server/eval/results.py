@@ -108,7 +108,9 @@ def set_result(
     before = per_query(metrics, collection.grades, candidates.ranked)
     notes = [*collection.notes, *candidates.notes]
     if len(collection.queries) < FEW_QUERIES:
-        notes.append(f"{len(collection.queries)} queries are few; read the intervals")
+        notes.append(
+            f"{len(collection.queries)} queries are few, and intervals of few queries are often too narrow"
+        )
     return SetResult(
         name=collection.name,
         queries=len(collection.queries),

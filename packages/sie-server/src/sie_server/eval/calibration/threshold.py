@@ -1,7 +1,8 @@
-"""A threshold for a wanted precision or recall, with intervals over queries."""
+"""A threshold for a wanted precision or recall, with intervals."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -13,10 +14,11 @@ from sie_server.eval.statistics import INTERVAL
 
 Goal = Literal["precision", "recall"]
 DRAWS = 2000
+Z = 1.959964  # of the normal distribution: 95 % lie within
 
 
 class Share(msgspec.Struct, frozen=True):
-    """A share with its 95 % interval over queries."""
+    """A share with its 95 % interval."""
 
     value: float
     low: float
@@ -63,7 +65,11 @@ def threshold_for(goal: Goal, wanted: float, predicted: Floats, pairs: Pairs, se
 
 
 def _intervals(selected: np.ndarray[Any, Any], pairs: Pairs, seed: int) -> dict[str, tuple[float, float]]:
-    """Return the intervals of precision and recall over queries drawn with replacement."""
+    """Return the intervals of precision and recall.
+
+    They are over queries drawn with replacement, and at least as wide as those of independent pairs: draws of a few
+    queries that are alike have no spread at all.
+    """
     queries, number = np.unique(pairs.query, return_inverse=True)
     counts = [
         np.bincount(number, weights=each, minlength=len(queries))
@@ -76,5 +82,16 @@ def _intervals(selected: np.ndarray[Any, Any], pairs: Pairs, seed: int) -> dict[
     for name, whole in (("precision", chosen), ("recall", relevant)):
         shares = right[whole > 0] / whole[whole > 0]
         low, high = np.percentile(shares, INTERVAL)
-        found[name] = float(low), float(high)
+        one, two = wilson(
+            int(counts[0].sum()), int((selected if name == "precision" else pairs.relevant).sum())
+        )
+        found[name] = min(float(low), one), max(float(high), two)
     return found
+
+
+def wilson(count: int, whole: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of the share `count` of `whole` independent pairs."""
+    square = Z**2 / whole
+    middle = (count / whole + square / 2) / (1 + square)
+    half = Z / (1 + square) * math.sqrt(count / whole * (1 - count / whole) / whole + square / whole / 4)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
