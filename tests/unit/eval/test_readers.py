@@ -159,6 +159,8 @@ def test_unusable_runs_are_named(folder: Path, line: str, said: str) -> None:
     (folder / "x.trec").write_text(line)
     with pytest.raises(DataError, match=said):
         from_run(folder / "x.trec", load(folder), depth=10)
+    with pytest.raises(DataError, match=r"set\.trec does not exist; a folder has the run of each set"):
+        from_run(folder, load(folder), depth=10)
 
 
 def test_queries_and_documents_without_words() -> None:

@@ -88,7 +88,8 @@ def from_run(path: Path, collection: Collection, depth: int) -> Candidates:
     Raises:
         DataError: the run is unreadable, has no query of the collection, or names unknown documents.
     """
-    path = path / f"{collection.name}.trec" if path.is_dir() else path
+    if path.is_dir() and not (path := path / f"{collection.name}.trec").exists():
+        raise DataError(f"{path} does not exist; a folder has the run of each set as SET.trec")
     run = read_run(path)
     if not any(query in run for query in collection.queries):
         raise DataError(
