@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from sie_server.eval.metrics import DEFAULT, parse_metrics, per_query
-from sie_server.eval.report.plot import Point, pareto
+from sie_server.eval.report.plot import Point, pareto, short_names, ticks
 from sie_server.eval.results import busy_seconds
 from sie_server.eval.statistics import bootstrap_interval, changes, mean_tau, randomisation_test, t_test
 from sie_server.offline.errors import OfflineError
@@ -116,6 +116,20 @@ def test_a_single_query_has_no_significance() -> None:
 def test_the_front_has_models_that_no_other_beats() -> None:
     fast, slow, beaten, equal = Point("f", 1, 0.5), Point("s", 9, 0.7), Point("b", 5, 0.4), Point("e", 9, 0.6)
     assert pareto([beaten, equal, slow, fast]) == [fast, slow]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(464, 503), (8.3, 38), (0.002, 4000), (120, 290), (0.9, 1.1), (99.9, 100.1), (1, 1e9)]
+)
+def test_an_axis_has_a_few_round_ticks(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 1 <= len(found) <= 6 and len(set(found)) == len(found)
+    assert all(low * 0.99 <= tick <= high * 1.01 for tick in found)
+
+
+def test_names_in_the_plot_stay_distinct() -> None:
+    assert short_names(["sie/mini-en", "encode:a/b", "a/c:law@fast"]) == ["mini-en", "encode:b", "c:law@fast"]
+    assert short_names(["a/b", "c/b", "d"]) == ["a/b", "c/b", "d"]
 
 
 def test_pauses_are_not_busy() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,19 +75,53 @@ def draw(sets: Sequence[SetResult], metric: str, path: Path) -> None:
         figure.savefig(path, dpi=140)
 
 
+def short_names(models: Sequence[str]) -> list[str]:
+    """Return the names without their organisations, where these tell no two models apart."""
+    short = [re.sub(r"[^/:=@]+/", "", model) for model in models]
+    return [one if short.count(one) == 1 else model for one, model in zip(short, models, strict=True)]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return round numbers for a logarithmic axis from `low` to `high`, at most about six."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        found = [
+            step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high
+        ]
+        if len(found) > 2:
+            return found[:: -(-len(found) // 6)]
+    ends = (low * (high / low) ** 0.2, low * (high / low) ** 0.8)
+    return list(dict.fromkeys(float(f"{value:.2g}") for value in ends))
+
+
 def _panel(axes: Any, title: str, points: Sequence[Point], before: float, first_stage: str) -> None:
     axes.axhline(before, color="#9aa5b1", linestyle="--", linewidth=1)
     axes.annotate(first_stage, (0, before), xycoords=("axes fraction", "data"), fontsize=7, va="bottom")
     front = pareto(points)
     axes.plot([p.latency_ms for p in front], [p.quality for p in front], "-", color="#1f6feb", linewidth=1)
-    for point in points:
+    latencies = sorted(point.latency_ms for point in points)
+    middle = (latencies[0] * latencies[-1]) ** 0.5  # of a logarithmic axis
+    names = short_names([point.model for point in points])
+    by_latency = sorted(zip(points, names, strict=True), key=lambda each: each[0].latency_ms)
+    for place, (point, name) in enumerate(by_latency):
         color = "#1f6feb" if point in front else "#9aa5b1"
         axes.plot(point.latency_ms, point.quality, "o", color=color)
+        side = "right" if point.latency_ms > middle else "left"
+        above = place % 2 == 0  # neighbours on the axis are labelled on different sides
         axes.annotate(
-            point.model, (point.latency_ms, point.quality), (4, 4), textcoords="offset points", fontsize=7
+            name,
+            (point.latency_ms, point.quality),
+            (0, 6 if above else -6),
+            textcoords="offset points",
+            fontsize=7,
+            ha=side,
+            va="bottom" if above else "top",
         )
     axes.set_xscale("log")
     axes.margins(0.25)
+    low, high = axes.get_xlim()
+    axes.set_xticks(shown := ticks(low, high), [f"{tick:,g}" for tick in shown])
+    axes.set_xticks([], minor=True)
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
