@@ -136,6 +136,22 @@ def test_other_jobs_of_a_request_do_not_wait() -> None:
     assert queue
 
 
+def test_a_large_request_runs_its_query_first_and_alone() -> None:
+    queue = queue_of(job_of(50, 40, 30, query=True))
+    small = job_of(20, query=True)
+    queue.admit(Ticket(model := Model(), small))
+    assert model is not queue._tickets[0].model
+    first, second = queue.take(), queue.take()
+    assert first and second
+    assert {len(batch.works) for batch in (first, second)} == {1, 2}, (
+        "that of a small one stays with its texts"
+    )
+    queue.release(first)
+    queue.release(second)
+    rest = [queue.take(), queue.take()]
+    assert [[len(work.tokens) for work in batch.works] for batch in rest if batch] == [[50, 40], [30]]
+
+
 def test_one_thread_never_waits() -> None:
     queue = queue_of(job_of(90, 91, query=True), threads=1)
     assert queue.take() and queue.take() and not queue.take()

@@ -15,7 +15,8 @@ tokens that are expected of the whole request, until the whole request is known.
 other tickets are served, and it keeps its due.
 
 Several device threads take their batches from the same order. A job whose later works need what its first ones compute
-(the vectors of its query, the states of a shared prefix) has no work in two batches until those have ended.
+(the vectors of its query, the states of a shared prefix) has no work in two batches until those have ended. If it is
+larger than a batch, its query is in a batch without its other works, so that idle threads soon get those.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from sie_server.engine.job import Job, Work
+from sie_server.engine.job import QUERY, Job, Work
 from sie_server.errors import QueueFull
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ class TokenQueue(Generic[T]):
         room = model.batch_tokens
         for ticket in by_due:
             if ticket.model is model:
-                part = _take_from(ticket, room, at_least_one=not works)
+                part = _take_from(ticket, room, at_least_one=not works, query_apart=self._threads > 1)
                 if part:
                     ticket.awaited = _awaited(ticket, part) if self._threads > 1 else None
                     works += part
@@ -364,8 +365,12 @@ def _awaited(ticket: Ticket, part: list[Work]) -> Work | None:
     return next((work for work in part if work.leads and work.job is job), None)
 
 
-def _take_from(ticket: Ticket, room: int, *, at_least_one: bool) -> list[Work]:
-    """Take the next work of a ticket, as much as fits into `room` tokens."""
+def _take_from(ticket: Ticket, room: int, *, at_least_one: bool, query_apart: bool) -> list[Work]:
+    """Take the next work of a ticket, as much as fits into `room` tokens.
+
+    With `query_apart` a query ends it if the ticket is one job with more work than a batch.
+    """
+    large = len(ticket.jobs) == 1 and ticket.tokens_waiting > ticket.model.batch_tokens
     first, work = ticket.next_work, ticket.work
     while not ticket.exhausted:
         size = len(work[ticket.next_work].tokens)
@@ -375,4 +380,6 @@ def _take_from(ticket: Ticket, room: int, *, at_least_one: bool) -> list[Work]:
         ticket.tokens_waiting -= size
         ticket.slice_left -= size
         ticket.next_work += 1
+        if query_apart and large and work[ticket.next_work - 1].index == QUERY:
+            break
     return work[first : ticket.next_work]
