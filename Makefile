@@ -62,8 +62,8 @@ format: $(DEV) ## format the code and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(DEV) ## measure latency and throughput
-	$(BIN)/python -m bench $(ARGS)
+bench: $(DEV) ## compare engine and server with other libraries in one table (15 minutes; ARGS="--quick": two)
+	$(BIN)/python -m bench.table $(ARGS)
 
 bench-gpu: $(DEV) ## what a GPU does with this engine: parity, waits, speed, profile (four minutes)
 	$(BIN)/python -m bench.gpu $(ARGS)

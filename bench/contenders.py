@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from bench.workload import QUERY, Shape
+from bench.workload import QUERY
 from torch.nn import functional as F
 
 from sie_server.engine.engine import Engine
@@ -94,18 +94,26 @@ def padded_batches(
         yield part, tokenizer.pad(rows, return_tensors=tensors)
 
 
+class Layers(Protocol):
+    """A shape: its number of layers, and the inputs and outputs of the products of each one."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def sizes(self) -> list[tuple[int, int]]: ...
+
+
 class Products:
     """The large matrix products of the layers alone, whose rate determines the floor."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
-        h, f = shape.width, shape.feed_forward
-        self._sizes = [(h, 3 * h), (h, h), (h, f), (f, h)]
+    def __init__(self, shape: Layers, dtype: torch.dtype) -> None:
+        self._sizes = shape.sizes
         # one copy for each layer, because a single copy would stay in the processor's cache
         self._weights = [
             [torch.randn(outputs, inputs, dtype=dtype) for inputs, outputs in self._sizes]
             for _ in range(shape.layers)
         ]
-        self._inputs = {size: torch.randn(FLOOR_ROWS, size, dtype=dtype) for size in (h, f)}
+        self._inputs = {size: torch.randn(FLOOR_ROWS, size, dtype=dtype) for size, _ in self._sizes}
 
     @property
     def flops(self) -> float:

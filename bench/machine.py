@@ -19,16 +19,21 @@ def describe() -> dict[str, Any]:
 
     from sie_server.engine.device import usable_cores
 
-    flags = _cpuinfo("flags").split()
+    found = flags()
     return {
         "cpu": _cpuinfo("model name"),
         "cores": usable_cores(),
-        "amx_bf16": "amx_bf16" in flags,
-        "avx512_bf16": "avx512_bf16" in flags,
+        "amx_bf16": "amx_bf16" in found,
+        "avx512_bf16": "avx512_bf16" in found,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def flags() -> list[str]:
+    """Return the CPU's instruction sets, as Linux names them; empty on other systems."""
+    return _cpuinfo("flags").split()
 
 
 def _cpuinfo(key: str) -> str:

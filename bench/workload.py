@@ -40,6 +40,12 @@ class Shape:
     over_default: float
     over_best: float
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The inputs and outputs of the products of a layer."""
+        h, f = self.width, self.feed_forward
+        return [(h, 3 * h), (h, h), (h, f), (f, h)]
+
     def flops(self, lengths: list[int]) -> float:
         """Return the floating-point operations of products and attention for pairs of these lengths."""
         h, f, tokens = self.width, self.feed_forward, sum(lengths)
@@ -70,6 +76,13 @@ def natural_texts(count: int, median_words: float = 60.0, seed: int = 0) -> list
     rng.shuffle(lengths)
     starts = [int(rng.integers(0, len(words) - n)) if n < len(words) else 0 for n in lengths]
     return [" ".join(words[s : s + n]) for s, n in zip(starts, lengths, strict=True)]
+
+
+def plain_texts(count: int, words: int, seed: int = 0) -> list[str]:
+    """Return English texts of equal length."""
+    known = corpus_words()
+    starts = np.random.default_rng(seed).integers(0, len(known) - words, count)
+    return [" ".join(known[s : s + words]) for s in starts]
 
 
 def write_checkpoint(shape: Shape, directory: Path, seed: int = 0) -> Path:

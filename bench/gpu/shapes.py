@@ -66,8 +66,10 @@ SHAPES = (
 )
 
 
-def write_checkpoint(shape: GPUShape, directory: Path, device: str) -> Path:
-    """Write a cross-encoder in bf16; its weights are made on the device, which is faster."""
+def write_checkpoint(
+    shape: GPUShape, directory: Path, device: str, dtype: torch.dtype = torch.bfloat16
+) -> Path:
+    """Write a cross-encoder; its weights are made on the device, which is faster."""
     import transformers
 
     pad, rows = _write_tokenizer(shape, directory)
@@ -76,7 +78,7 @@ def write_checkpoint(shape: GPUShape, directory: Path, device: str) -> Path:
     with torch.device(device):
         model = transformers.AutoModelForSequenceClassification.from_config(config)
     spread_weights(model)
-    model.eval().to(torch.bfloat16).save_pretrained(directory)
+    model.eval().to(dtype).save_pretrained(directory)
     if shape.kind == "qwen3":  # a pair without a prompt, as sentence-transformers reads such a checkpoint
         (directory / "sie_reranker.yaml").write_text("template: none\n", encoding="utf-8")
     return directory

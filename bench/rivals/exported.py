@@ -1,4 +1,4 @@
-"""The model as converters need it: positional inputs, logits alone, and the scoring loop around the converted one."""
+"""The model as converters need it: positional inputs, logits alone, and the loop around the converted one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.contenders import Logits, padded_batches
+from bench.contenders import Contender, Logits, padded_batches
 from bench.workload import QUERY
 from torch import nn
 
@@ -41,18 +41,20 @@ def load(directory: Path, attention: str) -> tuple[Named, dict[str, torch.Tensor
     return Named(model, list(inputs)).eval(), inputs
 
 
-def scorer(
-    run: Callable[[dict[str, Any]], Any], directory: Path, documents: list[str], batch: int
-) -> Callable[[], Logits]:
-    """Score all documents with `run`, which maps arrays [batch, tokens] to logits [batch, 1]."""
+Run = Callable[[dict[str, Any]], Any]  # arrays [batch, tokens] → logits [batch, 1]
+
+
+def score(run: Run, tokenizer: Any, documents: list[str], batch: int) -> Logits:
+    """Score all documents in batches, sorted by length."""
+    logits = np.empty(len(documents))
+    for part, padded in padded_batches(tokenizer, documents, batch, "np"):
+        logits[part] = run(dict(padded))[:, 0]
+    return logits
+
+
+def contender(name: str, run: Run, directory: Path, documents: list[str], batch: int) -> Contender:
+    """Return a contender that scores these documents."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-
-    def score() -> Logits:
-        logits = np.empty(len(documents))
-        for part, padded in padded_batches(tokenizer, documents, batch, "np"):
-            logits[part] = run(dict(padded))[:, 0]
-        return logits
-
-    return score
+    return Contender(f"{name} sorted, batch {batch}", lambda: score(run, tokenizer, documents, batch))

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from bench.contenders import Contender, Logits
+from bench.contenders import Contender
 from bench.rivals import exported
 
 NEEDS = "pip install onnxruntime onnx"
@@ -45,13 +44,11 @@ def contenders(directory: Path, documents: list[str], batch: int) -> list[Conten
     """Return ONNX Runtime in fp32 and in int8, with documents sorted by length and padded in batches."""
     with TemporaryDirectory() as folder:
         write(directory, Path(folder))
-        return [
-            Contender(
-                f"ONNX Runtime {label} sorted, batch {batch}",
-                read(Path(folder) / name, directory, documents, batch),
-            )
-            for name, label in LABELS.items()
-        ]
+        runs = {label: read(Path(folder) / name) for name, label in LABELS.items()}
+    return [
+        exported.contender(f"ONNX Runtime {label}", run, directory, documents, batch)
+        for label, run in runs.items()
+    ]
 
 
 def write(directory: Path, folder: Path) -> None:
@@ -85,8 +82,8 @@ def write(directory: Path, folder: Path) -> None:
     )
 
 
-def read(file: Path, directory: Path, documents: list[str], batch: int) -> Callable[[], Logits]:
-    """Load a model that `write` has written, and return the function that scores the documents."""
+def read(file: Path) -> exported.Run:
+    """Load a model that `write` has written."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -100,4 +97,4 @@ def read(file: Path, directory: Path, documents: list[str], batch: int) -> Calla
     def run(inputs: dict[str, Any]) -> Any:
         return session.run(None, {name: inputs[name] for name in names})[0]
 
-    return exported.scorer(run, directory, documents, batch)
+    return run

@@ -9,13 +9,12 @@ Documents are sorted by length and padded in small batches, which was faster tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench.contenders import Contender, Logits
+from bench.contenders import Contender
 from bench.rivals import exported
 from bench.workload import QUERY
 
@@ -32,11 +31,10 @@ def installed() -> bool:
 
 def contenders(directory: Path, documents: list[str], batch: int) -> list[Contender]:
     """Return OpenVINO in bf16 and in int8, with documents sorted by length and padded in batches."""
-    found = []
-    for name, model in _converted(directory, documents).items():
-        score = _scorer(model, directory, documents, batch)
-        found.append(Contender(f"OpenVINO {LABELS[name]} sorted, batch {batch}", score))
-    return found
+    return [
+        exported.contender(f"OpenVINO {LABELS[name]}", _compiled(model), directory, documents, batch)
+        for name, model in _converted(directory, documents).items()
+    ]
 
 
 def write(directory: Path, documents: list[str], folder: Path) -> None:
@@ -47,14 +45,14 @@ def write(directory: Path, documents: list[str], folder: Path) -> None:
         ov.save_model(model, folder / name, compress_to_fp16=False)
 
 
-def read(file: Path, directory: Path, documents: list[str], batch: int) -> Callable[[], Logits]:
-    """Load a model that `write` has written, and return the function that scores the documents."""
+def read(file: Path) -> exported.Run:
+    """Load a model that `write` has written."""
     import openvino as ov
 
-    return _scorer(ov.Core().read_model(file), directory, documents, batch)
+    return _compiled(ov.Core().read_model(file))
 
 
-def _scorer(model: Any, directory: Path, documents: list[str], batch: int) -> Callable[[], Logits]:
+def _compiled(model: Any) -> exported.Run:
     import openvino as ov
 
     options = {
@@ -63,7 +61,7 @@ def _scorer(model: Any, directory: Path, documents: list[str], batch: int) -> Ca
         "INFERENCE_PRECISION_HINT": "bf16",
     }
     compiled = ov.Core().compile_model(model, "CPU", options)
-    return exported.scorer(lambda inputs: compiled(inputs)[0], directory, documents, batch)
+    return lambda inputs: compiled(inputs)[0]
 
 
 def _converted(directory: Path, documents: list[str]) -> dict[str, Any]:

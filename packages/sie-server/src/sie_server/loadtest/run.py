@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from sie_server.loadtest.errors import Failure
 from sie_server.loadtest.probe import Endpoint
@@ -14,6 +16,9 @@ from sie_server.loadtest.texts import Texts
 IN_A_ROW = 20  # failures of all clients without one success, after which an endpoint counts as gone
 PAUSE = 0.1  # seconds after a failure without Retry-After
 MARGIN = 2.0  # seconds after the time limit of the last request, until connections are closed
+
+
+Source = Callable[[int], Iterator[tuple[str, list[str]]]]  # number of a client → queries with documents
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ class Outcome:
 class _Phase:
     """The state that the clients of a phase share."""
 
-    def __init__(self, endpoint: Endpoint, plan: Plan) -> None:
-        self.endpoint, self.outcome = endpoint, Outcome(plan)
+    def __init__(self, endpoint: Endpoint, plan: Plan, source: Source) -> None:
+        self.endpoint, self.outcome, self._source = endpoint, Outcome(plan), source
         self.connections = [endpoint.connect() for _ in range(plan.clients)]
         self._lock = threading.Lock()
         self._left, self._row = plan.requests, 0
@@ -92,8 +97,7 @@ class _Phase:
 
     def client(self, number: int) -> None:
         """Send requests until the phase ends."""
-        plan, connection = self.outcome.plan, self.connections[number]
-        texts = iter(Texts(plan.documents, plan.seed, number, plan.words))
+        connection, texts = self.connections[number], self._source(number)
         while self.may_send():
             query, documents = next(texts)
             start = time.perf_counter()
@@ -106,12 +110,17 @@ class _Phase:
                 self.answered(time.perf_counter() - start)
 
 
-def run(endpoint: Endpoint, plan: Plan) -> Outcome:
+def _random(plan: Plan, number: int) -> Iterator[tuple[str, list[str]]]:
+    return iter(Texts(plan.documents, plan.seed, number, plan.words))
+
+
+def run(endpoint: Endpoint, plan: Plan, source: Source | None = None) -> Outcome:
     """Run one phase: it sends for `plan.seconds` at most and then waits for the last answers.
 
-    It ends early if the endpoint stops answering, and at the latest with the time limit of the last request.
+    `source` returns the requests of a client, by default random words. The phase ends early if the endpoint stops
+    answering, and at the latest with the time limit of the last request.
     """
-    phase = _Phase(endpoint, plan)
+    phase = _Phase(endpoint, plan, source or partial(_random, plan))
     threads = [
         threading.Thread(target=phase.client, args=(number,), daemon=True) for number in range(plan.clients)
     ]
