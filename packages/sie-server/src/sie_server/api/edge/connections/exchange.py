@@ -13,6 +13,8 @@ from sie_server.api.edge.budget import Share
 from sie_server.api.edge.limits.pacing import Pace
 from sie_server.errors import SIEError
 
+MOST_JOINED = 65_536  # bytes of a body that are copied to send them with the head
+
 
 class Exchange:
     """One request and its response. The application finds it as `request.state.exchange`."""
@@ -68,9 +70,38 @@ class Flow(FlowControl):
 
 
 class Outgoing:
-    """The transport as a response sees it: `close` lets a client that is still sending read the response first."""
+    """The transport as a response sees it: a head is sent with the start of its body, in one segment.
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
+    `close` lets a client that is still sending read the response first.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, cycle: RequestResponseCycle, close: Callable[[], None]
+    ) -> None:
         self.is_closing = transport.is_closing
-        self.close = close
+        self._transport, self._cycle, self._close = transport, cycle, close
+        self._head: bytes | None = None
+        self._head_is_next = cycle.scope["method"] != "HEAD"  # whose response has no body
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; the application sends a body right after the head."""
+        if self._head_is_next and self._cycle.response_started:
+            self._head_is_next, self._head = False, data
+        elif self._head is None:
+            self._transport.write(data)
+        elif len(data) > MOST_JOINED:
+            self._flush()
+            self._transport.write(data)
+        else:
+            head, self._head = self._head, None
+            self._transport.write(head + data)
+
+    def close(self) -> None:
+        """Close after what has been written."""
+        self._flush()
+        self._close()
+
+    def _flush(self) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.write(head)

@@ -207,7 +207,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._slice = SLICE_OF_LENGTH if has_length else SLICE
         self._body.start(self._now)
         exchange.cycle = self.cycle
-        self.cycle.transport = Outgoing(self.transport, self.close)  # type: ignore[assignment]
+        self.cycle.transport = Outgoing(self.transport, self.cycle, self.close)  # type: ignore[assignment]
         self._exchanges.append(exchange)
 
     @property
