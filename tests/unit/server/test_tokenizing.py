@@ -11,6 +11,7 @@ import pytest
 from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, before_slice
 from sie_server.errors import QueueFull
 from sie_server.serving.tokenizing import LARGE_THREADS, TokenizerPool
+from sie_server.serving.tokenizing.pool import SLOW_S, TINY_CHARS, TINY_TEXTS, Rests
 from support.waiting import until
 
 LARGE = ["x" * (SLICE_CHARS + 1)]
@@ -176,3 +177,72 @@ async def test_a_new_request_does_not_make_up_for_the_past_of_others(pool: Token
     gate.set()
     await asyncio.gather(old, new)
     assert log[3:] == ["new", "old", "new", "old", "new", "old"]
+
+
+class Owner:
+    """Owns a tokenizer."""
+
+
+def thread_after(*slices: int, passing: Callable[[], None] = lambda: None) -> Callable[[], str]:
+    """Return work that tokenises slices of these sizes, and returns the name of its thread."""
+
+    def work() -> str:
+        for characters in slices:
+            before_slice(characters)
+        passing()
+        return threading.current_thread().name
+
+    return work
+
+
+async def test_a_tiny_request_is_tokenised_where_it_arrives(pool: TokenizerPool) -> None:
+    pool._rests = Rests(lambda: 0.0)
+    here, owner = threading.current_thread().name, Owner()
+    assert await pool.run(thread_after(5), SMALL, owner) == here
+    assert await pool.run(thread_after(5), SMALL) != here  # its work may take long
+    assert await pool.run(thread_after(5), ["x"] * (TINY_TEXTS + 1), owner) != here
+    assert await pool.run(thread_after(5), ["x" * (TINY_CHARS + 1)], owner) != here
+    assert await pool.run(thread_after(5), [], owner) != here  # vectors
+    assert await pool.run(thread_after(5), SMALL, owner) == here
+
+
+async def test_a_tiny_request_with_a_long_query_moves_to_a_thread(pool: TokenizerPool) -> None:
+    pool._rests = Rests(lambda: 0.0)
+    here, owner = threading.current_thread().name, Owner()
+    assert await pool.run(thread_after(TINY_CHARS, 1), SMALL, owner) != here
+    assert await pool.run(thread_after(TINY_CHARS - 1, 1), SMALL, owner) == here
+
+
+async def test_a_slow_tokenizer_rests_from_the_event_loop_for_longer_and_longer(pool: TokenizerPool) -> None:
+    now = [0.0]
+    pool._rests = Rests(lambda: now[0])
+    here, slow, other = threading.current_thread().name, Owner(), Owner()
+
+    def take_long() -> None:
+        now[0] += 2 * SLOW_S
+
+    async def is_here(owner: Owner, passing: Callable[[], None] = lambda: None) -> bool:
+        return await pool.run(thread_after(5, passing=passing), SMALL, owner) == here
+
+    for rest in (10.0, 20.0, 40.0):
+        assert await is_here(slow, take_long)
+        now[0] += 0.9 * rest
+        assert not await is_here(slow) and await is_here(other)
+        now[0] += 0.2 * rest
+    assert await is_here(slow)  # fast again
+    assert await is_here(slow, take_long) and not await is_here(slow)
+    now[0] += 11
+    assert await is_here(slow)
+
+
+async def test_errors_of_a_tiny_request_pass_through_and_a_closed_pool_refuses_it(
+    pool: TokenizerPool,
+) -> None:
+    def broken() -> str:
+        raise KeyError("text")
+
+    with pytest.raises(KeyError):
+        await pool.run(broken, SMALL, Owner())
+    pool.close()
+    with pytest.raises(QueueFull):
+        await pool.run(thread_after(5), SMALL, Owner())

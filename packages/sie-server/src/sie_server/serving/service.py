@@ -329,11 +329,16 @@ class Service(ServiceState):
             yield admitted
 
     async def _tokenize(
-        self, work: Callable[[], Result], texts: Sequence[str], timing: RequestTiming
+        self,
+        work: Callable[[], Result],
+        texts: Sequence[str],
+        timing: RequestTiming,
+        owner: object | None = None,
     ) -> Result:
+        """Run `work` on a tokeniser thread; see `TokenizerPool.run`."""
         start = perf_counter()
         try:
-            result = await self._tokenizers.run(catching_panics(work), texts)
+            result = await self._tokenizers.run(catching_panics(work), texts, owner)
         except NativePanic as error:
             raise InferenceError(f"the tokenizer failed for a text of this request: {error}") from None
         timing.tokenization_ms += (perf_counter() - start) * 1e3
@@ -353,7 +358,11 @@ class Service(ServiceState):
         pieces = divided(plans, leased.adapter, admitted.arrival.demand.tokens, timing)
         if len(pieces) > 1:
             return [await self._growing(name, leased, plans[0], pieces, timing, admitted)]
-        jobs = await self._tokenize(lambda: [plan.job(leased.adapter) for plan in plans], texts, timing)
+        only_texts = all(plan.only_texts for plan in plans)  # vectors are decoded on a thread
+        owner = leased.adapter or leased.engine if only_texts else None
+        jobs = await self._tokenize(
+            lambda: [plan.job(leased.adapter) for plan in plans], texts, timing, owner
+        )
         timing.count_tokens(sum(job.input_tokens for job in jobs))
         await self._run(name, leased.engine, jobs, timing, admitted)
         return jobs

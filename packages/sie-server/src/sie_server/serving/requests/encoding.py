@@ -101,6 +101,11 @@ class EncodePlan:
         return characters_of(self.texts, self.limit)
 
     @property
+    def only_texts(self) -> bool:
+        """Encode requests have no vectors."""
+        return True
+
+    @property
     def divisible(self) -> bool:
         """Whether the texts may be tokenised apart: no check of all texts before any is read."""
         return not self.vendor or self.vendor.truncate

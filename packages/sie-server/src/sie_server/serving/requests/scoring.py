@@ -88,9 +88,14 @@ class ScorePlan:
         return windows + max(sequences, windows // (limit * CHARS_PER_TOKEN)) * query
 
     @property
+    def only_texts(self) -> bool:
+        """Whether neither the query nor the candidates are vectors."""
+        return not self.candidates.vectors
+
+    @property
     def divisible(self) -> bool:
         """Whether the texts may be tokenised apart: no vectors, and no check of all texts before any is read."""
-        return not self.candidates.vectors and self.options.long_document != "refuse"
+        return self.only_texts and self.options.long_document != "refuse"
 
     @property
     def read_texts(self) -> list[str]:

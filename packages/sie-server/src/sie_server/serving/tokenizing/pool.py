@@ -4,15 +4,21 @@ A *small* request has about a slice of text and runs on the first free thread. A
 but waits before every slice: few of them tokenise at a time, and the one that has tokenised least is next. A request
 whose caller has left, and at shutdown every request, ends before its next slice. While fewer requests tokenise than
 there are threads and cores, idle threads help with the texts of a slice (`serving.tokenizing.crew`).
+
+A *tiny* request is tokenised where it arrives, on the event loop, because handing it to a thread and back takes the
+event loop as long. A tokenizer that takes much longer, for example for its regular expressions, is used on the threads
+for some time, which doubles each time it is slow again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from sie_server.engine.device import usable_cores
 from sie_server.engine.text.slices import SLICE_CHARS, SLICE_TEXTS, paced, spread_by
@@ -24,6 +30,9 @@ Result = TypeVar("Result")
 LARGE_THREADS = 64  # most of them wait; further large requests start in order of arrival
 MOST_SMALL = 2 * SLICE_CHARS  # characters that a small request may tokenise before it counts as large
 THREADS = "sie-tokenize"
+TINY_CHARS, TINY_TEXTS = 2048, 8  # 0.1 to 0.4 ms
+SLOW_S = 0.005  # time of a tiny request, after which its tokenizer is used on the threads
+FIRST_REST_S, LAST_REST_S = 10.0, 3600.0  # for so long
 
 
 class Abandoned(BaseException):
@@ -105,6 +114,27 @@ class Ticket:
         self.used += characters
 
 
+class Rests:
+    """Tokenizers that have been slow on the event loop. Each rests for twice as long as the time before."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self._rests: WeakKeyDictionary[object, tuple[float, float]] = WeakKeyDictionary()  # end, seconds
+
+    def over(self, owner: object) -> bool:
+        """Return whether the tokenizer of `owner` may be used on the event loop."""
+        return owner not in self._rests or self.clock() >= self._rests[owner][0]
+
+    def note(self, owner: object, seconds: float) -> None:
+        """Note the time that a tiny request took."""
+        if seconds > SLOW_S:
+            _, last = self._rests.get(owner, (0.0, FIRST_REST_S / 2))
+            rest = min(2 * last, LAST_REST_S)
+            self._rests[owner] = self.clock() + rest, rest
+        elif owner in self._rests:
+            del self._rests[owner]
+
+
 class TokenizerPool:
     """Runs the tokenising of requests. Its methods are called on the event loop."""
 
@@ -116,14 +146,25 @@ class TokenizerPool:
         self._helpers = Threads(max(1, at_once - 1), thread_name_prefix=f"{THREADS}-help")
         self._crew = Crew(at_once, self._helpers.submit)
         self._tickets: set[Ticket] = set()
+        self._rests = Rests()
         self._closed = False
 
-    async def run(self, work: Callable[[], Result], texts: Sequence[str]) -> Result:
-        """Run `work`, which tokenises `texts`, on a thread. It may be started twice, so it must have no effects.
+    async def run(
+        self, work: Callable[[], Result], texts: Sequence[str], owner: object | None = None
+    ) -> Result:
+        """Run `work`, which tokenises `texts`, on a thread. It may be started again, so it must have no effects.
+
+        `owner` owns the tokenizer. With it, `work` does nothing that takes long but tokenising, and a tiny request runs
+        at once.
 
         Raises:
             QueueFull: the server stops. Errors of `work` pass through.
         """
+        if owner is not None and _is_tiny(texts) and self._rests.over(owner) and not self._closed:
+            try:
+                return self._here(work, owner)
+            except TooLarge:
+                pass
         if len(texts) <= SLICE_TEXTS and sum(map(len, texts)) <= SLICE_CHARS:
             try:
                 return await self._on(self._small, lambda ticket: self._at_once(work, ticket))
@@ -144,6 +185,26 @@ class TokenizerPool:
             # without effect unless the caller has left
             self._turns.cancel(ticket)
             self._tickets.discard(ticket)
+
+    def _here(self, work: Callable[[], Result], owner: object) -> Result:
+        """Run the work of a tiny request on this thread.
+
+        Raises:
+            TooLarge: it tokenises more than its texts, for example a long query.
+        """
+        left, started = TINY_CHARS, self._rests.clock()
+
+        def check(characters: int) -> None:
+            nonlocal left
+            left -= characters
+            if left < 0:
+                raise TooLarge
+
+        try:
+            with paced(check):
+                return work()
+        finally:
+            self._rests.note(owner, self._rests.clock() - started)
 
     def _at_once(self, work: Callable[[], Result], ticket: Ticket) -> Result:
         with paced(ticket.check), spread_by(self._crew.encode):
@@ -169,6 +230,10 @@ class TokenizerPool:
             self._turns.cancel(ticket)
         for threads in (self._small, self._large, self._helpers):
             threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_tiny(texts: Sequence[str]) -> bool:
+    return 0 < len(texts) <= TINY_TEXTS and sum(map(len, texts)) <= TINY_CHARS
 
 
 def _stopping() -> QueueFull:
