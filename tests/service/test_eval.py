@@ -173,6 +173,9 @@ def test_models_that_cannot_score_and_unknown_ones_are_named(
         assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
         assert said in done.stderr.splitlines()[-1]
         assert not list((tmp_path / "out").glob("scores/*"))
+    args = ["eval", f"--data={data}", "--model=encode:toy/encoder", f"--out={tmp_path / 'out'}"]
+    done = evaluated(*args, f"--endpoint={server.base_url}", "--queries=3")
+    assert done.exit_code == 0 and "encode:toy/encoder\tndcg@10" in done.stdout, done.output
 
 
 def test_adapters_profiles_and_vectors_of_models_in_this_process(
@@ -180,7 +183,7 @@ def test_adapters_profiles_and_vectors_of_models_in_this_process(
 ) -> None:
     base = AutoModelForSequenceClassification.from_pretrained(models / MODEL)
     adapter = make_adapter(base, tmp_path / "law", target_modules=["query", "value"])
-    names = ("a/x", "a/x:law", "BAAI/bge-m3", "BAAI/bge-m3@dense")
+    names = ("a/x", "a/x:law", "BAAI/bge-m3", "BAAI/bge-m3@dense", "encode:a/encoder")
     report = evaluate(
         data,
         [
@@ -188,6 +191,7 @@ def test_adapters_profiles_and_vectors_of_models_in_this_process(
             "a/x:law",
             f"BAAI/bge-m3={make_bge_m3(tmp_path / 'm3')}",
             "BAAI/bge-m3@dense",
+            "encode:a/encoder",
         ],
         first_stage=f"encode:a/encoder={models / 'toy/encoder'}",
         queries=4,
@@ -197,10 +201,14 @@ def test_adapters_profiles_and_vectors_of_models_in_this_process(
         config=ServerConfig(dtype="float32", offline=True, load_wait_s=0, adapter=(f"a/x:law={adapter}",)),
     )
     assert report.sets[0].first_stage == "a/encoder"
-    _, scored = report.runs["words"]
+    candidates, found = report.runs["words"]
+    scored = list(found)
     assert tuple(each.name for each in scored) == names
+    for query, answer in scored.pop().answers.items():  # the model of the first stage confirms its order
+        assert answer.order == list(range(6))
+        assert answer.scores == pytest.approx(candidates.scores[query], abs=1e-5)
     plain, law, mixed, dense = ([answer.scores for answer in each.answers.values()] for each in scored)
     assert plain != law and mixed != dense
     kinds = [model.score_type for model in report.sets[0].models]
     assert all(model.other_format is not None for model in report.sets[0].models)
-    assert kinds == ["probability", "probability", "maxsim", "cosine"]
+    assert kinds == ["probability", "probability", "maxsim", "cosine", "cosine"]
