@@ -215,8 +215,11 @@ def _source(texts: Sequence[str], documents: int, client: int) -> Iterator[tuple
 
 
 def _resident_mib(process: psutil.Process) -> float:
-    family = [process, *process.children(recursive=True)]
-    return sum(float(each.memory_info().rss) for each in family) / 2**20
+    try:
+        family = [process, *process.children(recursive=True)]
+        return sum(float(each.memory_info().rss) for each in family) / 2**20
+    except psutil.Error:  # it has ended, and its requests have failed
+        return 0.0
 
 
 def merged(outcomes: Sequence[Outcome]) -> dict[str, Any]:
