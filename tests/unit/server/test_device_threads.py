@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -95,6 +97,19 @@ def test_numbers_and_auto_are_read_from_every_source() -> None:
     assert load_config({"device_threads": "auto"}, {}, None).device_threads == "auto"
     assert load_config({"device_threads": "4"}, {}, None).device_threads == 4
     assert load_config({}, {"SIE_DEVICE_THREADS": "2"}, None).device_threads == 2
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["score", "--query", "weather", "--offline"]])
+def test_a_command_refuses_too_many_threads_in_one_line(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sie_server", *command, "--device-threads", "9999", "--device", "cpu"],
+        input="Rain.",
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert done.returncode != 0 and len(lines) == 1 and "Traceback" not in done.stderr
+    assert "device_threads: 9999 was requested, but this process may use" in lines[0]
 
 
 # ── the queue ──

@@ -21,7 +21,7 @@ from sie_server.api.edge.connections.edge import Edge
 from sie_server.api.edge.connections.listening import LOCAL_HOSTS, ServerFailed, bind, url_of
 from sie_server.api.edge.connections.protocol import EdgeProtocol
 from sie_server.config import ServerConfig
-from sie_server.engine.device import require_device
+from sie_server.engine.device import thread_teams
 from sie_server.errors import SIEError
 from sie_server.logs import report_end
 from sie_server.serving.service import Service
@@ -83,11 +83,11 @@ def serve(config: ServerConfig) -> None:
     """Serve until a signal stops the process.
 
     Raises:
-        ConfigError: the device is not available.
+        ConfigError: the device is not available, or cannot have that many device threads.
         ServerFailed: the port is taken, a model named at start cannot be loaded, or the device thread fails.
     """
     sys.setswitchinterval(SWITCH_S)
-    require_device(config.device)
+    thread_teams(config.device_threads, config.threads, config.device)
     listener = bind(config.host, config.port)
     failures: list[SIEError] = []
 

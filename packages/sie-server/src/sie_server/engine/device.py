@@ -130,6 +130,18 @@ def device_threads(requested: int | str, threads: int, device: str) -> int:
     return requested
 
 
+def thread_teams(requested: int | str, threads: int, device: str) -> tuple[int, int]:
+    """Return the number of device threads and the math threads of each, given the settings.
+
+    Raises:
+        ConfigError: the device is not available, or cannot have that many.
+    """
+    require_device(device)
+    whole = math_threads(threads, device)
+    count = device_threads(requested, whole, device)
+    return count, whole // count
+
+
 def use_cpu_threads(count: int) -> None:
     """Set how many threads torch uses for a product called by this thread; 0 means one per usable core.
 

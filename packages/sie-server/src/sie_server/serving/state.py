@@ -17,7 +17,7 @@ from sie_server.catalog import (
     with_configured,
 )
 from sie_server.config import ServerConfig
-from sie_server.engine.device import device_threads, math_threads, require_device
+from sie_server.engine.device import thread_teams
 from sie_server.engine.document_cache import DocumentCache
 from sie_server.engine.storage.footprint import automatic_budget, free_gpu_bytes
 from sie_server.models.spec import EmbeddingSpec
@@ -59,13 +59,9 @@ class ServiceState:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.config = config
         self.metrics = Metrics()
-        require_device(config.device)
-        threads = math_threads(config.threads, config.device)
-        count = device_threads(config.device_threads, threads, config.device)
-        log.info("device threads: %d, each with %d for products", count, threads // count)
-        self.worker = DeviceWorker(
-            config.max_queue_tokens, threads // count, self.metrics, on_death, check_device, count
-        )
+        count, team = thread_teams(config.device_threads, config.threads, config.device)
+        log.info("device threads: %d, each with %d for products", count, team)
+        self.worker = DeviceWorker(config.max_queue_tokens, team, self.metrics, on_death, check_device, count)
         self.metrics.queue_seconds.set_function(self.queued_seconds)
         self.admission = Admission(self.worker, config.max_wait_s)
         cache_bytes = config.document_cache_mb * 2**20
