@@ -6,7 +6,9 @@ import asyncio
 import subprocess
 import sys
 import threading
-from typing import Any
+import time
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,8 +18,11 @@ from sie_server.config import load_config
 from sie_server.engine import device
 from sie_server.engine.device import device_threads
 from sie_server.engine.job import QUERY, Job, Work, build_job
-from sie_server.errors import ConfigError, InferenceError, QueueFull
+from sie_server.errors import ConfigError, InferenceError, QueueFull, ResourceExhausted
 from sie_server.models.batch import Prefix, Tokens
+from sie_server.serving.device import health as health_module
+from sie_server.serving.device import thread as thread_module
+from sie_server.serving.device.health import ALSO, MOST_FAILURES
 from sie_server.serving.device.queue import Demand, Ticket, TokenQueue
 from sie_server.serving.device.tickets import PendingTicket
 from sie_server.serving.device.worker import DeviceWorker
@@ -332,3 +337,100 @@ async def test_a_spoiled_thread_is_replaced_in_its_place(worker: DeviceWorker) -
     await until(lambda: not any(thread.is_alive() for thread in engine.spoiled))
     assert await running == [90] and len(engine.spoiled) == 1
     assert all(each.thread.is_alive() for each in worker._threads)
+
+
+class Memory(Model):
+    """A sequence of 31 tokens or more spoils its thread, as oneDNN does: no later pass in the same thread succeeds."""
+
+    def __init__(self) -> None:
+        self.spoiled, self.trouble = set[int](), None
+
+    __hash__ = object.__hash__
+
+    def run(self, works: list[Work]) -> list[Any]:
+        lengths = [len(work.tokens) for work in works]
+        if max(lengths) > 30:
+            self.spoiled.add(threading.get_ident())
+        if threading.get_ident() in self.spoiled:
+            raise RuntimeError("could not create a primitive")
+        time.sleep(0.002)  # longer than a pass that fails
+        return lengths
+
+
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Refuse new threads until the list holds True."""
+    room = [False]
+    monkeypatch.setattr(thread_module, "room_for_threads", lambda count: room[0])
+    monkeypatch.setattr(thread_module, "TEST_EVERY_S", 0.01)
+    return room
+
+
+async def test_a_spoiled_thread_without_a_successor_leaves_its_work_to_the_others(
+    worker: DeviceWorker, no_room: list[bool]
+) -> None:
+    engine = Memory()
+    for spoiled in (1, 2):
+        with pytest.raises(ResourceExhausted):
+            await run(worker, engine, 31)
+        assert await asyncio.gather(*(run(worker, engine, 5, 6) for _ in range(60))) == [[5, 6]] * 60
+        await asyncio.gather(*(worker.call(partial(engine.run, job_of(5).work)) for _ in range(20)))
+        await worker.settled()
+        assert len(engine.spoiled) == spoiled and worker.health.works
+    for _ in range(2):
+        with pytest.raises(ResourceExhausted):  # now there is no other
+            await run(worker, engine, 31)
+    no_room[0] = True
+    await until(lambda: not any(thread.spoiled for thread in worker._threads))
+    engine.spoiled.clear()  # a new thread may have the number of an old one
+    assert await asyncio.gather(*(run(worker, engine, 5) for _ in range(30))) == [[5]] * 30
+
+
+async def test_a_call_that_spoils_its_thread_leaves_the_work_that_waits_to_the_others(
+    worker: DeviceWorker, no_room: list[bool]
+) -> None:
+    engine = Memory()
+    for _ in range(2):
+        spoiling = asyncio.create_task(worker.call(partial(engine.run, job_of(31).work)))
+        waiting = [asyncio.create_task(run(worker, engine, 5)) for _ in range(20)]
+        with pytest.raises(RuntimeError, match="primitive"):
+            await spoiling
+        assert await asyncio.gather(*waiting) == [[5]] * 20
+
+
+class Breakable(Model):
+    """A model whose passes fail until it is repaired."""
+
+    def __init__(self) -> None:
+        self.broken, self.trouble = True, None
+
+    __hash__ = object.__hash__
+
+    def run(self, works: list[Work]) -> list[Any]:
+        if self.broken:
+            raise ValueError
+        return [len(work.tokens) for work in works]
+
+
+def refuse_broken(engine: Any) -> None:
+    if engine.broken:
+        raise InferenceError("a text of the server fails")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+async def test_a_failing_model_is_tested_until_it_works_whichever_thread_has_failed(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (health_module, thread_module):
+        monkeypatch.setattr(module, "TEST_EVERY_S", 0.01)
+    worker = DeviceWorker(10_000, 1, Metrics(), self_test=cast(Any, refuse_broken), device_threads=threads)
+    for _ in range(3):
+        engine = Breakable()
+        for _ in range(MOST_FAILURES):
+            with pytest.raises(InferenceError):
+                await run(worker, engine, 5)
+        await until(lambda engine=engine: ALSO in (engine.trouble or ""))
+        assert not worker.health.works
+        engine.broken = False
+        await until(lambda: worker.health.works)  # without a request
+    await asyncio.to_thread(worker.close)

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 import sie_server
 from sie_server.engine.engine import Engine
 from sie_server.engine.job import Work
-from sie_server.serving.device import health, worker
+from sie_server.serving.device import health, thread
 from support.servers.inprocess import ask, asking
 from support.waiting import eventually
 
@@ -62,7 +62,7 @@ def last_error(client: TestClient, model: str) -> str | None:
 def test_a_broken_model_is_named_while_another_one_works(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, reason: str
 ) -> None:
-    monkeypatch.setattr(worker, "TEST_EVERY_S", 0.01)
+    monkeypatch.setattr(thread, "TEST_EVERY_S", 0.01)
     monkeypatch.setattr(health, "TEST_EVERY_S", 0.01)
     with monkeypatch.context() as patch:
         Fault(client, "toy/b", error).install(patch)
@@ -95,7 +95,7 @@ def test_texts_that_fail_leave_no_error_at_the_model(
 
 
 def test_the_first_success_clears_the_error(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "TEST_EVERY_S", 60)
+    monkeypatch.setattr(thread, "TEST_EVERY_S", 60)
     monkeypatch.setattr(health, "TEST_EVERY_S", 60)
     with monkeypatch.context() as patch:
         Fault(client, "toy/b", ValueError()).install(patch)

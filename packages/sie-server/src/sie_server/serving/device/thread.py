@@ -45,12 +45,16 @@ class Source(Protocol):
         """Whether the threads end; under the lock."""
         ...
 
-    def has_work(self, place: int) -> bool:
-        """Return whether the thread of that place has something to do; under the lock."""
+    def has_work(self, place: int, *, own: bool) -> bool:
+        """Return whether the thread of that place has something to do, or only it (`own`); under the lock."""
         ...
 
-    def next_call(self, place: int) -> Call | None:
-        """Return the next call for the thread of that place; under the lock."""
+    def next_call(self, place: int, *, own: bool) -> Call | None:
+        """Return the next call for the thread of that place, or only for it (`own`); under the lock."""
+        ...
+
+    def others_serve(self, place: int) -> bool:
+        """Return whether a pass can run in the thread of another place."""
         ...
 
     def take(self) -> Batch[PendingTicket] | None:
@@ -84,7 +88,7 @@ class DeviceThread:
         self._underway: deque[Underway] = deque()  # batches that have been launched, the oldest first
         self._running_until = 0.0  # estimated end of the running batches
         self._ended = 0.0  # when the last batch ended
-        self._spoiled = False  # this thread can no longer run a pass
+        self.spoiled = False  # this thread can no longer run a pass
         self.apart: deque[Batch[PendingTicket]] = deque()  # of a batch that spoiled its thread
         self.thread = self._start()
 
@@ -92,6 +96,11 @@ class DeviceThread:
     def running_s(self) -> float:
         """The estimated time until the running batches end. One that takes longer is assumed to take as long again."""
         return abs(self._running_until - time.perf_counter()) if self._underway else 0.0
+
+    @property
+    def _rests(self) -> bool:
+        """Whether it leaves all work to other threads: passes fail in it so fast that it would take most of them."""
+        return self.spoiled and self._worker.others_serve(self._place)
 
     def _start(self) -> threading.Thread:
         name = f"sie-device-{self._place}" if self._place else "sie-device"
@@ -105,7 +114,7 @@ class DeviceThread:
         try:
             use_cpu_threads(self._cpu_threads)
             while self._step():
-                if self._spoiled and self._hand_over():
+                if self.spoiled and self._hand_over():
                     return
         except BaseException as error:  # panics of native libraries are no `Exception`
             self._worker.thread_died(error, thread_failed(error))
@@ -115,10 +124,10 @@ class DeviceThread:
         if not room_for_threads(1 + (self._cpu_threads or usable_cores())):  # OpenMP starts the others
             return False
         try:
-            self._spoiled = False
+            self.spoiled = False
             self.thread = self._start()
         except RuntimeError:  # can't start new thread
-            self._spoiled = True
+            self.spoiled = True
             return False
         log.warning(
             "a forward pass spoiled its thread because memory was missing; the device continues in a new one"
@@ -138,17 +147,17 @@ class DeviceThread:
             self._run_call(*call)
             del call
             health.step_begins(self._place)
-            if self._spoiled:
+            if self.spoiled:
                 return True  # the batch runs in the next thread
         with worker.wake:
             if worker.closed:
                 return False
-            batch = self.apart.popleft() if self.apart else worker.take()
+            batch = self.apart.popleft() if self.apart else None if self._rests else worker.take()
         if batch:
             self._run_batch(batch)
         elif self._underway:
             self._end_batch()
-        elif not health.works:
+        elif health.test_is_due and not self._rests:
             self._test_device()
         return True
 
@@ -157,19 +166,21 @@ class DeviceThread:
         worker, health = self._worker, self._worker.health
         with worker.wake:
             health.step_ends(self._place)
-            # one thread tests the models that fail, and each one whether it can be replaced
-            tests = self._spoiled or (self._place == 0 and not health.works)
+            if self._rests:
+                worker.wake.notify_all()  # this thread may have been woken for work that it leaves now
+            # Any thread may test the models that fail: one that began to wait before a failure is not woken by it.
+            tests = self.spoiled or not health.works
             worker.wake.wait_for(
-                lambda: worker.has_work(self._place) or self.apart or self._underway,
+                lambda: worker.has_work(self._place, own=self._rests) or self.apart or self._underway,
                 TEST_EVERY_S if tests else None,
             )
             health.step_begins(self._place)
-            return worker.next_call(self._place)
+            return worker.next_call(self._place, own=self._rests)
 
     def _test_device(self) -> None:
         if error := self._worker.test():
             log.error("the device does not work: %s", error.message)
-            self._spoiled = self._spoiled or thread_spoiled(error)
+            self.spoiled = self.spoiled or thread_spoiled(error)
         else:
             log.warning("the device works: the server's own texts are scored")
 
@@ -183,7 +194,7 @@ class DeviceThread:
                 self._worker.on_loop(resolve, done, None, thread_failed(lost))
                 raise lost from error
             failure = error
-            self._spoiled = self._spoiled or thread_spoiled(error)
+            self.spoiled = self.spoiled or thread_spoiled(error)
         except BaseException as error:
             self._worker.on_loop(resolve, done, None, thread_failed(error))
             raise
@@ -226,8 +237,8 @@ class DeviceThread:
         try:
             return run_isolated(underway.engine, batch.works, underway.flight)
         except ThreadSpoiled as error:
-            again = batch.parts() if not self._spoiled else []
-            self._spoiled = True
+            again = batch.parts() if not self.spoiled else []
+            self.spoiled = True
             if again:
                 self.apart.extendleft(reversed(again))
                 return None

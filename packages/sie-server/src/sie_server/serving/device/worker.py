@@ -136,7 +136,7 @@ class DeviceWorker:
             self._queue.grow(ticket, works, whole=whole)
             self._pending.add(ticket)
             self._metrics.queue_tokens.set(self._queue.tokens_waiting)
-            self.wake.notify()
+            self._wake_thread()
 
     async def results(self, ticket: PendingTicket) -> None:
         """Wait until a request that is whole has all its results.
@@ -190,10 +190,17 @@ class DeviceWorker:
                 raise self._failure or _stopping()
             self._calls.append(_Call(function, done, place))
             if place is None:
-                self.wake.notify()
+                self._wake_thread()
             else:
                 self.wake.notify_all()
         return done
+
+    def _wake_thread(self) -> None:
+        """Wake a thread that takes work. Under the lock."""
+        if any(thread.spoiled for thread in self._threads):
+            self.wake.notify_all()  # a single one might be a thread that leaves work to the others
+        else:
+            self.wake.notify()
 
     async def score_known(self, engine: Engine, job: Job, timing: RequestTiming) -> None:
         """Score the documents of `job` that need no forward pass. The arithmetic runs on the device thread as well.
@@ -263,13 +270,23 @@ class DeviceWorker:
         """Whether the threads end. Under the lock."""
         return self._closed
 
-    def has_work(self, place: int) -> bool:
-        """Return whether the thread of that place has something to do. Under the lock."""
-        return self._closed or bool(self._queue) or any(call.place in (None, place) for call in self._calls)
+    def has_work(self, place: int, *, own: bool) -> bool:
+        """Return whether the thread of that place has something to do, or only it (`own`). Under the lock."""
+        if self._closed or self._call_for(place, own=own):
+            return True
+        return not own and bool(self._queue)
 
-    def next_call(self, place: int) -> Call | None:
-        """Return the next call for the thread of that place. Under the lock."""
-        call = next((call for call in self._calls if call.place in (None, place)), None)
+    def _call_for(self, place: int, *, own: bool) -> _Call | None:
+        places = (place,) if own else (None, place)
+        return next((call for call in self._calls if call.place in places), None)
+
+    def others_serve(self, place: int) -> bool:
+        """Return whether a pass can run in the thread of another place."""
+        return any(not thread.spoiled for other, thread in enumerate(self._threads) if other != place)
+
+    def next_call(self, place: int, *, own: bool) -> Call | None:
+        """Return the next call for the thread of that place, or only for it (`own`). Under the lock."""
+        call = self._call_for(place, own=own)
         if call is None or self._closed:
             return None
         self._calls.remove(call)
@@ -280,7 +297,7 @@ class DeviceWorker:
         batch = self._queue.take()
         self._metrics.queue_tokens.set(self._queue.tokens_waiting)
         if self._queue:
-            self.wake.notify()  # another thread takes the batch after this one
+            self._wake_thread()  # another thread takes the batch after this one
         return batch
 
     def batch_ended(
@@ -299,7 +316,7 @@ class DeviceWorker:
                     self._drop(ticket)
             self._queue.release(batch)
             if self._queue:
-                self.wake.notify()
+                self._wake_thread()
 
     def test(self) -> SIEError | None:
         """Run the failing models on texts of the server; return the error of one that fails again."""
