@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from hypothesis import strategies as st
 
 from sie_server.engine.growing import GrowingJob
 from sie_server.engine.job import QUERY, Chunk, Job, Work, build_job
+from sie_server.engine.text.slices import SLICE_CHARS, before_slice, count_sequence
 from sie_server.errors import InferenceError, QueueFull, SIEError
 from sie_server.models.batch import Tokens
 from sie_server.serving.device.queue import SLICE_BATCHES, Ticket, TokenQueue, tokens_of
 from sie_server.serving.device.tickets import PendingTicket, TicketClosed
 from sie_server.serving.device.worker import DeviceWorker
-from sie_server.serving.growing import whole_batches
+from sie_server.serving.growing import Feed, whole_batches
 from sie_server.serving.metrics import Metrics, RequestTiming
+from sie_server.serving.tokenizing import TokenizerPool
 from sie_server.serving.tokenizing.pieces import MOST_PIECES, pieces
 
 BATCH = 100
@@ -347,4 +350,39 @@ async def test_a_failed_batch_fails_a_request_whose_later_texts_are_still_tokeni
     with pytest.raises(InferenceError):
         await one_request(worker, LengthEngine(), mix)
     assert not worker._pending and not worker._queue._tickets
+    await asyncio.to_thread(worker.close)
+
+
+@dataclass
+class SlowPlan:
+    """A plan whose every piece takes a slice of the tokenizer, and notes its thread."""
+
+    engine: Any
+    texts: list[int]
+    threads: list[str]
+
+    def only(self, places: Sequence[int]) -> SlowPlan:
+        return SlowPlan(self.engine, [self.texts[i] for i in places], self.threads)
+
+    def job(self, _: object) -> Job:
+        count_sequence(1000)
+        before_slice(SLICE_CHARS)
+        self.threads.append(threading.current_thread().name)
+        return part_of(self.texts)
+
+
+async def test_a_request_that_proves_large_continues_with_the_piece_that_was_interrupted() -> None:
+    worker, pool = DeviceWorker(1_000_000, 1, Metrics()), TokenizerPool(2)
+    texts = [n % 12 for n in range(60)]
+    plan = SlowPlan(LengthEngine(), texts, [])
+    ticket = PendingTicket(plan.engine, [], RequestTiming(), None, expected=1000)
+    feed = Feed(plan, None, [list(range(i, i + 12)) for i in range(0, 60, 12)], ticket, worker, lambda: None)  # type: ignore[arg-type]
+    with worker.waiting_for(ticket):
+        job = await pool.run(feed, ["x"])
+        await worker.results(ticket)
+    feed.growing.finish()
+    assert job.results == [text + 1 for text in texts]
+    assert len(plan.threads) == 5 and "large" not in plan.threads[0] and "large" in plan.threads[-1]
+    assert feed._allowance.most - feed._allowance.left == 5 * 1000
+    pool.close()
     await asyncio.to_thread(worker.close)
