@@ -9,6 +9,7 @@ Documents are sorted by length and padded in small batches, which was faster tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def contenders(directory: Path, documents: list[str], batch: int) -> list[Conten
     """Return OpenVINO in bf16 and in int8, with documents sorted by length and padded in batches."""
     return [
         exported.contender(f"OpenVINO {LABELS[name]}", _compiled(model), directory, documents, batch)
-        for name, model in _converted(directory, documents).items()
+        for name, model in _converted(directory, documents)
     ]
 
 
@@ -41,7 +42,7 @@ def write(directory: Path, documents: list[str], folder: Path) -> None:
     """Write both models to a folder, `BF16` (its weights are fp32, and rounded when it is loaded) and `INT8`."""
     import openvino as ov
 
-    for name, model in _converted(directory, documents).items():
+    for name, model in _converted(directory, documents):
         ov.save_model(model, folder / name, compress_to_fp16=False)
 
 
@@ -64,7 +65,8 @@ def _compiled(model: Any) -> exported.Run:
     return lambda inputs: compiled(inputs)[0]
 
 
-def _converted(directory: Path, documents: list[str]) -> dict[str, Any]:
+def _converted(directory: Path, documents: list[str]) -> Iterator[tuple[str, Any]]:
+    """Convert the model, then round a copy of it, which takes longer."""
     import nncf
     import openvino as ov
     from transformers import AutoTokenizer
@@ -79,10 +81,11 @@ def _converted(directory: Path, documents: list[str]) -> dict[str, Any]:
         pair = tokenizer([QUERY], [document], truncation=True, max_length=512, return_tensors="np")
         return {name: pair[name] for name in example}
 
+    yield BF16, plain
     rounded = nncf.quantize(
         plain,
         nncf.Dataset(documents[:CALIBRATION], inputs),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=min(CALIBRATION, len(documents)),
     )
-    return {BF16: plain, INT8: rounded}
+    yield INT8, rounded

@@ -19,6 +19,7 @@ from bench.table.process import Failed, Worker
 PROBE = 24  # documents of the first run, which decides batch sizes and the number of documents
 ROUNDS = (2, 7)  # fewest and most, after one that warms up
 PAUSE = 0.25  # seconds between two runs, so that the threads of the first stop spinning
+SLOW = 4.0  # seconds of the first run, from which on no other batch sizes are tried
 Say = Callable[[str], None]
 
 
@@ -56,16 +57,16 @@ class Contest:
         self.cost: dict[str, float] = {}  # seconds per token, of the probe
 
     def start(self, directory: Path, folder: Path, threads: int, log: IO[bytes], seconds: float) -> None:
-        """Convert the model for rivals and load it in all processes, in about `seconds` for the conversions."""
+        """Convert the model for rivals and load it in all processes, in at most `seconds` for each conversion."""
         texts = Load("probe", PROBE).texts(self.shape)
         entries = [entry for entry in self._entries if self._can_run(entry)]
         for converter in dict.fromkeys(entry.converter for entry in entries if entry.converter):
             self._say(f"{self.shape.name}: converting for {converter} …")
             try:
-                _convert(converter, directory, folder, threads, log, texts, seconds / 2)
+                _convert(converter, directory, folder, threads, log, texts, seconds)
             except Failed as failure:
                 for entry in entries:
-                    if entry.converter == converter:
+                    if entry.converter == converter and not (folder / entry.file).exists():
                         self.absent[entry.label] = f"conversion: {failure}"
         entries = [entry for entry in entries if entry.label not in self.absent]
         self._say(f"{self.shape.name}: loading {len(entries)} contenders …")
@@ -88,12 +89,13 @@ class Contest:
         """Warm up, and choose the fastest batch size."""
         worker = self.workers[entry.label]
         worker.ask("documents", texts=texts)
-        seconds = {}
-        sizes = [size for size in entry.batches if size <= PROBE] or list(entry.batches)
-        sizes = sizes[:1] if entry.library == "ours" else sizes
-        for size in [sizes[0], *sizes]:
-            worker.ask("batch", size=size)
-            seconds[size] = worker.ask("run")["seconds"]
+        sizes = entry.batches[:1] if entry.library == "ours" else entry.batches
+        worker.ask("batch", size=sizes[0])
+        seconds = {sizes[0]: worker.ask("run")["seconds"]}
+        if seconds[sizes[0]] < SLOW:
+            for size in sizes:
+                worker.ask("batch", size=size)
+                seconds[size] = worker.ask("run")["seconds"]
         best = min(seconds, key=lambda size: seconds[size])
         worker.ask("batch", size=best)
         self.batches[entry.label] = 0 if entry.library == "ours" else best

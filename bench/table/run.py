@@ -18,7 +18,7 @@ from bench.table.plan import LOADS, TABLE_SHAPES, Budget, Cell, Load, tiny
 from bench.table.process import Failed
 from bench.table.report import Report
 
-CONVERSIONS = 0.35  # of a shape's time, at most
+CONVERSION = 0.4  # of a shape's time, at most, for each library
 COPIES = 0.8  # of the weights in fp32 for each contender: the formats have 0.25 to 1.5
 PROCESS = 300 * 2**20  # bytes of a process without weights
 NO_TIME = "its share of --minutes was too short"
@@ -59,7 +59,7 @@ def run_shape(key: str, cells: Sequence[Cell], folder: Path, setting: Setting, r
     needed_entries = setting.entries if any(cell.kind == "engine" for cell in cells) else ours
     contest = Contest(shape, key, needed_entries, setting.is_tiny, setting.say)
     try:
-        contest.start(directory, folder, setting.threads, setting.log, seconds * CONVERSIONS)
+        contest.start(directory, folder, setting.threads, setting.log, seconds * CONVERSION)
         for cell in cells:
             if cell.kind == "engine":
                 _engine(cell, contest, setting, report)
