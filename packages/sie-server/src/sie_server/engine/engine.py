@@ -227,6 +227,11 @@ class Engine:
     def _input_of(self, adapter: Adapter | None) -> TextInput:
         return adapter.input if adapter else self._input
 
+    @property
+    def tokenizes_briskly(self) -> bool:
+        """Whether a text of some thousand characters is tokenised in milliseconds, regardless of its content."""
+        return self._tokenizer.brisk
+
     def reads_apart(self, adapter: Adapter | None) -> bool:
         """Return whether the sequences of a text do not depend on the other texts of its request."""
         return self._input_of(adapter).apart

@@ -358,8 +358,8 @@ class Service(ServiceState):
         pieces = divided(plans, leased.adapter, admitted.arrival.demand.tokens, timing)
         if len(pieces) > 1:
             return [await self._growing(name, leased, plans[0], pieces, timing, admitted)]
-        only_texts = all(plan.only_texts for plan in plans)  # vectors are decoded on a thread
-        owner = leased.adapter or leased.engine if only_texts else None
+        brief = leased.engine.tokenizes_briskly and all(plan.only_texts for plan in plans)
+        owner = leased.engine if brief else None  # vectors are decoded on a thread
         jobs = await self._tokenize(
             lambda: [plan.job(leased.adapter) for plan in plans], texts, timing, owner
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer, normalizers
 
+from sie_server.engine.text.expressions import is_brisk
 from sie_server.engine.text.loading.classes import steps_of
 from sie_server.engine.text.loading.files import TokenizerFiles
 from sie_server.engine.text.loading.load import load_tokenizer
@@ -73,6 +74,7 @@ class TextTokenizer:
         own = [part for t in (self._pair, self._single) for part in (t.prefix, t.middle, t.suffix)]
         known = self._tokenizer.get_vocab(with_added_tokens=True).values()
         # a file may leave ids out, and its post-processor may name ids beyond its vocabulary
+        self.brisk = is_brisk(self._tokenizer)
         self.vocab_size = 1 + max([-1, *known, *(int(i) for part in own for i in part)])
 
     def check_side(self, kind: str) -> None:
