@@ -18,14 +18,15 @@ from sie_server.config import load_config
 from sie_server.engine import device
 from sie_server.engine.device import device_threads
 from sie_server.engine.job import QUERY, Job, Work, build_job
-from sie_server.errors import ConfigError, InferenceError, QueueFull, ResourceExhausted
+from sie_server.errors import ConfigError, InferenceError, ModelLoadFailed, QueueFull, ResourceExhausted
 from sie_server.models.batch import Prefix, Tokens
 from sie_server.serving.device import health as health_module
 from sie_server.serving.device import thread as thread_module
-from sie_server.serving.device.health import ALSO, MOST_FAILURES
+from sie_server.serving.device.health import ALSO, LONGEST_GAP_S, MOST_FAILURES, DeviceHealth
 from sie_server.serving.device.queue import Demand, Ticket, TokenQueue
 from sie_server.serving.device.tickets import PendingTicket
 from sie_server.serving.device.worker import DeviceWorker
+from sie_server.serving.loading import progress
 from sie_server.serving.metrics import Metrics, RequestTiming
 from support.waiting import until
 
@@ -434,3 +435,41 @@ async def test_a_failing_model_is_tested_until_it_works_whichever_thread_has_fai
         engine.broken = False
         await until(lambda: worker.health.works)  # without a request
     await asyncio.to_thread(worker.close)
+
+
+def test_pauses_of_the_process_are_no_part_of_a_step() -> None:
+    now = 0.0
+    health = DeviceHealth(lambda: now)
+    health.step_begins()
+    now = 1000.0  # a frozen container
+    assert health.step_s == LONGEST_GAP_S
+    health.awake.tick()
+    assert health.step_s == LONGEST_GAP_S
+    for _ in range(200):
+        now += 1.0
+        health.awake.tick()
+    assert health.step_s == LONGEST_GAP_S + 200
+    health.step_begins(1)
+    now += 2.0
+    assert health.step_s == LONGEST_GAP_S + 202
+    health.step_ends()
+    assert health.step_s == 2.0
+
+
+@pytest.mark.parametrize(("pause", "kept"), [(1.0, True), (0.0, False)])
+async def test_pauses_of_the_process_are_no_lack_of_progress(
+    monkeypatch: pytest.MonkeyPatch, pause: float, kept: bool
+) -> None:
+    monkeypatch.setattr(progress, "LONGEST_GAP_S", 0.5)
+
+    async def load() -> int:
+        time.sleep(pause)
+        await asyncio.sleep(0.1 if pause else 5)
+        return 7
+
+    watched = progress.Progress().watch(load(), "model 'a'", stall_s=0.4)
+    if kept:
+        assert await watched == 7
+    else:
+        with pytest.raises(ModelLoadFailed, match="made no progress for 0.4 s"):
+            await watched

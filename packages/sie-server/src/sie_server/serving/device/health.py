@@ -17,9 +17,32 @@ from sie_server.errors import SIEError
 
 MOST_FAILURES = 3  # of one model in a row, before a self-test decides
 TEST_EVERY_S = 1.0  # while a model does not work
+LONGEST_GAP_S = 5.0  # between two looks of the watch at the clock, while the process runs
 ALSO = "; a text of the server fails, too"
 
 SelfTest = Callable[[Engine], None]
+
+
+class AwakeClock:
+    """Seconds for which this process could run. While it is paused (SIGSTOP, a frozen container) none pass.
+
+    A watch has to call `tick` every second: a longer gap than `LONGEST_GAP_S` is a pause.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looked = clock(), 0.0  # when `tick` was called, and the pauses before; one value, read by threads
+
+    def __call__(self) -> float:
+        """Return the seconds since an arbitrary start; they stand still if `tick` is not called."""
+        seen, paused = self._looked
+        return min(self._clock(), seen + LONGEST_GAP_S) - paused
+
+    def tick(self) -> None:
+        """Note that the process runs."""
+        seen, paused = self._looked
+        now = self._clock()
+        self._looked = now, paused + max(0.0, now - seen - LONGEST_GAP_S)
 
 
 class DeviceHealth:
@@ -27,6 +50,7 @@ class DeviceHealth:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.awake = AwakeClock(clock)  # `DeviceWorker.watch` ticks it
         self._began: dict[int, float] = {}  # place of a thread → when its step began; without those that wait
         self._lock = threading.RLock()  # of everything below
         self.dead = False  # a thread has ended by an exception
@@ -36,7 +60,7 @@ class DeviceHealth:
 
     def step_begins(self, place: int = 0) -> None:
         """Note that the thread of that place starts a forward pass or a call."""
-        self._began[place] = self._clock()
+        self._began[place] = self.awake()
 
     def step_ends(self, place: int = 0) -> None:
         """Note that the thread is back from it."""
@@ -44,8 +68,8 @@ class DeviceHealth:
 
     @property
     def step_s(self) -> float:
-        """Seconds since the oldest current step began; 0 while all threads wait."""
-        return max((self._clock() - began for began in list(self._began.values())), default=0.0)
+        """Seconds since the oldest current step began, without pauses of the process; 0 while all threads wait."""
+        return max((self.awake() - began for began in list(self._began.values())), default=0.0)
 
     @property
     def works(self) -> bool:

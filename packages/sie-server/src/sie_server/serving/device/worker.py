@@ -226,6 +226,7 @@ class DeviceWorker:
         """
         while not self._closed:
             await asyncio.sleep(min(1.0, stall_s / 4))
+            self.health.awake.tick()
             if self.health.step_s > stall_s and not self._closed:
                 self._give_up(_thread_stuck(self.health.step_s))
 

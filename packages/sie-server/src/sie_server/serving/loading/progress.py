@@ -17,6 +17,7 @@ Result = TypeVar("Result")
 
 Phase = Literal["fetch", "room", "load", "measure", "probe", "replay"]
 FIRST_ESTIMATE_S = 5.0  # before any rate is known
+LONGEST_GAP_S = 5.0  # between two looks at a load, while the process runs
 
 
 @dataclass(eq=False)
@@ -97,7 +98,10 @@ class Progress:
         self._task = task = asyncio.create_task(load)
         try:
             while not task.done():
+                looked = time.monotonic()
                 await asyncio.wait([task], timeout=min(1.0, stall_s / 4))
+                if time.monotonic() - looked > LONGEST_GAP_S:
+                    self.touch()  # the process was paused, for example with its container
                 # the wait for memory has a limit of its own
                 if not task.done() and self.phase != "room" and self.idle_s() >= stall_s:
                     self.give_up(self._stalled(what, stall_s))
