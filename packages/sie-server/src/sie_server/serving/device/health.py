@@ -31,7 +31,10 @@ class AwakeClock:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._looked = clock(), 0.0  # when `tick` was called, and the pauses before; one value, read by threads
+        self._looked = (
+            clock(),
+            0.0,
+        )  # when `tick` was called, and the pauses before; one value, read by threads
 
     def __call__(self) -> float:
         """Return the seconds since an arbitrary start; they stand still if `tick` is not called."""
